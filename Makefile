@@ -1,0 +1,63 @@
+# make demo | test | test-slow | bench DATA=folder | docs | format | clean
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu picks another build of torch; before the first
+# run, or after `make clean`.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TORCH := $(shell grep '^torch==' constraints.txt)
+TORCH_INDEX ?=
+
+TEACHER ?=
+TEXTS ?=
+OUT ?= demo/out
+
+DATA ?=
+RESULTS ?= benchmarks/results
+
+.PHONY: demo test test-slow bench docs lint format clean
+
+demo: $(VENV)/.demo
+	@PYTHON=$(BIN)/python TEACHER='$(TEACHER)' TEXTS='$(TEXTS)' OUT='$(OUT)' demo/run.sh
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -q --slow
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.test
+	$(BIN)/python docs/settings.py
+
+bench: $(VENV)/.test
+	@test -n '$(DATA)' || { echo 'say where the data is: make bench DATA=folder (see benchmarks/README.md)' >&2; exit 2; }
+	$(BIN)/python benchmarks/all.py --data '$(DATA)' --out '$(RESULTS)'
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+
+# Torch comes first and from its own index, if one is named; all else from the usual one.
+$(VENV)/.torch: constraints.txt
+	@test -n '$(PYTHON)' || { echo 'Python 3.11 or later is needed: make PYTHON=/path/to/python' >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) -c constraints.txt '$(TORCH)'
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) -c constraints.txt -e '.[demo]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
+	$(PIP) -c constraints.txt -e '.[test]'
+	touch $@
