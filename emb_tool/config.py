@@ -1,0 +1,256 @@
+"""From what the user typed to one frozen job: defaults < preset < recipe < flags < `--set`.
+
+A key belongs either to the job (`teacher`, `texts`) or to its method (`lr`, `head`); both are
+pydantic classes, so that a recipe, a flag and `--set` are checked by the same fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from emb_tool import registry
+from emb_tool.errors import Refused
+from emb_tool.method import Method, Settings
+
+
+class Job(Settings):
+    """What every job has; each verb's `job.py` adds its own fields.
+
+    Attributes:
+        verb: The command.
+        default_method: The method taken when none is named; None for verbs without methods.
+    """
+
+    verb: ClassVar[str]
+    default_method: ClassVar[str | None] = None
+
+    device: Annotated[str, Field(description="auto, cpu, cuda, cuda:N or mps")] = "auto"
+    dtype: Annotated[str, Field(description="auto, fp32, bf16 or fp16, of matrix products")] = (
+        "auto"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="seed of everything random")] = 0
+
+    def recipe(self) -> dict[str, Any]:
+        """The job as a recipe that makes it again."""
+        fields = self.model_dump(mode="json", exclude_none=True, exclude={"method"})
+        method: Method | None = getattr(self, "method", None)
+        if method is not None:  # by its own class: a job's field may name a base of it
+            settings = method.model_dump(mode="json", exclude_none=True)
+            fields["method"] = {"name": method.name, **settings}
+        return {"verb": self.verb, **fields}
+
+    def digest(self) -> str:
+        """Identity of the job: sha256 of what decides its result (not where it runs)."""
+        fields = {k: v for k, v in self.recipe().items() if k not in ("output", "device", "store")}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+class MethodJob(Job):
+    """A job that carries out a method."""
+
+    method: Method
+
+
+def job_class(verb: str) -> type[Job]:
+    """The job of a verb."""
+    package = import_module(registry.VERBS[registry.choose(verb, registry.VERBS, "command")])
+    module, attribute = package.JOB
+    cls: type[Job] = getattr(import_module(module), attribute)
+    return cls
+
+
+def method_class(verb: str, name: str | None = None) -> type[Method] | None:
+    """The class of a verb's method, the default one unless named; None if it has none."""
+    name = name or job_class(verb).default_method
+    return registry.load(verb, name) if name else None
+
+
+def resolve(
+    verb: str,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    recipe_name: str = "recipe",
+    flags: Mapping[str, Any] | None = None,
+    method: str | None = None,
+    sets: Sequence[str] = (),
+) -> Job:
+    """Make the job.
+
+    Args:
+        verb: The command.
+        recipe: The recipe's keys.
+        recipe_name: Its file, for messages.
+        flags: What was given on the command line, by field name.
+        method: `-m name:key=value,...`.
+        sets: `--set key=value`.
+
+    Raises:
+        Refused: Every unknown key, wrong type and value out of range, each with where it is from.
+    """
+    cls = job_class(verb)
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    def take(key: str, value: Any, origin: str) -> None:
+        key = key.replace("-", "_")
+        values[key], origins[key] = value, origin
+
+    chosen = cls.default_method
+    for key, value in (recipe or {}).items():
+        if key == "verb":
+            continue
+        if key == "method" and isinstance(value, Mapping):
+            settings = dict(value)
+            chosen = settings.pop("name", chosen)
+            for inner, inner_value in settings.items():
+                take(inner, inner_value, recipe_name)
+        elif key == "method":
+            chosen, settings = registry.parse(str(value))
+            for inner, inner_value in settings.items():
+                take(inner, inner_value, recipe_name)
+        else:
+            take(key, value, recipe_name)
+    for key, value in (flags or {}).items():
+        take(key, value, f"--{key.replace('_', '-')}")
+    if method:
+        chosen, settings = registry.parse(method)
+        for key, value in settings.items():
+            take(key, value, f"-m {method}")
+    for text in sets:
+        key, sep, value = text.partition("=")
+        if not sep:
+            raise Refused(f"--set {text}: not key=value", "write --set lr=1e-4")
+        take(key.strip(), value.strip(), f"--set {text}")
+
+    methods = method_class(verb, chosen)
+    if methods and "preset" in values:
+        presets: Mapping[str, Mapping[str, Any]] = getattr(methods, "presets", {})
+        preset = registry.choose(str(values.pop("preset")), presets, f"{chosen} preset")
+        for key, value in presets[preset].items():
+            if key not in values:
+                values[key], origins[key] = value, f"preset {preset}"
+    theirs = set(methods.model_fields) if methods else set()
+    ours = set(cls.model_fields) - {"method"}
+    unknown = [key for key in values if key not in ours | theirs]
+    if unknown:
+        key = unknown[0]
+        of = f"{verb} {chosen}" if chosen else verb
+        raise Refused(
+            f"unknown setting {key!r} of {of} ({origins[key]})",
+            registry.did_you_mean(key, sorted(ours | theirs)),
+        )
+    fields = {key: value for key, value in values.items() if key in ours}
+    if methods:
+        settings = {key: value for key, value in values.items() if key in theirs}
+        fields["method"] = registry.build(methods, settings, origins)
+    job: Job = registry.build(cls, fields, origins)
+    return job
+
+
+def known_settings(recipe: Mapping[str, Any]) -> set[str]:
+    """Every setting that the job of a recipe and its method have."""
+    given = recipe.get("method")
+    name = given.get("name") if isinstance(given, Mapping) else None
+    if given and name is None and not isinstance(given, Mapping):
+        name = registry.parse(str(given))[0]
+    method = method_class(recipe["verb"], name)
+    fields = set(job_class(recipe["verb"]).model_fields) - {"method"}
+    if method is not None:
+        fields |= {*method.model_fields, *(["preset"] if getattr(method, "presets", None) else [])}
+    return fields
+
+
+def read_recipe(path: str | Path) -> list[dict[str, Any]]:
+    """The jobs of a recipe file, one or a list under `jobs:`.
+
+    A job with `name: x` can be named by a later one: `${x}` is its output.
+
+    Raises:
+        Refused: No such file, not YAML (with the line), no job, an unknown `${name}`.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise Refused(
+            f"{path}: no such recipe", "recipes are YAML files: see docs/recipes.md"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{path}: cannot be read: {error}", "recipes are YAML files") from None
+    try:
+        data = _load_yaml(text, path)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise Refused(f"{where}: not YAML: {getattr(error, 'problem', error)}", None) from None
+    if not isinstance(data, dict):
+        raise Refused(f"{path}: a recipe is a mapping of settings", "see docs/recipes.md")
+    if "jobs" in data:
+        extra = sorted(set(data) - {"jobs"})
+        if extra:
+            raise Refused(
+                f"{path}: {extra[0]!r} stands beside jobs:", "put it into each job of the list"
+            )
+        jobs = data["jobs"]
+    else:
+        jobs = [data]
+    if not isinstance(jobs, list) or not jobs or not all(isinstance(job, dict) for job in jobs):
+        raise Refused(f"{path}: jobs: must be a list of mappings", "see docs/recipes.md")
+    outputs: dict[str, str] = {}
+    resolved = []
+    for number, job in enumerate(jobs, 1):
+        where = f"{path}, job {number}"
+        if "verb" not in job:
+            raise Refused(f"{where}: verb is missing", "known: " + ", ".join(registry.VERBS))
+        registry.choose(str(job["verb"]), registry.VERBS, "verb")
+        name = job.pop("name", None)
+        job = _substitute(job, outputs, where)
+        if name is not None and job.get("output"):
+            outputs[str(name)] = str(job["output"])
+        resolved.append(job)
+    return resolved
+
+
+def _load_yaml(text: str, path: Path) -> Any:
+    """Plain YAML, in which a key that stands twice is refused: the last would win in silence."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value]
+            for (key, _), name in zip(node.value, names, strict=True):
+                if names.count(name) > 1:
+                    where = f"{path}:{key.start_mark.line + 1}"
+                    raise Refused(f"{where}: {name!r} is given twice", "leave one of them out")
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Loader)
+
+
+def _substitute(value: Any, outputs: Mapping[str, str], where: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _substitute(inner, outputs, where) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_substitute(inner, outputs, where) for inner in value]
+    if not isinstance(value, str):
+        return value
+
+    def output(match: re.Match[str]) -> str:
+        if match[1] not in outputs:
+            raise Refused(
+                f"{where}: ${{{match[1]}}} names no earlier job that has a name and an output",
+                registry.did_you_mean(match[1], outputs),
+            )
+        return outputs[match[1]]
+
+    return re.sub(r"\$\{([^}]+)\}", output, value)

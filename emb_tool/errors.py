@@ -1,0 +1,47 @@
+"""The errors that a user is meant to read.
+
+Only `EmbToolError` and what derives from it is caught at the top of the command line and
+printed as a sentence; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class EmbToolError(Exception):
+    """Something a user can act on: what happened, and what to do next.
+
+    Args:
+        message: What (name, value) and where from (flag, file and line, `--set`).
+        hint: What to do next, one sentence; printed after the message.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class Refused(EmbToolError):
+    """A flag, recipe, checkpoint or data file at fault (exit code 2)."""
+
+    exit_code = 2
+
+
+class Failed(EmbToolError):
+    """The work itself failed: disk full, memory out, endpoint gone (exit code 1)."""
+
+    exit_code = 1
+
+
+class Interrupted(EmbToolError):
+    """Ctrl-C (130) or SIGTERM (143); the job can be resumed.
+
+    Args:
+        signal_number: 2 or 15; the exit code is 128 plus it.
+    """
+
+    def __init__(self, signal_number: int, hint: str | None = None) -> None:
+        super().__init__("interrupted", hint)
+        self.exit_code = 128 + signal_number

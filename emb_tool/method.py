@@ -1,0 +1,82 @@
+"""A method: a frozen pydantic class with its settings, its paper and a pure function.
+
+The fields are the one source of help, docs and checks: `Field(description=..., ge=...)` is what
+`embtool methods`, `--help`, recipes and `--set` all read. Importing a method must not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _split(value: Any) -> Any:
+    """`"0,2,5"` as typed in a shell, to a list."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, int | float) else value
+
+
+IntList = Annotated[tuple[int, ...], BeforeValidator(_split)]
+"""Whole numbers, written `0,2,5` in a shell and as a list in a recipe."""
+
+
+class Settings(BaseModel):
+    """Typed settings: frozen, and a key that is not one of them is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Method(Settings):
+    """One method of one verb.
+
+    Attributes:
+        name: The `-m` name, the file's name with dashes.
+        paper: Where it was published, `arXiv:...` or `doi:...`.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""
+
+
+class Measure(Method):
+    """Reads models and data, changes nothing (the tasks of `embtool eval`)."""
+
+
+class Training(Method):
+    """Has a loss; the loop's own settings, the same for every training method.
+
+    Attributes:
+        presets: Settings by name of a preset, taken before a recipe's and the user's own.
+    """
+
+    presets: ClassVar[dict[str, dict[str, object]]] = {}
+
+    epochs: Annotated[float, Field(gt=0, description="passes over the texts, per cycle")] = 1.0
+    cycles: Annotated[
+        int, Field(ge=1, description="how often warm-up and decay are run through")
+    ] = 1
+    lr: Annotated[float, Field(gt=0, le=1, description="peak learning rate")] = 5e-4
+    warmup: Annotated[
+        float, Field(ge=0, lt=1, description="share of a cycle over which the rate rises")
+    ] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, description="AdamW's weight decay")] = 0.01
+    clip: Annotated[float, Field(ge=0, description="largest gradient norm; 0 leaves it free")] = 1.0
+    batch_tokens: Annotated[
+        int, Field(ge=1, description="tokens of one optimiser step, over all processes")
+    ] = 1024
+    accumulate: Annotated[
+        int, Field(ge=1, description="parts into which a step is split to save memory")
+    ] = 1
+    max_length: Annotated[
+        int | None, Field(ge=2, description="tokens read of a text [the student's own limit]")
+    ] = None
+    query_share: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="share of queries in an epoch [as many as there are]"),
+    ] = None
+    dropout: Annotated[
+        bool, Field(description="keep the student's own dropout; fixed targets need none")
+    ] = False
+    compile: Annotated[bool, Field(description="run the student through torch.compile")] = False

@@ -1,0 +1,74 @@
+"""What will be written, known before anything is: data made from headers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+BITS = {
+    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16,
+    "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64,
+}  # fmt: skip
+"""Bits of one element by safetensors dtype name."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor as a safetensors header describes it.
+
+    Args:
+        name: Its name in the file.
+        shape: Its shape.
+        dtype: safetensors' dtype name: `F32`, `BF16`, `I8`, ...
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the data in bytes."""
+        return self.numel * BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """One unit of surgery: these tensors are read together, those are written.
+
+    Args:
+        reads: Names in the input checkpoint, in the user's order.
+        writes: What comes out of it.
+    """
+
+    reads: tuple[str, ...]
+    writes: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole job as data.
+
+    Args:
+        steps: In the order in which they are carried out and written.
+        config: Keys of `config.json` to set (`None` removes the key).
+        files: Further files, path to what it will hold (for `--dry-run`).
+        notes: Sentences for the user.
+    """
+
+    steps: tuple[Step, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor data to be written."""
+        return sum(spec.nbytes for step in self.steps for spec in step.writes)
