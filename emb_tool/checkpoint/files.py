@@ -1,0 +1,113 @@
+"""Reading files that strangers wrote: paths that stay inside, JSON of bounded size, digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from emb_tool.errors import Refused
+
+MAX_JSON = 10_000_000
+"""Bytes; the largest config that any published checkpoint carries is far below."""
+
+MAX_INDEX = 100_000_000
+"""Bytes of a shard index or of a safetensors header; safetensors sets the same limit."""
+
+
+def join(part: str, name: str) -> str:
+    """A relative path from a module's folder ("" is the root) and a name in it."""
+    return f"{part}/{name}" if part else name
+
+
+def inside(root: Path, relative: str) -> Path:
+    """The path of `relative` in the checkpoint `root`, links followed.
+
+    A snapshot of the hub's cache is made of links into the `blobs` folder of the same
+    repository, so for those the repository's cache folder is the bound.
+
+    Raises:
+        Refused: The path is absolute, climbs with `..`, or is a link that leaves the checkpoint.
+    """
+    pure = PurePosixPath(relative.replace("\\", "/"))
+    if pure.is_absolute() or ".." in pure.parts or PureWindowsPath(relative).drive:
+        raise Refused(
+            f"{root}: the path {relative!r} leaves the checkpoint's folder",
+            "a checkpoint names only files of its own; do not use this one, or mend its JSON files",
+        )
+    path = root / pure
+    bound = root.resolve()
+    if bound.parent.name == "snapshots" and (bound.parent.parent / "blobs").is_dir():
+        bound = bound.parent.parent
+    if not path.resolve().is_relative_to(bound):
+        raise Refused(
+            f"{path} is a link to {path.resolve()}, outside the checkpoint's folder",
+            "put the file itself in its place",
+        )
+    return path
+
+
+def read_json(root: Path, relative: str, *, limit: int = MAX_JSON) -> dict[str, Any] | None:
+    """A JSON object of the checkpoint, or None if there is no such file.
+
+    Raises:
+        Refused: Too large, not UTF-8, not JSON, nested too deeply, or not an object.
+    """
+    value = _read_json(root, relative, limit)
+    if value is not None and not isinstance(value, dict):
+        raise Refused(f"{root / relative}: a JSON object is expected", "restore the original file")
+    return value
+
+
+def read_json_list(root: Path, relative: str) -> list[Any] | None:
+    """A JSON list of the checkpoint, or None if there is no such file.
+
+    Raises:
+        Refused: As `read_json`.
+    """
+    value = _read_json(root, relative, MAX_JSON)
+    if value is not None and not isinstance(value, list):
+        raise Refused(f"{root / relative}: a JSON list is expected", "restore the original file")
+    return value
+
+
+def _read_json(root: Path, relative: str, limit: int) -> Any:
+    path = inside(root, relative)
+    if not path.is_file():
+        return None
+    size = path.stat().st_size
+    if size > limit:
+        raise Refused(
+            f"{path} has {size:,} bytes; at most {limit:,} are read", "this is no model config"
+        )
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path}: not UTF-8 at byte {error.start}", "restore the original") from None
+    except json.JSONDecodeError as error:
+        raise Refused(
+            f"{path}:{error.lineno}: not JSON ({error.msg})", "restore the original file"
+        ) from None
+    except (RecursionError, ValueError):
+        raise Refused(
+            f"{path}: JSON nested too deeply or with absurd numbers", "restore the original file"
+        ) from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as Hugging Face does: two spaces, a newline at the end."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+_digests: dict[tuple[str, int, int], str] = {}
+
+
+def sha256(path: Path) -> str:
+    """sha256 of a file, remembered while its size and time of change stay the same."""
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    if key not in _digests:
+        with path.open("rb") as file:
+            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digests[key]

@@ -1,0 +1,185 @@
+"""The modules that a sentence-transformers checkpoint names, in either spelling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emb_tool.checkpoint.files import inside, join, read_json, read_json_list
+from emb_tool.errors import Refused
+
+POOLING_KEYS = {
+    "cls": "pooling_mode_cls_token",
+    "max": "pooling_mode_max_tokens",
+    "mean": "pooling_mode_mean_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+"""Pooling to its legacy boolean, in the order in which several are concatenated."""
+
+KINDS = (
+    "Transformer", "Pooling", "Dense", "Normalize", "StaticEmbedding", "Router", "Asym", "Dropout",
+    "LayerNorm", "WeightedLayerPooling", "WordEmbeddings", "WordWeights", "BoW", "CNN", "LSTM",
+)  # fmt: skip
+"""Modules of sentence-transformers itself that give dense vectors of text."""
+
+_TRANSFORMER_CONFIGS = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+
+
+@dataclass(frozen=True)
+class ModuleSpec:
+    """One module.
+
+    Args:
+        kind: `Transformer`, `Pooling`, `Dense`, `Normalize`, `StaticEmbedding`, `Router`, ...
+        path: Its folder, relative to the checkpoint; `""` is the checkpoint itself.
+        config: Its own config file.
+        type: The class as written in `modules.json`.
+    """
+
+    kind: str
+    path: str
+    config: dict[str, Any] = field(default_factory=dict)
+    type: str = ""
+
+
+def read_modules(
+    folder: Path, notes: list[str] | None = None
+) -> tuple[tuple[ModuleSpec, ...], dict[str, tuple[ModuleSpec, ...]]]:
+    """The modules of a checkpoint, and nothing that needs its weights.
+
+    Args:
+        folder: The checkpoint.
+        notes: Takes up what is odd, one sentence each; a fault that still lets the checkpoint be
+            described then goes there instead of being refused.
+
+    Returns:
+        The modules in order of application, and a Router's routes.
+
+    Raises:
+        Refused: Faulty JSON, a module path that leaves the folder, a module class that is not
+            sentence-transformers' own.
+    """
+    entries = read_json_list(folder, "modules.json")
+    if entries is None:
+        return _bare_modules(folder, notes), {}
+    modules = []
+    routes: dict[str, tuple[ModuleSpec, ...]] = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
+            raise Refused(f"{folder}/modules.json: {str(entry)[:80]} is no module", "restore it")
+        path = str(entry.get("path") or "").replace("\\", "/").strip("/")
+        inside(folder, str(entry.get("path") or ""))
+        module = _module(folder, "" if path == "." else path, entry["type"], notes)
+        modules.append(module)
+        if module.kind == "Router":
+            routes = _routes(folder, module, notes)
+    if not modules:
+        raise Refused(f"{folder}/modules.json names no module", "restore the original file")
+    return tuple(modules), routes
+
+
+def _module(folder: Path, path: str, type_: str, notes: list[str] | None) -> ModuleSpec:
+    kind = type_.rsplit(".", 1)[-1]
+    if not type_.startswith("sentence_transformers.") or kind not in KINDS:
+        raise Refused(
+            f"{folder}/modules.json: module {type_!r} is not a text embedding module of"
+            " sentence-transformers; its own code is not run",
+            "use its vectors instead: encode the texts elsewhere and give the vectors file as the"
+            " teacher",
+        )
+    kind = "Router" if kind == "Asym" else kind
+    if kind == "Transformer":
+        for name in _TRANSFORMER_CONFIGS:
+            if config := read_json(folder, join(path, name)):
+                return ModuleSpec(kind, path, config, type_)
+        return ModuleSpec(kind, path, {}, type_)
+    if kind == "Router":
+        config = read_json(folder, join(path, "router_config.json"))
+        config = config or read_json(folder, join(path, "config.json")) or {}
+        return ModuleSpec(kind, path, config, type_)
+    # a module in the root shares it with the main part, whose config.json is not the module's
+    config = (read_json(folder, join(path, "config.json")) if path else None) or {}
+    if path and not inside(folder, path).is_dir() and notes is not None:
+        notes.append(f"modules.json names {path}, which does not exist")
+    if not config and kind in ("Pooling", "Dense"):
+        sentence = f"{folder / path}/config.json is missing: {kind} is not configured"
+        if notes is None:
+            raise Refused(sentence, "download the checkpoint again, with its module folders")
+        notes.append(sentence)
+    return ModuleSpec(kind, path, config, type_)
+
+
+def _routes(
+    folder: Path, router: ModuleSpec, notes: list[str] | None
+) -> dict[str, tuple[ModuleSpec, ...]]:
+    types, structure = router.config.get("types"), router.config.get("structure")
+    if not isinstance(types, dict) or not isinstance(structure, dict) or not structure:
+        raise Refused(f"{folder}: the Router has no router_config.json", "restore the original")
+    for name in types:
+        inside(folder, join(router.path, str(name)))
+    specs = {
+        name: _module(folder, join(router.path, str(name)), str(type_), notes)
+        for name, type_ in types.items()
+    }
+    try:
+        return {str(k): tuple(specs[name] for name in names) for k, names in structure.items()}
+    except (KeyError, TypeError):
+        raise Refused(f"{folder}: router_config.json disagrees with itself", "restore it") from None
+
+
+def _bare_modules(folder: Path, notes: list[str] | None) -> tuple[ModuleSpec, ...]:
+    """What sentence-transformers makes of a folder without modules.json."""
+    config = read_json(folder, "config.json")
+    st = "sentence_transformers.models."
+    if not config:
+        return ()
+    if config.get("model_type") == "model2vec" or config.get("architectures") == ["StaticModel"]:
+        static = ModuleSpec("StaticEmbedding", "", {}, st + "StaticEmbedding")
+        normalize = ModuleSpec("Normalize", "1_Normalize", {}, st + "Normalize")
+        return (static, normalize) if config.get("normalize", True) else (static,)
+    architecture = str((config.get("architectures") or [""])[0])
+    causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
+    mode = "lasttoken" if causal else "mean"
+    if notes is not None:
+        notes.append(f"no modules.json: {mode} pooling is assumed, as sentence-transformers does")
+    pooling = {"embedding_dimension": hidden_size(config), "pooling_mode": mode}
+    return (
+        ModuleSpec("Transformer", "", {}, st + "Transformer"),
+        ModuleSpec("Pooling", "1_Pooling", pooling, st + "Pooling"),
+    )
+
+
+def read_pooling(folder: Path, module: ModuleSpec | None) -> tuple[str, ...]:
+    """The poolings of a Pooling module, from either spelling.
+
+    Raises:
+        Refused: An unknown pooling.
+    """
+    if module is None:
+        return ()
+    modes: Any = module.config.get("pooling_mode")
+    if modes is None:
+        return tuple(m for m, key in POOLING_KEYS.items() if module.config.get(key)) or ("mean",)
+    modes = (modes,) if isinstance(modes, str) else tuple(modes)
+    for mode in modes:
+        if mode not in POOLING_KEYS:
+            raise Refused(
+                f"{folder / module.path}/config.json: unknown pooling {mode!r}",
+                "known: " + ", ".join(POOLING_KEYS),
+            )
+    return tuple(modes)
+
+
+def hidden_size(config: Mapping[str, Any]) -> int | None:
+    """Width of the model by any of the names that configs use."""
+    for key in ("hidden_size", "d_model", "dim", "n_embd", "hidden_dim"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    return None

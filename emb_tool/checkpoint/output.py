@@ -1,0 +1,277 @@
+"""The output folder: written under `OUT.partial`, renamed to `OUT` when all is there.
+
+| OUT / OUT.partial found                  | plain   | --resume             | --overwrite       |
+| ---------------------------------------- | ------- | -------------------- | ----------------- |
+| neither, or OUT an empty folder          | starts  | starts               | starts            |
+| OUT finished by the same job             | refused | finished, no work    | replaced when done |
+| OUT holds anything else                  | refused | refused              | replaced when done |
+| `.partial` of the same job               | refused | taken up             | made anew         |
+| `.partial` of another job, or not ours   | refused | refused              | made anew         |
+| `.partial` that another process writes   | refused | refused              | refused           |
+
+With both flags a job is taken up where it can be and made anew where it cannot.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from emb_tool.checkpoint.files import read_json, write_json
+from emb_tool.errors import Failed, Refused
+
+
+class OutputFolder:
+    """A folder that is either whole under its name or a `.partial` to be taken up.
+
+    `OUT.partial/.state/` holds the lock, the job's digest and whatever the job needs to go on;
+    `seal` removes it. After an exception the partial stays, except where the input is at fault
+    (`Refused`) and this run began it.
+
+    Args:
+        out: The folder to be.
+        job_digest: Names the job; a partial is taken up only by the same job.
+        overwrite: Replace what is there.
+        resume: Take up the partial of the same job.
+
+    Attributes:
+        path: The folder to be, resolved.
+        partial: Where to write.
+        resumed: Whether an earlier run's partial is taken up.
+        finished: Whether `OUT` is already the result of this job: there is nothing to do.
+
+    Raises:
+        Refused: On entering, see the table above.
+        Failed: On leaving, if the disk was full.
+    """
+
+    def __init__(
+        self, out: str | Path, *, job_digest: str, overwrite: bool = False, resume: bool = False
+    ) -> None:
+        self.path = Path(out).expanduser().resolve()
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.state = self.partial / ".state"
+        self.digest = job_digest
+        self.overwrite = overwrite
+        self.resume = resume
+        self.resumed = False
+        self.finished = False
+        self._lock: int | None = None
+        self._made: list[Path] = []
+
+    def __enter__(self) -> OutputFolder:
+        if self._check_out():
+            self.finished = True
+            return self
+        try:
+            self._make_parents()
+            self._take_lock()
+        except OSError as error:
+            self._remove_parents()
+            if _disk_full(error):
+                raise self._full() from error
+            raise Refused(
+                f"{error.filename}: cannot write there ({error.strerror})", "choose another -o"
+            ) from None
+        try:
+            self.finished = self._check_out()  # again: who held the lock may have sealed it
+            if self.finished:
+                self.discard()
+            else:
+                self._check_partial()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def _check_out(self) -> bool:
+        """Whether OUT is finished by this very job; refuses what may not be replaced."""
+        if self.path.is_file():
+            raise Refused(f"{self.path} is a file", "name a folder with -o")
+        if self.path.is_mount():
+            raise Refused(f"{self.path} is a mount point", "name a folder inside it with -o")
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return False
+        if self.resume and _sealed_digest(self.path) == self.digest:
+            shutil.rmtree(self.path / ".state", ignore_errors=True)  # killed while sealing
+            return True
+        if not self.overwrite:
+            other = " with the result of another job" if _sealed_digest(self.path) else ""
+            raise Refused(
+                f"output folder {self.path} is not empty{other}",
+                "choose another -o, or replace it with --overwrite",
+            )
+        if Path.cwd().is_relative_to(self.path) or Path.home().is_relative_to(self.path):
+            raise Refused(
+                f"{self.path} holds your working or home folder and is not overwritten",
+                "choose another -o",
+            )
+        return False
+
+    def _check_partial(self) -> None:
+        """Decide what becomes of the partial, once it is locked."""
+        found = [p for p in self.partial.iterdir() if p != self.state]
+        digest_file = self.state / "digest"
+        digest = digest_file.read_text().strip() if digest_file.is_file() else None
+        ours = digest == self.digest
+        empty = digest is None and not found
+        if self.resume and ours:
+            self.resumed = True
+        elif self.overwrite or empty:
+            self._empty()
+        elif self.resume:
+            raise Refused(
+                f"{self.partial} is not of this job: its settings or inputs differ",
+                "give the same settings as before, or begin anew with --overwrite",
+            )
+        else:
+            raise Refused(
+                f"{self.partial} was left by an interrupted job",
+                "go on with --resume, or begin anew with --overwrite",
+            )
+        if not self.resumed:
+            _write_durably(digest_file, self.digest + "\n")
+
+    def _empty(self) -> None:
+        for path in [*self.partial.iterdir(), *self.state.iterdir()]:
+            if path in (self.state, self.state / "lock"):
+                continue
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def _make_parents(self) -> None:
+        for path in [*reversed(self.path.parents), self.partial, self.state]:
+            if not path.is_dir():
+                path.mkdir(exist_ok=True)
+                self._made.append(path)
+
+    def _remove_parents(self) -> None:
+        """Remove the folders made on entering, as far as they are empty."""
+        for path in reversed(self._made):
+            try:
+                path.rmdir()
+            except OSError:
+                return
+
+    def _take_lock(self) -> None:
+        path = self.state / "lock"
+        while True:
+            self.state.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                holder = os.read(lock, 64).decode("ascii", "replace").strip()
+                os.close(lock)
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise Refused(
+                        f"{path} cannot be locked ({error.strerror})",
+                        "write to a file system that has locks (flock)",
+                    ) from None
+                raise Refused(
+                    f"another process ({holder or 'unknown'}) is writing {self.path}",
+                    "wait for it or stop it, or choose another -o",
+                ) from None
+            # the holder may have sealed or removed the folder between our open and our lock
+            if path.exists() and path.stat().st_ino == os.fstat(lock).st_ino:
+                break
+            os.close(lock)
+        os.ftruncate(lock, 0)
+        os.write(lock, f"pid {os.getpid()} on {os.uname().nodename}".encode())
+        self._lock = lock
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def seal(self) -> Path:
+        """Flush the partial to disk and give it its name; what stood there before is removed.
+
+        `provenance.json` gets the job's digest, by which a later `--resume` knows the result.
+
+        Returns:
+            The finished folder.
+        """
+        provenance = read_json(self.partial, "provenance.json") or {}
+        write_json(self.partial / "provenance.json", provenance | {"digest": self.digest})
+        _sync_tree(self.partial)
+        old = None
+        if self.path.is_dir():
+            old = self.path.with_name(f".{self.path.name}.old-{os.getpid()}")
+            self.path.rename(old)
+        self.partial.rename(self.path)
+        _sync_folder(self.path.parent)
+        shutil.rmtree(self.path / ".state")
+        self._release()
+        if old is not None:
+            shutil.rmtree(old)
+        return self.path
+
+    def discard(self) -> None:
+        """Remove the partial, and the parent folders made for it."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self._release()
+        self._made = [p for p in self._made if p not in (self.partial, self.state)]
+        self._remove_parents()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, Refused) and self._lock is not None and not self.resumed:
+            self.discard()
+        self._release()
+        if error is not None and _disk_full(error):
+            raise self._full() from error
+
+    def _full(self) -> Failed:
+        written = sum(512 * p.stat().st_blocks for p in self.partial.rglob("*") if p.is_file())
+        place = next(p for p in self.partial.parents if p.exists())
+        return Failed(
+            f"no space left on the disk of {place}: {shutil.disk_usage(place).free / 1e6:,.1f} MB"
+            f" free, {written / 1e6:,.1f} MB taken by {self.partial.name}",
+            f"free space on the disk of {place} and go on with --resume",
+        )
+
+
+def _disk_full(error: BaseException) -> bool:
+    """Also where a library has turned the errno into a text."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error) or "os error 28" in str(error)
+
+
+def _sealed_digest(path: Path) -> str | None:
+    try:
+        digest = json.loads((path / "provenance.json").read_text())["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(digest)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_tree(root: Path) -> None:
+    for path in [root, *root.rglob("*")]:
+        if path.is_file() or path.is_dir():
+            _sync_folder(path)

@@ -1,0 +1,247 @@
+"""A checkpoint on disk: known from headers and configs, its tensors read lazily."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emb_tool.checkpoint.files import inside, join, read_json, sha256
+from emb_tool.checkpoint.header import TORCH_NAMES
+from emb_tool.checkpoint.layout import Layout, read_layout
+from emb_tool.checkpoint.modules import ModuleSpec, read_modules
+from emb_tool.checkpoint.source import locate
+from emb_tool.checkpoint.weights import Weights, bare_file, find_weights, no_weights
+from emb_tool.errors import Refused
+from emb_tool.plan import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model",
+    "sentencepiece.bpe.model", "bpe.codes", "sentencepiece.model",
+)  # fmt: skip
+"""Any of these holds a vocabulary."""
+
+_SIDE_FILES = (
+    *TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "config.json",
+)  # fmt: skip
+
+
+class Checkpoint:
+    """An embedding model on disk, known from its headers and configs.
+
+    Args:
+        path: The folder, or the bare `.safetensors` file.
+        name: As the user named it.
+        config: The main `config.json`, or {}.
+        weights: Folder (relative, "" is the root) to its weight files.
+        layout: How text becomes a vector.
+        notes: What is odd, one sentence each.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        config: dict[str, Any],
+        weights: dict[str, Weights],
+        layout: Layout,
+        notes: list[str],
+    ) -> None:
+        self.path = path
+        self.name = name
+        self.config = config
+        self.weights = weights
+        self.layout = layout
+        self.notes = notes
+        self._open: dict[Path, Any] = {}
+        if layout.routes:  # the same names occur in several routes
+            self.tensors = {
+                f"{part}/{n}": TensorSpec(f"{part}/{n}", s.shape, s.dtype)
+                for part, w in weights.items()
+                for n, s in w.tensors.items()
+            }
+        else:
+            self.tensors = weights[layout.main].tensors
+
+    @classmethod
+    def open(
+        cls,
+        source: str | Path,
+        *,
+        allow_pickle: bool = False,
+        need_tokenizer: bool = True,
+        lenient: bool = False,
+    ) -> Checkpoint:
+        """Open a checkpoint without reading its weights.
+
+        Args:
+            source: A local folder, a bare `.safetensors` file, or a hub id (taken from the local
+                cache alone with `HF_HUB_OFFLINE=1`).
+            allow_pickle: Accept a folder that has pickled weights only; they are not read here.
+            need_tokenizer: Refuse a folder that has none.
+            lenient: Describe what can be described (`embtool inspect`): faults that do not stop
+                the reading become `notes`.
+
+        Raises:
+            Refused: Anything that is missing, damaged, or leads out of the folder.
+        """
+        path = locate(source)
+        notes: list[str] = []
+        if path.is_file():
+            weights = bare_file(path)
+            return cls(path, str(source), {}, {"": weights}, Layout(), notes)
+        modules, routes = read_modules(path, notes if lenient else None)
+        layout = Layout(modules=modules, routes=routes)
+        parts = dict.fromkeys([layout.main, *(m.path for m in _all_modules(layout))])
+        weights_by_part = {}
+        for part in parts:
+            found = find_weights(path, part, allow_pickle=allow_pickle)
+            if found.files or part == layout.main:
+                weights_by_part[part] = found
+        main = weights_by_part[layout.main]
+        if not main.files:
+            raise Refused(no_weights(path, layout.main), "is this the folder of a model?")
+        config = read_json(path, join(layout.main, "config.json")) or {}
+        chain = layout.chain
+        if not config and not (chain and chain[0].kind == "StaticEmbedding"):
+            raise Refused(
+                f"{path / layout.main}: no config.json", "copy it from where the model came from"
+            )
+        if not any((path / layout.main / name).is_file() for name in TOKENIZER_FILES):
+            sentence = f"{path / layout.main}: no tokenizer (tokenizer.json or a vocabulary file)"
+            if need_tokenizer and not lenient:
+                raise Refused(sentence, "copy the tokenizer's files from where the model came from")
+            notes.append(sentence)
+        layout = read_layout(path, config, main.tensors, [] if lenient else None)
+        checkpoint = cls(path, str(source), config, weights_by_part, layout, notes)
+        for name in checkpoint.files():
+            inside(path, name)
+        return checkpoint
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One main tensor, on the CPU, memory-mapped.
+
+        Raises:
+            Refused: No such tensor, pickled weights, or a dtype that torch does not have.
+        """
+        if self.layout.routes:
+            part, _, name = name.partition("/")
+            return self._read(self.weights.get(part, Weights()), name)
+        return self._read(self.weights[self.layout.main], name)
+
+    def part_tensors(self, part: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of one folder (`ModuleSpec.path`), one by one; none if it has no weights."""
+        weights = self.weights.get(part, Weights())
+        for name in weights.tensors:
+            yield name, self._read(weights, name)
+
+    def _read(self, weights: Weights, name: str) -> torch.Tensor:
+        if name not in weights.tensors:
+            from emb_tool.registry import did_you_mean
+
+            if weights.pickled:
+                raise Refused(
+                    f"{self.path}: the weights are pickled and are not read here",
+                    "convert them to safetensors first",
+                )
+            raise Refused(
+                f"{self.name} has no tensor {name!r}", did_you_mean(name, weights.tensors)
+            )
+        dtype = weights.tensors[name].dtype
+        if dtype not in TORCH_NAMES:
+            raise Refused(f"{self.name}: {name} has dtype {dtype}", "torch has no such dtype")
+        path = weights.where[name]
+        if path not in self._open:
+            from safetensors import safe_open
+
+            self._open[path] = safe_open(path, framework="pt")
+        tensor: torch.Tensor = self._open[path].get_tensor(name)
+        return tensor
+
+    def files(self) -> tuple[str, ...]:
+        """Everything that decides what vectors come out: weights, tokenizer, layout configs."""
+        if self.path.is_file():
+            return (self.path.name,)
+        names = {name for weights in self.weights.values() for name in weights.files}
+        for part in {self.layout.main, *(m.path for m in _all_modules(self.layout))}:
+            kept = (*_SIDE_FILES, "router_config.json", "sentence_bert_config.json")
+            names |= {join(part, name) for name in kept if (self.path / part / name).is_file()}
+        names |= {
+            name
+            for name in ("modules.json", "config_sentence_transformers.json", "router_config.json")
+            if (self.path / name).is_file()
+        }
+        return tuple(sorted(names))
+
+    def hashes(self) -> dict[str, str]:
+        """sha256 of each of `files()`, by relative name."""
+        root = self.path.parent if self.path.is_file() else self.path
+        return {name: sha256(inside(root, name)) for name in self.files()}
+
+    def fingerprint(self) -> str:
+        """sha256 over the names and digests of `files()`: the same wherever the folder lies."""
+        listing = "".join(f"{digest}  {name}\n" for name, digest in self.hashes().items())
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+    def weight_bytes(self) -> int:
+        """Bytes of all weight files, those of modules included."""
+        root = self.path.parent if self.path.is_file() else self.path
+        return sum((root / n).stat().st_size for w in self.weights.values() for n in w.files)
+
+
+def _all_modules(layout: Layout) -> Iterator[ModuleSpec]:
+    yield from layout.modules
+    for modules in layout.routes.values():
+        yield from modules
+
+
+def copy_side_files(source: Checkpoint, folder: Path) -> None:
+    """Copy tokenizer files and `config.json`, byte for byte, into the root of `folder`.
+
+    Weights, cards and other formats' folders stay behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _SIDE_FILES:
+        path = inside(source.path, join(source.layout.main, name))
+        if path.is_file():
+            shutil.copyfile(path, folder / name)
+
+
+def copy_module_weights(source: Checkpoint, folder: Path, written: Layout) -> None:
+    """Copy the weight files of modules (Dense, ...) to where `write_layout` has put the modules."""
+    for old, new in zip(source.layout.modules[1:], written.modules[1:], strict=True):
+        for name in source.weights.get(old.path, Weights()).files:
+            shutil.copyfile(inside(source.path, name), folder / new.path / Path(name).name)
+
+
+def check_finite(checkpoint: Checkpoint) -> None:
+    """Refuse NaN and infinities in the weights; reads every tensor once, in pieces.
+
+    Raises:
+        Refused: Names the first tensor and row that is not finite.
+    """
+    import torch
+
+    for part in checkpoint.weights:
+        for name, tensor in checkpoint.part_tensors(part):
+            if not tensor.is_floating_point():
+                continue
+            rows = tensor.reshape(tensor.shape[0] if tensor.dim() > 1 else 1, -1)
+            step = max(1, (1 << 22) // max(1, rows.shape[1]))
+            for start in range(0, rows.shape[0], step):
+                piece = rows[start : start + step]
+                piece = piece if piece.element_size() > 1 else piece.float()  # float8 has no test
+                bad = ~torch.isfinite(piece).all(dim=1)
+                if bad.any():
+                    row = start + int(bad.nonzero()[0])
+                    raise Refused(
+                        f"{checkpoint.name}: tensor {f'{part}/{name}' if part else name}, row {row}"
+                        " is not finite (NaN or infinity)",
+                        "the model is damaged or its training diverged; take another version",
+                    )

@@ -1,0 +1,115 @@
+"""Which weight files a folder has, and which tensors lie in them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emb_tool.checkpoint.files import MAX_INDEX, inside, join, read_json
+from emb_tool.checkpoint.header import read_header
+from emb_tool.errors import Refused
+from emb_tool.plan import TensorSpec
+
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.ckpt")
+
+_PICKLED_SHARD = re.compile(r"pytorch_model-\d+-of-\d+\.bin")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight files of one folder.
+
+    Args:
+        tensors: Over all shards.
+        where: Tensor to its file.
+        files: The files, relative to the checkpoint; pickles only if there is nothing else.
+        pickled: Whether the files are pickles, which are not looked into.
+    """
+
+    tensors: dict[str, TensorSpec] = field(default_factory=dict)
+    where: dict[str, Path] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    pickled: bool = False
+
+
+def bare_file(path: Path) -> Weights:
+    """The weights of a single safetensors file."""
+    tensors = read_header(path).tensors
+    return Weights(tensors, dict.fromkeys(tensors, path), (path.name,))
+
+
+def find_weights(root: Path, part: str, *, allow_pickle: bool = False) -> Weights:
+    """The weight files of one folder of a checkpoint.
+
+    Args:
+        root: The checkpoint.
+        part: The folder, relative; "" is the root.
+        allow_pickle: Accept pickles where there is nothing else.
+
+    Raises:
+        Refused: Pickles only, a shard that is missing, damaged or elsewhere, an index that
+            disagrees with its shards.
+    """
+    single = inside(root, join(part, "model.safetensors"))
+    if single.is_file():
+        tensors = read_header(single).tensors
+        return Weights(tensors, dict.fromkeys(tensors, single), (join(part, single.name),))
+    index = read_json(root, join(part, "model.safetensors.index.json"), limit=MAX_INDEX)
+    if index is not None:
+        return _sharded(root, part, index)
+    found = pickles(root, part)
+    if not found:
+        return Weights()
+    if not allow_pickle:
+        raise Refused(
+            f"{root / part / found[0]}: the weights are pickled, and a pickle can run any code",
+            "take a safetensors version of the model, or, if you trust its author, say"
+            " --allow-pickle",
+        )
+    return Weights(files=tuple(join(part, name) for name in found), pickled=True)
+
+
+def pickles(root: Path, part: str) -> list[str]:
+    """Names of the pickled weight files in one folder of a checkpoint."""
+    folder = inside(root, part)
+    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(n for n in names if n in _PICKLES or _PICKLED_SHARD.fullmatch(n))
+
+
+def _sharded(root: Path, part: str, index: dict[str, Any]) -> Weights:
+    where_index = f"{root / part}/model.safetensors.index.json"
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise Refused(f"{where_index}: no weight_map", "restore the original file")
+    tensors: dict[str, TensorSpec] = {}
+    where: dict[str, Path] = {}
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        path = inside(root, join(part, name))
+        if not path.is_file():
+            raise Refused(
+                f"{where_index} names {name}, which does not exist", "download the missing shard"
+            )
+        header = read_header(path)
+        for tensor, spec in header.tensors.items():
+            if weight_map.get(tensor, name) == name:
+                tensors[tensor], where[tensor] = spec, path
+    for tensor, name in weight_map.items():
+        if tensor not in tensors:
+            raise Refused(
+                f"{where_index} places {tensor} in {name}, where it is not",
+                "download the index and the shards again: they are of different versions",
+            )
+    return Weights(tensors, where, tuple(join(part, name) for name in names))
+
+
+def no_weights(path: Path, main: str) -> str:
+    """Why a folder has no weights, as a sentence."""
+    folder = path / main
+    if (folder / "adapter_model.safetensors").is_file():
+        return f"{folder} holds an adapter, not a whole model: merge it into its base first"
+    found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []
+    held = f" (it holds {', '.join(found)})" if found else ""
+    return f"{folder}: no model.safetensors{held}"

@@ -1,0 +1,191 @@
+"""Writing safetensors shard by shard with one tensor in memory.
+
+Sizes are known from the plan, so the headers are written first and each tensor goes straight to its
+place. The bytes are those that `safetensors.torch.save_file` would write.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emb_tool.checkpoint.files import write_json
+from emb_tool.checkpoint.header import SAFETENSORS_NAMES
+from emb_tool.errors import Failed
+from emb_tool.plan import BITS, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ShardWriter:
+    """Stream tensors into one safetensors file, or into shards with an index.
+
+    Tensors go to shards in the given order; inside a shard they lie as safetensors lays them
+    (widest dtype first, then by name). The metadata is `{"format": "pt"}` and nothing else: the
+    same tensors give the same bytes.
+
+    Args:
+        folder: Where to write; made if absent.
+        specs: Everything that will be written.
+        name: File name when one file is enough; shards are named after it.
+        max_shard: Bytes of tensor data in one file at most (a larger tensor gets its own).
+
+    Raises:
+        OSError: The disk is full (told at once where the file system can reserve space).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        specs: Sequence[TensorSpec],
+        *,
+        name: str = "model.safetensors",
+        max_shard: int = 5 * 10**9,
+    ) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.specs = {spec.name: spec for spec in specs}
+        if len(self.specs) != len(specs):
+            raise ValueError("a tensor name occurs twice in the plan")
+        self._left = set(self.specs)
+        self._files: list[int] = []
+        self._place: dict[str, tuple[int, int]] = {}
+        shards = _split(specs, max_shard)
+        stem, suffix = Path(name).stem, Path(name).suffix
+        n = len(shards)
+        names = [name]
+        if n > 1:
+            names = [
+                f"{stem}-{i:05}-of-{len(shards):05}{suffix}" for i in range(1, len(shards) + 1)
+            ]
+        self.names = names
+        for shard, shard_name in zip(shards, names, strict=True):
+            self._open(shard_name, shard)
+        if n > 1:
+            weight_map = {
+                spec.name: shard_name
+                for shard, shard_name in zip(shards, names, strict=True)
+                for spec in shard
+            }
+            total = sum(spec.nbytes for spec in specs)
+            index = {
+                "metadata": {"total_size": total},
+                "weight_map": dict(sorted(weight_map.items())),
+            }
+            write_json(self.folder / f"{name}.index.json", index)
+
+    def _open(self, name: str, shard: list[TensorSpec]) -> None:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        position, begins = 0, {}
+        for spec in sorted(shard, key=lambda s: (-BITS[s.dtype], s.name)):
+            begins[spec.name] = position
+            header[spec.name] = {
+                "dtype": spec.dtype,
+                "shape": list(spec.shape),
+                "data_offsets": [position, position + spec.nbytes],
+            }
+            position += spec.nbytes
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        file = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._files.append(file)
+        start = 8 + len(text)
+        _reserve(file, start + position)
+        _write_at(file, len(text).to_bytes(8, "little") + text, 0)
+        for spec_name, begin in begins.items():
+            self._place[spec_name] = (file, start + begin)
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Write one tensor, in any order.
+
+        Args:
+            name: A planned name, not written yet.
+            tensor: On any device, of the planned shape and dtype.
+
+        Raises:
+            ValueError: The plan says otherwise (a bug of the caller).
+        """
+        import torch
+
+        if name not in self._left:
+            raise ValueError(f"{name!r} is not planned, or written already")
+        spec = self.specs[name]
+        dtype = SAFETENSORS_NAMES.get(str(tensor.dtype).removeprefix("torch."))
+        if tuple(tensor.shape) != spec.shape or dtype != spec.dtype:
+            raise ValueError(
+                f"{name}: planned {spec.dtype} {spec.shape}, got {dtype} {tuple(tensor.shape)}"
+            )
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        file, position = self._place[name]
+        _write_at(file, data.data, position)
+        self._left.remove(name)
+
+    def close(self) -> None:
+        """Flush everything to disk.
+
+        Raises:
+            ValueError: A planned tensor was never written.
+        """
+        try:
+            if self._left:
+                raise ValueError("never written: " + ", ".join(sorted(self._left)[:5]))
+            for file in self._files:
+                os.fsync(file)
+        finally:
+            self._close_files()
+
+    def _close_files(self) -> None:
+        while self._files:
+            os.close(self._files.pop())
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._close_files()
+
+
+def _split(specs: Sequence[TensorSpec], max_shard: int) -> list[list[TensorSpec]]:
+    """Consecutive runs of at most `max_shard` bytes; at least one run."""
+    shards: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for spec in specs:
+        if shards[-1] and filled + spec.nbytes > max_shard:
+            shards.append([])
+            filled = 0
+        shards[-1].append(spec)
+        filled += spec.nbytes
+    return shards
+
+
+def _reserve(file: int, size: int) -> None:
+    """Set the file's size, and take the space now where the file system can.
+
+    A full disk is then known before the work, not after it.
+    """
+    os.ftruncate(file, size)
+    if hasattr(os, "posix_fallocate") and size:
+        try:
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # not supported here (some network and FUSE file systems): found out while writing
+
+
+def _write_at(file: int, data: bytes | memoryview, position: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view[: 1 << 30], position)
+        if written == 0:
+            raise Failed("the file system takes no more bytes", "free space and use --resume")
+        position += written
+        view = view[written:]

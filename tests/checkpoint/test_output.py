@@ -1,0 +1,172 @@
+"""The output folder: whole under its name, or a partial to be taken up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emb_tool.checkpoint.output import OutputFolder
+from emb_tool.errors import Failed, Refused
+
+
+def make(out: Path, digest: str = "job1", text: str = "weights", **flags: bool) -> OutputFolder:
+    with OutputFolder(out, job_digest=digest, **flags) as folder:
+        if not folder.finished:
+            (folder.partial / "model").write_text(text)
+            folder.seal()
+    return folder
+
+
+def fail(out: Path, error: BaseException, digest: str = "job1", **flags: bool) -> None:
+    """Half a job, then an error."""
+    with OutputFolder(out, job_digest=digest, **flags) as folder:
+        (folder.partial / "half").write_text("half")
+        (folder.state / "step").write_text("7")
+        raise error
+
+
+def interrupt(out: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fail(out, KeyboardInterrupt())
+
+
+def names(path: Path) -> set[str]:
+    return {p.name for p in path.iterdir()}
+
+
+def test_seal(tmp_path: Path) -> None:
+    out = tmp_path / "deep/er/out"
+    make(out)
+    assert names(out) == {"model", "provenance.json"}
+    assert json.loads((out / "provenance.json").read_text())["digest"] == "job1"
+    assert names(out.parent) == {"out"}
+
+
+def test_finished_job_is_not_done_again(tmp_path: Path) -> None:
+    make(tmp_path / "out")
+    assert make(tmp_path / "out", resume=True).finished
+    with pytest.raises(Refused, match="result of another job"):
+        make(tmp_path / "out", "job2", resume=True)
+    with pytest.raises(Refused, match="not empty") as refused:
+        make(tmp_path / "out")
+    assert "--overwrite" in str(refused.value.hint)
+    make(tmp_path / "out", "job2", "new", overwrite=True)
+    assert (tmp_path / "out/model").read_text() == "new"
+    assert names(tmp_path) == {"out"}
+
+
+def test_users_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out/sub").mkdir(parents=True)
+    (tmp_path / "out/thesis.tex").write_text("x")
+    with pytest.raises(Refused, match="not empty"):
+        make(tmp_path / "out", resume=True)
+    monkeypatch.chdir(tmp_path / "out/sub")
+    with pytest.raises(Refused, match="working or home folder"):
+        make(tmp_path / "out", overwrite=True)
+    assert names(tmp_path) == {"out"}
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(Refused, match="is a file"):
+        make(tmp_path / "file", overwrite=True)
+
+
+def test_partial(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    interrupt(out)
+    assert names(tmp_path) == {"out.partial"}
+    with pytest.raises(Refused, match="left by an interrupted job") as refused:
+        make(out)
+    assert "--resume" in str(refused.value.hint)
+    assert "--overwrite" in str(refused.value.hint)
+    with pytest.raises(Refused, match="not of this job"):
+        make(out, "job2", resume=True)
+    with OutputFolder(out, job_digest="job1", resume=True) as folder:
+        assert folder.resumed
+        assert (folder.state / "step").read_text() == "7"
+        folder.seal()
+    assert names(out) == {"half", "provenance.json"}
+
+
+def test_overwrite_makes_the_partial_anew(tmp_path: Path) -> None:
+    interrupt(tmp_path / "out")
+    with OutputFolder(tmp_path / "out", job_digest="job2", overwrite=True, resume=True) as folder:
+        assert not folder.resumed
+        assert names(folder.partial) == {".state"}
+        assert names(folder.state) == {"lock", "digest"}
+
+
+def test_resume_with_nothing_to_resume(tmp_path: Path) -> None:
+    assert not make(tmp_path / "out", resume=True).resumed
+    assert (tmp_path / "out/model").exists()
+
+
+def test_foreign_partial_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial/mine").write_text("x")
+    for flags in ({}, {"resume": True}):
+        with pytest.raises(Refused):
+            make(tmp_path / "out", **flags)
+    assert (tmp_path / "out.partial/mine").read_text() == "x"
+
+
+def test_refused_input_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "new/out"
+    with pytest.raises(Refused, match="line 7"):
+        fail(out, Refused("line 7 is not JSON"))
+    assert names(tmp_path) == set()
+    interrupt(out)
+    with pytest.raises(Refused, match="a file is missing"):
+        fail(out, Refused("a file is missing"), resume=True)
+    assert (out.with_name("out.partial") / "half").exists()  # an earlier run's work is kept
+
+
+def test_second_process_is_refused(tmp_path: Path) -> None:
+    code = (
+        "import sys; from emb_tool.checkpoint.output import OutputFolder\n"
+        "with OutputFolder(sys.argv[1], job_digest='j'):\n"
+        "    print('locked', flush=True); sys.stdin.readline()\n"
+    )
+    out = tmp_path / "out"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(out)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "locked\n"
+    for flags in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(Refused, match=f"another process .pid {holder.pid} "):
+            make(out, "j", **flags)
+    holder.kill()
+    holder.communicate()
+    assert make(out, "j", resume=True).resumed  # a killed process holds nothing
+
+
+def real_enospc() -> OSError:
+    try:
+        with Path("/dev/full").open("wb", buffering=0) as full:
+            full.write(b"x")
+    except OSError as error:
+        return error
+    raise AssertionError("/dev/full took a byte")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Failed, match="no space left on the disk") as failed:
+        fail(out, real_enospc())
+    assert failed.value.exit_code == 1
+    assert "--resume" in str(failed.value.hint)
+    assert (tmp_path / "out.partial/half").exists()
+    # some libraries keep the text alone
+    with pytest.raises(Failed, match="no space left on the disk"):
+        fail(out, RuntimeError(f"write failed: {real_enospc()}"), resume=True)
+
+
+def test_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(Refused, match="cannot write there"):
+        make(tmp_path / "file/out")
