@@ -1,0 +1,1 @@
+"""Texts and evaluation sets: read, deduplicated, held out and put into batches."""

@@ -1,0 +1,37 @@
+"""Batches of texts of like length under a budget of padded tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def plan_batches(
+    lengths: np.ndarray, batch_tokens: int, rng: np.random.Generator | None
+) -> list[np.ndarray]:
+    """Group positions by length so that `max(length) * count <= batch_tokens` in each batch.
+
+    Sorted from the longest, every batch takes as many as the budget allows. A batch starts no
+    longer than its predecessor ends, so the padding over all of them is at most
+    `batch_tokens * ln(longest / shortest)` tokens. A text longer than the budget stands alone.
+
+    Args:
+        lengths: (n,) tokens of each text.
+        batch_tokens: Budget of one batch in tokens, padding included.
+        rng: Mixes texts of equal length and the order of the batches; None: longest first.
+
+    Returns:
+        Batches of positions (int64), every position in exactly one of them.
+    """
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens must be at least 1, not {batch_tokens}")
+    lengths = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
+    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    order = order[np.argsort(-lengths[order], kind="stable")]
+    batches, start = [], 0
+    while start < len(order):
+        count = max(1, batch_tokens // int(lengths[order[start]]))
+        batches.append(order[start : start + count])
+        start += count
+    if rng is not None:
+        batches = [batches[i] for i in rng.permutation(len(batches))]
+    return batches

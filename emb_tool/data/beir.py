@@ -1,0 +1,174 @@
+"""Retrieval sets in the layout of BEIR (arXiv:2104.08663)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from emb_tool.data import files
+from emb_tool.data.texts import titled
+from emb_tool.errors import Refused
+
+_QRELS = ("qrels/test.tsv", "qrels/dev.tsv", "qrels/train.tsv", "qrels.tsv", "qrels.jsonl")
+
+
+class Beir(NamedTuple):
+    """Documents, queries and judgements.
+
+    Args:
+        doc_ids: Ids of the documents.
+        docs: Title, space, text of each.
+        query_ids: Ids of the judged queries, in the order of their file.
+        queries: Their texts.
+        qrels: Relevance by document id, by query id; documents that the corpus lacks stay, as
+            trec_eval has it: they count as relevant and cannot be found.
+        qrels_file: The file of judgements that was read, relative to the folder.
+        unjudged: Queries left out because that file does not name them.
+        unknown_docs: Judged documents that the corpus lacks.
+    """
+
+    doc_ids: list[str]
+    docs: list[str]
+    query_ids: list[str]
+    queries: list[str]
+    qrels: dict[str, dict[str, int]]
+    qrels_file: str = ""
+    unjudged: int = 0
+    unknown_docs: int = 0
+
+
+def load_beir(folder: str | Path) -> Beir:
+    """Read `corpus.jsonl`, `queries.jsonl` and the judgements, each also `.gz`.
+
+    Judgements are the first found of qrels/test.tsv, dev, train, qrels.tsv, qrels.jsonl,
+    qrels*.jsonl: `query-id`, `corpus-id`, `score`, whole numbers, with or without a header.
+
+    Raises:
+        Refused: A file is missing; a broken line; ids twice; a judged query that does not exist;
+            nothing in common.
+    """
+    folder = files.locate(Path(folder).expanduser())
+    if not folder.is_dir():
+        raise Refused(
+            f"{folder} is not a folder", "name the folder of corpus.jsonl and queries.jsonl"
+        )
+    corpus_file = _find(folder, "corpus.jsonl")
+    queries_file = _find(folder, "queries.jsonl")
+    qrels_file = _find_qrels(folder)
+
+    docs = _read_texts(corpus_file, with_title=True)
+    queries = _read_texts(queries_file, with_title=False)
+    qrels: dict[str, dict[str, int]] = {}
+    for query, doc, score, where in _read_qrels(qrels_file):
+        if query not in queries:
+            raise Refused(
+                f"{where}: query {query!r} is not in {queries_file.name}",
+                "the judgements belong to other queries, or a query is missing",
+            )
+        if qrels.setdefault(query, {}).setdefault(doc, score) != score:
+            raise Refused(
+                f"{where}: query {query!r}, document {doc!r} was judged otherwise further up",
+                "keep one of the two judgements",
+            )
+    judged = {doc for found in qrels.values() for doc in found}
+    unknown = len(judged - docs.keys())
+    if unknown == len(judged):
+        raise Refused(
+            f"{qrels_file}: none of its documents is in {corpus_file.name}",
+            "the judgements must name documents by their _id",
+        )
+    asked = {query: text for query, text in queries.items() if query in qrels}
+    return Beir(
+        doc_ids=list(docs),
+        docs=list(docs.values()),
+        query_ids=list(asked),
+        queries=list(asked.values()),
+        qrels=qrels,
+        qrels_file=str(qrels_file.relative_to(folder)),
+        unjudged=len(queries) - len(asked),
+        unknown_docs=unknown,
+    )
+
+
+def _find(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    there = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
+    raise Refused(
+        f"{folder}: no {name}; there is: {there}",
+        "a retrieval task is a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv",
+    )
+
+
+def _find_qrels(folder: Path) -> Path:
+    fixed = [folder / f"{name}{end}" for name in _QRELS for end in ("", ".gz")]
+    for path in (*fixed, *sorted(folder.glob("qrels*.jsonl*"))):
+        if path.is_file() and files.format_of(path) is not None:
+            return path
+    return _find(folder, "qrels/test.tsv")  # refuses
+
+
+def _read_texts(path: Path, *, with_title: bool) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for record, where in files.json_records(files.numbered_lines(path), str(path)):
+        key = _id(record, "_id", where)
+        text = record.get("text")
+        if not isinstance(text, str):
+            found = f"holds {files.shown(text)}" if "text" in record else "is missing"
+            raise Refused(
+                f"{where}: field 'text' {found}; there are: {', '.join(record)}",
+                "every line needs _id and text, a string",
+            )
+        if key in texts:
+            raise Refused(f"{where}: _id {key!r} stands there twice", "ids must be distinct")
+        texts[key] = titled(record.get("title"), text) if with_title else text
+    if not texts:
+        raise Refused(f"{path} is empty: it holds no texts")
+    return texts
+
+
+def _id(record: dict[str, Any], key: str, where: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str | int):
+        raise Refused(
+            f"{where}: no {key}; there are: {', '.join(record)}", f"every line needs {key}"
+        )
+    return str(value)
+
+
+def _read_qrels(path: Path) -> Iterator[tuple[str, str, int, str]]:
+    name, lines, found = str(path), files.numbered_lines(path), False
+    if files.format_of(path) == "jsonl":
+        for record, where in files.json_records(lines, name):
+            found = True
+            query, doc = _id(record, "query-id", where), _id(record, "corpus-id", where)
+            yield query, doc, _score(record.get("score", 1), where), where
+    else:
+        for number, line in lines:
+            if line.isspace():
+                continue
+            where = f"{name}:{number}"
+            cells = line.rstrip("\r\n").split("\t")
+            if len(cells) != 3:
+                raise Refused(
+                    f"{where}: {len(cells)} tab-separated cells, not 3",
+                    "every line needs query-id, corpus-id, score",
+                )
+            if number == 1 and cells[2].strip().isalpha():
+                continue
+            found = True
+            yield cells[0], cells[1], _score(cells[2], where), where
+    if not found:
+        raise Refused(f"{path} is empty: it holds no judgements")
+
+
+def _score(value: Any, where: str) -> int:
+    try:
+        score = float(value)
+        if score.is_integer():
+            return int(score)
+    except (TypeError, ValueError):
+        pass
+    raise Refused(f"{where}: score {value!r} is not a whole number", "write 0, 1, 2, ...")

@@ -1,0 +1,319 @@
+"""Distinct texts on disk: read once, deduplicated by content, a part of them held out.
+
+A corpus is a folder of memory-mapped arrays beside one file of UTF-8 bytes, so that ten million
+texts need no memory in proportion, bar the 32 bytes a text that sorting their keys takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from array import array
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from emb_tool.data.texts import read_texts
+from emb_tool.errors import Refused
+
+DOCUMENT, QUERY = 0, 1
+SCHEMA = 1
+HELD_OUT_SHARE = 10
+"""At most one text in so many is held out."""
+
+_MANIFEST = "corpus.json"
+_ARRAYS = ("offsets", "keys", "roles", "rows", "train", "heldout")
+_CHUNK = 1 << 14  # texts handled at a time where an array as long as the corpus is not needed
+
+
+def text_key(text: str) -> bytes:
+    """The 16 bytes that name a text by its content: BLAKE2b-128 of its UTF-8 bytes."""
+    return blake2b(text.encode("utf-8"), digest_size=16).digest()
+
+
+class Corpus:
+    """Distinct texts, memory-mapped. Indices run over documents first, then queries.
+
+    Attributes:
+        keys: (n, 16) uint8, `text_key` of each text.
+        roles: (n,) uint8, 0 document, 1 query.
+        rows: (n,) int64, number of the record that it came from: documents first, then queries,
+            empty texts and duplicates counted. Vectors beside the texts are found by it.
+        train: int64, indices to train on.
+        heldout: int64, indices held out: the texts of the lowest keys, so that the choice hangs
+            on content alone; a text held out in one role is held out in both.
+        counts: `records` read (`read` too), of them `empty` and `duplicates` dropped; `documents`,
+            `queries` and `heldout` kept; `document_records` of the records came from documents;
+            `limited` is 1 if a source went on beyond the limit.
+        digest: Hex name of the texts with their roles, order and rows.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        self.folder = folder
+        self.keys: np.ndarray = arrays["keys"]
+        self.roles: np.ndarray = arrays["roles"]
+        self.rows: np.ndarray = arrays["rows"]
+        self.train: np.ndarray = arrays["train"]
+        self.heldout: np.ndarray = arrays["heldout"]
+        self.counts: dict[str, int] = manifest["counts"]
+        self.digest: str = manifest["digest"]
+        self._offsets = arrays["offsets"]
+        # Read by position, not mapped: pages once read do not stay in the process's memory.
+        self._texts = (folder / "texts.bin").open("rb", buffering=0)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> str:
+        start, end = self._offsets[index]
+        return os.pread(self._texts.fileno(), int(end - start), int(start)).decode("utf-8")
+
+    def texts(self, indices: Iterable[int]) -> list[str]:
+        """The texts at these indices, in their order."""
+        return [self[int(i)] for i in indices]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Corpus.open, (self.folder,)
+
+    @classmethod
+    def open(cls, folder: Path) -> Corpus | None:
+        """The corpus in a folder, or None where there is none, or not a whole one."""
+        folder = Path(folder)
+        try:
+            manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
+            if manifest["schema"] != SCHEMA or manifest["sizes"] != _sizes(folder):
+                return None
+            return cls(folder, manifest)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    @classmethod
+    def build(
+        cls,
+        folder: Path,
+        documents: Sequence[str],
+        queries: Sequence[str] = (),
+        *,
+        field: str | None = None,
+        query_field: str | None = None,
+        limit: int | None = None,
+        holdout: int = 0,
+    ) -> Corpus:
+        """Read texts into a folder; whitespace around them is cut off, empty ones are dropped.
+
+        The folder appears whole or not at all; an earlier corpus in it is replaced.
+
+        Args:
+            folder: Where to; its parent exists.
+            documents: Sources as for `read_texts`.
+            queries: Likewise; a text may be a document and a query, but only once each.
+            field: The field of the documents.
+            query_field: The field of the queries.
+            limit: Records read at most, of documents and of queries each.
+            holdout: Texts held out at most, and never more than a tenth.
+
+        Raises:
+            Refused: What `read_texts` refuses; no texts; a folder that holds something else.
+        """
+        folder = Path(folder)
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / _MANIFEST).is_file():
+            raise Refused(
+                f"{folder} is not empty and holds no corpus", "name another folder, or empty it"
+            )
+        building = folder.with_name(folder.name + ".building")
+        shutil.rmtree(building, ignore_errors=True)  # what a killed run left
+        building.mkdir()
+        try:
+            counts = _gather(building, [(documents, field), (queries, query_field)], limit)
+            counts |= _distil_keys(building, counts.pop("document_texts"), holdout)
+            _seal(building, counts)
+            if folder.is_dir():
+                shutil.rmtree(folder)
+            building.rename(folder)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        built = cls.open(folder)
+        assert built is not None
+        return built
+
+
+def _gather(
+    folder: Path, parts: Sequence[tuple[Sequence[str], str | None]], limit: int | None
+) -> dict[str, int]:
+    """Stream all texts that are not empty to texts.bin, their keys, spans and rows beside it."""
+    keys, spans, rows = bytearray(), array("q"), array("q")
+    position = records = empty = limited = 0
+    per_role: list[tuple[int, int]] = []  # after each role: records, texts
+
+    with (
+        (folder / "texts.bin").open("wb") as texts_file,
+        (folder / "keys.raw").open("wb") as keys_file,
+        (folder / "spans.raw").open("wb") as spans_file,
+        (folder / "rows.raw").open("wb") as rows_file,
+    ):
+
+        def flush() -> None:
+            _write(keys_file, keys)
+            _write(spans_file, spans)
+            _write(rows_file, rows)
+
+        for sources, field in parts:
+            first = records
+            stream = read_texts(sources, field=field)
+            for record in islice(stream, limit):
+                records += 1
+                text = record.text.strip()
+                if not text:
+                    empty += 1
+                    continue
+                data = text.encode("utf-8")
+                texts_file.write(data)
+                keys += blake2b(data, digest_size=16).digest()
+                spans.append(position)
+                position += len(data)
+                spans.append(position)
+                rows.append(first + record.row)
+                if len(rows) >= _CHUNK:
+                    flush()
+            if limit is not None and next(stream, None) is not None:
+                limited = 1
+            per_role.append((records, records - empty))
+        flush()
+    if position == 0:
+        raise Refused(f"no texts: {records} records, all empty", "name sources that hold texts")
+    return {
+        "records": records,
+        "read": records,
+        "empty": empty,
+        "document_records": per_role[0][0],
+        "document_texts": per_role[0][1],
+        "limited": limited,
+    }
+
+
+def _write(file: BinaryIO, buffer: bytearray | array[int]) -> None:
+    file.write(buffer)
+    del buffer[:]
+
+
+def _distil_keys(folder: Path, documents: int, holdout: int) -> dict[str, int]:
+    """Drop duplicates, choose what is held out and write the arrays.
+
+    The two halves of the keys, their order and the sort's own half of it are 28 bytes a text.
+
+    Args:
+        folder: With what `_gather` wrote; its raw files are removed.
+        documents: How many of the texts are documents; they come first.
+        holdout: Texts held out at most.
+    """
+    high, low = _halves(folder / "keys.raw")
+    total = len(high)
+    # Stable, so that equal keys stand in the order of reading: the first is kept.
+    order = np.lexsort((low, high))
+    keep = np.ones(total, dtype=bool)
+    for start in range(0, total, _CHUNK):
+        run = order[max(start - 1, 0) : start + _CHUNK]
+        a, b = run[:-1], run[1:]
+        same = (high[a] == high[b]) & (low[a] == low[b]) & ((a < documents) == (b < documents))
+        keep[b[same]] = False
+
+    kept_total = int(keep.sum())
+    budget = min(holdout, kept_total // HELD_OUT_SHARE)
+    lowest = _first_kept(order, keep, budget + 1)
+    # A text in both roles stands there twice; the budget must not part the two.
+    if 0 < budget < len(lowest):
+        last, after = lowest[budget - 1], lowest[budget]
+        budget -= bool(high[last] == high[after] and low[last] == low[after])
+    lowest = lowest[:budget]
+    del order, high, low
+
+    for raw, name, dtype, width in (
+        ("keys.raw", "keys.npy", "u1", 16),
+        ("spans.raw", "offsets.npy", "<i8", 2),
+        ("rows.raw", "rows.npy", "<i8", 0),
+    ):
+        _compact(folder / raw, folder / name, np.dtype(dtype), width, keep)
+        (folder / raw).unlink()
+    kept_documents = int(keep[:documents].sum())
+    heldout = np.sort(np.searchsorted(np.flatnonzero(keep), lowest))
+
+    roles = np.zeros(kept_total, dtype=np.uint8)
+    roles[kept_documents:] = QUERY
+    np.save(folder / "roles.npy", roles)
+    training = np.ones(kept_total, dtype=bool)
+    training[heldout] = False
+    np.save(folder / "train.npy", np.flatnonzero(training))
+    np.save(folder / "heldout.npy", heldout)
+    return {
+        "duplicates": total - kept_total,
+        "documents": kept_documents,
+        "queries": kept_total - kept_documents,
+        "heldout": len(heldout),
+    }
+
+
+def _halves(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The keys as two little-endian numbers each."""
+    high = np.empty(path.stat().st_size // 16, dtype="<u8")
+    low = np.empty_like(high)
+    with path.open("rb") as stream:
+        for start in range(0, len(high), _CHUNK):
+            pairs = np.fromfile(stream, "<u8", 2 * _CHUNK).reshape(-1, 2)
+            high[start : start + _CHUNK], low[start : start + _CHUNK] = pairs.T
+    return high, low
+
+
+def _first_kept(order: np.ndarray, keep: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` entries of `order` that are kept."""
+    found = np.empty(0, dtype=np.int64)
+    for start in range(0, len(order), _CHUNK):
+        run = order[start : start + _CHUNK]
+        found = np.concatenate([found, run[keep[run]]])
+        if len(found) >= count:
+            break
+    return found[:count]
+
+
+def _compact(raw: Path, path: Path, dtype: np.dtype, width: int, keep: np.ndarray) -> None:
+    """Copy the rows that are kept to a .npy file, piece by piece; width 0: numbers, not rows."""
+    tail = (width,) if width else ()
+    layout = {"descr": dtype.str, "fortran_order": False, "shape": (int(keep.sum()), *tail)}
+    with raw.open("rb") as source, path.open("wb") as target:
+        np.lib.format.write_array_header_1_0(target, layout)
+        for start in range(0, len(keep), _CHUNK):
+            rows = np.fromfile(source, dtype, _CHUNK * max(width, 1)).reshape(-1, *tail)
+            target.write(rows[keep[start : start + _CHUNK]].tobytes())
+
+
+def _seal(folder: Path, counts: dict[str, int]) -> None:
+    """Name the content, write the manifest and force all of it to disk."""
+    digest = blake2b(digest_size=16)
+    for name in ("keys", "roles", "rows"):
+        with (folder / f"{name}.npy").open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    manifest = {
+        "schema": SCHEMA,
+        "counts": counts,
+        "digest": digest.hexdigest(),
+        "sizes": _sizes(folder),
+    }
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), "utf-8")
+    for path in (*folder.iterdir(), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file but the manifest."""
+    return {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.name != _MANIFEST}

@@ -1,0 +1,136 @@
+"""Pairs of sentences with a similarity score."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from emb_tool.data import files
+from emb_tool.errors import Refused
+
+_LEFT = ("sentence1", "sentence_1", "sent1", "text1")
+_RIGHT = ("sentence2", "sentence_2", "sent2", "text2")
+_SCORE = ("score", "similarity", "similarity_score", "label")
+_WANTED = "columns sentence1, sentence2, score; or the 7 of the STS benchmark without a header"
+
+
+class Sts(NamedTuple):
+    """Pairs and how alike people found them.
+
+    Args:
+        left: First sentences.
+        right: Second sentences.
+        scores: Their scores, on any scale.
+    """
+
+    left: list[str]
+    right: list[str]
+    scores: list[float]
+
+
+def load_sts(file: str | Path) -> Sts:
+    """Read a tsv, csv or jsonl file of pairs, also `.gz`.
+
+    What divides the cells is seen in the first line: with tabs, quotes are plain characters (as
+    in the STS benchmark, tabs even in files named .csv); with commas they quote. Columns are
+    known by their header (`sentence1`, `sentence2`, `score` and the usual variants); without
+    one, seven or more are the STS benchmark's (score in the fifth), and three are the two
+    sentences with the score last or first.
+
+    Raises:
+        Refused: Columns that cannot be told, a line with a fault, or fewer than two
+            different scores.
+    """
+    path = files.locate(Path(file).expanduser())
+    if files.format_of(path) not in ("tsv", "csv", "jsonl"):
+        raise Refused(f"{path}: not a file of pairs", "name a .tsv, .csv or .jsonl file")
+    read = _read_json if files.format_of(path) == "jsonl" else _read_table
+    pairs = Sts([], [], [])
+    for left, right, score, where in read(path):
+        for side, text in ((pairs.left, left), (pairs.right, right)):
+            if not isinstance(text, str):
+                raise Refused(f"{where}: {files.shown(text)} is not a sentence", _WANTED)
+            side.append(text)
+        pairs.scores.append(_number(score, where))
+    if not pairs.scores:
+        raise Refused(f"{path} is empty: it holds no pairs", f"wanted: {_WANTED}")
+    if len(set(pairs.scores)) < 2:
+        raise Refused(
+            f"{path}: every pair has the score {pairs.scores[0]:g}",
+            "a rank correlation needs at least two different scores",
+        )
+    return pairs
+
+
+def _read_json(path: Path) -> Iterator[tuple[Any, Any, Any, str]]:
+    for record, where in files.json_records(files.numbered_lines(path), str(path)):
+        keys = _columns(list(record))
+        if keys is None:
+            raise Refused(f"{where}: fields {', '.join(record)}", f"wanted: {_WANTED}")
+        names = list(record)
+        left, right, score = (record[names[k]] for k in keys)
+        yield left, right, score, where
+
+
+def _read_table(path: Path) -> Iterator[tuple[Any, Any, Any, str]]:
+    _, first = next(files.numbered_lines(path), (1, ""))
+    dialect: dict[str, Any] = {"delimiter": ","}
+    if "\t" in first:
+        dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    rows = files.table_rows(files.numbered_lines(path), str(path), **dialect)
+    columns: Sequence[int] | None = None
+    for row, where in rows:
+        if columns is None:
+            columns = _columns(row)
+            if columns is not None:
+                continue
+            columns = _headless(row)
+            if columns is None:
+                raise Refused(
+                    f"{where}: {len(row)} columns, and which are the sentences and the score "
+                    "cannot be told",
+                    f"wanted: {_WANTED}",
+                )
+        if len(row) <= max(columns):
+            raise Refused(
+                f"{where}: {len(row)} cells, at least {max(columns) + 1} are wanted",
+                f"wanted: {_WANTED}",
+            )
+        left, right, score = (row[k] for k in columns)
+        yield left, right, score, where
+
+
+def _columns(names: Sequence[str]) -> tuple[int, int, int] | None:
+    """Where the two sentences and the score stand by their names."""
+    lower = [name.strip().lower() for name in names]
+    found = []
+    for known in (_LEFT, _RIGHT, _SCORE):
+        at = next((lower.index(name) for name in known if name in lower), None)
+        if at is None:
+            return None
+        found.append(at)
+    return found[0], found[1], found[2]
+
+
+def _headless(row: Sequence[str]) -> tuple[int, int, int] | None:
+    """Where they stand in a file without a header."""
+    layouts = [(5, 6, 4)] if len(row) >= 7 else [(0, 1, 2), (1, 2, 0)] if len(row) == 3 else []
+    return next((layout for layout in layouts if _parse(row[layout[2]]) is not None), None)
+
+
+def _parse(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _number(value: Any, where: str) -> float:
+    number = _parse(value)
+    if number is None:
+        raise Refused(f"{where}: score {value!r} is not a number", "correct or remove the line")
+    return number
