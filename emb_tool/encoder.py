@@ -1,0 +1,404 @@
+"""An embedding model ready to run: texts in, vectors out, in batches of equal cost.
+
+The model itself is a `SentenceTransformer`, so every checkpoint that sentence-transformers opens is
+run as it runs it. What is ours is the feeding: token ids are made once, batches are filled to a
+budget of tokens with texts of like length, and memory that runs out halves the budget.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emb_tool.checkpoint.layout import Layout, static_table, write_layout
+from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
+from emb_tool.data.batches import plan_batches
+from emb_tool.errors import Failed, Refused
+from emb_tool.runtime import Runtime
+
+ROLES = ("query", "document")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' progress bars and advice out of our output."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    logger = logging.getLogger("sentence_transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        logger.setLevel(level)
+
+
+class Encoder:
+    """A checkpoint on a device.
+
+    Attributes:
+        model: The `SentenceTransformer` (untyped: its modules are of many classes).
+        checkpoint: Where it came from.
+        layout: What its modules are; the checkpoint's own unless it was built upon.
+        dim: Width of its vectors.
+        max_length: Tokens read of a text; None if there is no limit.
+        normalises: Whether its vectors have norm 1.
+        prompts: Prompt by name.
+        truncated: Texts cut so far.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        checkpoint: Checkpoint,
+        runtime: Runtime,
+        max_length: int | None = None,
+        layout: Layout | None = None,
+    ) -> None:
+        self.model = model
+        self.checkpoint = checkpoint
+        self.runtime = runtime
+        self.layout = layout = layout or checkpoint.layout
+        self.prompts: dict[str, str] = dict(layout.prompts)
+        self.normalises = layout.normalises
+        limit = layout.max_length
+        if max_length and limit and max_length > limit:
+            raise Refused(
+                f"--max-length {max_length}: {checkpoint.name} reads {limit} tokens at most",
+                f"use --max-length {limit}, or lengthen the model first (embtool extend-context)",
+            )
+        self.max_length = max_length or limit
+        self.static = type(model[0]).__name__ == "StaticEmbedding"
+        self.truncated = 0
+        self._tokenizer = self.model[0].tokenizer
+        self._prompt_lengths: dict[str, int] = {}
+        dim = model.get_embedding_dimension() or layout.dim
+        if dim is None:
+            dim = int(self.encode(["width"]).shape[1])
+        self.dim = dim
+
+    @classmethod
+    def open(
+        cls,
+        source: str | Path | Checkpoint,
+        runtime: Runtime,
+        *,
+        max_length: int | None = None,
+        training: bool = False,
+    ) -> Encoder:
+        """Load a checkpoint.
+
+        Args:
+            source: A folder, a hub id, or a checkpoint already opened.
+            runtime: Device and dtype; weights are float32 where they are to be trained.
+            max_length: Tokens read of a text, at most the model's own limit.
+            training: Keep the weights in float32.
+
+        Raises:
+            Refused: What `Checkpoint.open` refuses, and what sentence-transformers cannot load.
+        """
+        checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
+        dtype = torch.float32 if training else runtime.dtype
+        with quiet():
+            from sentence_transformers import SentenceTransformer
+
+            modules = _integer_static(checkpoint)
+            try:
+                model = SentenceTransformer(
+                    None if modules else str(checkpoint.path),
+                    modules=modules,
+                    device=str(runtime.device),
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    model_kwargs={"dtype": dtype},
+                )
+            except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+                if Runtime.is_out_of_memory(error):
+                    raise Failed(
+                        f"{checkpoint.name}: memory ran out while loading it", "use a larger device"
+                    ) from error
+                first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+                raise Refused(
+                    f"{checkpoint.name}: sentence-transformers cannot load it: {first}",
+                    "check the folder with: embtool inspect",
+                ) from error
+        layout = checkpoint.layout
+        if not training:
+            model = model.to(dtype)
+        elif layout.truncate_dim:  # a student is trained in its whole width
+            model.truncate_dim = None
+            layout = replace(layout, truncate_dim=None)
+        model.eval()
+        return cls(model, checkpoint, runtime, max_length, layout)
+
+    def route(self, role: str) -> Encoder:
+        """The encoder of that role where the model is a Router, else this one."""
+        router = self.model[0]
+        if type(router).__name__ != "Router":
+            return self
+        with quiet():
+            from sentence_transformers import SentenceTransformer
+
+            modules = [*router.sub_modules[role], *list(self.model)[1:]]
+            model = SentenceTransformer(modules=modules, device=str(self.runtime.device))
+        model.eval()
+        return Encoder(model, self.checkpoint, self.runtime, self.max_length, self.layout)
+
+    def prompt(self, name: str | None) -> str:
+        """The text put before an input.
+
+        Args:
+            name: `query`, `document`, `none` (or None), or any prompt that the model names; a role
+                that it has no prompt for has an empty one.
+
+        Raises:
+            Refused: A name that is neither a role nor one of the model's prompts.
+        """
+        if name in (None, "none"):
+            return ""
+        assert name is not None
+        if name in self.prompts:
+            return self.prompts[name]
+        if name == "document" and "passage" in self.prompts:
+            return self.prompts["passage"]
+        if name in ROLES:
+            return ""
+        known = ", ".join(["query", "document", "none", *self.prompts])
+        raise Refused(f"{self.checkpoint.name} has no prompt named {name!r}", f"it knows: {known}")
+
+    def tokenize(self, texts: Sequence[str], prompt: str = "") -> list[np.ndarray]:
+        """Token ids of each text, special tokens included, cut at `max_length`.
+
+        Args:
+            texts: The texts.
+            prompt: Put before each.
+
+        Returns:
+            One (tokens,) int32 array a text.
+        """
+        if not len(texts):
+            return []
+        inputs = [prompt + text for text in texts] if prompt else list(texts)
+        if self.static:
+            encodings = self._tokenizer.encode_batch(inputs, add_special_tokens=False)
+            if self.max_length:
+                self.truncated += sum(len(encoding.ids) > self.max_length for encoding in encodings)
+            return [np.array(encoding.ids[: self.max_length], np.int32) for encoding in encodings]
+        limit = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
+        with quiet():
+            batch = self._tokenizer(
+                inputs, return_attention_mask=False, return_token_type_ids=False, **limit
+            )
+        if self.max_length:
+            fast = batch.encodings
+            self.truncated += sum(
+                bool(fast[i].overflowing) if fast else True
+                for i, ids in enumerate(batch["input_ids"])
+                if len(ids) >= self.max_length
+            )
+        return [np.array(ids, np.int32) for ids in batch["input_ids"]]
+
+    def prompt_length(self, prompt: str) -> int:
+        """Tokens that a prompt takes, less a closing special token; 0 where pooling keeps it."""
+        if not prompt or self.layout.include_prompt:
+            return 0
+        if prompt not in self._prompt_lengths:
+            ids = self.tokenize([prompt])[0]
+            closed = len(ids) > 0 and int(ids[-1]) in set(self._tokenizer.all_special_ids)
+            self._prompt_lengths[prompt] = len(ids) - closed
+        return self._prompt_lengths[prompt]
+
+    def collate(self, ids: Sequence[np.ndarray], prompt_length: int = 0) -> dict[str, Any]:
+        """The model's input for one batch.
+
+        Args:
+            ids: Token ids of each text.
+            prompt_length: Tokens that pooling leaves out.
+
+        Returns:
+            `input_ids` and `attention_mask` (batch, longest) int64, padded on the tokenizer's
+            side; for static models flat `input_ids` and `offsets`.
+        """
+        lengths = np.array([len(row) for row in ids], np.int64)
+        if self.static:
+            flat = np.concatenate(ids) if len(ids) else np.zeros(0, np.int32)
+            offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+            features = {
+                "input_ids": torch.from_numpy(flat.astype(np.int64)),
+                "offsets": torch.from_numpy(offsets.astype(np.int64)),
+            }
+        else:
+            longest = max(int(lengths.max()), 1)
+            left = self._tokenizer.padding_side == "left"
+            columns = np.arange(longest)
+            mask = columns >= longest - lengths[:, None] if left else columns < lengths[:, None]
+            pad = self._tokenizer.pad_token_id
+            padded = np.full((len(ids), longest), pad if pad is not None else 0, np.int64)
+            padded[mask] = np.concatenate(ids)
+            features = {
+                "input_ids": torch.from_numpy(padded),
+                "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+            }
+        features = {key: self.runtime.move(value) for key, value in features.items()}
+        return {**features, "prompt_length": prompt_length} if prompt_length else features
+
+    def token_table(self) -> torch.nn.Embedding | torch.nn.EmbeddingBag | None:
+        """The module that looks tokens up; None where a model has none of the usual kind."""
+        first = self.model[0]
+        table = first.embedding if self.static else first.auto_model.get_input_embeddings()
+        return table if isinstance(table, torch.nn.Embedding | torch.nn.EmbeddingBag) else None
+
+    def forward(self, features: dict[str, Any]) -> Tensor:
+        """Vectors of one batch, (batch, dim)."""
+        vectors: Tensor = self.model(features)["sentence_embedding"]
+        return vectors[:, : self.layout.truncate_dim]  # as sentence-transformers: after all modules
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        prompt: str = "",
+        *,
+        batch_tokens: int = 8192,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Vectors of texts, in their order.
+
+        Args:
+            texts: The texts.
+            prompt: Put before each; `prompt(name)` knows the model's own.
+            batch_tokens: Padded tokens of a batch.
+            progress: Called with the number of texts done in each batch.
+
+        Returns:
+            (texts, dim) float32.
+
+        Raises:
+            Failed: Memory that runs out for a single text.
+        """
+        ids = self.tokenize(texts, prompt)
+        return self.encode_ids(
+            ids, self.prompt_length(prompt), batch_tokens=batch_tokens, progress=progress
+        )
+
+    @torch.inference_mode()
+    def encode_ids(
+        self,
+        ids: Sequence[np.ndarray],
+        prompt_length: int = 0,
+        *,
+        batch_tokens: int = 8192,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Vectors of tokenised texts, in their order: see `encode`."""
+        lengths = np.array([len(row) for row in ids], np.int64)
+        vectors: np.ndarray | None = None
+        training = self.model.training
+        self.model.eval()
+        todo = list(reversed(plan_batches(lengths, batch_tokens, None)))
+        try:
+            while todo:
+                batch = todo.pop()
+                try:
+                    out = self.forward(self.collate([ids[i] for i in batch], prompt_length))
+                except Exception as error:
+                    if not Runtime.is_out_of_memory(error):
+                        raise
+                    if len(batch) == 1:
+                        raise Failed(
+                            f"memory ran out for one text of {lengths[batch[0]]} tokens",
+                            "lower --max-length",
+                        ) from error
+                    todo += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+                    self.runtime.free_memory()
+                    continue
+                rows = out.float().cpu().numpy()
+                if vectors is None:
+                    vectors = np.empty((len(ids), rows.shape[1]), np.float32)
+                vectors[batch] = rows
+                if progress:
+                    progress(len(batch))
+        finally:
+            self.model.train(training)
+        return vectors if vectors is not None else np.zeros((0, self.dim), np.float32)
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write a checkpoint that sentence-transformers and transformers open.
+
+        Args:
+            folder: An existing folder.
+            dtype: Of the weights; None keeps each as it is in memory.
+        """
+        from safetensors.torch import save_file
+
+        def cast(state: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                name: value.detach()
+                .to("cpu", dtype if dtype and value.is_floating_point() else value.dtype)
+                .contiguous()
+                for name, value in state.items()
+            }
+
+        copy_side_files(self.checkpoint, folder)
+        written = write_layout(folder, self.layout)
+        for module, spec in zip(self.model, written.modules, strict=True):
+            target = folder / spec.path
+            if spec.kind == "Transformer":
+                # transformers undoes what it renamed or fused at load; its config.json stays away,
+                # since the original, edited, spells every setting for older versions too
+                weights = folder / ".weights"
+                with quiet():
+                    module.auto_model.save_pretrained(
+                        weights, state_dict=cast(module.auto_model.state_dict())
+                    )
+                for path in sorted(weights.glob("*.safetensors*")):
+                    path.replace(target / path.name)
+                shutil.rmtree(weights)
+            elif list(module.parameters()):
+                target.mkdir(parents=True, exist_ok=True)
+                state = cast(module.state_dict())
+                save_file(state, str(target / "model.safetensors"), metadata={"format": "pt"})
+        readable(folder)
+
+
+def _integer_static(checkpoint: Checkpoint) -> list[torch.nn.Module] | None:
+    """The modules of a static model with an integer table, which sentence-transformers refuses.
+
+    Its scale is not stored with it; that of a model whose vectors are normalised does not matter.
+    """
+    layout = checkpoint.layout
+    table = static_table(checkpoint.tensors) if layout.family == "static" else None
+    if table is None or not table.dtype.startswith(("I", "U")) or not layout.normalises:
+        return None
+    from sentence_transformers.models import Normalize, StaticEmbedding
+    from tokenizers import Tokenizer
+
+    folder = checkpoint.path / layout.modules[0].path
+    weights = checkpoint.tensor(table.name).float()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return [StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()]
+
+
+def readable(folder: Path) -> None:
+    """Give weight files the mode that other files get: safetensors keeps them to the owner."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o666 & ~mask)

@@ -1,0 +1,1 @@
+"""Tensor and layer operations that more than one method needs."""

@@ -1,0 +1,301 @@
+"""Dropping transformer layers, so that what is written is a true, smaller model.
+
+Layers are found by their names, `prefix.N.suffix` with as many N as the config states layers; no
+architecture is named here. What transformers itself expects of the edited config is compared with
+what will be written, before anything is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emb_tool.checkpoint.files import write_json
+from emb_tool.checkpoint.layout import write_layout
+from emb_tool.checkpoint.reader import Checkpoint, copy_module_weights, copy_side_files
+from emb_tool.checkpoint.writer import ShardWriter
+from emb_tool.errors import Refused
+from emb_tool.plan import Plan, Step, TensorSpec
+
+LAYER_COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+"""Names under which configs state the number of layers."""
+
+_LAYER = re.compile(r"^(.*?)\.?(?<![^.])(\d+)\.(.+)$")
+_INDEX_LIST = re.compile(r"_layers?(_(idx|ids|idxs|indices|indexes))?$")
+
+
+def spread(count: int, total: int) -> tuple[int, ...]:
+    """`count` of `total` layers, evenly from the first to the last.
+
+    i_k = round(k (total - 1) / (count - 1)), halves down; one layer alone is the last.
+
+    Args:
+        count: Layers to keep.
+        total: Layers there are.
+
+    Raises:
+        Refused: More than there are, or none.
+    """
+    if not 1 <= count <= total:
+        raise Refused(f"{count} layers of {total}", f"between 1 and {total}")
+    if count == 1:
+        return (total - 1,)
+    gaps = count - 1
+    return tuple((2 * k * (total - 1) + gaps - 1) // (2 * gaps) for k in range(count))
+
+
+def keep_layers(checkpoint: Checkpoint, layers: int | Sequence[int]) -> tuple[int, ...]:
+    """The layers that a user's `3` or `0,2,5` names.
+
+    Raises:
+        Refused: As `spread`, or the checkpoint has no layers.
+    """
+    total = len(find_layers(checkpoint)[1])
+    return spread(layers, total) if isinstance(layers, int) else tuple(layers)
+
+
+def stated_layers(config: Mapping[str, Any]) -> int | None:
+    """The number of layers that a config states."""
+    return next((config[key] for key in LAYER_COUNTS if isinstance(config.get(key), int)), None)
+
+
+def group_layers(names: Iterable[str]) -> dict[str, dict[int, list[str]]]:
+    """Tensor names by the prefix and number of their layer: prefix -> N -> names.
+
+    Only the first number in a name counts, so that experts inside a layer are not layers.
+    """
+    groups: dict[str, dict[int, list[str]]] = {}
+    for name in names:
+        if found := _LAYER.match(name):
+            groups.setdefault(found[1], {}).setdefault(int(found[2]), []).append(name)
+    return groups
+
+
+def find_layers(checkpoint: Checkpoint) -> tuple[str, dict[int, list[str]]]:
+    """The prefix of a checkpoint's layers and their names, by number.
+
+    Raises:
+        Refused: No layers, or not those that the config states.
+    """
+    name, layout = checkpoint.name, checkpoint.layout
+    if layout.routes:
+        raise Refused(f"{name} is a Router of several models", "name the folder of one of them")
+    if layout.family == "static":
+        raise Refused(f"{name} is a static embedding: it has no layers", "name a transformer")
+    if checkpoint.weights[layout.main].pickled:
+        raise Refused(f"{name}: pickled weights are not read here", "convert them to safetensors")
+    stated = stated_layers(checkpoint.config)
+    groups = group_layers(checkpoint.tensors)
+    fitting = {p: g for p, g in groups.items() if stated and set(g) == set(range(stated))}
+    if len(fitting) > 1:  # an encoder with its decoder: texts are embedded by the encoder
+        fitting = {p: g for p, g in fitting.items() if "encoder" in p.split(".")}
+    if len(fitting) != 1:
+        found = ", ".join(f"{len(g)} under {p!r}" for p, g in sorted(groups.items())) or "none"
+        raise Refused(
+            f"{name}: config.json states {stated} layers, the weights have {found}",
+            "layers can be dropped where each has weights of its own, as config.json states",
+        )
+    return next(iter(fitting.items()))
+
+
+def plan_cut(ckpt: Checkpoint, keep: Sequence[int]) -> Plan:
+    """What keeping some layers will write, checked against transformers' own model.
+
+    Args:
+        ckpt: With one stack of layers.
+        keep: Layers to keep, in the order in which they are to be applied.
+
+    Raises:
+        Refused: A layer that is not there or named twice; an architecture whose layers differ, so
+            that one cannot take another's place.
+    """
+    prefix, layers = find_layers(ckpt)
+    _check_keep(keep, len(layers))
+    edits = _config_edits(ckpt.config, keep, len(layers))
+    before, after = _Expected(ckpt.config), _Expected({**ckpt.config, **edits})
+    place = {old: new for new, old in enumerate(keep)}
+    steps, dropped = [], []
+    for name, spec in ckpt.tensors.items():
+        found = _LAYER.match(name)
+        new = name
+        if before.ignores(spec):
+            dropped.append(name)
+            continue
+        if found and found[1] == prefix:
+            if int(found[2]) not in place:
+                continue
+            new = f"{name[: found.start(2)]}{place[int(found[2])]}.{found[3]}"
+        steps.append(Step((name,), (TensorSpec(new, spec.shape, spec.dtype),)))
+    _check_names(ckpt, prefix, keep, before, after, [step.writes[0] for step in steps])
+    notes = [f"layers {','.join(map(str, keep))} of {len(layers)} are kept"]
+    if dropped:
+        notes.append(f"left out, since transformers computes them: {', '.join(sorted(dropped))}")
+    return Plan(steps=tuple(steps), config=edits, notes=tuple(notes))
+
+
+def _check_keep(keep: Sequence[int], total: int) -> None:
+    if not keep:
+        raise Refused("no layer is kept", f"name some of 0 to {total - 1}")
+    for layer in keep:
+        if not 0 <= layer < total:
+            raise Refused(f"layer {layer} does not exist", f"there are 0 to {total - 1}")
+        if list(keep).count(layer) > 1:
+            raise Refused(f"layer {layer} is named twice", "each layer can be kept once")
+
+
+def _config(raw: Mapping[str, Any]) -> Any:
+    """Transformers' own config class for a `config.json`; never code of the checkpoint's."""
+    from transformers import CONFIG_MAPPING
+
+    kind = str(raw.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise Refused(
+            f"transformers does not know the model type {kind!r}, and the checkpoint's own code"
+            " is not run",
+            "update transformers, or take a model of a type that it knows",
+        )
+    return CONFIG_MAPPING[kind].from_dict(dict(raw))
+
+
+def _config_edits(raw: Mapping[str, Any], keep: Sequence[int], total: int) -> dict[str, Any]:
+    """Keys of `config.json` to change: the count, and whatever is listed by layer.
+
+    Lists that transformers derives (`layer_types` from an older pattern setting) are written out,
+    since the derivation would go by the new numbers.
+
+    Raises:
+        Refused: The edited config does not give each kept layer what it had.
+    """
+    old = _config(raw)
+    key = getattr(old, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
+    edits: dict[str, Any] = {k: len(keep) for k in LAYER_COUNTS if k in raw} or {key: len(keep)}
+    listed = {k: v for k, v in old.to_dict().items() if _per_layer(v, total)}
+    for k, v in {**listed, **raw}.items():
+        if _per_layer(v, total) and (k in listed or k in raw):
+            edits[k] = [v[layer] for layer in keep]
+        elif (
+            isinstance(v, list)
+            and v
+            and _INDEX_LIST.search(k)
+            and all(_is_layer(x, total) for x in v)
+        ):
+            edits[k] = [new for new, layer in enumerate(keep) if layer in v]
+    new = _config({**raw, **edits})
+    for k, v in listed.items():
+        if getattr(new, k, None) != [v[layer] for layer in keep]:
+            raise Refused(
+                f"config.json cannot express {k} = {[v[layer] for layer in keep]} for these layers",
+                "keep layers that repeat the model's own pattern from its first layer on",
+            )
+    return {k: v for k, v in edits.items() if raw.get(k) != v}
+
+
+def _per_layer(value: Any, total: int) -> bool:
+    return (
+        isinstance(value, list) and len(value) == total
+        and not any(isinstance(item, dict | list) for item in value)
+    )  # fmt: skip
+
+
+def _is_layer(value: Any, total: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < total
+
+
+class _Expected:
+    """The tensors of transformers' base model for a config: made without memory, on `meta`."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        import torch
+        from transformers import AutoModel
+
+        with torch.device("meta"):
+            model = AutoModel.from_config(_config(raw))
+        self.base = f"{model.base_model_prefix}."
+        self.shapes = {self.name(n): tuple(v.shape) for n, v in model.state_dict().items()}
+        self.patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])
+
+    def name(self, name: str) -> str:
+        """A tensor's name as the base model has it; norms were once called gamma and beta."""
+        name = name.removeprefix(self.base)
+        return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
+
+    def ignores(self, spec: TensorSpec) -> bool:
+        """Whether it is a buffer that older versions stored, such as position ids."""
+        return self.name(spec.name) not in self.shapes and (
+            spec.dtype in ("I64", "I32", "BOOL", "U8")
+            or any(re.search(pattern, spec.name) for pattern in self.patterns)
+        )
+
+
+def _check_names(
+    ckpt: Checkpoint,
+    prefix: str,
+    keep: Sequence[int],
+    before: _Expected,
+    after: _Expected,
+    writes: Sequence[TensorSpec],
+) -> None:
+    """The kept layers must have exactly the tensors that the smaller model expects of them."""
+    stack = re.compile(re.escape(before.name(f"{prefix}." if prefix else "")) + r"(\d+)\.(.+)$")
+    expected = {name for name in before.shapes if stack.match(name)}
+    if not expected or not expected <= set(map(before.name, ckpt.tensors)):
+        return  # transformers renames or fuses these on loading: `cut` looks at the loaded model
+    given = {before.name(spec.name): spec.shape for spec in writes}
+    for name in [*after.shapes, *given]:
+        found = stack.match(name)
+        if found and after.shapes.get(name) != given.get(name):
+            place, tensor = int(found[1]), found[2]
+            lacks = "lacks" if name not in given else "has"
+            raise Refused(
+                f"{ckpt.name}: layer {keep[place]} cannot take place {place}: it {lacks}"
+                f" {tensor}, unlike the layers that this architecture has there",
+                f"keep layer {place} in its place",
+            )
+
+
+def cut(ckpt: Checkpoint, keep: Sequence[int], folder: Path) -> None:
+    """Write a whole sentence-transformers checkpoint that has some of the layers.
+
+    Args:
+        ckpt: The model.
+        keep: Layers to keep, in order of application.
+        folder: Where to write.
+
+    Raises:
+        Refused: As `plan_cut`; also if the written model does not load without a tensor missing.
+    """
+    plan = plan_cut(ckpt, keep)
+    copy_side_files(ckpt, folder)
+    config = {k: v for k, v in {**ckpt.config, **plan.config}.items() if v is not None}
+    write_json(folder / "config.json", config)
+    copy_module_weights(ckpt, folder, write_layout(folder, ckpt.layout))
+    with ShardWriter(folder, [spec for step in plan.steps for spec in step.writes]) as writer:
+        for step in plan.steps:
+            writer.write(step.writes[0].name, ckpt.tensor(step.reads[0]))
+    _check_loads(folder, ckpt)
+
+
+def _check_loads(folder: Path, ckpt: Checkpoint) -> None:
+    """Transformers finds every tensor of the layers in what was written (nothing is read)."""
+    from transformers import AutoModel
+
+    from emb_tool.encoder import quiet
+
+    with quiet():
+        _, info = AutoModel.from_pretrained(folder, output_loading_info=True, device_map="meta")
+    prefix = "." + find_layers(ckpt)[0]
+    stacks = group_layers(info["missing_keys"])  # an encoder's decoder may well be missing
+    missing = [
+        name
+        for p, stack in stacks.items()
+        for names in stack.values()
+        for name in names
+        if prefix.endswith("." + p)
+    ]
+    for name in [*sorted(missing), *map(str, info["mismatched_keys"])]:
+        raise Refused(
+            f"{ckpt.name}: with these layers, transformers does not find {name}",
+            "keep other layers, or update transformers",
+        )
