@@ -1,0 +1,95 @@
+"""The settings of `embtool eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from emb_tool.config import Job
+from emb_tool.errors import Refused
+
+if TYPE_CHECKING:
+    from emb_tool.evaluate.task import Task
+
+PICTURES = (".png", ".svg", ".pdf")
+
+Texts = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
+"""Several texts, or one."""
+
+
+class EvalJob(Job):
+    """Measure models, against a reference where there is one."""
+
+    verb: ClassVar[str] = "eval"
+
+    models: Annotated[Texts, Field(min_length=1, description="folders or hub ids")]
+    task: Annotated[Texts, Field(min_length=1, description="what to measure: name:PATH,key=value")]
+    reference: Annotated[
+        str | None, Field(description="model to hold the others against, as a rule the teacher")
+    ] = None
+    query_model: Annotated[
+        str | None, Field(description="model that encodes the queries [the model itself]")
+    ] = None
+    prompt_name: Annotated[
+        str | None,
+        Field(
+            description="prompt of every text: query, document, none or a name of the model's own "
+            "[retrieval: query and document; else none]"
+        ),
+    ] = None
+    min_retention: Annotated[
+        float | None,
+        Field(gt=0, le=2, description="least share kept of the reference's figures, e.g. 0.97"),
+    ] = None
+    plot: Annotated[
+        str | None, Field(description="picture of quality against size, a .png, .svg or .pdf")
+    ] = None
+    max_length: Annotated[
+        int | None, Field(ge=1, description="tokens read of a text [each model's own limit]")
+    ] = None
+    batch_tokens: Annotated[int, Field(ge=1, description="padded tokens of a batch")] = 8192
+    text_field: Annotated[
+        str | None, Field(description="field that holds the text, in files of agreement and speed")
+    ] = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvalJob:
+        tasks = self.tasks()
+        if self.reference is None:
+            for task in tasks:
+                if task.needs_reference:
+                    raise Refused(
+                        f"task {task.spec!r} compares with a reference and there is none",
+                        "add --reference MODEL",
+                    )
+        if self.min_retention is not None:
+            if self.reference is None:
+                raise Refused(
+                    f"--min-retention {self.min_retention:g}: there is nothing to retain",
+                    "add --reference MODEL",
+                )
+            if not any(task.retains for task in tasks):
+                raise Refused(
+                    f"--min-retention {self.min_retention:g}: none of the tasks has a retention",
+                    "add --task sts:FILE or --task retrieval:DIR",
+                )
+        if self.plot is not None and Path(self.plot).suffix.lower() not in PICTURES:
+            raise Refused(f"--plot {self.plot}: not a picture", "end it in " + ", ".join(PICTURES))
+        return self
+
+    def tasks(self) -> list[Task]:
+        """The tasks, parsed anew."""
+        from emb_tool.evaluate.task import parse_tasks
+
+        prompt = self.prompt_name
+        return parse_tasks(
+            self.task,
+            prompt_name=prompt,
+            query_prompt=prompt,
+            document_prompt=prompt,
+            text_field=self.text_field,
+        )

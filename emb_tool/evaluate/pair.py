@@ -1,0 +1,148 @@
+"""Who is measured: an encoder of queries and one of documents, each text encoded once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from emb_tool.errors import Failed, Refused
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Vectors = NDArray[np.float32]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many texts are done, and of how many."""
+
+
+class Encodes(Protocol):
+    """What is measured: an `Encoder`, or anything else that makes vectors of texts."""
+
+    dim: int
+
+    def prompt(self, name: str | None) -> str:
+        """The text put before an input, by its name."""
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        prompt: str = "",
+        *,
+        batch_tokens: int = ...,
+        progress: Callable[[int], None] | None = None,
+    ) -> Vectors:
+        """(n, dim) vectors, in the order of the texts."""
+
+
+class Embedder:
+    """An encoder that remembers the vectors of every list of texts it was given.
+
+    Args:
+        encoder: The model. Its weights must stay as they are while its vectors are remembered: for
+            a model in training, make a new one at each evaluation.
+        label: What to call it.
+        batch_tokens: Padded tokens of a batch.
+        progress: Called as texts are encoded.
+    """
+
+    def __init__(
+        self,
+        encoder: Encodes,
+        label: str = "",
+        *,
+        batch_tokens: int = 8192,
+        progress: Progress | None = None,
+    ) -> None:
+        self.encoder: Any = encoder
+        self.label = label
+        self.batch_tokens = batch_tokens
+        self.progress = progress
+        self._known: dict[tuple[str, bytes], Vectors] = {}
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        return int(self.encoder.dim)
+
+    def vectors(self, texts: Sequence[str], prompt_name: str | None = None) -> Vectors:
+        """(n, dim) float32 vectors of the texts, under the prompt of that name.
+
+        Raises:
+            Refused: A prompt that the model does not have.
+            Failed: A vector that is not finite.
+        """
+        prompt = self.encoder.prompt(prompt_name)
+        key = (prompt, _digest(texts))
+        if key not in self._known:
+            done = 0
+
+            def count(more: int) -> None:
+                nonlocal done
+                done += more
+                if self.progress:
+                    self.progress(self.label, done, len(texts))
+
+            vectors = self.encoder.encode(
+                texts, prompt, batch_tokens=self.batch_tokens, progress=count
+            )
+            self.remember(texts, prompt_name, vectors)
+        return self._known[key]
+
+    def remember(self, texts: Sequence[str], prompt_name: str | None, vectors: Vectors) -> None:
+        """Take these vectors for these texts, e.g. from a store, instead of encoding them."""
+        finite = np.isfinite(vectors).all(1)
+        if not finite.all():
+            row = int(np.argmin(finite))
+            raise Failed(
+                f"{self.label or 'the model'} gives NaN or infinity for {texts[row][:60]!r} "
+                f"and {int((~finite).sum()) - 1} other texts",
+                "try --dtype fp32, and look for NaN in the weights with: embtool inspect",
+            )
+        self._known[self.encoder.prompt(prompt_name), _digest(texts)] = vectors
+
+
+class Pair:
+    """One row of the table: queries by one encoder, documents by another or by the same.
+
+    Args:
+        query: Encodes the queries, and the first sentences of STS.
+        document: Encodes the documents, the second sentences, and the texts of agreement and speed.
+        label: What to call it.
+    """
+
+    def __init__(self, query: Embedder, document: Embedder, label: str = "") -> None:
+        if query.dim != document.dim:
+            raise Refused(
+                f"{query.label} has {query.dim} dimensions, {document.label} has {document.dim}: "
+                "their vectors cannot be compared",
+                "take a query model that was distilled to the document model's width",
+            )
+        self.query = query
+        self.document = document
+        self.label = label or document.label
+        self.scores: dict[str, Any] = {}
+        """Score by task, so that a reference is measured once for many models."""
+
+    @classmethod
+    def of(cls, encoder: Encodes, label: str = "", *, batch_tokens: int = 8192) -> Pair:
+        """One encoder for both sides."""
+        both = Embedder(encoder, label, batch_tokens=batch_tokens)
+        return cls(both, both, label)
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether one encoder does both."""
+        return self.query.encoder is self.document.encoder
+
+
+def _digest(texts: Sequence[str]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.digest()

@@ -1,0 +1,147 @@
+"""Quality against size, one panel a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from emb_tool.errors import Failed, Refused
+
+PLACES = tuple(
+    place
+    for far in (1, 2.5)
+    for place in (
+        (8 * far, 0, "left", "center"),
+        (0, 9 * far, "center", "bottom"),
+        (0, -9 * far, "center", "top"),
+        (-8 * far, 0, "right", "center"),
+        (6 * far, 6 * far, "left", "bottom"),
+        (6 * far, -6 * far, "left", "top"),
+        (-6 * far, 6 * far, "right", "bottom"),
+        (-6 * far, -6 * far, "right", "top"),
+    )
+)
+"""Where a label may stand, best first: offset in points, alignment."""
+
+
+class Point(NamedTuple):
+    """One model in one panel: its name, weight bytes, the figure, whether it is the reference."""
+
+    label: str
+    size: int
+    value: float
+    reference: bool
+
+
+def check_plot(path: str) -> None:
+    """Refuse, before the work, a picture that could not be drawn or written."""
+    if find_spec("matplotlib") is None:
+        raise Refused(
+            f"--plot {path}: matplotlib is not installed", "run: pip install 'embtool[plot]'"
+        )
+    folder = Path(path).expanduser().resolve().parent
+    if not folder.is_dir():
+        raise Refused(f"--plot {path}: there is no folder {folder}", f"run: mkdir -p {folder}")
+
+
+def draw(panels: dict[tuple[str, str], list[Point]], path: str) -> None:
+    """Draw the panels and write the picture.
+
+    Args:
+        panels: Points by task and figure, which name the panel and its vertical axis.
+        path: Where to, its ending chooses the format.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns = 2 if len(panels) == 4 else min(len(panels), 3)
+    rows = ceil(len(panels) / columns)
+    style: Any = {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+    }
+    with matplotlib.rc_context(style):
+        figure, axes = pyplot.subplots(
+            rows, columns, figsize=(5.6 * columns, 4.2 * rows), squeeze=False, layout="constrained"
+        )
+        try:
+            for axis, (names, points) in zip(axes.flat, panels.items(), strict=False):
+                _panel(axis, *names, points)
+            for axis in axes.flat[len(panels) :]:
+                axis.set_visible(False)
+            figure.draw_without_rendering()  # settles the layout, which the labels need
+            for axis, points in zip(axes.flat, panels.values(), strict=False):
+                _labels(axis, points)
+            target = Path(path).expanduser()
+            figure.savefig(target, dpi=150)
+        except OSError as error:
+            raise Failed(f"--plot {path}: {error.strerror}", "choose another place") from error
+        finally:
+            pyplot.close(figure)
+
+
+def _panel(axis: Any, title: str, figure: str, points: Sequence[Point]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    sizes = [point.size / 1e6 for point in points]
+    wide = max(sizes) > 5 * min(sizes)
+    if wide:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.margins(x=0.18, y=0.18)
+    axis.grid(color="0.9", zorder=0)
+    for point in points:
+        color, marker = ("C1", "D") if point.reference else ("C0", "o")
+        axis.scatter(point.size / 1e6, point.value, s=45, color=color, marker=marker, zorder=3)
+        if point.reference:
+            axis.axhline(point.value, color=color, linewidth=1, linestyle="--", zorder=1)
+    axis.set_title(title)
+    axis.set_xlabel("weights, MB" + (" (log scale)" if wide else ""))
+    axis.set_ylabel(figure)
+
+
+def _labels(axis: Any, points: Sequence[Point]) -> None:
+    """Put each name beside its point, where the least of what is there already is covered."""
+    from matplotlib.transforms import Bbox
+
+    dots = [axis.transData.transform((p.size / 1e6, p.value)) for p in points]
+    frame = axis.get_window_extent()
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in dots]
+    taken += [
+        Bbox.from_bounds(frame.x0, y - 1, frame.width, 2)
+        for point, (_, y) in zip(points, dots, strict=True)
+        if point.reference  # its line
+    ]
+    for point in points:
+        text = axis.annotate(
+            point.label + (" (reference)" if point.reference else ""),
+            (point.size / 1e6, point.value),
+            (0, 0),
+            textcoords="offset points",
+            fontsize=9,
+            zorder=4,
+        )
+
+        def place(to: tuple[float, float, str, str], text: Any = text) -> Any:
+            text.set_position(to[:2])
+            text.set(ha=to[2], va=to[3])
+            return text.get_window_extent()
+
+        def covered(to: tuple[float, float, str, str]) -> int:
+            box = place(to)
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
+            inside = inside and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            return sum(bool(box.overlaps(other)) for other in taken) + 10 * (not inside)
+
+        taken.append(place(min(PLACES, key=covered)))

@@ -1,0 +1,161 @@
+"""`embtool eval`: every model through every task, one report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.evaluate import plot
+from emb_tool.evaluate.pair import Embedder, Pair, Progress
+from emb_tool.evaluate.tables import tables
+from emb_tool.evaluate.task import Task, run_tasks
+from emb_tool.report import Measure, Report
+
+if TYPE_CHECKING:
+    from emb_tool.evaluate.job import EvalJob
+    from emb_tool.runtime import Runtime
+
+
+class Opened(NamedTuple):
+    """A model in memory, as encoder of queries and of documents (one, unless it is a Router)."""
+
+    query: Embedder
+    document: Embedder
+    size: list[Measure]
+
+    @property
+    def pair(self) -> Pair:
+        """It with itself."""
+        return Pair(self.query, self.document)
+
+
+def evaluate(job: EvalJob, runtime: Runtime, *, progress: Progress | None = None) -> Report:
+    """Measure the models of a job, one in memory at a time beside reference and query model.
+
+    Args:
+        job: What to measure.
+        runtime: Where.
+        progress: Called with a model's name, texts encoded, and of how many.
+
+    Returns:
+        Every figure (`model` is the name as given, of is the task), a summary table and one for
+        each task, and the gate where a model keeps less than `min_retention`.
+
+    Raises:
+        Refused: Before any model is loaded, for a model, file, folder or setting at fault.
+    """
+    report = Report("eval", job=job.recipe())
+    report.facts["runtime"] = runtime.facts()
+    tasks = job.tasks()
+    if job.plot:
+        plot.check_plot(job.plot)
+    names = list(dict.fromkeys(job.models))
+    checkpoints = {
+        name: Checkpoint.open(name) for name in (*names, job.reference, job.query_model) if name
+    }
+    for task in tasks:
+        for sentence in task.check():
+            report.warn(sentence)
+
+    def clock(what: str, seconds: float) -> None:
+        report.timings[what] = report.timings.get(what, 0.0) + seconds
+
+    kept: dict[Path, Opened] = {}
+
+    def opened(name: str, keep: bool = False) -> Opened:
+        path = checkpoints[name].path.resolve()
+        if path in kept:
+            return kept[path]
+        start = perf_counter()
+        found = _open(checkpoints[name], name, job, runtime, progress)
+        clock("open", perf_counter() - start)
+        if keep:
+            kept[path] = found
+        return found
+
+    def measure(pair: Pair, size: list[Measure], against: Pair | None) -> None:
+        report.measures += [Measure(m.name, m.value, m.unit, model=pair.label) for m in size]
+        report.measures += run_tasks(
+            tasks, pair, against, clock=lambda task, seconds: clock(task.label, seconds)
+        )
+        for side in {id(e): e for e in (pair.query, pair.document)}.values():
+            cut = getattr(side.encoder, "truncated", 0)
+            if cut:
+                limit = side.encoder.max_length
+                report.warn(f"{side.label}: {cut} texts were cut at {limit} tokens")
+
+    reference = opened(job.reference, keep=True).pair if job.reference else None
+    queries = opened(job.query_model, keep=True).query if job.query_model else None
+    labels = []
+    for name in names:
+        model = opened(name)
+        if queries is not None:
+            pair = Pair(queries, model.document, f"{job.query_model} > {name}")
+        elif reference is not None and model.document is reference.document:
+            reference.label = name
+            pair = reference
+        else:
+            pair = Pair(model.query, model.document, name)
+        labels.append(pair.label)
+        measure(pair, model.size, reference)
+        del model, pair
+    reference_label = None
+    if reference is not None and job.reference:
+        reference_label = reference.label
+        if reference_label not in labels:
+            measure(reference, opened(job.reference).size, None)
+    report.gate = _gate(report, job.min_retention)
+    report.tables = tables(report, tasks, reference_label)
+    if job.plot:
+        _draw(report, tasks, reference_label, job.plot)
+        report.facts["plot"] = job.plot
+    return report
+
+
+def _open(
+    checkpoint: Checkpoint, name: str, job: EvalJob, runtime: Runtime, progress: Progress | None
+) -> Opened:
+    from emb_tool.encoder import Encoder
+
+    whole = Encoder.open(checkpoint, runtime, max_length=job.max_length)
+    query, document = whole.route("query"), whole.route("document")
+    sides = [
+        Embedder(encoder, name, batch_tokens=job.batch_tokens, progress=progress)
+        for encoder in ((document,) if query is document else (query, document))
+    ]
+    size = [
+        Measure("weights", checkpoint.weight_bytes(), "B"),
+        Measure("parameters", sum(p.numel() for p in whole.model.parameters()), "parameters"),
+        Measure("dimensions", document.dim, "dimensions"),
+    ]
+    return Opened(sides[0], sides[-1], size)
+
+
+def _gate(report: Report, least: float | None) -> str | None:
+    """The worst retention, if it is below the gate."""
+    if least is None:
+        return None
+    kept = [m for m in report.measures if m.name == "retention"]
+    worst = min(kept, key=lambda m: -1.0 if m.value is None else m.value)
+    said = f"{worst.model} keeps {{}} of the reference's figure in {worst.of}"
+    if worst.value is None:
+        return said.format("an unknown share") + f": {worst.note}"
+    if worst.value >= 100 * least:
+        return None
+    return said.format(f"{worst.value:.2f} %") + f", less than --min-retention {100 * least:g} %"
+
+
+def _draw(report: Report, tasks: list[Task], reference: str | None, path: str) -> None:
+    from emb_tool.evaluate.tables import short_names
+
+    names = short_names(dict.fromkeys(m.model for m in report.measures))
+    panels: dict[tuple[str, str], list[plot.Point]] = {}
+    for task in tasks:
+        for m in report.measures:
+            if m.of == task.label and m.name == task.main and m.value is not None:
+                size = report.value("weights", model=m.model) or 0
+                point = plot.Point(names[m.model], int(size), m.value, m.model == reference)
+                panels.setdefault((task.label, m.name), []).append(point)
+    plot.draw(panels, path)

@@ -1,0 +1,55 @@
+"""Semantic textual similarity: does cosine order pairs as people do?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field, PrivateAttr
+
+from emb_tool.evaluate.task import Score, Task
+
+if TYPE_CHECKING:
+    from emb_tool.data.sts import Sts as Data
+    from emb_tool.evaluate.pair import Pair
+
+
+class Sts(Task):
+    """Spearman correlation of cosine with human scores."""
+
+    name: ClassVar[str] = "sts"
+    paper: ClassVar[str] = "arXiv:1708.00055"
+    main: ClassVar[str | None] = "spearman"
+    retains: ClassVar[bool] = True
+    units: ClassVar[dict[str, str]] = {"pairs": "pairs"}
+
+    path: Annotated[str, Field(description="tsv, csv or jsonl file of two sentences and a score")]
+    prompt_name: Annotated[str | None, Field(description="prompt of both sentences [none]")] = None
+
+    _data: Data | None = PrivateAttr(None)
+
+    def check(self) -> list[str]:
+        """Read the pairs."""
+        self._load()
+        return []
+
+    def score(self, pair: Pair, reference: Pair | None = None) -> Score:
+        """Spearman's rank correlation, over pairs, of cosine and score."""
+        import numpy as np
+
+        from emb_tool.evaluate.metrics import RankedPairs
+        from emb_tool.evaluate.search import unit
+
+        data = self._load()
+        left = unit(pair.query.vectors(data.left, self.prompt_name))
+        right = unit(pair.document.vectors(data.right, self.prompt_name))
+        cosine = np.einsum("ij,ij->i", left, right, dtype=np.float64)
+        ranked = RankedPairs(cosine, np.asarray(data.scores, np.float64))
+        figures = {"spearman": float(ranked.spearman()[0]), "pairs": len(data.left)}
+        return Score(figures, ranked.spearman, len(data.left))
+
+    def _load(self) -> Data:
+        if self._data is None:
+            from emb_tool.data.sts import load_sts
+
+            self._data = load_sts(self.path)
+        return self._data

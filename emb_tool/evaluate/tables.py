@@ -1,0 +1,175 @@
+"""The figures of an evaluation laid out for a person, within 80 columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from emb_tool.report import Measure, Report, Table
+
+if TYPE_CHECKING:
+    from emb_tool.evaluate.task import Task
+
+ASYMMETRIC, ASYMMETRY = " asymmetric", "  asymmetric"
+"""The end of such figures' names, and the heading of their row below the model's."""
+
+HEADINGS = {
+    "neighbour overlap": "top-10 overlap",
+    "cosine mean": "cosine",
+    "cosine p5": "p5",
+    "cosine p1": "p1",
+    "cosine floor": "floor",
+    "retention": "retention %",
+}
+"""Shorter in a table, whose title says what it is about."""
+
+
+def tables(report: Report, tasks: Sequence[Task], reference: str | None) -> list[Table]:
+    """A summary with a row a model, then a table for each task.
+
+    Args:
+        report: Holds the measures.
+        tasks: In the order of the columns.
+        reference: The model that retention refers to; its row is marked.
+    """
+    models = list(dict.fromkeys(m.model for m in report.measures))
+    names = short_names(models)
+    if reference:
+        names[reference] += " (ref.)"
+    found: list[Table | None] = [_summary(report, tasks, names)]
+    for task in tasks:
+        build = _detail if task.main else _speed
+        rows = zip(models, _rows(report, task, models), strict=True)
+        found.append(build(task, {names[model]: row for model, row in rows if row}))
+    return [table for table in found if table]
+
+
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    """Each model's last path components, as many as tell it from the others."""
+    models = list(models)
+
+    def tail(model: str, parts: int) -> str:
+        return " > ".join(
+            "/".join(PurePath(side).parts[-parts:]) or side for side in model.split(" > ")
+        )
+
+    names = {}
+    for model in models:
+        parts = 1
+        while parts < 6 and sum(tail(model, parts) == tail(other, parts) for other in models) > 1:
+            parts += 1
+        names[model] = tail(model, parts)
+    return names
+
+
+def _summary(report: Report, tasks: Sequence[Task], names: dict[str, str]) -> Table:
+    columns, said = ["model", "MB", "params", "dim"], []
+    rows: dict[tuple[str, str], list[str]] = {}
+    for model, name in names.items():
+        size = report.value("weights", model=model) or 0
+        parameters = report.value("parameters", model=model) or 0
+        dim = report.value("dimensions", model=model)
+        rows[model, ""] = [name, f"{size / 1e6:.1f}", f"{parameters / 1e6:.1f} M", str(dim)]
+        if any(m.model == model and m.name.endswith(ASYMMETRIC) for m in report.measures):
+            rows[model, ASYMMETRIC] = [ASYMMETRY, "", "", ""]
+    for task in tasks:
+        found = dict(zip(names, _rows(report, task, names), strict=True))
+        if not any(task.shown in row for row in found.values()):
+            continue
+        stem = task.label.partition(":")[2]
+        columns.append(stem if task.main else "texts/s")
+        said.append(
+            f"{task.shown} of {stem}"
+            if task.main
+            else f"texts/s at {task.shown.rpartition('@')[2]} tokens"
+        )
+        for (model, kind), cells in rows.items():
+            cells.append(_cell(found[model].get(task.shown + kind)))
+    kept = [m for m in report.measures if m.name.startswith("retention") and m.unit == "%"]
+    if kept:
+        columns.append("retention")
+        several = len({m.of for m in kept}) > 1
+        said.append("the lowest retention" if several else "retention")
+        for (model, kind), cells in rows.items():
+            values = [m.value for m in kept if m.model == model and m.name == f"retention{kind}"]
+            numbers = [value for value in values if value is not None]
+            cells.append(f"{min(numbers):.1f} %" if numbers else "")
+    title = "summary: " + ", ".join(said) if said else "summary"
+    return Table(title, columns, list(rows.values()))
+
+
+def _rows(report: Report, task: Task, models: Iterable[str]) -> list[dict[str, Measure]]:
+    """For each model its measures in one task, by name."""
+    return [
+        {m.name: m for m in report.measures if m.of == task.label and m.model == model}
+        for model in models
+    ]
+
+
+def _detail(task: Task, rows: dict[str, dict[str, Measure]]) -> Table | None:
+    """All figures of one task, the asymmetric ones in a row of their own.
+
+    None where there is nothing that the summary does not say.
+    """
+    figures = list(dict.fromkeys(name for row in rows.values() for name in row))
+    counts = [name for name in figures if name in task.units]
+    apart = re.compile(r".* (asymmetric|low|high)|queries excluded")
+    shown = [name for name in figures if name not in counts and not apart.fullmatch(name)]
+    if len(shown) < 2:
+        return None
+    row = next(iter(rows.values()))
+    title = f"{task.label}, {_cell(row[counts[0]])} {counts[0]}"
+    headings = [HEADINGS.get(name, name) for name in shown]
+    body = []
+    for name, row in rows.items():
+        body.append([name, *(_with_interval(row, figure) for figure in shown)])
+        if any(figure + ASYMMETRIC in row for figure in shown):
+            cells = (_with_interval(row, figure + ASYMMETRIC) for figure in shown)
+            body.append([ASYMMETRY, *cells])
+    return Table(title, ["model", *headings], body)
+
+
+def _with_interval(row: dict[str, Measure], figure: str) -> str:
+    cell = _cell(row.get(figure))
+    low, high = row.get(f"{figure} low"), row.get(f"{figure} high")
+    if low and high and low.value is not None and high.value is not None:
+        cell = cell.removesuffix(" %") + f" [{low.value:.1f}, {high.value:.1f}]"
+    return cell
+
+
+def _speed(task: Task, rows: dict[str, dict[str, Measure]]) -> Table:
+    """A row for each model and length."""
+    columns = ["model", "tokens", "texts/s", "tokens/s", "p50 ms", "p95 ms", "peak MB"]
+    texts = any("throughput of texts" in row for row in rows.values())
+    if texts:
+        columns.append("texts/s of text")
+    body = []
+    for name, row in rows.items():
+        first = True
+        for figure in row:
+            if not figure.startswith("throughput@"):
+                continue
+            length = figure.rpartition("@")[2]
+            cells = [name if first else "", length, _cell(row[figure])]
+            cells.append(_cell(row.get(f"token throughput@{length}")))
+            cells += [_cell(row.get(f"latency p{p}@{length}"), 1e3) for p in (50, 95)]
+            cells.append(_cell(row.get("peak memory"), 1e-6) if first else "")
+            if texts:
+                cells.append(_cell(row.get("throughput of texts")) if first else "")
+            body.append(cells)
+            first = False
+    return Table("speed", columns, body)
+
+
+def _cell(measure: Measure | None, scale: float = 1.0) -> str:
+    """A figure as text: a score with 4 decimals, a share with 1, others with 3 digits."""
+    if measure is None or measure.value is None:
+        return "" if measure is None else "-"
+    if measure.unit == "%":
+        return f"{measure.value:.1f} %"
+    if not measure.unit:
+        return f"{measure.value:.4f}"
+    value = measure.value * scale
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,239 @@
+"""What every task of `embtool eval` shares: its spelling, its score, its retention."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PrivateAttr
+
+from emb_tool import method, registry
+from emb_tool.errors import Refused
+from emb_tool.report import Measure
+
+if TYPE_CHECKING:
+    from emb_tool.evaluate.bootstrap import Statistic
+    from emb_tool.evaluate.pair import Pair
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one pair of encoders reaches in one task.
+
+    Args:
+        figures: Figure by name.
+        statistic: Maps (resamples, items) counts to the main figure of each resample; None where
+            the figure is not one to be kept a share of.
+        items: Number of items that are resampled.
+    """
+
+    figures: dict[str, float | int]
+    statistic: Statistic | None = None
+    items: int = 0
+
+
+class Task(method.Measure):
+    """One thing to measure: its settings, `check` before the work, and `score`.
+
+    Attributes:
+        main: The figure by which the task is summed up; None if there is no single one.
+        retains: Whether that figure is kept a share of the reference's.
+        needs_reference: Whether it compares with the reference and means nothing without.
+        units: Unit of a figure by name, where it is not a plain fraction.
+    """
+
+    main: ClassVar[str | None] = None
+    retains: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
+    units: ClassVar[Mapping[str, str]] = {}
+
+    _label: str = PrivateAttr("")
+
+    @property
+    def spec(self) -> str:
+        """The task as one would type it: `name:PATH,key=value`, defaults left out."""
+        first, *others = type(self).model_fields
+        changed = [
+            f"{key}={_typed(getattr(self, key))}"
+            for key in (first, *others)
+            if getattr(self, key) != type(self).model_fields[key].default
+        ]
+        if changed and changed[0].startswith("path="):
+            changed[0] = changed[0].removeprefix("path=")
+        return self.name + (":" + ",".join(changed) if changed else "")
+
+    @property
+    def shown(self) -> str:
+        """The figure that stands in the summary."""
+        return self.main or ""
+
+    @property
+    def label(self) -> str:
+        """The short name in tables: `name:` and the file's or folder's own name."""
+        if self._label:
+            return self._label
+        path = getattr(self, "path", None)
+        return f"{self.name}:{_stem(path)}" if path else self.name
+
+    def check(self) -> list[str]:
+        """Read the task's files and refuse what is wrong with them, before any model is loaded.
+
+        Returns:
+            What the user should know about the data, each a sentence.
+        """
+        return []
+
+    def score(self, pair: Pair, reference: Pair | None = None) -> Score:
+        """Measure one pair of encoders."""
+        raise NotImplementedError
+
+    def run(self, pair: Pair, reference: Pair | None = None) -> list[Measure]:
+        """Measure a pair, and what share of the reference's main figure it keeps.
+
+        Args:
+            pair: Who is measured.
+            reference: What it is held against; its own score is worked out once and remembered.
+
+        Returns:
+            The figures, then with a reference `retention`, `retention low` and `retention high`
+            (95 % interval), in %.
+        """
+        score = self.score(pair, reference) if self.needs_reference else self._remembered(pair)
+        measures = self._measures(score, pair)
+        if self.retains and reference is not None:
+            measures += self._retention(score, pair, reference)
+        return measures
+
+    def _remembered(self, pair: Pair) -> Score:
+        if self.spec not in pair.scores:
+            pair.scores[self.spec] = self.score(pair)
+        score: Score = pair.scores[self.spec]
+        return score
+
+    def _measures(self, score: Score, pair: Pair) -> list[Measure]:
+        return [
+            Measure(name, value, self.units.get(name, ""), of=self.label, model=pair.label)
+            for name, value in score.figures.items()
+        ]
+
+    def _retention(
+        self, score: Score, pair: Pair, reference: Pair, kind: str = ""
+    ) -> list[Measure]:
+        """Retention of the main figure; `kind` is put behind the name."""
+        from emb_tool.evaluate.bootstrap import RESAMPLES, retention
+
+        base = self._remembered(reference)
+        assert score.statistic is not None
+        assert base.statistic is not None
+        kept = retention(score.statistic, base.statistic, score.items)
+        name = f"retention{kind}"
+        measure = Measure(name, None, "%", of=self.label, model=pair.label)
+        if kept is None:
+            return [replace(measure, note=f"the reference's {self.main} is not above 0")]
+        low, high = 100 * kept.low, 100 * kept.high
+        note = f"95 % interval {low:.1f} to {high:.1f}, {RESAMPLES} paired resamples"
+        return [
+            replace(measure, value=100 * kept.value, note=note),
+            replace(measure, name=f"{name} low", value=low),
+            replace(measure, name=f"{name} high", value=high),
+        ]
+
+
+def parse_task(text: str, **defaults: Any) -> Task:
+    """`name:PATH,key=value` to a task.
+
+    The path is the task's first setting and may be left out where that has a default. A comma
+    starts a new setting only before `key=`.
+
+    Args:
+        text: What was typed.
+        defaults: Settings for tasks that have them, where the text says nothing else; None is no
+            setting.
+
+    Raises:
+        Refused: An unknown task or setting (with a did-you-mean), a missing path, a bad value.
+    """
+    name, _, rest = text.partition(":")
+    name = name.strip()
+    cls = registry.load("eval", name)
+    assert issubclass(cls, Task)
+    first = next(iter(cls.model_fields))
+    values: dict[str, Any] = {}
+    for i, part in enumerate(re.split(r",(?=\s*[A-Za-z_][\w-]*=)", rest) if rest else []):
+        key, sep, value = part.partition("=")
+        key = key.strip().replace("-", "_")
+        if sep and (i or key in cls.model_fields):
+            values[key] = value.strip()
+        else:
+            values[first] = part.strip()
+    if first == "path" and not values.get("path"):
+        raise Refused(f"task {text!r} names no file", f"write {name}:PATH")
+    for key, value in defaults.items():
+        if value is not None and key in cls.model_fields:
+            values.setdefault(key, value)
+    task: Task = registry.build(cls, values, f"task {text!r}")
+    return task
+
+
+def parse_tasks(texts: Sequence[str], **defaults: Any) -> list[Task]:
+    """Several tasks, each once; those that would be called alike are called by what was typed."""
+    tasks = list({task.spec: task for task in (parse_task(t, **defaults) for t in texts)}.values())
+    labels = [task.label for task in tasks]
+    for task, label in zip(tasks, labels, strict=True):
+        if labels.count(label) > 1:
+            task._label = task.spec
+    return tasks
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    pair: Pair,
+    reference: Pair | None = None,
+    *,
+    clock: Callable[[Task, float], None] | None = None,
+) -> list[Measure]:
+    """Every task on one pair of encoders: for `embtool eval`, and for a run on its own student.
+
+    Cheap to call again and again: a task reads its files once, and a reference keeps its vectors
+    and its scores, so that a call costs the encoding of the tasks' texts by `pair` alone. Its
+    vectors are kept too, for as long as it lives; for a model whose weights change, make it anew:
+
+        teacher = Pair.of(teacher_encoder, "teacher")
+        for ...:  # every N steps
+            measures = run_tasks(tasks, Pair.of(student, "student"), teacher)
+
+    Where the reference's vectors are already known, hand them over with
+    `teacher.document.remember(texts, prompt_name, vectors)`.
+
+    Args:
+        tasks: What to measure. Tasks that need a reference are passed over without one.
+        pair: Who is measured.
+        reference: What retention and agreement refer to.
+        clock: Called with each task and its seconds.
+    """
+    from time import perf_counter
+
+    measures: list[Measure] = []
+    for task in tasks:
+        if task.needs_reference and reference is None:
+            continue
+        start = perf_counter()
+        measures += task.run(pair, reference)
+        if clock:
+            clock(task, perf_counter() - start)
+    return measures
+
+
+def _stem(path: str) -> str:
+    """A file's name without its endings, a folder's own name."""
+    name = Path(path).expanduser().absolute().name if ":" not in path else path
+    return re.sub(r"(\.(csv|tsv|jsonl|json|txt|parquet|gz))+$", "", name)
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)
