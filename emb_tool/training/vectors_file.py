@@ -1,0 +1,250 @@
+"""Teacher vectors that the user has in a file: npy, parquet or safetensors, a row for each text."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from emb_tool.checkpoint.header import read_header
+from emb_tool.errors import Failed, Refused
+from emb_tool.training.teacher import NORM_TOLERANCE, unit
+
+if TYPE_CHECKING:
+    from emb_tool.data.corpus import Corpus
+
+SUFFIXES = (".npy", ".parquet", ".safetensors")
+_DTYPES: dict[str, np.dtype] = {
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+}
+_BLOCK = 8192  # rows read at a time
+_WANTED = "float16, float32 or float64"
+
+
+class FileVectors:
+    """Targets from a file: row i belongs to record i of the texts, documents first, then queries.
+
+    Empty and duplicate texts have their rows too. Every row is looked at once before work starts.
+
+    Attributes:
+        dim: Width of a target.
+        normalises: Whether all vectors in the file have norm 1, within 0.01.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        corpus: Corpus,
+        *,
+        column: str | None = None,
+        dims: int | None = None,
+        scratch: Path | None = None,
+        on_warning: Callable[[str], None] | None = None,
+    ) -> None:
+        """Open the file and check all of it.
+
+        Args:
+            path: `.npy`, `.parquet` or `.safetensors`.
+            corpus: The texts.
+            column: Column or tensor to read; None takes the only one that can be meant.
+            dims: Leading dimensions to use (a Matryoshka prefix), scaled to norm 1 where the whole
+                vectors have it; None uses all.
+            scratch: Folder on a large disk for a copy of a parquet column, which cannot be read by
+                row; None takes the system's. The copy is gone when the process ends.
+            on_warning: Called with sentences for the user.
+
+        Raises:
+            Refused: A file of another kind, dtype or count than the texts, NaN or infinity, fewer
+                dimensions than asked for.
+            Failed: No room for the copy.
+        """
+        count, width = read_shape(path, column)
+        records = corpus.counts["records"]
+        if count != records:
+            raise Refused(
+                f"{path}: {count} vectors for {records} texts",
+                "a row belongs to each text in order, documents first, then queries; empty and"
+                " duplicate texts have rows too"
+                + ("; --limit keeps texts away" if corpus.counts.get("limited") else ""),
+            )
+        if dims is not None and not 1 <= dims <= width:
+            raise Refused(f"--teacher-dim {dims}: the vectors in {path} have {width} numbers")
+        if path.suffix == ".parquet":
+            vectors = _parquet_copy(path, column, count, width, scratch)
+        else:
+            vectors = _open(path, column)
+        low, high, zeros = _scan(path, vectors)
+        self.normalises = 1 - NORM_TOLERANCE <= low <= high <= 1 + NORM_TOLERANCE
+        if zeros and on_warning:
+            on_warning(f"{path}: {len(zeros)} vectors are zero, the first in row {zeros[0]}")
+        self.dim = dims or width
+        self._cut = self.normalises and self.dim < width
+        self._vectors = vectors[:, : self.dim]
+        self._rows = corpus.rows
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Targets by corpus index, (k, dim) float32."""
+        vectors = self._vectors[self._rows[indices]].astype(np.float32, copy=False)
+        return unit(vectors) if self._cut else vectors
+
+
+def read_shape(path: Path, column: str | None = None) -> tuple[int, int]:
+    """Count and width of the vectors in a file, from its header and, for parquet, its first rows.
+
+    Raises:
+        Refused: What cannot hold vectors.
+    """
+    if not path.is_file():
+        raise Refused(f"{path}: no such file")
+    if path.suffix not in SUFFIXES:
+        raise Refused(f"{path}: vectors are read from {', '.join(SUFFIXES)} files")
+    if path.suffix == ".parquet":
+        file, name = _parquet(path, column)
+        for block in _parquet_blocks(path, file, name):
+            return int(file.metadata.num_rows), int(block.shape[1])
+        raise Refused(f"{path}: holds no rows")
+    vectors = _open(path, column)
+    return int(vectors.shape[0]), int(vectors.shape[1])
+
+
+def _open(path: Path, column: str | None) -> np.ndarray:
+    """The vectors of npy and safetensors files, memory-mapped."""
+    vectors = _open_npy(path) if path.suffix == ".npy" else _open_safetensors(path, column)
+    if vectors.ndim != 2 or 0 in vectors.shape:
+        raise Refused(f"{path}: holds an array of shape {vectors.shape}, not (texts, dimensions)")
+    return vectors
+
+
+def _open_npy(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        if file.read(6) != b"\x93NUMPY":
+            raise Refused(
+                f"{path}: not a .npy file", "write it with numpy.save (one array, not .npz)"
+            )
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError) as error:
+        raise Refused(f"{path}: not a whole .npy file of numbers: {error}") from None
+    if array.dtype.newbyteorder("<") not in _DTYPES.values():
+        raise Refused(f"{path}: holds {array.dtype}, not {_WANTED}")
+    vectors: np.ndarray = array.view(np.ndarray)
+    return vectors
+
+
+def _open_safetensors(path: Path, name: str | None) -> np.ndarray:
+    header = read_header(path)
+    found = [spec for spec in header.tensors.values() if len(spec.shape) == 2]
+    if name is not None:
+        found = [spec for spec in header.tensors.values() if spec.name == name]
+    if len(found) != 1:
+        named = f"no tensor {name!r}" if name is not None else f"{len(found)} matrices"
+        raise Refused(
+            f"{path}: {named}; it holds: {', '.join(header.tensors)}",
+            "name the one (--set teacher_column=NAME)",
+        )
+    spec = found[0]
+    if spec.dtype not in _DTYPES:
+        raise Refused(f"{path}: {spec.name} is {spec.dtype}, not {_WANTED}")
+    start = header.data_start + header.offsets[spec.name][0]
+    vectors: np.ndarray = np.memmap(path, _DTYPES[spec.dtype], "r", start, spec.shape)
+    return vectors.view(np.ndarray)
+
+
+def _scan(path: Path, vectors: np.ndarray) -> tuple[float, float, list[int]]:
+    """Smallest and largest norm of the vectors that are not zero, and which are."""
+    low, high, zeros = np.inf, 0.0, []
+    for start in range(0, len(vectors), _BLOCK):
+        with np.errstate(over="ignore"):
+            block = np.asarray(vectors[start : start + _BLOCK], np.float32)
+        norms = np.linalg.norm(block, axis=1)
+        if not np.isfinite(norms).all():
+            bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+            if len(bad):
+                raise Refused(
+                    f"{path}: row {start + bad[0]} (counted from 0) holds NaN or infinity",
+                    "encode its text again",
+                )
+        zeros += (start + np.flatnonzero(norms == 0)).tolist()
+        if (norms > 0).any():
+            low, high = min(low, norms[norms > 0].min()), max(high, norms.max())
+    return float(low), float(high), zeros
+
+
+def _parquet(path: Path, column: str | None) -> tuple[Any, str]:
+    """The file and the name of its column of vectors."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise Refused(f"{path}: not a parquet file: {error}") from None
+    kinds = {field.name: field.type for field in file.schema_arrow}
+    lists = [
+        name
+        for name, kind in kinds.items()
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+    ]  # fmt: skip
+    if column is not None:
+        if column not in kinds:
+            raise Refused(f"{path}: no column {column!r}; it has: {', '.join(kinds)}")
+        if column not in lists:
+            raise Refused(f"{path}: column {column!r} is {kinds[column]}, not a list of numbers")
+        lists = [column]
+    if len(lists) != 1:
+        raise Refused(
+            f"{path}: {len(lists)} columns are lists; it has: {', '.join(kinds)}",
+            "name the column of vectors (--set teacher_column=NAME)",
+        )
+    if not pa.types.is_floating(kinds[lists[0]].value_type):
+        raise Refused(f"{path}: column {lists[0]!r} is {kinds[lists[0]]}, not {_WANTED}")
+    return file, lists[0]
+
+
+def _parquet_blocks(path: Path, file: Any, name: str) -> Iterator[np.ndarray]:
+    """(rows, width) arrays, every row of one width."""
+    import pyarrow.compute as pc
+
+    width, start = None, 0
+    for batch in file.iter_batches(batch_size=_BLOCK, columns=[name]):
+        column = batch.column(0)
+        if column.null_count:
+            row = start + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+            raise Refused(f"{path}: row {row} (counted from 0) has no vector")
+        widths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+        width = int(widths[0]) if width is None else width
+        other = np.flatnonzero(widths != width)
+        if len(other) or not width:
+            row = int(other[0]) if len(other) else 0
+            raise Refused(
+                f"{path}: the vector in row {start + row} (counted from 0) has {widths[row]}"
+                f" numbers, the first row {width}"
+            )
+        flat = column.flatten().to_numpy(zero_copy_only=False)  # a null number becomes NaN
+        yield flat.reshape(-1, width)
+        start += len(widths)
+
+
+def _parquet_copy(
+    path: Path, column: str | None, count: int, width: int, scratch: Path | None
+) -> np.ndarray:
+    """A parquet column as a memory-mapped array over a file without a name."""
+    file, name = _parquet(path, column)
+    try:
+        with tempfile.TemporaryFile(dir=scratch) as out:
+            for block in _parquet_blocks(path, file, name):
+                out.write(np.ascontiguousarray(block).data)
+            out.flush()
+            copy: np.ndarray = np.memmap(out, block.dtype, "r", 0, (count, width))
+            return copy.view(np.ndarray)
+    except OSError as error:
+        raise Failed(
+            f"{path}: no room for a copy of its vectors ({error.strerror})",
+            "give the vectors as .npy, which needs no copy",
+        ) from error
