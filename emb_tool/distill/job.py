@@ -1,0 +1,115 @@
+"""The settings of a distillation that are not its method's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from emb_tool.config import MethodJob
+from emb_tool.method import Training
+
+
+def _layers(value: Any) -> Any:
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")]
+        return int(parts[0]) if len(parts) == 1 else tuple(int(part) for part in parts if part)
+    return value
+
+
+Layers = Annotated[int | tuple[int, ...], BeforeValidator(_layers)]
+"""How many layers to keep (`3`), or which (`0,2,5`; one alone is `5,`)."""
+
+
+class DistillJob(MethodJob):
+    """`embtool distill`."""
+
+    verb: ClassVar[str] = "distill"
+    default_method: ClassVar[str] = "leaf"
+
+    teacher: Annotated[
+        str,
+        Field(
+            description="folder or hub id; a file of vectors beside the texts (.npy, .parquet, "
+            ".safetensors); or an endpoint, https://host/v1#model"
+        ),
+    ]
+    student: Annotated[
+        str | None, Field(description="folder or hub id [cut from the teacher by --student-layers]")
+    ] = None
+    student_layers: Annotated[
+        Layers | None,
+        Field(description="layers of the teacher (or student) to keep: a count, or a list 0,2,5"),
+    ] = None
+    from_scratch: Annotated[
+        bool, Field(description="start from random weights instead of the student's own")
+    ] = False
+    texts: Annotated[
+        tuple[str, ...],
+        Field(description="texts: jsonl, csv, tsv, parquet, txt (.gz), folders, hub:NAME, -"),
+    ] = ()
+    queries: Annotated[
+        tuple[str, ...], Field(description="queries, read as --texts, with the query prompt")
+    ] = ()
+    text_field: Annotated[str | None, Field(description="field of --texts [text]")] = None
+    query_field: Annotated[str | None, Field(description="field of --queries [text_field]")] = None
+    prompt_name: Annotated[
+        str, Field(description="prompt of --texts: document, query, none or one of the model's")
+    ] = "document"
+    limit: Annotated[int | None, Field(ge=1, description="read this many texts at most")] = None
+    holdout: Annotated[
+        int, Field(ge=0, description="texts kept from training, to measure on the way")
+    ] = 500
+    eval: Annotated[
+        tuple[str, ...],
+        Field(description="task measured on the way and at the end: sts:FILE, retrieval:DIR"),
+    ] = ()
+    scores: Annotated[int, Field(ge=1, description="how often it is measured on the way")] = 4
+    min_retention: Annotated[
+        float | None,
+        Field(
+            gt=0, le=2, description="gate: lowest share of the teacher's figures, else exit code 3"
+        ),
+    ] = None
+    output: Annotated[str, Field(description="folder to write")]
+    router: Annotated[
+        bool, Field(description="also write OUT/router: queries by student, documents by teacher")
+    ] = False
+    store: Annotated[
+        str | None, Field(description="folder of the teacher's vectors [user's cache folder]")
+    ] = None
+    store_dtype: Annotated[
+        Literal["float16", "float32"], Field(description="dtype of the stored vectors")
+    ] = "float16"
+    teacher_dim: Annotated[
+        int | None, Field(ge=1, description="first dimensions of the teacher taken as target [all]")
+    ] = None
+    teacher_column: Annotated[
+        str | None, Field(description="column or tensor of a file of vectors [the only one]")
+    ] = None
+    teacher_max_length: Annotated[
+        int | None, Field(ge=2, description="tokens that the teacher reads [its own limit]")
+    ] = None
+    query_prompt: Annotated[
+        str | None, Field(description="prompt put before queries [the teacher's own]")
+    ] = None
+    document_prompt: Annotated[
+        str | None, Field(description="prompt put before documents [the teacher's own]")
+    ] = None
+    api_key_env: Annotated[
+        str, Field(description="environment variable that holds the endpoint's key")
+    ] = "EMBTOOL_API_KEY"
+    concurrency: Annotated[int, Field(ge=1, description="requests to the endpoint at a time")] = 8
+    allow_pickle: Annotated[
+        bool,
+        Field(description="open checkpoints whose weights are pickled (never do for strangers')"),
+    ] = False
+    method: Training
+
+    @model_validator(mode="after")
+    def _whole(self) -> DistillJob:
+        if not self.texts and not self.queries:
+            raise ValueError("no texts: give --texts or --queries")
+        if self.student is None and self.student_layers is None:
+            raise ValueError("no student: give --student, or --student-layers to cut the teacher")
+        return self

@@ -1,0 +1,430 @@
+"""The training loop: AdamW over token-budget batches, watched, and resumed to the bit.
+
+What is trained and against what is the caller's; the loop owns the optimiser, the schedule, the
+state on disk, the measuring on the way and the way out when it is interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from emb_tool.encoder import Encoder
+from emb_tool.errors import Failed, Interrupted
+from emb_tool.method import Training
+from emb_tool.runtime import Runtime
+from emb_tool.signals import DeferredSignals
+from emb_tool.training.state import States, load_tensors, save_tensors
+from emb_tool.training.stream import Batch, Place, Stream
+
+SAVE_SECONDS = 50.0
+"""A stop repeats at most this much work (and the step under way)."""
+
+TOGETHER = 20
+"""Steps after which the loss is read and processes ask one another whether to stop: both wait."""
+
+
+class Loss(Protocol):
+    """What a training method adds to the loop's settings."""
+
+    def loss(self, vectors: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each text: (batch,) from (batch, dim) vectors and targets."""
+
+
+@dataclass
+class Score:
+    """One measuring of the student on the way.
+
+    Args:
+        key: What decides which state is best, higher is better; None: nothing was measured, and
+            the newest state is kept.
+        figures: Everything measured, by name.
+    """
+
+    key: float | None
+    figures: dict[str, float]
+
+
+@dataclass
+class Outcome:
+    """What a run did.
+
+    Args:
+        texts: Texts used, repeats counted.
+        tokens: Tokens of those, without padding.
+        padded: Tokens with padding.
+        steps: Optimiser steps.
+        seconds: Of training alone, over all sittings.
+        wait_seconds: Of those, waiting for the next batch.
+        score_seconds: Measuring on the way, not in `seconds`.
+        history: Every `Score`, with the texts used before it.
+        best: Texts used before the best state; 0 is the initialisation.
+        resumed_at: Texts used when the run was taken up; None if it ran in one go.
+    """
+
+    texts: int = 0
+    tokens: int = 0
+    padded: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+    score_seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: int = 0
+    best_key: float = -math.inf
+    resumed_at: int | None = None
+    split: int = 1
+
+
+class Student(nn.Module):
+    """An encoder as one module, so that Accelerate and torch.compile wrap the whole of it."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.model = encoder.model
+
+    def forward(self, features: dict[str, Any]) -> Tensor:
+        """Vectors of a batch, (batch, dim) float32."""
+        vectors: Tensor = self.model(dict(features))["sentence_embedding"]
+        return vectors.float()
+
+
+def rate(method: Training, done: float) -> float:
+    """Learning rate after a share of the run.
+
+    In each of `cycles` equal parts it rises linearly from 0 over `warmup` and falls linearly to 0:
+    lr * min(x / warmup, (1 - x) / (1 - warmup)), x the share of the cycle.
+
+    Args:
+        method: The settings.
+        done: Texts used over texts of the run, in [0, 1].
+    """
+    x = done * method.cycles % 1.0 if done < 1.0 else 1.0
+    rising = x / method.warmup if method.warmup > 0 else 1.0
+    return method.lr * max(0.0, min(rising, (1.0 - x) / (1.0 - method.warmup)))
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        encoder: The student, weights in float32, on the device.
+        method: Settings and loss.
+        stream: The batches.
+        runtime: Device and processes.
+        folder: For the state and the best weights.
+        score: Measures the student; called at the start, `scores` times on the way, at the end.
+        scores: How often.
+        progress: Called with (texts of the step, loss as last measured).
+        on_warning: Called with a sentence.
+        metrics: Lines of figures are added to this file.
+        prompt_length: Tokens that pooling leaves out, for the texts of one batch.
+        log: Called with figures and texts used, beside `metrics`.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        method: Training,
+        stream: Stream,
+        runtime: Runtime,
+        folder: Path,
+        *,
+        score: Callable[[], Score],
+        scores: int,
+        progress: Callable[[int, float], None],
+        on_warning: Callable[[str], None],
+        metrics: Path | None = None,
+        prompt_length: Callable[[np.ndarray], int] = lambda indices: 0,
+        log: Callable[[dict[str, float], int], None] | None = None,
+    ) -> None:
+        self.encoder, self.method, self.stream, self.runtime = encoder, method, stream, runtime
+        self.states = States(folder)
+        self.folder = folder
+        self.score, self.scores = score, scores
+        self.progress, self.on_warning = progress, on_warning
+        self.metrics, self.log = metrics, log
+        self.prompt_length = prompt_length
+        self.outcome = Outcome(split=method.accumulate)
+        self.place = Place()
+        self.student = Student(encoder)
+        self.student.train(method.dropout)
+        self._freeze_what_the_loss_does_not_reach()
+        wrapped = self.student
+        if method.compile:
+            wrapped = torch.compile(wrapped, dynamic=True)  # type: ignore[assignment]
+        self.optimizers = self._optimizers()
+        self.module = self._distribute(wrapped) if runtime.world > 1 else wrapped
+        self._sum = torch.zeros((), device=runtime.device)
+        self._sum_texts = 0
+        self._loss = math.nan
+        self._lr = 0.0
+
+    def _freeze_what_the_loss_does_not_reach(self) -> None:
+        """Poolers and heads that no vector depends on: DDP would wait for their gradients."""
+        first = self.stream.order(0)[:2]
+        self.stream.cache.lengths(first)
+        ids, targets = self.stream.cache.ids(first), self.stream.read_targets(first)
+        self._sample = ids, torch.from_numpy(targets).to(self.runtime.device), first
+        self._losses(self.student, *self._sample).sum().backward()
+        for parameter in self.student.parameters():
+            if parameter.grad is None:
+                parameter.requires_grad_(False)
+            parameter.grad = None
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """AdamW, and for the token table its row-wise form.
+
+        Weights of matrices decay, biases and norms don't. A step sees a few hundred of the table's
+        tens of thousands of rows: those alone are read and written (`SparseAdam`), which on a CPU
+        saves a sixth of a step; a row's moments rest while its token does not occur.
+        """
+        self.table = self.encoder.token_table()
+        rows = self.table.weight if self.table is not None else None
+        if self.table is not None:
+            self.table.sparse = rows is not None and rows.requires_grad
+        trained = [p for p in self.student.parameters() if p.requires_grad and p is not rows]
+        groups = [
+            {
+                "params": [p for p in trained if p.ndim > 1],
+                "weight_decay": self.method.weight_decay,
+            },
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        optimizers: list[torch.optim.Optimizer] = []
+        if groups:
+            fused = self.runtime.has_fused_optimizer
+            optimizers.append(torch.optim.AdamW(groups, lr=self.method.lr, fused=fused))
+        if rows is not None and rows.requires_grad:
+            optimizers.append(torch.optim.SparseAdam([rows], lr=self.method.lr))
+        return optimizers
+
+    def _distribute(self, module: nn.Module) -> nn.Module:
+        """The student under DDP, but for the table, whose sparse gradient is summed in `_clip`."""
+        if self.table is not None and self.table.sparse:
+            ours = [name for name, p in module.named_parameters() if p is self.table.weight]
+            DistributedDataParallel = torch.nn.parallel.DistributedDataParallel
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ours)
+        prepared: nn.Module = self.runtime.accelerator.prepare(module)
+        return prepared
+
+    def _losses(
+        self, module: nn.Module, ids: list[np.ndarray], targets: Tensor, indices: np.ndarray
+    ) -> Tensor:
+        features = self.encoder.collate(ids, self.prompt_length(indices))
+        with self.runtime.autocast():
+            vectors = module(features)
+        losses: Tensor = self.method.loss(vectors, targets)  # type: ignore[attr-defined]
+        return losses
+
+    def run(self) -> Outcome:
+        """Train to the end, or until interrupted.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM, after the state was saved.
+            Failed: A loss that is not finite; memory out for a single text.
+        """
+        facts = self.states.load(self.student, self.optimizers)
+        if facts:
+            self.place = Place(*facts["place"])
+            self.outcome = Outcome(**facts["outcome"])
+            self.outcome.resumed_at = self.place.texts
+            if self.runtime.is_main:  # what the others had is missing in one line of metrics
+                self._sum += facts["loss"][0]
+                self._sum_texts = facts["loss"][1]
+        self._forget_metrics_after(self.place.texts if facts else -1)
+        if not facts:
+            self._measure()
+        done = self.outcome
+        next_score = self._next_score()
+        saved = clock = time.perf_counter()
+        with DeferredSignals() as signals:
+            batches = self.stream.ahead(self.place)
+            for batch in batches:
+                waited = time.perf_counter()
+                done.wait_seconds += waited - clock
+                # at the middle of the step, so that a run of one step learns something
+                middle = self.place.texts + batch.texts / 2
+                self._lr = rate(self.method, middle / self.stream.total)
+                self._step(batch)
+                self.place = batch.after
+                done.steps += 1
+                done.texts = self.place.texts
+                done.tokens += sum(len(row) for row in batch.ids)
+                done.padded += len(batch.ids) * max((len(row) for row in batch.ids), default=0)
+                self._read_loss(done.steps)
+                self.progress(batch.texts, self._loss)
+                now = time.perf_counter()
+                done.seconds += now - clock
+                clock = now
+                if self.place.texts >= next_score or self.place.texts >= self.stream.total:
+                    self._measure()
+                    next_score = self._next_score()
+                    clock = time.perf_counter()
+                if self._stop(signals):
+                    self._save()
+                    self.runtime.barrier()
+                    batches.close()  # type: ignore[attr-defined]
+                    raise Interrupted(signals.number or signal.SIGTERM, "go on with --resume")
+                if now - saved > SAVE_SECONDS:
+                    self._save()
+                    saved = clock = time.perf_counter()
+        self._save()
+        return done
+
+    def _stop(self, signals: DeferredSignals) -> bool:
+        """Whether to save and leave; processes look together, so that none waits for another."""
+        if self.runtime.world == 1:
+            return signals.number > 0
+        return self.outcome.steps % TOGETHER == 0 and self.runtime.sum(signals.number)[0] > 0
+
+    def _forget_metrics_after(self, texts: int) -> None:
+        """Leave out the lines of work that is about to be done again."""
+        if self.metrics and self.metrics.exists() and self.runtime.is_main:
+            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [x for x in lines if x.endswith("\n") and json.loads(x)["texts"] <= texts]
+            self.metrics.write_text("".join(kept), encoding="utf-8")
+
+    def _next_score(self) -> float:
+        step = self.stream.total / max(self.scores, 1)
+        return (math.floor(self.place.texts / step + 1e-9) + 1) * step
+
+    def _step(self, batch: Batch) -> None:
+        while True:
+            try:
+                self._accumulate(batch)
+                break
+            except Exception as error:
+                if not Runtime.is_out_of_memory(error):
+                    raise
+                self._forget_gradients()
+                self.runtime.free_memory()
+                if self.outcome.split >= len(batch.ids):
+                    longest = max(len(row) for row in batch.ids)
+                    raise Failed(
+                        f"memory ran out for one text of {longest} tokens",
+                        "lower --max-length, then go on with --resume",
+                    ) from error
+                self.outcome.split *= 2
+                self.on_warning(
+                    f"memory ran out: steps are now split into {self.outcome.split} parts"
+                )
+        self._clip()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self._lr
+            optimizer.step()
+        self._forget_gradients()
+
+    def _forget_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _clip(self) -> None:
+        """Scale the gradients so that the norm of all of them together is at most `clip`."""
+        rows: Any = self.table.weight if self.table is not None else None
+        if rows is not None and rows.grad is not None:
+            if self.runtime.world > 1:  # DDP leaves the table alone: it knows dense gradients only
+                total = self.runtime.accelerator.reduce(rows.grad.to_dense(), "sum")
+                rows.grad = (total / self.runtime.world).to_sparse(1)
+            rows.grad = rows.grad.coalesce()
+        if not self.method.clip:
+            return
+        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+        gradients = [g._values() if g.is_sparse else g for g in gradients]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        scale = (self.method.clip / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, scale)
+
+    def _accumulate(self, batch: Batch) -> None:
+        """Gradients of the mean loss over the whole step, whatever the split and the world."""
+        device = self.runtime.device
+        parts = [p for p in np.array_split(np.arange(len(batch.ids)), self.outcome.split) if len(p)]
+        total = torch.zeros((), device=device)
+        for number, part in enumerate(parts):
+            targets = self.runtime.move(torch.from_numpy(batch.targets[part]))
+            last = number == len(parts) - 1
+            module: Any = self.module
+            quiet = nullcontext() if last or self.runtime.world == 1 else module.no_sync()
+            with quiet:
+                ids = [batch.ids[i] for i in part]
+                losses = self._losses(self.module, ids, targets, batch.indices[part])
+                # DDP divides by the number of processes; the step's mean is over all its texts
+                (losses.sum() * (self.runtime.world / batch.texts)).backward()
+            total += losses.detach().sum()
+        if not parts:  # fewer texts than processes: the others wait for our gradients all the same
+            (self._losses(self.module, *self._sample).sum() * 0).backward()
+        self._sum += total
+        self._sum_texts += len(batch.ids)
+
+    def _read_loss(self, step: int) -> None:
+        """The mean loss since it was last read; not at each step, since it waits for the device."""
+        if step % TOGETHER and self.place.texts < self.stream.total:
+            return
+        losses, texts = self.runtime.sum(float(self._sum), self._sum_texts)
+        self._loss = losses / texts
+        if not math.isfinite(self._loss):
+            raise self._diverged("loss is")
+        self._sum.zero_()
+        self._sum_texts = 0
+        self._write({"loss": self._loss, "lr": self._lr})
+
+    def _diverged(self, what: str) -> Failed:
+        return Failed(
+            f"the {what} not finite after {self.place.texts:,} texts: training diverged",
+            "start anew with a lower --lr (and --overwrite)",
+        )
+
+    def _write(self, figures: dict[str, float]) -> None:
+        if self.metrics and self.runtime.is_main:
+            line = {"texts": self.place.texts, "step": self.outcome.steps, **figures}
+            with open(self.metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        if self.log and self.runtime.is_main:
+            self.log(figures, self.place.texts)
+
+    def _measure(self) -> None:
+        """Score the student and keep it if it is the best so far."""
+        started = time.perf_counter()
+        if self.runtime.is_main:
+            score = self.score()
+            self.student.train(self.method.dropout)
+            self.outcome.history.append({"texts": self.place.texts, **score.figures})
+            self._write(score.figures)
+            if score.key is None or score.key > self.outcome.best_key:
+                self.outcome.best = self.place.texts
+                self.outcome.best_key = -math.inf if score.key is None else score.key
+                save_tensors(self._best_file(), dict(self.student.state_dict()))
+        self.runtime.barrier()
+        self.outcome.score_seconds += time.perf_counter() - started
+
+    def _best_file(self) -> Path:
+        return self.folder / f"best-{self.outcome.best}.safetensors"
+
+    def take_best(self) -> None:
+        """Give the student its best state back."""
+        self.student.load_state_dict(load_tensors(self._best_file()))
+
+    def _save(self) -> None:
+        if self.runtime.is_main:
+            if not all(bool(p.isfinite().all()) for p in self.student.parameters()):
+                raise self._diverged("weights are")
+            outcome = {**vars(self.outcome), "resumed_at": None}
+            loss = [float(self._sum), self._sum_texts]
+            facts = {"place": list(self.place), "outcome": outcome, "loss": loss}
+            self.states.save(self.student, self.optimizers, facts)
+            for other in self.folder.glob("best-*.safetensors"):
+                if other != self._best_file():
+                    other.unlink()

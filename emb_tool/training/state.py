@@ -1,0 +1,122 @@
+"""The state of a training run on disk: tensors in safetensors, the rest in JSON, never a pickle.
+
+States are written to two folders in turn; the file `latest` names the one that is whole and is
+replaced atomically, so that a kill at any moment leaves a state that can be gone on from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emb_tool.errors import Refused
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file so that a reader sees the old one or the new one."""
+    temporary = path.with_name(path.name + ".new")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write named tensors; shared memory is written once for each name."""
+    from safetensors.torch import save_file
+
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    save_file(copies, str(path))
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, Tensor] = load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise Refused(
+            f"{path}: the saved state cannot be read: {error}", "start anew with --overwrite"
+        ) from error
+    return tensors
+
+
+class States:
+    """The states of one run.
+
+    Args:
+        folder: Where they lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save(
+        self,
+        module: torch.nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        facts: dict[str, Any],
+    ) -> None:
+        """Write a state and let go of the one before.
+
+        Args:
+            module: The student.
+            optimizers: What they remember of each parameter is kept, their settings are not.
+            facts: Anything that JSON holds.
+        """
+        before = self._latest()
+        name = "b" if before == "a" else "a"
+        target = self.folder / name
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        save_tensors(target / "model.safetensors", dict(module.state_dict()))
+        tensors = {"rng": torch.get_rng_state()}
+        numbers: dict[str, float] = {}
+        for which, optimizer in enumerate(optimizers):
+            for index, entry in optimizer.state_dict()["state"].items():
+                for key, value in entry.items():
+                    kept = tensors if isinstance(value, Tensor) else numbers
+                    kept[f"{which}.{index}.{key}"] = value
+        save_tensors(target / "optimizer.safetensors", tensors)
+        write_atomically(target / "facts.json", json.dumps({**facts, "optimizer": numbers}))
+        write_atomically(self.folder / "latest", name)
+        if before:
+            shutil.rmtree(self.folder / before, ignore_errors=True)
+
+    def _latest(self) -> str | None:
+        file = self.folder / "latest"
+        return file.read_text(encoding="utf-8") if file.exists() else None
+
+    def load(
+        self, module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+    ) -> dict[str, Any] | None:
+        """Take up the newest state; None where there is none."""
+        latest = self._latest()
+        if latest is None:
+            return None
+        source = self.folder / latest
+        facts: dict[str, Any] = json.loads((source / "facts.json").read_text(encoding="utf-8"))
+        module.load_state_dict(load_tensors(source / "model.safetensors"))
+        tensors = load_tensors(source / "optimizer.safetensors")
+        torch.set_rng_state(tensors.pop("rng"))
+        remembered: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
+        for name, value in (*tensors.items(), *facts.pop("optimizer").items()):
+            which, index, key = name.split(".", 2)
+            remembered[int(which)].setdefault(int(index), {})[key] = value
+        for optimizer, state in zip(optimizers, remembered, strict=True):
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+        return facts

@@ -1,0 +1,430 @@
+"""The training loop: schedule, gradients, splitting, what is kept, and the way out of trouble."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from emb_tool.distill.leaf import Leaf
+from emb_tool.encoder import Encoder
+from emb_tool.errors import Failed, Interrupted
+from emb_tool.method import Training
+from emb_tool.training.loop import Score, Trainer, rate
+from emb_tool.training.stream import Batch, Place
+from tests.runs import make_trainer, unit_vectors
+
+
+def first_batch(trainer: Trainer) -> Batch:
+    return next(iter(trainer.stream.batches(Place())))
+
+
+def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
+    found = {name: p.grad for name, p in trainer.student.named_parameters() if p.grad is not None}
+    return {name: g.to_dense().clone() if g.is_sparse else g.clone() for name, g in found.items()}
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.student.state_dict().items()}
+
+
+def lines(trainer: Trainer) -> list[dict[str, Any]]:
+    assert trainer.metrics is not None
+    return [json.loads(line) for line in trainer.metrics.read_text().splitlines()]
+
+
+# -- the rate -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cycles", [1, 3])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
+def test_rate_rises_and_falls_in_each_cycle(cycles: int, warmup: float) -> None:
+    method = Training(lr=2e-3, cycles=cycles, warmup=warmup)
+    for cycle in range(cycles):
+
+        def at(x: float, cycle: int = cycle) -> float:
+            return rate(method, (cycle + x) / cycles)
+
+        assert at(warmup) == pytest.approx(2e-3, rel=1e-6)
+        assert at(warmup + (1 - warmup) / 2) == pytest.approx(1e-3)
+        assert at(1 - 1e-9) == pytest.approx(0, abs=1e-8)
+        if warmup:
+            assert at(0) == pytest.approx(0, abs=1e-8)
+            assert at(warmup / 4) == pytest.approx(5e-4)
+    assert rate(method, 1.0) == 0
+
+
+# -- a run --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "lr"), [("tiny_bert", 3e-3), ("tiny_decoder", 3e-3), ("tiny_static", 0.1)]
+)
+def test_a_run_lowers_the_loss(
+    family: str, lr: float, request: pytest.FixtureRequest, sentences: list[str], tmp_path: Path
+) -> None:
+    trainer = make_trainer(
+        request.getfixturevalue(family), sentences[:60], tmp_path,
+        Leaf(batch_tokens=128, epochs=3, lr=lr),
+    )  # fmt: skip
+    outcome = trainer.run()
+    history = outcome.history
+    assert history[0]["texts"] == 0
+    assert history[-1]["texts"] == outcome.texts == 180
+    assert history[-1]["heldout_loss"] < 0.9 * history[0]["heldout_loss"]
+    assert outcome.best == 180
+    assert outcome.tokens == 3 * sum(map(len, trainer.encoder.tokenize(sentences[:60])))
+    assert outcome.tokens <= outcome.padded < 1.3 * outcome.tokens
+    told = lines(trainer)
+    assert [x["heldout_loss"] for x in told if "heldout_loss" in x] == [
+        h["heldout_loss"] for h in history
+    ]
+    assert [x for x in told if "loss" in x][-1]["step"] == outcome.steps
+
+
+def test_a_run_of_one_step_learns(tiny_bert: Path, sentences: list[str], tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_bert, sentences[:4], tmp_path, Leaf(batch_tokens=1000))
+    outcome = trainer.run()
+    assert outcome.steps == 1
+    assert outcome.history[1]["heldout_loss"] < outcome.history[0]["heldout_loss"]
+
+
+def test_same_seed_same_weights_and_the_pooler_is_left_alone(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    runs = [make_trainer(tiny_bert, sentences[:40], tmp_path / str(i)) for i in range(2)]
+    before = weights(runs[0])
+    for trainer in runs:
+        trainer.run()
+    after = weights(runs[0])
+    for name, value in weights(runs[1]).items():
+        assert torch.equal(value, after[name]), name
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    poolers = {name for name in after if ".pooler." in name}
+    assert poolers
+    assert not changed & poolers
+    trained = {name for name, p in runs[0].student.named_parameters() if p.requires_grad}
+    assert trained == changed == {n for n, _ in runs[0].student.named_parameters()} - poolers
+
+
+def test_dropout_is_off_unless_asked_for(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    losses = {}
+    for dropout in (False, True):
+        method = Leaf(batch_tokens=10_000, dropout=dropout)
+        trainer = make_trainer(tiny_bert, sentences[:20], tmp_path / str(dropout), method)
+        batch = first_batch(trainer)
+        losses[dropout] = []
+        for _ in range(2):
+            trainer._accumulate(batch)
+            losses[dropout].append(float(trainer._sum))
+            trainer._sum.zero_()
+    assert losses[False][0] == losses[False][1]
+    assert losses[True][0] != losses[True][1]
+
+
+# -- splitting ----------------------------------------------------------------------------------
+
+
+def split_run(model: Path, texts: list[str], folder: Path, room: int) -> tuple[Trainer, list[str]]:
+    """A trainer in whose memory `room` texts fit."""
+    said: list[str] = []
+    trainer = make_trainer(
+        model, texts, folder, Leaf(batch_tokens=10_000, clip=0.0), on_warning=said.append
+    )
+    real = trainer._losses
+
+    def scarce(module: Any, ids: list[np.ndarray], *rest: Any) -> torch.Tensor:
+        losses = real(module, ids, *rest)
+        if len(ids) > room:
+            losses.sum().backward()  # what is there of the gradients must not count
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't "
+                               "allocate memory: you tried to allocate 1 bytes")  # fmt: skip
+        return losses
+
+    trainer._losses = scarce  # type: ignore[method-assign]
+    return trainer, said
+
+
+@pytest.mark.parametrize("family", ["tiny_bert", "tiny_static"])
+def test_what_does_not_fit_is_split_and_counts_the_same(
+    family: str, request: pytest.FixtureRequest, sentences: list[str], tmp_path: Path
+) -> None:
+    model = request.getfixturevalue(family)
+    found = {}
+    for room in (10**6, 11):
+        trainer, said = split_run(model, sentences[:30], tmp_path / str(room), room)
+        real, seen = trainer._clip, []
+        trainer._clip = lambda real=real, seen=seen, t=trainer: (real(), seen.append(gradients(t)))  # type: ignore[method-assign, misc]
+        for _ in range(2):
+            trainer._step(first_batch(trainer))
+        found[room] = seen
+        assert said == (
+            []
+            if room > 30
+            else [f"memory ran out: steps are now split into {n} parts" for n in (2, 4)]
+        )
+    for whole, parts in zip(found[10**6], found[11], strict=True):
+        assert whole.keys() == parts.keys()
+        for name in whole:
+            torch.testing.assert_close(whole[name], parts[name], rtol=1e-4, atol=1e-6)
+
+
+def test_accumulate_is_a_split_from_the_start(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    found = []
+    for parts in (1, 3):
+        method = Leaf(batch_tokens=10_000, accumulate=parts)
+        trainer = make_trainer(tiny_bert, sentences[:20], tmp_path / str(parts), method)
+        trainer._accumulate(first_batch(trainer))
+        found.append(gradients(trainer))
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_no_room_for_one_text_is_a_failure_that_can_be_resumed(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    trainer, _ = split_run(tiny_bert, sentences[:8], tmp_path, room=0)
+    with pytest.raises(Failed, match=r"memory ran out for one text of \d+ tokens") as caught:
+        trainer.run()
+    assert "--max-length" in str(caught.value.hint)
+    assert "--resume" in str(caught.value.hint)
+
+
+def test_other_errors_are_not_taken_for_memory(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    trainer = make_trainer(tiny_bert, sentences[:8], tmp_path)
+    trainer._losses = lambda *args: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(ZeroDivisionError):
+        trainer.run()
+
+
+# -- gradients and weights ----------------------------------------------------------------------
+
+
+def test_clipping_is_torchs_over_dense_and_sparse_alike(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    trainer = make_trainer(
+        tiny_bert, sentences[:30], tmp_path, Leaf(batch_tokens=10_000, clip=0.05)
+    )
+    trainer._accumulate(first_batch(trainer))
+    assert trainer.table is not None
+    assert trainer.table.weight.grad.is_sparse
+    copies = [torch.nn.Parameter(torch.zeros_like(g)) for g in gradients(trainer).values()]
+    for copy, gradient in zip(copies, gradients(trainer).values(), strict=True):
+        copy.grad = gradient.double().float()
+    norm = torch.nn.utils.clip_grad_norm_(copies, 0.05)
+    assert norm > 0.1  # else there is nothing to clip
+    trainer._clip()
+    for copy, gradient in zip(copies, gradients(trainer).values(), strict=True):
+        torch.testing.assert_close(gradient, copy.grad, rtol=1e-5, atol=1e-9)
+
+
+def test_clip_0_leaves_gradients_free(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    trainer = make_trainer(tiny_bert, sentences[:9], tmp_path, Leaf(batch_tokens=10_000, clip=0))
+    trainer._accumulate(first_batch(trainer))
+    before = gradients(trainer)
+    trainer._clip()
+    for name, value in gradients(trainer).items():
+        torch.testing.assert_close(value, before[name])
+
+
+@pytest.mark.parametrize("family", ["tiny_bert", "tiny_static"])
+def test_steps_are_adams_written_out(
+    family: str, request: pytest.FixtureRequest, sentences: list[str], tmp_path: Path
+) -> None:
+    """AdamW in float64, and for the token table Adam in the rows that occur, without decay."""
+    method = Leaf(batch_tokens=60, lr=1e-2, weight_decay=0.1, clip=0.0)
+    trainer = make_trainer(request.getfixturevalue(family), sentences[:40], tmp_path, method)
+    named = dict(trainer.student.named_parameters())
+    table = next(n for n, p in named.items() if trainer.table and p is trainer.table.weight)
+    steps: list[tuple[float, dict[str, np.ndarray]]] = []
+    real = trainer._clip
+
+    def spy() -> None:
+        real()
+        found = {n: g.double().numpy() for n, g in gradients(trainer).items()}
+        steps.append((trainer._lr, found))
+
+    trainer._clip = spy  # type: ignore[method-assign]
+    value = {n: p.detach().double().numpy().copy() for n, p in named.items()}
+    trainer.run()
+    assert len(steps) > 5
+    first = {n: np.zeros_like(v) for n, v in value.items()}
+    second = {n: np.zeros_like(v) for n, v in value.items()}
+    for step, (lr, gradient) in enumerate(steps, 1):
+        for name, g in gradient.items():
+            rows = np.flatnonzero(g.any(1)) if name == table else slice(None)
+            if name != table and g.ndim > 1:
+                value[name] *= 1 - lr * 0.1
+            first[name][rows] = 0.9 * first[name][rows] + 0.1 * g[rows]
+            second[name][rows] = 0.999 * second[name][rows] + 0.001 * g[rows] ** 2
+            m = first[name][rows] / (1 - 0.9**step)
+            v = second[name][rows] / (1 - 0.999**step)
+            # SparseAdam adds epsilon before the second moment's correction
+            epsilon = 1e-8 / np.sqrt(1 - 0.999**step) if name == table else 1e-8
+            value[name][rows] -= lr * m / (np.sqrt(v) + epsilon)
+    moved = np.abs(value[table] - named[table].detach().numpy())
+    assert np.flatnonzero(steps[0][1][table].any(1)).size < 0.5 * len(value[table])  # few rows
+    for name, p in named.items():
+        if ".pooler." not in name and "key.bias" not in name:  # those biases have no gradient
+            np.testing.assert_allclose(p.detach().numpy(), value[name], atol=2e-4, err_msg=name)
+    assert np.quantile(moved, 0.99) < 1e-5
+
+
+# -- what is kept -------------------------------------------------------------------------------
+
+
+def test_the_best_state_is_the_one_taken(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def score(encoder: Encoder) -> Score:
+        seen.append({n: v.clone() for n, v in encoder.model.state_dict().items()})
+        return Score([0.1, 0.3, 0.9, 0.2, 0.9][len(seen) - 1], {"score": float(len(seen))})
+
+    trainer = make_trainer(tiny_bert, sentences[:60], tmp_path, score=score, scores=4)
+    outcome = trainer.run()
+    assert len(seen) == 5
+    assert outcome.best == outcome.history[2]["texts"]
+    trainer.take_best()
+    for name, value in trainer.encoder.model.state_dict().items():
+        assert torch.equal(value, seen[2][name])
+    assert len(list((tmp_path / "state").glob("best-*"))) == 1
+
+
+def test_with_nothing_measured_the_last_state_is_kept(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    trainer = make_trainer(
+        tiny_bert, sentences[:60], tmp_path, score=lambda encoder: Score(None, {})
+    )
+    outcome = trainer.run()
+    last = weights(trainer)
+    assert outcome.best == 60
+    trainer.take_best()
+    assert all(torch.equal(value, last[name]) for name, value in weights(trainer).items())
+
+
+# -- trouble ------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    targets = unit_vectors(60, 32)
+    targets[17] = np.nan
+    trainer = make_trainer(tiny_bert, sentences[:60], tmp_path, targets=targets)
+    trainer.score = lambda: Score(0.0, {"score": 0.0})
+    with pytest.raises(Failed, match="loss is not finite after") as caught:
+        trainer.run()
+    assert "--lr" in str(caught.value.hint)
+
+
+def test_a_state_with_nan_is_never_saved(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emb_tool.training.loop.SAVE_SECONDS", 0.0)
+    targets = unit_vectors(60, 32)
+    targets[17] = np.nan
+    trainer = make_trainer(tiny_bert, sentences[:60], tmp_path, targets=targets)
+    trainer.score = lambda: Score(0.0, {"score": 0.0})
+    with pytest.raises(Failed, match="weights are not finite after"):
+        trainer.run()
+    again = make_trainer(tiny_bert, sentences[:60], tmp_path)
+    again.states.load(again.student, again.optimizers)
+    assert all(bool(value.isfinite().all()) for value in weights(again).values())
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        assert signal.getsignal(number) == handler
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("dropout", [False, True])
+def test_a_signal_saves_and_the_resumed_run_ends_in_the_same_bits(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path, number: int, dropout: bool
+) -> None:
+    method = Leaf(batch_tokens=128, epochs=2, dropout=dropout)
+
+    def start(folder: str, **options: Any) -> Trainer:
+        return make_trainer(tiny_bert, sentences[:60], tmp_path / folder, method, **options)
+
+    whole = start("whole")
+    end = whole.run()
+    done = 0
+
+    def interrupt(texts: int, loss: float) -> None:
+        nonlocal done
+        done += texts
+        if done - texts < 70 <= done:  # in the second epoch
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted) as caught:
+        start("broken", progress=interrupt).run()
+    assert caught.value.exit_code == 128 + number
+    resumed = start("broken")
+    outcome = resumed.run()
+    assert outcome.resumed_at == done < 120
+    expected = weights(whole)
+    for name, value in weights(resumed).items():
+        assert torch.equal(value, expected[name]), name
+    assert outcome.history == end.history
+    assert (outcome.texts, outcome.tokens, outcome.steps) == (end.texts, end.tokens, end.steps)
+    told = [x for x in lines(resumed) if "heldout_loss" in x]
+    assert told == [x for x in lines(whole) if "heldout_loss" in x]
+
+
+def test_metrics_of_a_sitting_that_left_no_state_are_dropped(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"texts": 0, "step": 0, "heldout_loss": 1}\n{"te')
+    trainer = make_trainer(tiny_bert, sentences[:20], tmp_path)
+    trainer.run()
+    assert [x["texts"] for x in lines(trainer) if "heldout_loss" in x] == [0, 20]
+
+
+def test_a_kill_between_two_states_leaves_one(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tiny_bert, sentences[:20], tmp_path)
+    trainer.run()
+    kept = weights(trainer)
+    for name in ("save_tensors", "write_atomically"):
+
+        def killed(*args: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"emb_tool.training.state.{name}", killed)
+            with pytest.raises(KeyboardInterrupt):
+                trainer._save()
+        again = make_trainer(tiny_bert, sentences[:20], tmp_path)
+        assert again.states.load(again.student, again.optimizers)
+        assert all(torch.equal(value, kept[n]) for n, value in weights(again).items())
+
+
+def test_rate_is_finite_everywhere() -> None:
+    method = Training(lr=1e-3, warmup=0.0, cycles=7)
+    assert all(math.isfinite(rate(method, x)) for x in np.linspace(0, 1, 101))
