@@ -1,0 +1,128 @@
+"""What every command that runs a job shares: flags and recipe to job, job to report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from emb_tool import config
+from emb_tool.cli import output
+from emb_tool.cli.options import command as make_command
+from emb_tool.cli.options import kind
+from emb_tool.errors import EmbToolError, Refused
+from emb_tool.report import Report, Table
+
+
+def job_command(verb: str, title: str, positional: Sequence[str] = ()) -> Callable[..., None]:
+    """The command of a verb."""
+    classes: list[tuple[str, Any]] = [(title, config.job_class(verb))]
+    method = config.method_class(verb)
+    if method is not None:
+        classes.append((f"Method {method.name}", method))
+
+    def run(
+        *,
+        flags: dict[str, Any],
+        recipe: str | None,
+        set: list[str] | None,
+        json: bool,
+        method: str | None = None,
+        **common: Any,
+    ) -> None:
+        values: Mapping[str, Any] = {}
+        if recipe:
+            jobs = config.read_recipe(recipe)
+            if len(jobs) != 1 or jobs[0]["verb"] != verb:
+                raise Refused(
+                    f"{recipe} is not one {verb} job", f"run it with: embtool run {recipe}"
+                )
+            values = jobs[0]
+        job = config.resolve(
+            verb,
+            recipe=values,
+            recipe_name=recipe or "",
+            flags=flags,
+            method=method,
+            sets=set or (),
+        )
+        carry_out([job], json, **common)
+
+    return make_command(run, classes, positional, methods=method is not None)
+
+
+def list_options(verb: str) -> set[str]:
+    """The options of a verb that take several values after one name."""
+    return {
+        f"--{name.replace('_', '-')}"
+        for name, field in config.job_class(verb).model_fields.items()
+        if name != "method" and kind(field)[0] == "list"
+    }
+
+
+def carry_out(
+    jobs: Sequence[config.Job],
+    json: bool,
+    *,
+    dry_run: bool,
+    overwrite: bool,
+    resume: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Run jobs one after another, print their reports, end with the worst exit code.
+
+    Tables are printed as soon as a job is done, so that a later one that fails hides nothing; the
+    one JSON document comes at the end.
+    """
+    from emb_tool.engine import Options, run
+    from emb_tool.progress import Progress
+    from emb_tool.signals import raise_on_sigterm
+
+    raise_on_sigterm()
+    options = Options(
+        dry_run=dry_run,
+        overwrite=overwrite,
+        resume=resume,
+        progress=Progress(0 if quiet else 2 if verbose else 1),
+    )
+    reports: list[Report] = []
+    coming: list[str] = []  # what the jobs before would have written
+    try:
+        for job in jobs:
+            awaited = _awaited(job, coming) if dry_run else None
+            reports.append(_later(job, awaited) if awaited else run(job, options))
+            coming.append(getattr(job, "output", None) or "")
+            if options.progress.is_main and not json:
+                output.show(reports[-1:], json)
+    except EmbToolError:
+        if verbose:
+            import traceback
+
+            traceback.print_exc()
+        raise
+    if options.progress.is_main and json:
+        output.show(reports, json)
+    code = max((report.exit_code for report in reports), default=0)
+    if code:
+        raise typer.Exit(code)
+
+
+def _awaited(job: config.Job, coming: Sequence[str]) -> str | None:
+    """The output of an earlier job that this one reads and that is not there yet."""
+    named = [
+        v for value in vars(job).values() for v in (value if isinstance(value, tuple) else [value])
+    ]
+    for path in coming:
+        reads = any(isinstance(v, str) and f"{v}/".startswith(f"{path}/") for v in named)
+        if path and reads and not Path(path).exists():
+            return path
+    return None
+
+
+def _later(job: config.Job, awaited: str) -> Report:
+    """What a dry run can say of a job whose input an earlier one is to write."""
+    table = Table(f"embtool {job.verb}: its settings are right; {awaited} is not there yet", [])
+    return Report(job.verb, job=job.recipe(), facts={"awaits": awaited}, tables=[table])

@@ -1,0 +1,189 @@
+"""Options made from the fields of jobs and methods, so that nothing is said twice.
+
+Every value reaches pydantic as it was typed: types, limits and choices are checked in one place,
+and a recipe is refused in the same words as a flag.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+EVERYWHERE = "Everywhere"
+SHORT = {"output": "-o"}
+
+COMMON: dict[str, tuple[Any, Any, str, tuple[str, ...]]] = {
+    "recipe": (str | None, None, "YAML file of settings; flags go before it", ("-r",)),
+    "set": (list[str] | None, None, "any setting, as key=value; goes before flags", ()),
+    "dry_run": (
+        bool,
+        False,
+        "check everything, print what would be written, write nothing",
+        ("-n",),
+    ),
+    "json": (bool, False, "one JSON document on stdout", ()),
+    "overwrite": (bool, False, "replace an output that exists", ()),
+    "resume": (bool, False, "go on with an interrupted job", ()),
+    "quiet": (bool, False, "no progress", ("-q",)),
+    "verbose": (bool, False, "more on stderr; tracebacks of refusals", ("-v",)),
+}
+"""Options of every command that runs a job: type, default, help, short names."""
+
+
+def kind(field: FieldInfo) -> tuple[str, str]:
+    """What a field takes on the command line: (`flag`, `list` or `value`; its metavar)."""
+    parts = _unwrap(field.annotation)
+    if bool in parts:
+        return "flag", ""
+    names = []
+    for part in parts:
+        if get_origin(part) is Literal:
+            names.append("|".join(str(choice) for choice in get_args(part)))
+        elif get_origin(part) is tuple:
+            if get_args(part)[0] is str:
+                return "list", "TEXT..."
+            names.append("N,N,...")
+        else:
+            names.append({int: "N", float: "X"}.get(part, "TEXT"))
+    return "value", " or ".join(dict.fromkeys(names))
+
+
+def _unwrap(annotation: Any) -> list[Any]:
+    """The alternatives of an annotation, None and Annotated taken off."""
+    if get_origin(annotation) is Annotated:
+        return _unwrap(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [p for part in get_args(annotation) for p in _unwrap(part) if p is not type(None)]
+    return [annotation]
+
+
+def describe(field: FieldInfo) -> str:
+    """Help: the description, and the default where the description does not tell it."""
+    text = field.description or ""
+    default = field.default
+    if field.is_required() or default in (None, (), False) or "[" in text:
+        return text
+    if isinstance(default, tuple):
+        default = ",".join(str(part) for part in default)
+    return f"{text} [{default}]"
+
+
+def command(
+    run: Callable[..., None],
+    classes: Sequence[tuple[str, type[BaseModel]]],
+    positional: Sequence[str] = (),
+    methods: bool = False,
+) -> Callable[..., None]:
+    """A function with a signature that Typer reads.
+
+    Args:
+        run: Called with `flags` (what was given, by field), and the common options by name.
+        classes: Title and class of each group of fields.
+        positional: Fields given without a name, in order.
+        methods: Whether there is a `-m`.
+    """
+    parameters: list[inspect.Parameter] = []
+    seen: set[str] = set()
+
+    def add(name: str, annotation: Any, default: Any) -> None:
+        seen.add(name)
+        parameters.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+            )
+        )
+
+    fields = {
+        name: (title, field)
+        for title, cls in classes
+        for name, field in cls.model_fields.items()
+        if name != "method"
+    }
+    for name in positional:
+        many = kind(fields[name][1])[0] == "list"
+        argument = typer.Argument(
+            help=describe(fields[name][1]), metavar=name.rstrip("s").upper(), show_default=False
+        )
+        add(name, Annotated[list[str] | None if many else str | None, argument], None)
+    for name, (title, field) in fields.items():
+        if name in seen:
+            continue
+        what, metavar = kind(field)
+        flag = f"--{name.replace('_', '-')}"
+        names = [flag, *([SHORT[name]] if name in SHORT else [])]
+        if what == "flag":
+            names = [f"{flag}/--no-{name.replace('_', '-')}"] if field.default else [flag]
+        option = typer.Option(
+            *names,
+            help=describe(field),
+            metavar=metavar or None,
+            show_default=False,
+            rich_help_panel=EVERYWHERE if name in ("device", "dtype", "seed") else title,
+        )
+        annotation = {"flag": bool | None, "list": list[str] | None, "value": str | None}[what]
+        add(name, Annotated[annotation, option], None)
+    presets = [name for _, cls in classes for name in getattr(cls, "presets", ())]
+    if presets:
+        option = typer.Option(
+            "--preset",
+            metavar="|".join(presets),
+            help="settings to start from (embtool methods)",
+            show_default=False,
+        )
+        add("preset", Annotated[str | None, option], None)
+    if methods:
+        option = typer.Option(
+            "-m",
+            "--method",
+            metavar="NAME:KEY=VALUE,...",
+            help="method and its settings (embtool methods)",
+            show_default=False,
+        )
+        add("method", Annotated[str | None, option], None)
+    for name, (annotation, default, text, short) in COMMON.items():
+        placeholder = "FILE" if name == "recipe" else "KEY=VALUE" if name == "set" else None
+        option = typer.Option(
+            f"--{name.replace('_', '-')}",
+            *short,
+            help=text,
+            metavar=placeholder,
+            show_default=False,
+            rich_help_panel=EVERYWHERE,
+        )
+        add(name, Annotated[annotation, option], default)
+
+    def call(**values: Any) -> None:
+        common = {name: values.pop(name) for name in (*COMMON, *(["method"] if methods else []))}
+        flags = {k: v for k, v in values.items() if v is not None and v != []}
+        run(flags=flags, **common)
+
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    return call
+
+
+def spread_lists(argv: Sequence[str], lists: set[str]) -> list[str]:
+    """`--texts A B` as `--texts A --texts B`, for the options named in `lists`."""
+    out: list[str] = []
+    current: str | None = None
+    fresh = False
+    for word in argv:
+        if word in lists:
+            current, fresh = word, True
+            out.append(word)
+        elif word.startswith("-") and word != "-":
+            name, equals, _ = word.partition("=")
+            current, fresh = (name if equals and name in lists else None), False
+            out.append(word)
+        elif current and not fresh:
+            out += [current, word]
+        else:
+            fresh = False
+            out.append(word)
+    return out

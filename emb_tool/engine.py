@@ -1,0 +1,308 @@
+"""One job from its settings to its report; what every verb that writes a checkpoint shares.
+
+plan -> work in OUT.partial -> measure the files as written, in a child process -> provenance,
+report and model card -> rename to OUT.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emb_tool import registry
+from emb_tool.checkpoint.output import OutputFolder
+from emb_tool.config import Job
+from emb_tool.errors import EmbToolError, Failed, Interrupted
+from emb_tool.plan import Plan
+from emb_tool.progress import Progress
+from emb_tool.report import Measure, Report, Table
+
+if TYPE_CHECKING:
+    from emb_tool.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a job is run; none of it changes the result."""
+
+    dry_run: bool = False
+    overwrite: bool = False
+    resume: bool = False
+    progress: Progress = field(default_factory=Progress)
+
+
+def run(job: Job, options: Options) -> Report:
+    """Carry out one job.
+
+    Raises:
+        Refused, Failed, Interrupted: See the design of each; a full disk is a Failed.
+    """
+    started = time.perf_counter()
+    options.progress.warnings.clear()
+    try:
+        report = _VERBS[job.verb](job, options)
+    except KeyboardInterrupt:
+        raise Interrupted(2, _how_to_resume(job)) from None
+    except Interrupted as error:
+        raise Interrupted(error.exit_code - 128, _how_to_resume(job)) from None
+    except EmbToolError:
+        raise
+    except Exception as error:
+        raise _understood(error) or error from error.__cause__
+    report.timings["total_seconds"] = time.perf_counter() - started
+    for sentence in options.progress.warnings:
+        report.warn(sentence)
+    return report
+
+
+def _understood(error: Exception) -> Failed | None:
+    """A full disk and memory that ran out, in our words; None for a bug."""
+    # safetensors has an error of its own, which tells the cause in its text alone
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left on device" in str(error):
+        name = getattr(error, "filename", None)
+        where = f" ({name})" if name else ""
+        return Failed(f"the disk is full{where}", "free some space, then go on with --resume")
+    from emb_tool.runtime import Runtime
+
+    if Runtime.is_out_of_memory(error):
+        hint = "lower --batch-tokens or --max-length, then go on with --resume"
+        return Failed("memory ran out", hint)
+    return None
+
+
+def _how_to_resume(job: Job) -> str | None:
+    return "go on with --resume" if job.verb == "distill" else None
+
+
+def _runtime(job: Job) -> Runtime:
+    from emb_tool.runtime import Runtime
+
+    return Runtime.start(job.device, job.dtype, job.seed)
+
+
+def _evaluate(job: Any, options: Options) -> Report:
+    from emb_tool.checkpoint.reader import Checkpoint
+    from emb_tool.evaluate.plot import check_plot
+    from emb_tool.evaluate.run import evaluate
+
+    if options.dry_run:
+        report = Report("eval", job=job.recipe())
+        for name in (*job.models, job.reference, job.query_model):
+            if name:
+                Checkpoint.open(name)
+        tasks = job.tasks()
+        for task in tasks:
+            for sentence in task.check():
+                report.warn(sentence)
+        if job.plot:
+            check_plot(job.plot)
+        report.tables = [Table("would measure", ["task"], [[task.spec] for task in tasks])]
+        return report
+    with options.progress.task("encoding", None, "texts") as advance:
+        before = 0
+
+        def progress(name: str, done: int, total: int) -> None:
+            nonlocal before
+            advance(done - before, f"{Path(name).name} {done:,}/{total:,}")
+            before = done if done < total else 0
+
+        report = evaluate(job, _runtime(job), progress=progress)
+    for sentence in report.warnings:
+        options.progress.warn(sentence)
+    return report
+
+
+def _encode(job: Any, options: Options) -> Report:
+    from emb_tool.encode.run import encode
+
+    if options.dry_run:
+        from emb_tool.checkpoint.reader import Checkpoint
+        from emb_tool.data.texts import scan
+        from emb_tool.encode.vectors import check_output
+
+        check_output(Path(job.output).expanduser(), options.overwrite)
+        scan(job.texts, job.text_field)
+        dim = Checkpoint.open(job.model).layout.dim
+        table = Table("would write", ["file", "width"], [[job.output, str(dim)]])
+        return Report("encode", job=job.recipe(), tables=[table])
+    with options.progress.task("encoding", job.limit, "texts") as advance:
+        report = encode(job, _runtime(job), overwrite=options.overwrite, progress=advance)
+    for sentence in report.warnings:
+        options.progress.warn(sentence)
+    return report
+
+
+def _distill(job: Any, options: Options) -> Report:
+    from emb_tool.distill.run import Distill
+
+    return make(job, options, Distill)
+
+
+def make(job: Any, options: Options, worker: Any) -> Report:
+    """Write a checkpoint: the way that every verb with an output folder goes.
+
+    Args:
+        job: Has an `output`.
+        options: How to run it.
+        worker: Class with `plan`, `work`, `check`, `summarise`, `inputs`, `data` and `papers`.
+    """
+    from emb_tool.checkpoint.card import write_model_card
+    from emb_tool.checkpoint.provenance import write_provenance
+    from emb_tool.checkpoint.reader import Checkpoint
+
+    progress = options.progress
+    report = Report(job.verb, job=job.recipe())
+    work = worker(job, progress, report)
+    out = Path(job.output).expanduser()
+    rank = int(os.environ.get("RANK", 0))
+    if options.dry_run:
+        plan = work.plan()
+        report.tables = [_planned(plan, work)]
+        report.facts["plan"] = {"bytes": plan.nbytes, "config": plan.config, "notes": plan.notes}
+        return report
+    folder = OutputFolder(
+        out, job_digest=job.digest(), overwrite=options.overwrite, resume=options.resume
+    )
+    if rank:  # rank 0 holds the lock and owns the folder
+        return _follow(job, work, folder.partial, report)
+    with folder:
+        if folder.finished:
+            progress.say(f"{out} is finished already: nothing to do")
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+                _together(job, nothing_to_do=True)
+            return _read_report(out)
+        if options.resume and not folder.resumed:
+            progress.say(f"nothing to resume at {out}: starting from the beginning")
+        work.plan()
+        runtime, _ = _together(job)
+        state = folder.partial / ".state"
+        work.work(folder.partial, state, runtime)
+        started = time.perf_counter()
+        checked = _check(work.check(folder.partial, state), runtime, str(out))
+        report.timings["check_seconds"] = time.perf_counter() - started
+        report.measures += [Measure(**m) for m in checked["measures"]]
+        report.tables += [Table(**t) for t in checked["tables"]]
+        report.facts["check"] = checked["facts"]
+        report.gate = checked["gate"]
+        for sentence in checked["warnings"]:
+            progress.warn(sentence)
+        report.output = str(out)
+        work.summarise(report)
+        for sentence in progress.warnings:
+            report.warn(sentence)
+        (folder.partial / "report.json").write_text(
+            json.dumps(
+                report.to_json() | {"tables": [t.to_json() for t in report.tables]}, indent=2
+            )
+            + "\n",
+            encoding="utf-8",
+        )
+        write_provenance(
+            folder.partial,
+            job=job.recipe(),
+            inputs={name: c.hashes() for name, c in work.inputs.items()} | work.data(),
+            runtime=runtime.facts(),
+            papers=work.papers,
+            extra={"digest": job.digest()},
+        )
+        write_model_card(
+            folder.partial,
+            title=out.name,
+            base_models=list(work.inputs),
+            report=report,
+            job=job.recipe(),
+            layout=Checkpoint.open(folder.partial).layout,
+        )
+        folder.seal()
+        runtime.barrier()
+    return report
+
+
+def _follow(job: Any, work: Any, partial: Path, report: Report) -> Report:
+    """What the other processes do: the same work, without writing."""
+    runtime, nothing_to_do = _together(job)
+    if not nothing_to_do:
+        work.work(partial, partial / ".state", runtime)
+        runtime.barrier()
+    return report
+
+
+def _together(job: Job, nothing_to_do: bool = False) -> tuple[Runtime, bool]:
+    """Start the runtime; rank 0 tells the other processes whether there is anything to do."""
+    runtime = _runtime(job)
+    return runtime, runtime.sum(float(nothing_to_do))[0] > 0
+
+
+def _planned(plan: Plan, work: Any) -> Table:
+    table = Table("would write", ["what", "size"])
+    if plan.steps:
+        tensors = sum(len(step.writes) for step in plan.steps)
+        table.rows.append([f"{tensors} tensors of the start", f"{plan.nbytes / 1e6:,.1f} MB"])
+    for key, value in plan.config.items():
+        table.rows.append([f"config.json {key}", str(value)])
+    for note in plan.notes:
+        table.rows.append([note, ""])
+    if not table.rows:
+        sizes = sum(c.weight_bytes() for c in [work.body])
+        table.rows.append(["weights, as those of the student", f"{sizes / 1e6:,.1f} MB"])
+    return table
+
+
+def _read_report(out: Path) -> Report:
+    """The report of a finished output."""
+    data = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    return Report(
+        verb=data["verb"],
+        output=data["output"],
+        job=data["job"],
+        facts=data["facts"],
+        measures=[Measure(**m) for m in data["measures"]],
+        tables=[Table(**t) for t in data.get("tables", [])],
+        timings=data["timings"],
+        warnings=data["warnings"],
+        gate=data["gate"],
+    )
+
+
+def _check(request: Mapping[str, Any], runtime: Runtime, name: str) -> dict[str, Any]:
+    """Measure the written files in a process of its own, which knows nothing but the files.
+
+    Args:
+        request: What `emb_tool.evaluate.check` reads.
+        runtime: Its device is used again.
+        name: What the model is called in the report.
+    """
+    alone = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    environment = {key: value for key, value in os.environ.items() if key not in alone}
+    request = {**request, "device": str(runtime.device), "dtype": runtime.dtype_name, "name": name}
+    child = subprocess.run(
+        [sys.executable, "-m", "emb_tool.evaluate.check"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    try:
+        answer: dict[str, Any] = json.loads(child.stdout)
+    except json.JSONDecodeError:
+        answer = {"error": child.stderr.strip().splitlines()[-1] if child.stderr else "no answer"}
+    if "error" in answer:
+        raise Failed(
+            f"the written files do not pass their check: {answer['error']}",
+            "they are kept in the .partial folder; please report this",
+        )
+    return answer
+
+
+_VERBS = {"eval": _evaluate, "encode": _encode, "distill": _distill}
+assert set(_VERBS) == set(registry.VERBS)

@@ -1,0 +1,93 @@
+"""What several test files share: texts in files, small students in training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emb_tool.distill.leaf import Leaf
+from emb_tool.encoder import Encoder
+from emb_tool.method import Training
+from emb_tool.runtime import Runtime
+from emb_tool.training.loop import Score, Trainer
+from emb_tool.training.stream import Stream, TokenCache
+
+
+def write_texts(path: Path, texts: Sequence[str]) -> str:
+    """A jsonl file of texts."""
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def unit_vectors(count: int, dim: int, seed: int = 0) -> np.ndarray:
+    """Random vectors of norm 1."""
+    vectors = np.random.default_rng(seed).standard_normal((count, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def make_trainer(
+    model: Path,
+    texts: Sequence[str],
+    folder: Path,
+    method: Training | None = None,
+    *,
+    targets: np.ndarray | None = None,
+    score: Callable[[Encoder], Score] | None = None,
+    **options: Any,
+) -> Trainer:
+    """A run of `model` on `texts` towards `targets` (random ones of norm 1 unless given)."""
+    runtime = Runtime.start("cpu")
+    method = method or Leaf(batch_tokens=128)
+    encoder = Encoder.open(model, runtime, training=True)
+    goal = unit_vectors(len(texts), encoder.dim) if targets is None else targets
+    folder.mkdir(parents=True, exist_ok=True)
+    cache = TokenCache(
+        folder / "tokens.bin", len(texts), lambda which: encoder.tokenize([texts[i] for i in which])
+    )
+    stream = Stream(
+        [np.arange(len(texts))],
+        cache,
+        lambda indices: goal[indices],
+        batch_tokens=method.batch_tokens,
+        total=round(method.epochs * method.cycles * len(texts)),
+        seed=0,
+    )
+    settings: dict[str, Any] = {
+        "scores": 2,
+        "progress": lambda texts, loss: None,
+        "on_warning": lambda sentence: None,
+        "metrics": folder / "metrics.jsonl",
+        **options,
+    }
+
+    def measure() -> Score:
+        if score is not None:
+            return score(encoder)
+        loss = float(np.square(encoder.encode(list(texts)) - goal).sum(1).mean())
+        return Score(-loss, {"heldout_loss": loss})
+
+    return Trainer(encoder, method, stream, runtime, folder / "state", score=measure, **settings)
+
+
+def check_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs check their output in this process: a child of its own takes seconds to start."""
+
+    def check(request: Mapping[str, Any], runtime: Runtime, name: str) -> dict[str, Any]:
+        from emb_tool.evaluate.check import check
+
+        report = check({**request, "device": "cpu", "dtype": "fp32", "name": name})
+        return report.to_json() | {"tables": [table.to_json() for table in report.tables]}
+
+    monkeypatch.setattr("emb_tool.engine._check", check)
+
+
+def weight_files(folder: Path) -> dict[str, bytes]:
+    """Every weight file of an output, by relative name."""
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.safetensors")}
+    assert found
+    return found

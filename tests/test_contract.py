@@ -1,0 +1,104 @@
+"""What every method of every verb promises."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from emb_tool import config, method, registry
+from emb_tool.errors import Refused
+from tests.conftest import CliResult
+from tests.runs import check_here, weight_files, write_texts
+
+TABLES = {verb: registry.methods(verb) for verb in registry.VERBS}
+METHODS = [(verb, name) for verb, table in TABLES.items() for name in table]
+TRAININGS = [(v, n) for v, n in METHODS if issubclass(registry.load(v, n), method.Training)]
+
+
+@pytest.mark.parametrize(("verb", "name"), METHODS)
+def test_table_and_class_agree(verb: str, name: str) -> None:
+    row, cls = TABLES[verb][name], registry.load(verb, name)
+    assert cls.name == row.name == name
+    assert row.module == f"{registry.VERBS[verb]}.{name.replace('-', '_')}"
+    assert row.summary.strip()
+    assert isinstance(cls.paper, str)
+    assert cls.paper == "" or re.match(r"(arXiv|doi):", cls.paper)
+    assert cls.model_config["frozen"]
+    assert cls.model_config["extra"] == "forbid"
+
+
+@pytest.mark.parametrize(("verb", "name"), METHODS)
+def test_a_setting_that_does_not_exist_is_refused_with_the_nearest(verb: str, name: str) -> None:
+    cls = registry.load(verb, name)
+    real = list(cls.model_fields)[-1]
+    wrong = real + "s"
+    with pytest.raises(Refused, match=f"unknown setting '{wrong}'") as caught:
+        registry.build(cls, {wrong: 1}, "here")
+    assert f"did you mean {real}" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(("verb", "name"), METHODS)
+def test_every_setting_says_what_it_is_and_survives_its_recipe(verb: str, name: str) -> None:
+    classes: list[Any] = [registry.load(verb, name), config.job_class(verb)]
+    for cls in classes:
+        for key, field in cls.model_fields.items():
+            if key == "method":
+                continue
+            assert field.description, key
+            # recipes leave out what is None, so None must be what is taken then
+            optional = type(None) in get_args(field.annotation)
+            assert not optional or field.default is None, key
+
+
+def test_modules_of_methods_import_no_torch() -> None:
+    code = f"""
+        import sys
+        from emb_tool import config, registry
+        for verb, name in {METHODS}:
+            registry.load(verb, name)
+            config.job_class(verb)
+        print([m for m in ("torch", "transformers", "sentence_transformers") if m in sys.modules])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.fixture
+def train(
+    run_cli: Callable[..., CliResult], tmp_path: Path, tiny_bert: Path, sentences: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., CliResult]:  # fmt: skip
+    check_here(monkeypatch)
+    texts = write_texts(tmp_path / "texts.jsonl", sentences[:40])
+
+    def run(verb: str, name: str, out: str, *argv: object) -> CliResult:
+        given = ["--teacher", tiny_bert, "--student-layers", 1, "--texts", texts]
+        return run_cli(verb, "-m", f"{name}:batch_tokens=200", *given, "-o", tmp_path / out, *argv)
+
+    return run
+
+
+@pytest.mark.parametrize(("verb", "name"), TRAININGS)
+def test_trainings_write_nothing_dry_and_the_same_bytes_twice(
+    train: Callable[..., CliResult], tmp_path: Path, verb: str, name: str
+) -> None:
+    before = set(tmp_path.rglob("*"))
+    assert train(verb, name, "out", "--dry-run").code == 0
+    assert set(tmp_path.rglob("*")) == before
+    for out in ("a", "b"):
+        told = train(verb, name, out)
+        assert told.code == 0, told.err
+    assert weight_files(tmp_path / "a") == weight_files(tmp_path / "b")
+    facts = json.loads((tmp_path / "a" / "provenance.json").read_text())
+    assert facts["job"]["method"]["name"] == name
+    assert facts["papers"] == [registry.load(verb, name).paper]

@@ -1,0 +1,131 @@
+"""The pages say what is so: README's commands run, tables are those of the classes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from emb_tool import config, registry
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
+
+pytestmark = pytest.mark.skipif(not PAGES[0].exists(), reason="the pages are not installed")
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The `embtool` lines of a page's bash blocks, as words."""
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("embtool "):
+                yield shlex.split(line)[1:]
+
+
+@pytest.fixture
+def named_files(tmp_path: Path, sentences: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that README's commands name."""
+
+    def jsonl(path: str, rows: list[dict[str, str]]) -> None:
+        (tmp_path / path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    (tmp_path / "beir" / "qrels").mkdir(parents=True)
+    jsonl("texts.jsonl", [{"text": text} for text in sentences[:200]])
+    jsonl("queries.jsonl", [{"text": text} for text in sentences[200:220]])
+    jsonl("beir/corpus.jsonl", [{"_id": f"d{i}", "text": t} for i, t in enumerate(sentences[:40])])
+    jsonl("beir/queries.jsonl", [{"_id": f"q{i}", "text": sentences[i][:20]} for i in range(10)])
+    judged = "".join(f"q{i}\td{i}\t1\n" for i in range(10))
+    (tmp_path / "beir/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    pairs = [f"{sentences[i]}\t{sentences[i + i % 3]}\t{5 - i % 3}\n" for i in range(30)]
+    (tmp_path / "sts.tsv").write_text("sentence1\tsentence2\tscore\n" + "".join(pairs))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_commands_of_the_readme_run(
+    named_files: Path, tiny_bert: Path, run_cli: Callable[..., object]
+) -> None:
+    ran = 0
+    for words in commands(ROOT / "README.md"):
+        words = [str(tiny_bert) if word == TEACHER else word for word in words]
+        result = run_cli(words)
+        assert result.code == 0, (words, result.err)  # type: ignore[attr-defined]
+        ran += 1
+    assert ran >= 5
+    assert (named_files / "student" / "recipe.yaml").exists()
+    assert (named_files / "queries.npy").exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_on_a_page_exists(page: Path, run_cli: Callable[..., object]) -> None:
+    for words in commands(page):
+        help_text = run_cli([words[0], "--help"])
+        assert help_text.code == 0, words  # type: ignore[attr-defined]
+        for word in words[1:]:
+            if word.startswith("-"):
+                known = re.findall(r"--?[\w-]+", help_text.out)  # type: ignore[attr-defined]
+                assert word in known, f"{page.name}: embtool {' '.join(words)}: no {word}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_of_settings_are_those_of_the_classes(page: Path) -> None:
+    spec = importlib.util.spec_from_file_location("settings", ROOT / "docs" / "settings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    settings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(settings)
+    text = page.read_text(encoding="utf-8")
+    assert settings.filled(text) == text, "run: make docs"
+
+
+METHODS = [(verb, row) for verb in registry.VERBS for row in registry.methods(verb).values()]
+
+
+@pytest.mark.parametrize(("verb", "row"), METHODS, ids=lambda x: getattr(x, "name", str(x)))
+def test_a_method_is_the_same_in_table_class_and_docs(verb: str, row: registry.Row) -> None:
+    cls = registry.load(verb, row.name)
+    assert cls.name == row.name
+    assert row.module.rpartition(".")[2] == row.name.replace("-", "_")
+    assert all(field.description for field in cls.model_fields.values())
+    first = str(cls.__doc__).splitlines()[0].rstrip(".")
+    assert row.summary.lower().startswith(first.lower()), f"{first!r} is not {row.summary!r}"
+    page = (ROOT / "docs" / f"{verb.replace('_', '-')}.md").read_text(encoding="utf-8")
+    rows = re.findall(rf"^\| `{row.name}` \|(.*)$", page, re.MULTILINE)
+    assert rows, f"docs/{verb}.md has no row for {row.name}"
+    assert rows[0].split("|")[0].strip() == row.summary
+    if cls.paper:
+        assert cls.paper.partition(":")[2] in rows[0]
+
+
+def test_the_docs_name_no_method_that_is_gone() -> None:
+    for verb in registry.VERBS:
+        page = ROOT / "docs" / f"{verb}.md"
+        if not page.exists():
+            continue
+        opening = page.read_text(encoding="utf-8").partition("| method |")[2].split("\n\n")[0]
+        named = re.findall(r"^\| `([\w-]+)` \|", opening, re.MULTILINE)
+        assert set(named) <= set(registry.methods(verb))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_a_recipe_is_a_job_once_it_has_models_and_texts(path: Path) -> None:
+    (recipe,) = config.read_recipe(path)
+    assert path.parent.name == recipe["verb"]
+    flags = {"teacher": "t", "student": "s", "texts": ("f",), "output": "o"}
+    job = config.resolve(recipe["verb"], recipe=recipe, recipe_name=str(path), flags=flags)
+    presets = getattr(type(job.method), "presets", {})  # type: ignore[attr-defined]
+    for key, value in presets.get(path.stem, {}).items():
+        assert getattr(job.method, key) == value, f"--preset {path.stem} says otherwise"  # type: ignore[attr-defined]
