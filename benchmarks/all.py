@@ -1,0 +1,39 @@
+"""All benchmarks, one after another, each in its own process; `make bench DATA=folder`."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPTS = {
+    "startup": False,
+    "encode": True,
+    "store": True,
+    "train_step": False,
+    "distill_vs_trainer": True,
+    "distill_quality": True,
+}
+"""Script, and whether it reads the data."""
+
+
+def main() -> int:
+    """Run them; the number of those that failed is the exit code."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder of the data, see README.md")
+    parser.add_argument("--out", default="benchmarks/results", help="folder of the results")
+    args = parser.parse_args()
+    failed = 0
+    for name, reads in SCRIPTS.items():
+        script = Path(__file__).with_name(f"{name}.py")
+        command = [sys.executable, str(script), "--out", args.out, "--work", f"{args.out}/work"]
+        if reads:
+            command += ["--data", args.data]
+        print(f"== {name}", file=sys.stderr, flush=True)
+        failed += subprocess.run(command, check=False).returncode != 0
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
