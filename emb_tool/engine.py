@@ -252,8 +252,8 @@ def _planned(plan: Plan, work: Any) -> Table:
     for note in plan.notes:
         table.rows.append([note, ""])
     if not table.rows:
-        sizes = sum(c.weight_bytes() for c in [work.body])
-        table.rows.append(["weights, as those of the student", f"{sizes / 1e6:,.1f} MB"])
+        size = work.body.weight_bytes()
+        table.rows.append(["weights, as those of the student", f"{size / 1e6:,.1f} MB"])
     return table
 
 

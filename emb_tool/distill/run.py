@@ -53,7 +53,6 @@ class Distill:
         self.job, self.progress, self.report = job, progress, report
         self.method: Training = job.method
         self.papers = [job.method.paper]
-        self.outcome: Outcome | None = None
 
     # -- before anything is written --------------------------------------------------------------
 
@@ -115,8 +114,6 @@ class Distill:
         self._check_method()
         body, keep = self.body, self.keep
         plan = plan_cut(body, keep) if keep is not None else Plan()
-        if body.layout.family == "static" and self.job.student_layers is not None:
-            raise Refused(f"{body.name} is a static model: it has no layers to cut", None)
         dim = self._teacher_dim()
         if dim is not None:
             if job.teacher_dim is not None and job.teacher_dim > dim:
@@ -249,9 +246,8 @@ class Distill:
         from emb_tool.training.teacher import CheckpointTeacher
 
         job = self.job
-        given = {"query": job.query_prompt, "document": job.document_prompt}
+        prompts = {"query": job.query_prompt or "", "document": job.document_prompt or ""}
         if self.teacher_kind == "file":
-            prompts = {role: prompt or "" for role, prompt in given.items()}
             vectors = FileVectors(
                 Path(job.teacher),
                 corpus,
@@ -264,10 +260,11 @@ class Distill:
         teacher: Any
         if self.teacher is not None:
             encoder = Encoder.open(self.teacher, runtime, max_length=job.teacher_max_length)
-            own = {"query": encoder.prompt("query"), "document": encoder.prompt(job.prompt_name)}
-            prompts = {
-                role: own[role] if prompt is None else prompt for role, prompt in given.items()
-            }
+            own_query, own_document = encoder.prompt("query"), encoder.prompt(job.prompt_name)
+            if job.query_prompt is None:
+                prompts["query"] = own_query
+            if job.document_prompt is None:
+                prompts["document"] = own_document
             teacher = CheckpointTeacher(
                 encoder,
                 query_prompt=prompts["query"],
@@ -275,7 +272,6 @@ class Distill:
                 store_dtype=job.store_dtype,
             )
         else:
-            prompts = {role: prompt or "" for role, prompt in given.items()}
             teacher = EndpointTeacher(
                 job.teacher,
                 query_prompt=prompts["query"],
@@ -407,7 +403,6 @@ class Distill:
             )
             outcome = trainer.run()
         cache.close()
-        self.outcome = outcome
         if runtime.is_main:
             trainer.take_best()
             self._tell(outcome, student, total)
@@ -521,13 +516,9 @@ class Distill:
 
     def summarise(self, report: Report) -> None:
         """The table on top: what went in, what came out."""
-        rows = []
-        before = sum(c.weight_bytes() for c in [self.teacher] if c)
+        before = f"{self.teacher.weight_bytes() / 1e6:,.1f} MB" if self.teacher else "-"
         after = report.value("weights") or 0
-        if before:
-            rows.append(["weights", f"{before / 1e6:,.1f} MB", f"{after / 1e6:,.1f} MB"])
-        else:
-            rows.append(["weights", "-", f"{after / 1e6:,.1f} MB"])
+        rows = [["weights", before, f"{after / 1e6:,.1f} MB"]]
         training = report.facts["training"]
         history = training["history"]
         first = history[0] if history else {}
