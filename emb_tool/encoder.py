@@ -7,12 +7,9 @@ budget of tokens with texts of like length, and memory that runs out halves the 
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,34 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emb_tool.checkpoint.layout import Layout, static_table, write_layout
+from emb_tool.checkpoint.layout import Layout, packed_modules, static_table, write_layout
 from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
 from emb_tool.data.batches import plan_batches
 from emb_tool.errors import Failed, Refused
+from emb_tool.progress import quiet
 from emb_tool.runtime import Runtime
 
 ROLES = ("query", "document")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' progress bars and advice out of our output."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    logger = logging.getLogger("sentence_transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        logger.setLevel(level)
 
 
 class Encoder:
@@ -116,6 +93,8 @@ class Encoder:
             Refused: What `Checkpoint.open` refuses, and what sentence-transformers cannot load.
         """
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
+        if packed_modules(checkpoint.config):
+            import emb_tool.hub  # noqa: F401  (teaches the libraries the format)
         dtype = torch.float32 if training else runtime.dtype
         with quiet():
             from sentence_transformers import SentenceTransformer
@@ -371,9 +350,8 @@ class Encoder:
                 for path in sorted(weights.glob("*.safetensors*")):
                     path.replace(target / path.name)
                 shutil.rmtree(weights)
-            elif list(module.parameters()):
+            elif state := cast(module.state_dict()):
                 target.mkdir(parents=True, exist_ok=True)
-                state = cast(module.state_dict())
                 save_file(state, str(target / "model.safetensors"), metadata={"format": "pt"})
         readable(folder)
 

@@ -10,12 +10,17 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from emb_tool.checkpoint.files import join
-from emb_tool.checkpoint.layout import POSITION_TABLE, position_rows, static_table
+from emb_tool.checkpoint.layout import (
+    packed_modules,
+    position_rows,
+    static_table,
+    unpacked,
+)
 from emb_tool.checkpoint.modules import ModuleSpec, hidden_size
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.weights import pickles
 from emb_tool.ops.layers import group_layers, stated_layers
+from emb_tool.ops.parts import main_table, parts_of
 from emb_tool.plan import TensorSpec
 from emb_tool.report import Measure, Report, Table
 
@@ -36,7 +41,7 @@ def inspect(source: str) -> Report:
         Refused: There is no checkpoint, or its weight files are damaged.
     """
     ckpt = Checkpoint.open(source, lenient=True, need_tokenizer=False, allow_pickle=True)
-    parts = _parts(ckpt)
+    parts = parts_of(ckpt)
     parameters = sum(part["parameters"] for part in parts.values())
     dtypes = Counter[str]()
     for spec in _all_specs(ckpt):
@@ -54,7 +59,8 @@ def inspect(source: str) -> Report:
         "layers": _layer_count(ckpt),
         "hidden": hidden_size(config),
         "vocabulary": config.get("vocab_size"),
-        "positions": position_rows(ckpt.tensors) or config.get("max_position_embeddings"),
+        "positions": position_rows(unpacked(config, ckpt.tensors))
+        or config.get("max_position_embeddings"),
         "max_length": layout.max_length,
         "pooling": list(layout.pooling),
         "dim": layout.dim,
@@ -65,6 +71,7 @@ def inspect(source: str) -> Report:
         "truncate_dim": layout.truncate_dim,
         "routes": sorted(layout.routes),
         "tied": _tied(ckpt),
+        "packed": Counter(str(spec["kind"]) for spec in packed_modules(config).values()),
         "odd": [*ckpt.notes, *_odd(ckpt)],
     }
     size = ckpt.weight_bytes()
@@ -85,60 +92,6 @@ def _all_specs(ckpt: Checkpoint) -> Iterable[TensorSpec]:
         yield from weights.tensors.values()
 
 
-def _parts(ckpt: Checkpoint) -> dict[str, dict[str, int]]:
-    """Parameters and bytes by part: table, positions, layers, the rest, modules by their folder."""
-    parts: dict[str, dict[str, int]] = {}
-
-    def add(part: str, spec: TensorSpec) -> None:
-        entry = parts.setdefault(part, {"parameters": 0, "bytes": 0})
-        entry["parameters"] += 0 if part == "buffers" else spec.numel
-        entry["bytes"] += spec.nbytes
-
-    many = bool(ckpt.layout.routes)
-    for folder, weights in ckpt.weights.items():
-        main = many or folder == ckpt.layout.main
-        table = _table(ckpt.config if not many else {}, weights.tensors)
-        stacks = group_layers(weights.tensors)
-        layered = {n for stack in stacks.values() for names in stack.values() for n in names}
-        for name, spec in weights.tensors.items():
-            if table is not None and name == table.name:
-                part = "embedding table"
-            elif not main:
-                part = folder
-            elif name.endswith(("position_ids", "token_type_ids", "inv_freq")):
-                part = "buffers"
-            elif POSITION_TABLE.search(name):
-                part = "positions"
-            elif name in layered:
-                part = "layers"
-            elif name.startswith(("lm_head.", "cls.", "head.", "decoder.", "classifier.")):
-                part = "task head (not used for vectors)"
-            elif "pooler" in name:
-                part = "pooler (not used for vectors)"
-            else:
-                part = "other"
-            add(join(folder, part) if many else part, spec)
-    return dict(sorted(parts.items(), key=lambda item: -item[1]["bytes"]))
-
-
-def _table(config: dict[str, Any], tensors: dict[str, TensorSpec]) -> TensorSpec | None:
-    """The token embedding table: a static one, or the first matrix with a row for each token."""
-    if table := static_table(tensors):
-        return table
-    rows = config.get("vocab_size")
-    named = [
-        spec for name, spec in tensors.items()
-        if len(spec.shape) == 2 and not name.startswith(("lm_head.", "cls.", "decoder."))
-        and name.endswith((
-            "word_embeddings.weight", "embed_tokens.weight", "wte.weight", "tok_embeddings.weight",
-            "shared.weight", "embedding.weight",
-        ))
-    ]  # fmt: skip
-    if named:
-        return named[0]
-    return next((s for s in tensors.values() if len(s.shape) == 2 and s.shape[0] == rows), None)
-
-
 def _layer_count(ckpt: Checkpoint) -> int | None:
     """Layers in the weights: the largest stack."""
     return max((len(stack) for stack in group_layers(ckpt.tensors).values()), default=None)
@@ -146,7 +99,7 @@ def _layer_count(ckpt: Checkpoint) -> int | None:
 
 def _tied(ckpt: Checkpoint) -> list[str]:
     """Names that share one tensor: safetensors holds it once, the config says so."""
-    table = _table(ckpt.config, ckpt.tensors)
+    table = main_table(ckpt.config, unpacked(ckpt.config, ckpt.tensors))
     causal = str((ckpt.config.get("architectures") or [""])[0]).endswith(("CausalLM", "MaskedLM"))
     heads = [
         n for n in ckpt.tensors if n.startswith(("lm_head.", "cls.predictions.decoder.weight"))
@@ -190,6 +143,10 @@ def _summary(facts: dict[str, Any]) -> Table:
         row(f"prompt {name}", repr(text))
     row("dtypes", ", ".join(f"{k} {v / 1e6:,.1f} MB" for k, v in facts["dtypes"].items()))
     row("tied", ", ".join(facts["tied"]))
+    row(
+        "packed",
+        ", ".join(f"{count} matrices as {kind}" for kind, count in facts["packed"].items()),
+    )
     row("weight files", len(facts["files"]))
     return Table(str(facts["model"]), ["", ""], rows)
 
@@ -197,7 +154,8 @@ def _summary(facts: dict[str, Any]) -> Table:
 def _odd(ckpt: Checkpoint) -> list[str]:
     """What disagrees, is left over, or will surprise."""
     odd: list[str] = []
-    config, layout, tensors = ckpt.config, ckpt.layout, ckpt.tensors
+    config, layout = ckpt.config, ckpt.layout
+    tensors = unpacked(config, ckpt.tensors)
     main = ckpt.weights.get(layout.main)
     if main and main.pickled:
         return ["the weights are pickled: opened only with --allow-pickle"]
@@ -231,9 +189,9 @@ def _odd(ckpt: Checkpoint) -> list[str]:
 
 def _disagreements(ckpt: Checkpoint) -> list[str]:
     """Where config.json or a module's config says other than the weights."""
-    config, tensors = ckpt.config, ckpt.tensors
+    config, tensors = ckpt.config, unpacked(ckpt.config, ckpt.tensors)
     odd = []
-    table = _table(config, tensors)
+    table = main_table(config, tensors)
     if table:
         rows, columns = table.shape
         for key, stated, found in (
@@ -255,7 +213,7 @@ def _disagreements(ckpt: Checkpoint) -> list[str]:
     if layers and counted and layers != counted:
         odd.append(f"config.json: {layers} layers, the weights have {counted}")
     dtype = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")))
-    floats = {spec.dtype for spec in tensors.values() if spec.dtype in _DTYPES.values()}
+    floats = {s.dtype for s in ckpt.tensors.values() if s.dtype in _DTYPES.values()}
     if dtype and floats and floats != {dtype}:
         odd.append(f"config.json: dtype {dtype}, the weights are {', '.join(sorted(floats))}")
     width = hidden_size(config)

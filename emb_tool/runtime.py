@@ -158,6 +158,11 @@ class Runtime:
         return tensor.to(self.device, non_blocking=True)
 
     @property
+    def has_float64(self) -> bool:
+        """Whether the device computes in float64."""
+        return self.device.type != "mps"
+
+    @property
     def has_fused_optimizer(self) -> bool:
         """Whether torch updates all parameters of a device in one kernel."""
         return self.device.type in ("cpu", "cuda")

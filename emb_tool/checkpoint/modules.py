@@ -138,7 +138,7 @@ def _bare_modules(folder: Path, notes: list[str] | None) -> tuple[ModuleSpec, ..
     """What sentence-transformers makes of a folder without modules.json."""
     config = read_json(folder, "config.json")
     st = "sentence_transformers.models."
-    if not config:
+    if not config or config.keys() == {"quantization_config"}:  # no model, tables alone
         return ()
     if config.get("model_type") == "model2vec" or config.get("architectures") == ["StaticModel"]:
         static = ModuleSpec("StaticEmbedding", "", {}, st + "StaticEmbedding")

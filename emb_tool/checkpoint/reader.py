@@ -32,6 +32,10 @@ _SIDE_FILES = (
 )  # fmt: skip
 
 
+LARGE = 1 << 28
+"""Bytes from which a tensor is mapped so that its pages can be let go (`checkpoint.mapped`)."""
+
+
 class Checkpoint:
     """An embedding model on disk, known from its headers and configs.
 
@@ -157,6 +161,10 @@ class Checkpoint:
         if dtype not in TORCH_NAMES:
             raise Refused(f"{self.name}: {name} has dtype {dtype}", "torch has no such dtype")
         path = weights.where[name]
+        if weights.tensors[name].nbytes >= LARGE:
+            from emb_tool.checkpoint.mapped import map_tensor
+
+            return map_tensor(path, name)
         if path not in self._open:
             from safetensors import safe_open
 
@@ -228,6 +236,8 @@ def check_finite(checkpoint: Checkpoint) -> None:
     """
     import torch
 
+    from emb_tool.checkpoint.mapped import release
+
     for part in checkpoint.weights:
         for name, tensor in checkpoint.part_tensors(part):
             if not tensor.is_floating_point():
@@ -245,3 +255,4 @@ def check_finite(checkpoint: Checkpoint) -> None:
                         " is not finite (NaN or infinity)",
                         "the model is damaged or its training diverged; take another version",
                     )
+                release(tensor)

@@ -80,25 +80,13 @@ class ShardWriter:
             write_json(self.folder / f"{name}.index.json", index)
 
     def _open(self, name: str, shard: list[TensorSpec]) -> None:
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        position, begins = 0, {}
-        for spec in sorted(shard, key=lambda s: (-BITS[s.dtype], s.name)):
-            begins[spec.name] = position
-            header[spec.name] = {
-                "dtype": spec.dtype,
-                "shape": list(spec.shape),
-                "data_offsets": [position, position + spec.nbytes],
-            }
-            position += spec.nbytes
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
+        text, begins, size = header(shard)
         file = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         self._files.append(file)
-        start = 8 + len(text)
-        _reserve(file, start + position)
-        _write_at(file, len(text).to_bytes(8, "little") + text, 0)
+        _reserve(file, len(text) + size)
+        _write_at(file, text, 0)
         for spec_name, begin in begins.items():
-            self._place[spec_name] = (file, start + begin)
+            self._place[spec_name] = (file, len(text) + begin)
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Write one tensor, in any order.
@@ -151,6 +139,27 @@ class ShardWriter:
             self.close()
         else:
             self._close_files()
+
+
+def header(specs: Sequence[TensorSpec]) -> tuple[bytes, dict[str, int], int]:
+    """What a file of these tensors begins with.
+
+    Returns:
+        Its bytes, where behind them each tensor begins, and the bytes of all tensors.
+    """
+    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position, begins = 0, {}
+    for spec in sorted(specs, key=lambda s: (-BITS[s.dtype], s.name)):
+        begins[spec.name] = position
+        fields[spec.name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [position, position + spec.nbytes],
+        }
+        position += spec.nbytes
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, begins, position
 
 
 def _split(specs: Sequence[TensorSpec], max_shard: int) -> list[list[TensorSpec]]:

@@ -5,37 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from functools import cached_property
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emb_tool.checkpoint.files import sha256
-from emb_tool.checkpoint.reader import Checkpoint, check_finite
+from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.corpus import Corpus
-from emb_tool.data.texts import hashes, scan
 from emb_tool.distill.job import DistillJob
+from emb_tool.distill.measure import score_student, tell, tokenize_roles
+from emb_tool.distill.setup import Setup
+from emb_tool.draft import Draft
 from emb_tool.errors import Refused
-from emb_tool.evaluate.task import parse_tasks, run_tasks
-from emb_tool.method import Training
-from emb_tool.ops.layers import cut, keep_layers, plan_cut
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
-from emb_tool.report import Measure, Report, Table
-from emb_tool.training.client import is_endpoint, parse_endpoint
+from emb_tool.report import Report, Table
 from emb_tool.training.endpoint import EndpointTeacher
 from emb_tool.training.store import VectorStore
-from emb_tool.training.vectors_file import FileVectors, read_shape
+from emb_tool.training.vectors_file import FileVectors
 
 if TYPE_CHECKING:
     from emb_tool.encoder import Encoder
     from emb_tool.runtime import Runtime
-    from emb_tool.training.loop import Outcome, Score
     from emb_tool.training.targets import Targets
 
-VECTOR_FILES = (".npy", ".parquet", ".safetensors")
 SAMPLE = 4096
 """Texts from which a head's starting point is solved for."""
 
@@ -51,151 +45,22 @@ class Distill:
 
     def __init__(self, job: DistillJob, progress: Progress, report: Report) -> None:
         self.job, self.progress, self.report = job, progress, report
-        self.method: Training = job.method
+        self.method = job.method
+        self.setup = Setup(job, progress)
         self.papers = [job.method.paper]
-
-    # -- before anything is written --------------------------------------------------------------
-
-    @cached_property
-    def teacher_kind(self) -> str:
-        """`endpoint`, `file` or `checkpoint`."""
-        if is_endpoint(self.job.teacher):
-            return "endpoint"
-        return "file" if self.job.teacher.endswith(VECTOR_FILES) else "checkpoint"
-
-    @cached_property
-    def teacher(self) -> Checkpoint | None:
-        """The teacher's checkpoint, where it has one."""
-        if self.teacher_kind != "checkpoint":
-            return None
-        return Checkpoint.open(self.job.teacher, allow_pickle=self.job.allow_pickle)
-
-    @cached_property
-    def body(self) -> Checkpoint:
-        """The checkpoint that the student starts from, before layers are cut."""
-        if self.job.student is not None:
-            return Checkpoint.open(self.job.student, allow_pickle=self.job.allow_pickle)
-        if self.teacher is None:
-            raise Refused(
-                f"--student-layers {self.job.student_layers}: the teacher {self.job.teacher} has "
-                "no layers to cut",
-                "name a checkpoint with --student",
-            )
-        return self.teacher
 
     @property
     def inputs(self) -> dict[str, Checkpoint]:
         """The checkpoints read, by the name that the user gave them."""
-        found = [self.body] if self.teacher is None else [self.teacher, self.body]
-        return {checkpoint.name: checkpoint for checkpoint in found}
+        return self.setup.inputs
 
     def data(self) -> dict[str, dict[str, str]]:
         """Digests of the local files of texts and vectors, by the name that the user gave them."""
-        found = hashes([*self.job.texts, *self.job.queries])
-        if self.teacher_kind == "file":
-            path = Path(self.job.teacher)
-            found[self.job.teacher] = {path.name: sha256(path)}
-        return found
-
-    @cached_property
-    def keep(self) -> tuple[int, ...] | None:
-        """The layers that the student keeps; None keeps all."""
-        if self.job.student_layers is None:
-            return None
-        try:
-            return keep_layers(self.body, self.job.student_layers)
-        except Refused as error:
-            said = f"--student-layers {self.job.student_layers}: {error.message}"
-            raise Refused(said, error.hint) from None
+        return self.setup.data()
 
     def plan(self) -> Plan:
         """Every refusal that headers, settings and local files can give."""
-        job = self.job
-        self._check_method()
-        body, keep = self.body, self.keep
-        plan = plan_cut(body, keep) if keep is not None else Plan()
-        dim = self._teacher_dim()
-        if dim is not None:
-            if job.teacher_dim is not None and job.teacher_dim > dim:
-                raise Refused(
-                    f"--teacher-dim {job.teacher_dim}: the teacher's vectors have {dim} numbers",
-                    f"at most {dim}",
-                )
-            dim = job.teacher_dim or dim
-            self._check_head(dim)
-        if self.teacher_kind == "endpoint":
-            parse_endpoint(job.teacher)
-        if job.router and self.teacher is None:
-            raise Refused(
-                f"--router: documents go to the teacher, and {job.teacher} is no checkpoint",
-                "leave --router out",
-            )
-        if job.min_retention is not None and (
-            self.teacher is None or not any(task.retains for task in self.tasks)
-        ):
-            raise Refused(
-                f"--min-retention {job.min_retention:g}: there is nothing to retain",
-                "add --eval sts:FILE or --eval retrieval:DIR, with a checkpoint as teacher",
-            )
-        if self.method.query_share is not None and not (job.texts and job.queries):
-            raise Refused(
-                f"--query-share {self.method.query_share:g}: there is nothing to share between",
-                "give both --texts and --queries",
-            )
-        for task in self.tasks:
-            if task.needs_reference and self.teacher is None:
-                raise Refused(
-                    f"--eval {task.spec}: compares with the teacher, and {job.teacher} is no "
-                    "checkpoint",
-                    "leave it out",
-                )
-            for sentence in task.check():
-                self.progress.warn(sentence)
-        for sources, field in ((job.texts, job.text_field), (job.queries, self._query_field)):
-            if sources:
-                scan(sources, field)
-        check_finite(body)
-        if self.teacher is not None and self.teacher is not body:
-            check_finite(self.teacher)
-        return plan
-
-    @property
-    def _query_field(self) -> str | None:
-        return self.job.query_field or self.job.text_field
-
-    @cached_property
-    def tasks(self) -> list[Any]:
-        """The `--eval` tasks, parsed."""
-        return parse_tasks(self.job.eval)
-
-    def _teacher_dim(self) -> int | None:
-        """The width of the teacher's vectors, where it can be known before work."""
-        if self.teacher is not None:
-            return self.teacher.layout.dim
-        if self.teacher_kind == "file":
-            return read_shape(Path(self.job.teacher), self.job.teacher_column)[1]
-        return None
-
-    def _check_head(self, dim: int) -> None:
-        width = self.body.layout.dim
-        head = getattr(self.method, "head", "auto")
-        if head == "none" and width is not None and width != dim:
-            raise Refused(
-                f"--head none: the student is {width} wide and the target {dim}",
-                "use --head linear, or --teacher-dim where the student's width is a prefix",
-            )
-        for prefix in getattr(self.method, "dims", ()):
-            if not 1 <= prefix <= dim:
-                raise Refused(f"--dims {prefix}: the vectors have {dim} numbers", f"at most {dim}")
-
-    def _check_method(self) -> None:
-        limit = self.body.layout.max_length
-        if self.method.max_length and limit and self.method.max_length > limit:
-            raise Refused(
-                f"--max-length {self.method.max_length}: {self.body.name} reads {limit} tokens at "
-                "most",
-                f"use --max-length {limit}",
-            )
+        return self.setup.plan()
 
     # -- the work ---------------------------------------------------------------------------------
 
@@ -218,7 +83,7 @@ class Distill:
                     job.texts,
                     job.queries,
                     field=job.text_field,
-                    query_field=self._query_field,
+                    query_field=self.setup.query_field,
                     limit=job.limit,
                     holdout=job.holdout,
                 )
@@ -247,7 +112,7 @@ class Distill:
 
         job = self.job
         prompts = {"query": job.query_prompt or "", "document": job.document_prompt or ""}
-        if self.teacher_kind == "file":
+        if self.setup.teacher_kind == "file":
             vectors = FileVectors(
                 Path(job.teacher),
                 corpus,
@@ -258,8 +123,8 @@ class Distill:
             )
             return vectors, prompts
         teacher: Any
-        if self.teacher is not None:
-            encoder = Encoder.open(self.teacher, runtime, max_length=job.teacher_max_length)
+        if self.setup.teacher is not None:
+            encoder = Encoder.open(self.setup.teacher, runtime, max_length=job.teacher_max_length)
             own_query, own_document = encoder.prompt("query"), encoder.prompt(job.prompt_name)
             if job.query_prompt is None:
                 prompts["query"] = own_query
@@ -281,7 +146,7 @@ class Distill:
                 concurrency=job.concurrency,
                 on_warning=self.progress.warn,
             )
-            self._check_head(job.teacher_dim or teacher.dim)
+            self.setup.check_head(job.teacher_dim or teacher.dim)
         store = VectorStore(
             Path(job.store).expanduser() if job.store else VectorStore.default_root(),
             self.progress.warn,
@@ -315,20 +180,22 @@ class Distill:
         from emb_tool.training.student import attach_head, fit_head, start_from_scratch
 
         job = self.job
-        body = self.body
-        if self.keep is not None:
+        body = self.setup.body
+        if self.setup.keep is not None:
             with runtime.main_first():
                 if not (state / "body").exists():
                     half = state / "body.new"
                     shutil.rmtree(half, ignore_errors=True)
-                    cut(body, self.keep, half)
+                    draft = Draft.of(body)
+                    draft.keep_layers(self.setup.keep)
+                    draft.write(half)
                     half.rename(state / "body")
             body = Checkpoint.open(state / "body")
         runtime.reseed()  # what came before depends on whether the run was taken up
         encoder = Encoder.open(body, runtime, max_length=self.method.max_length, training=True)
         if job.from_scratch:
             start_from_scratch(encoder)
-        like = (self.teacher or body).layout
+        like = (self.setup.teacher or body).layout
         student = attach_head(
             encoder,
             targets.dim,
@@ -391,7 +258,7 @@ class Distill:
                 stream,
                 runtime,
                 state / "train",
-                score=lambda: self._score(student, corpus, targets, prompts),
+                score=lambda: score_student(student, corpus, targets, prompts, self.setup.tasks),
                 scores=self.job.scores,
                 progress=lambda texts, loss: advance(
                     texts, "" if isnan(loss) else f"loss {loss:.4f}"
@@ -405,79 +272,7 @@ class Distill:
         cache.close()
         if runtime.is_main:
             trainer.take_best()
-            self._tell(outcome, student, total)
-
-    def _score(
-        self,
-        student: Encoder,
-        corpus: Corpus,
-        targets: Targets,
-        prompts: dict[str, str],
-    ) -> Score:
-        """The student on held-out texts and on the `--eval` tasks."""
-        from emb_tool.evaluate.pair import Pair
-        from emb_tool.training.loop import Score
-
-        figures: dict[str, float] = {}
-        key: float | None = None
-        heldout = np.asarray(corpus.heldout)
-        if len(heldout):
-            vectors = encode_roles(student, corpus, heldout, prompts)
-            goal = targets.read(heldout)
-            loss = float(np.square(vectors - goal).sum(1).mean())
-            norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(goal, axis=1)
-            cosine = (vectors * goal).sum(1) / np.maximum(norms, 1e-12)
-            figures |= {"heldout_loss": loss, "heldout_cosine": float(cosine.mean())}
-            key = -loss
-        mains = []
-        tasks = [task for task in self.tasks if task.main and not task.needs_reference]
-        if tasks:
-            measures = run_tasks(tasks, Pair.of(student, "student"))
-            for task in tasks:
-                for measure in measures:
-                    if measure.of == task.label and measure.name == task.main:
-                        figures[f"{task.label} {task.main}"] = float(measure.value or 0.0)
-                        mains.append(float(measure.value or 0.0))
-        if mains:
-            key = sum(mains) / len(mains)
-        return Score(key, figures)
-
-    def _tell(self, outcome: Outcome, student: Encoder, total: int) -> None:
-        """Put the run into the report; be loud if it did harm."""
-        facts = self.report.facts
-        facts["training"] = {
-            "texts": outcome.texts,
-            "tokens": outcome.tokens,
-            "steps": outcome.steps,
-            "padding": round(1 - outcome.tokens / max(outcome.padded, 1), 4),
-            "truncated": student.truncated,
-            "wait_seconds": round(outcome.wait_seconds, 3),
-            "score_seconds": round(outcome.score_seconds, 3),
-            "split": outcome.split,
-            "resumed_at": outcome.resumed_at,
-            "best_at": outcome.best,
-            "history": outcome.history,
-        }
-        self.report.timings["train_seconds"] = outcome.seconds
-        self.report.timings["score_seconds"] = outcome.score_seconds
-        if outcome.seconds:
-            speed = outcome.texts / outcome.seconds
-            self.report.measures.append(Measure("training speed", speed, "texts/s"))
-        if student.truncated:
-            self.progress.warn(
-                f"{student.truncated:,} texts were longer than the {student.max_length} tokens "
-                "that the student reads"
-            )
-        if outcome.best == 0 and outcome.history:
-            self.progress.warn(
-                "TRAINING DID HARM: no state was better than the initialisation, which is what "
-                "was written; try a lower --lr, or more and better fitting texts"
-            )
-        elif outcome.best < outcome.texts:
-            self.progress.warn(
-                f"the best state was the one after {outcome.best:,} of {total:,} texts; "
-                "that one was written"
-            )
+            tell(self.report, self.progress, outcome, student, total)
 
     def _write(
         self,
@@ -491,9 +286,9 @@ class Distill:
         """The student's files, and the held-out texts that the check measures it on."""
         from emb_tool.training.student import checkpoint_dtype, write_router
 
-        student.save(folder, checkpoint_dtype(self.body))
-        if self.job.router and self.teacher is not None:
-            write_router(folder, self.teacher, folder / "router", targets.dim)
+        student.save(folder, checkpoint_dtype(self.setup.body))
+        if self.job.router and self.setup.teacher is not None:
+            write_router(folder, self.setup.teacher, folder / "router", targets.dim)
         heldout = np.asarray(corpus.heldout)
         np.save(state / "heldout.npy", targets.read(heldout))
         with open(state / "heldout.jsonl", "w", encoding="utf-8") as file:
@@ -506,17 +301,19 @@ class Distill:
 
     def check(self, folder: Path, state: Path) -> dict[str, Any]:
         """What the engine's child process is to measure on the written files."""
+        teacher = self.setup.teacher
         return {
             "folder": str(folder),
             "heldout": [str(state / "heldout.jsonl"), str(state / "heldout.npy")],
+            "against": "the teacher's vectors",
             "tasks": list(self.job.eval),
-            "reference": str(self.teacher.path) if self.teacher and self.job.eval else None,
+            "reference": str(teacher.path) if teacher and self.job.eval else None,
             "min_retention": self.job.min_retention,
         }
 
     def summarise(self, report: Report) -> None:
         """The table on top: what went in, what came out."""
-        before = f"{self.teacher.weight_bytes() / 1e6:,.1f} MB" if self.teacher else "-"
+        before = f"{self.setup.teacher.weight_bytes() / 1e6:,.1f} MB" if self.setup.teacher else "-"
         after = report.value("weights") or 0
         rows = [["weights", before, f"{after / 1e6:,.1f} MB"]]
         training = report.facts["training"]
@@ -530,35 +327,6 @@ class Distill:
         if table.rows:
             report.tables.insert(0, table)
         report.tables.insert(0, Table("distilled", ["", "teacher", "student"], rows))
-
-
-def tokenize_roles(
-    encoder: Encoder, corpus: Corpus, indices: np.ndarray, prompts: dict[str, str]
-) -> list[np.ndarray]:
-    """Token ids of corpus texts, each with the prompt of its role."""
-    roles = np.asarray(corpus.roles[indices])
-    ids: list[np.ndarray] = [np.zeros(0, np.int32)] * len(indices)
-    for role, name in enumerate(("document", "query")):
-        mine = np.flatnonzero(roles == role)
-        found = encoder.tokenize(corpus.texts(indices[mine]), prompts[name])
-        for position, row in zip(mine, found, strict=True):
-            ids[position] = row
-    return ids
-
-
-def encode_roles(
-    encoder: Encoder, corpus: Corpus, indices: np.ndarray, prompts: dict[str, str]
-) -> np.ndarray:
-    """Vectors of corpus texts, each with the prompt of its role, (n, dim) float32."""
-    roles = np.asarray(corpus.roles[indices])
-    vectors = np.empty((len(indices), encoder.dim), np.float32)
-    truncated = encoder.truncated
-    for role, name in enumerate(("document", "query")):
-        mine = roles == role
-        if mine.any():
-            vectors[mine] = encoder.encode(corpus.texts(indices[mine]), prompts[name])
-    encoder.truncated = truncated
-    return vectors
 
 
 def _tensorboard(folder: Path) -> Any:

@@ -8,16 +8,17 @@ what will be written, before anything is.
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emb_tool.checkpoint.files import write_json
-from emb_tool.checkpoint.layout import write_layout
-from emb_tool.checkpoint.reader import Checkpoint, copy_module_weights, copy_side_files
-from emb_tool.checkpoint.writer import ShardWriter
+from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.checkpoint.writer import header
 from emb_tool.errors import Refused
 from emb_tool.plan import Plan, Step, TensorSpec
+from emb_tool.progress import quiet
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 """Names under which configs state the number of layers."""
@@ -113,6 +114,11 @@ def plan_cut(ckpt: Checkpoint, keep: Sequence[int]) -> Plan:
     """
     prefix, layers = find_layers(ckpt)
     _check_keep(keep, len(layers))
+    if "quantization_config" in ckpt.config:
+        raise Refused(
+            f"{ckpt.name} is quantised: what its layers are made of is not known here",
+            "take layers out of the model that it was made from, and quantise the result",
+        )
     edits = _config_edits(ckpt.config, keep, len(layers))
     before, after = _Expected(ckpt.config), _Expected({**ckpt.config, **edits})
     place = {old: new for new, old in enumerate(keep)}
@@ -128,7 +134,12 @@ def plan_cut(ckpt: Checkpoint, keep: Sequence[int]) -> Plan:
                 continue
             new = f"{name[: found.start(2)]}{place[int(found[2])]}.{found[3]}"
         steps.append(Step((name,), (TensorSpec(new, spec.shape, spec.dtype),)))
-    _check_names(ckpt, prefix, keep, before, after, [step.writes[0] for step in steps])
+    writes = [step.writes[0] for step in steps]
+    expected = {name for name in before.shapes if before.stack(prefix).match(name)}
+    if expected and expected <= set(map(before.name, ckpt.tensors)):
+        _check_names(ckpt, prefix, keep, before, after, writes)
+    else:  # transformers renames or fuses these on loading
+        _check_loads(ckpt, prefix, {**ckpt.config, **edits}, writes)
     notes = [f"layers {','.join(map(str, keep))} of {len(layers)} are kept"]
     if dropped:
         notes.append(f"left out, since transformers computes them: {', '.join(sorted(dropped))}")
@@ -145,7 +156,7 @@ def _check_keep(keep: Sequence[int], total: int) -> None:
             raise Refused(f"layer {layer} is named twice", "each layer can be kept once")
 
 
-def _config(raw: Mapping[str, Any]) -> Any:
+def transformers_config(raw: Mapping[str, Any]) -> Any:
     """Transformers' own config class for a `config.json`; never code of the checkpoint's."""
     from transformers import CONFIG_MAPPING
 
@@ -168,7 +179,7 @@ def _config_edits(raw: Mapping[str, Any], keep: Sequence[int], total: int) -> di
     Raises:
         Refused: The edited config does not give each kept layer what it had.
     """
-    old = _config(raw)
+    old = transformers_config(raw)
     key = getattr(old, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
     edits: dict[str, Any] = {k: len(keep) for k in LAYER_COUNTS if k in raw} or {key: len(keep)}
     listed = {k: v for k, v in old.to_dict().items() if _per_layer(v, total)}
@@ -182,7 +193,7 @@ def _config_edits(raw: Mapping[str, Any], keep: Sequence[int], total: int) -> di
             and all(_is_layer(x, total) for x in v)
         ):
             edits[k] = [new for new, layer in enumerate(keep) if layer in v]
-    new = _config({**raw, **edits})
+    new = transformers_config({**raw, **edits})
     for k, v in listed.items():
         if getattr(new, k, None) != [v[layer] for layer in keep]:
             raise Refused(
@@ -211,7 +222,7 @@ class _Expected:
         from transformers import AutoModel
 
         with torch.device("meta"):
-            model = AutoModel.from_config(_config(raw))
+            model = AutoModel.from_config(transformers_config(raw))
         self.base = f"{model.base_model_prefix}."
         self.shapes = {self.name(n): tuple(v.shape) for n, v in model.state_dict().items()}
         self.patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])
@@ -220,6 +231,10 @@ class _Expected:
         """A tensor's name as the base model has it; norms were once called gamma and beta."""
         name = name.removeprefix(self.base)
         return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
+
+    def stack(self, prefix: str) -> re.Pattern[str]:
+        """Matches the names under which the base model has the layers of a prefix."""
+        return re.compile(re.escape(self.name(f"{prefix}." if prefix else "")) + r"(\d+)\.(.+)$")
 
     def ignores(self, spec: TensorSpec) -> bool:
         """Whether it is a buffer that older versions stored, such as position ids."""
@@ -238,10 +253,7 @@ def _check_names(
     writes: Sequence[TensorSpec],
 ) -> None:
     """The kept layers must have exactly the tensors that the smaller model expects of them."""
-    stack = re.compile(re.escape(before.name(f"{prefix}." if prefix else "")) + r"(\d+)\.(.+)$")
-    expected = {name for name in before.shapes if stack.match(name)}
-    if not expected or not expected <= set(map(before.name, ckpt.tensors)):
-        return  # transformers renames or fuses these on loading: `cut` looks at the loaded model
+    stack = before.stack(prefix)
     given = {before.name(spec.name): spec.shape for spec in writes}
     for name in [*after.shapes, *given]:
         found = stack.match(name)
@@ -255,44 +267,30 @@ def _check_names(
             )
 
 
-def cut(ckpt: Checkpoint, keep: Sequence[int], folder: Path) -> None:
-    """Write a whole sentence-transformers checkpoint that has some of the layers.
+def _check_loads(
+    ckpt: Checkpoint, prefix: str, config: Mapping[str, Any], writes: Sequence[TensorSpec]
+) -> None:
+    """Transformers finds every tensor of the layers among those to be written.
 
-    Args:
-        ckpt: The model.
-        keep: Layers to keep, in order of application.
-        folder: Where to write.
-
-    Raises:
-        Refused: As `plan_cut`; also if the written model does not load without a tensor missing.
+    It is shown a file that has the header and no data, which on `meta` it does not read.
     """
-    plan = plan_cut(ckpt, keep)
-    copy_side_files(ckpt, folder)
-    config = {k: v for k, v in {**ckpt.config, **plan.config}.items() if v is not None}
-    write_json(folder / "config.json", config)
-    copy_module_weights(ckpt, folder, write_layout(folder, ckpt.layout))
-    with ShardWriter(folder, [spec for step in plan.steps for spec in step.writes]) as writer:
-        for step in plan.steps:
-            writer.write(step.writes[0].name, ckpt.tensor(step.reads[0]))
-    _check_loads(folder, ckpt)
-
-
-def _check_loads(folder: Path, ckpt: Checkpoint) -> None:
-    """Transformers finds every tensor of the layers in what was written (nothing is read)."""
     from transformers import AutoModel
 
-    from emb_tool.encoder import quiet
-
-    with quiet():
-        _, info = AutoModel.from_pretrained(folder, output_loading_info=True, device_map="meta")
-    prefix = "." + find_layers(ckpt)[0]
+    with tempfile.TemporaryDirectory() as held, quiet():
+        given = {key: value for key, value in config.items() if value is not None}
+        write_json(Path(held) / "config.json", given)
+        begin, _, size = header(writes)
+        with open(Path(held) / "model.safetensors", "wb") as file:
+            file.write(begin)
+            file.truncate(len(begin) + size)
+        _, info = AutoModel.from_pretrained(held, output_loading_info=True, device_map="meta")
     stacks = group_layers(info["missing_keys"])  # an encoder's decoder may well be missing
     missing = [
         name
         for p, stack in stacks.items()
         for names in stack.values()
         for name in names
-        if prefix.endswith("." + p)
+        if f".{prefix}".endswith(f".{p}")
     ]
     for name in [*sorted(missing), *map(str, info["mismatched_keys"])]:
         raise Refused(

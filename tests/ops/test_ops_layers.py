@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.draft import Draft
 from emb_tool.errors import Refused
-from emb_tool.ops.layers import cut, group_layers, keep_layers, plan_cut, spread
+from emb_tool.ops.layers import group_layers, keep_layers, plan_cut, spread
 
 
 def test_spread() -> None:
@@ -37,6 +38,12 @@ def test_only_the_first_number_is_a_layer() -> None:
         "enc.layer": {10: ["enc.layer.10.experts.3.w"]},
         "": {0: ["0.w"]},
     }
+
+
+def cut(checkpoint: Checkpoint, keep: Sequence[int], folder: Path) -> None:
+    draft = Draft.of(checkpoint)
+    draft.keep_layers(keep)
+    draft.write(folder)
 
 
 def save_bare(model: Any, folder: Path) -> Path:

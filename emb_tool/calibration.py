@@ -1,0 +1,103 @@
+"""What a step may look at while it works: texts, their vectors, how often each token occurs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from emb_tool.progress import Progress
+
+if TYPE_CHECKING:
+    from emb_tool.draft import Draft
+    from emb_tool.encoder import Encoder
+    from emb_tool.runtime import Runtime
+
+SAMPLE = 4096
+"""Texts that are encoded at most; tokens are counted in all."""
+
+
+class Work:
+    """The texts of a calibration, and the model run on them as the steps so far have made it.
+
+    Args:
+        texts: Calibration texts; what a result is measured on is never among them.
+        runtime: Where the model runs.
+        progress: Bars and warnings.
+        scratch: Folder for drafts that have to be run before they are finished.
+        seed: Of everything random.
+        prompt_name: The prompt that texts are encoded with.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        runtime: Runtime,
+        progress: Progress,
+        scratch: Path,
+        seed: int = 0,
+        prompt_name: str = "document",
+    ) -> None:
+        self.texts = texts
+        self.runtime, self.progress, self.seed = runtime, progress, seed
+        self.scratch = scratch
+        self._prompt_name = prompt_name
+        self._open: tuple[Draft, Encoder] | None = None
+
+    @property
+    def sample(self) -> list[str]:
+        """At most `SAMPLE` of the texts, spread over all of them."""
+        step = max(1, -(-len(self.texts) // SAMPLE))
+        return [self.texts[i] for i in range(0, len(self.texts), step)]
+
+    def encoder(self, draft: Draft) -> Encoder:
+        """The draft as a model that runs, its weights float32."""
+        from emb_tool.checkpoint.reader import Checkpoint
+        from emb_tool.encoder import Encoder
+
+        if self._open is None or self._open[0] is not draft:
+            source = draft.checkpoint
+            if draft.history:
+                folder = self.scratch / f"step-{len(draft.history)}"
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                draft.write(folder)
+                source = Checkpoint.open(folder)
+            encoder = Encoder.open(source, self.runtime, training=True)
+            self._open = (draft, encoder)
+        return self._open[1]
+
+    def close(self) -> None:
+        """Let the model go, and the folders of unfinished drafts."""
+        self._open = None
+        for folder in self.scratch.glob("step-*"):
+            shutil.rmtree(folder)
+
+    def prompt(self, encoder: Encoder) -> str:
+        """The prompt that texts are encoded with."""
+        return encoder.prompt(self._prompt_name)
+
+    def vectors(self, draft: Draft, texts: Sequence[str] | None = None) -> np.ndarray:
+        """(texts, dim) float32: the vectors of texts (the `sample` unless given)."""
+        encoder = self.encoder(draft)
+        texts = self.sample if texts is None else texts
+        with self.progress.task("calibrating", len(texts), "texts") as advance:
+            return encoder.encode(texts, self.prompt(encoder), progress=advance)
+
+    def token_ids(self, draft: Draft, texts: Sequence[str] | None = None) -> list[np.ndarray]:
+        """Token ids of texts (the `sample` unless given), special tokens included."""
+        encoder = self.encoder(draft)
+        return encoder.tokenize(self.sample if texts is None else texts, self.prompt(encoder))
+
+    def frequencies(self, draft: Draft) -> np.ndarray:
+        """(vocabulary,) int64: how often each token id occurs in all the texts."""
+        rows = draft.spec(draft.table_name()).shape[0]
+        counts = np.zeros(rows, np.int64)
+        for start in range(0, len(self.texts), SAMPLE):
+            ids = self.token_ids(draft, self.texts[start : start + SAMPLE])
+            if ids:
+                counts += np.bincount(np.concatenate(ids), minlength=rows)
+        return counts

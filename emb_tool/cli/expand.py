@@ -1,0 +1,37 @@
+"""Write a packed checkpoint as a plain one, which every library opens."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from emb_tool.cli import output
+from emb_tool.report import Measure, Report, Table
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="packed checkpoint: folder or hub id")],
+    out: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="folder to write")],
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16")] = "fp32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what is there")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
+    json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
+) -> None:
+    """Write it and say how large it has become."""
+    from emb_tool import hub
+    from emb_tool.checkpoint.reader import Checkpoint
+    from emb_tool.progress import Progress
+
+    progress = Progress(0 if quiet else 1)
+    folder = hub.expand(model, out, dtype, overwrite=overwrite, progress=progress)
+    before = Checkpoint.open(model, need_tokenizer=False).weight_bytes()
+    after = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    rows = [["packed", f"{before / 1e6:,.1f} MB"], ["plain", f"{after / 1e6:,.1f} MB"]]
+    report = Report(
+        "expand",
+        output=str(folder),
+        measures=[Measure("packed", before, "B"), Measure("weights", after, "B")],
+        tables=[Table(str(folder), ["", "weights"], rows)],
+    )
+    output.show([report], json)

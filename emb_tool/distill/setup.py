@@ -1,0 +1,179 @@
+"""A distillation before it begins: what it reads, and every refusal that this gives."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from emb_tool.checkpoint.files import sha256
+from emb_tool.checkpoint.reader import Checkpoint, check_finite
+from emb_tool.data.texts import hashes, scan
+from emb_tool.distill.job import DistillJob
+from emb_tool.errors import Refused
+from emb_tool.evaluate.task import parse_tasks
+from emb_tool.method import Training
+from emb_tool.ops.layers import keep_layers, plan_cut
+from emb_tool.plan import Plan
+from emb_tool.progress import Progress
+from emb_tool.training.client import is_endpoint, parse_endpoint
+from emb_tool.training.vectors_file import read_shape
+
+VECTOR_FILES = (".npy", ".parquet", ".safetensors")
+
+
+class Setup:
+    """What a job names, opened.
+
+    Args:
+        job: The resolved job.
+        progress: Where warnings go.
+    """
+
+    def __init__(self, job: DistillJob, progress: Progress) -> None:
+        self.job, self.progress = job, progress
+        self.method: Training = job.method
+
+    @cached_property
+    def teacher_kind(self) -> str:
+        """`endpoint`, `file` or `checkpoint`."""
+        if is_endpoint(self.job.teacher):
+            return "endpoint"
+        return "file" if self.job.teacher.endswith(VECTOR_FILES) else "checkpoint"
+
+    @cached_property
+    def teacher(self) -> Checkpoint | None:
+        """The teacher's checkpoint, where it has one."""
+        if self.teacher_kind != "checkpoint":
+            return None
+        return Checkpoint.open(self.job.teacher, allow_pickle=self.job.allow_pickle)
+
+    @cached_property
+    def body(self) -> Checkpoint:
+        """The checkpoint that the student starts from, before layers are cut."""
+        if self.job.student is not None:
+            return Checkpoint.open(self.job.student, allow_pickle=self.job.allow_pickle)
+        if self.teacher is None:
+            raise Refused(
+                f"--student-layers {self.job.student_layers}: the teacher {self.job.teacher} has "
+                "no layers to cut",
+                "name a checkpoint with --student",
+            )
+        return self.teacher
+
+    @property
+    def inputs(self) -> dict[str, Checkpoint]:
+        """The checkpoints read, by the name that the user gave them."""
+        found = [self.body] if self.teacher is None else [self.teacher, self.body]
+        return {checkpoint.name: checkpoint for checkpoint in found}
+
+    def data(self) -> dict[str, dict[str, str]]:
+        """Digests of the local files of texts and vectors, by the name that the user gave them."""
+        found = hashes([*self.job.texts, *self.job.queries])
+        if self.teacher_kind == "file":
+            path = Path(self.job.teacher)
+            found[self.job.teacher] = {path.name: sha256(path)}
+        return found
+
+    @cached_property
+    def keep(self) -> tuple[int, ...] | None:
+        """The layers that the student keeps; None keeps all."""
+        if self.job.student_layers is None:
+            return None
+        try:
+            return keep_layers(self.body, self.job.student_layers)
+        except Refused as error:
+            said = f"--student-layers {self.job.student_layers}: {error.message}"
+            raise Refused(said, error.hint) from None
+
+    def plan(self) -> Plan:
+        """Every refusal that headers, settings and local files can give."""
+        job = self.job
+        self._check_method()
+        body, keep = self.body, self.keep
+        whole = f"weights of {body.weight_bytes() / 1e6:,.1f} MB, as those of {body.name}"
+        plan = plan_cut(body, keep) if keep is not None else Plan(notes=(whole,))
+        dim = self._teacher_dim()
+        if dim is not None:
+            if job.teacher_dim is not None and job.teacher_dim > dim:
+                raise Refused(
+                    f"--teacher-dim {job.teacher_dim}: the teacher's vectors have {dim} numbers",
+                    f"at most {dim}",
+                )
+            dim = job.teacher_dim or dim
+            self.check_head(dim)
+        if self.teacher_kind == "endpoint":
+            parse_endpoint(job.teacher)
+        if job.router and self.teacher is None:
+            raise Refused(
+                f"--router: documents go to the teacher, and {job.teacher} is no checkpoint",
+                "leave --router out",
+            )
+        if job.min_retention is not None and (
+            self.teacher is None or not any(task.retains for task in self.tasks)
+        ):
+            raise Refused(
+                f"--min-retention {job.min_retention:g}: there is nothing to retain",
+                "add --eval sts:FILE or --eval retrieval:DIR, with a checkpoint as teacher",
+            )
+        if self.method.query_share is not None and not (job.texts and job.queries):
+            raise Refused(
+                f"--query-share {self.method.query_share:g}: there is nothing to share between",
+                "give both --texts and --queries",
+            )
+        for task in self.tasks:
+            if task.needs_reference and self.teacher is None:
+                raise Refused(
+                    f"--eval {task.spec}: compares with the teacher, and {job.teacher} is no "
+                    "checkpoint",
+                    "leave it out",
+                )
+            for sentence in task.check():
+                self.progress.warn(sentence)
+        for sources, field in ((job.texts, job.text_field), (job.queries, self.query_field)):
+            if sources:
+                scan(sources, field)
+        check_finite(body)
+        if self.teacher is not None and self.teacher is not body:
+            check_finite(self.teacher)
+        return plan
+
+    @property
+    def query_field(self) -> str | None:
+        """The field of the queries."""
+        return self.job.query_field or self.job.text_field
+
+    @cached_property
+    def tasks(self) -> list[Any]:
+        """The `--eval` tasks, parsed."""
+        return parse_tasks(self.job.eval)
+
+    def _teacher_dim(self) -> int | None:
+        """The width of the teacher's vectors, where it can be known before work."""
+        if self.teacher is not None:
+            return self.teacher.layout.dim
+        if self.teacher_kind == "file":
+            return read_shape(Path(self.job.teacher), self.job.teacher_column)[1]
+        return None
+
+    def check_head(self, dim: int) -> None:
+        """Refuse a head or prefixes that do not fit vectors of a width."""
+        width = self.body.layout.dim
+        head = getattr(self.method, "head", "auto")
+        if head == "none" and width is not None and width != dim:
+            raise Refused(
+                f"--head none: the student is {width} wide and the target {dim}",
+                "use --head linear, or --teacher-dim where the student's width is a prefix",
+            )
+        for prefix in getattr(self.method, "dims", ()):
+            if not 1 <= prefix <= dim:
+                raise Refused(f"--dims {prefix}: the vectors have {dim} numbers", f"at most {dim}")
+
+    def _check_method(self) -> None:
+        limit = self.body.layout.max_length
+        if self.method.max_length and limit and self.method.max_length > limit:
+            raise Refused(
+                f"--max-length {self.method.max_length}: {self.body.name} reads {limit} tokens at "
+                "most",
+                f"use --max-length {limit}",
+            )

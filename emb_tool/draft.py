@@ -1,0 +1,449 @@
+"""A checkpoint on its way to being another: what surgery changes, and what is written in the end.
+
+Tensors of a draft are promises: a spec, and how to compute it when it is written. A chain of steps
+so becomes one read and one write, tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from emb_tool.checkpoint.files import inside, join, write_json
+from emb_tool.checkpoint.header import TORCH_NAMES
+from emb_tool.checkpoint.layout import Layout, ModuleSpec, packed_modules, write_layout
+from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
+from emb_tool.checkpoint.writer import ShardWriter
+from emb_tool.errors import Refused
+from emb_tool.plan import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from emb_tool.packed.base import Packed
+
+NOTICE = "packed weights: pip install embtool, then `import emb_tool.hub` before loading"
+"""Stands in the config of a checkpoint that other libraries cannot read alone."""
+
+
+class Lazy(NamedTuple):
+    """One tensor to come.
+
+    Args:
+        spec: Name, shape, dtype.
+        load: Computes it, on the CPU.
+    """
+
+    spec: TensorSpec
+    load: Callable[[], torch.Tensor]
+
+
+@dataclass
+class Draft:
+    """A checkpoint as the steps so far have made it.
+
+    Args:
+        checkpoint: Where it began.
+        tensors: Main tensors by name.
+        config: `config.json` as it will be written.
+        layout: The modules as they will be written.
+        modules: Tensors of modules other than the main one, by `ModuleSpec.path`, then name.
+        files: Tokenizer files that are no longer those of the checkpoint: name to content, None
+            for one that is left out.
+        packed: Module name (`embeddings.word_embeddings`) to its spec, see `emb_tool.packed`.
+        notes: Sentences for the user.
+        facts: Figures of the steps, for the report.
+        values: What calibrated steps have found (a rotation), by a name of their own.
+        history: The steps that have been planned, by method name.
+    """
+
+    checkpoint: Checkpoint
+    tensors: dict[str, Lazy]
+    config: dict[str, Any]
+    layout: Layout
+    modules: dict[str, dict[str, Lazy]]
+    files: dict[str, bytes | None] = field(default_factory=dict)
+    packed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    history: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Draft:
+        """The draft before any step: what is there, unchanged."""
+        layout = checkpoint.layout
+        if layout.routes:
+            raise Refused(
+                f"{checkpoint.name} is a Router of several models", "name the folder of one of them"
+            )
+        modules = {}
+        for module in layout.modules[1:]:
+            weights = checkpoint.weights.get(module.path)
+            if weights is not None:
+                modules[module.path] = {
+                    name: Lazy(spec, _part_reader(checkpoint, module.path, name))
+                    for name, spec in weights.tensors.items()
+                }
+        return cls(
+            checkpoint,
+            {
+                name: Lazy(spec, _reader(checkpoint, name))
+                for name, spec in checkpoint.tensors.items()
+            },
+            dict(checkpoint.config),
+            layout,
+            modules,
+            packed=packed_modules(checkpoint.config),
+        )
+
+    def copy(self) -> Draft:
+        """Another one that the next step may change."""
+        return replace(
+            self,
+            tensors=dict(self.tensors),
+            config=dict(self.config),
+            modules={path: dict(held) for path, held in self.modules.items()},
+            files=dict(self.files),
+            packed=dict(self.packed),
+            notes=list(self.notes),
+            facts=dict(self.facts),
+            history=list(self.history),
+        )
+
+    # -- reading it -------------------------------------------------------------------------------
+
+    def spec(self, name: str) -> TensorSpec:
+        """A main tensor's spec."""
+        return self.tensors[name].spec
+
+    def file(self, name: str) -> bytes | None:
+        """A tokenizer or config file as it will be written; None if there is none."""
+        if name in self.files:
+            return self.files[name]
+        path = inside(self.checkpoint.path, join(self.checkpoint.layout.main, name))
+        return path.read_bytes() if path.is_file() else None
+
+    def specs(self) -> list[TensorSpec]:
+        """Every tensor that will be written, those of modules included."""
+        held = [self.tensors, *self.modules.values()]
+        return [lazy.spec for tensors in held for lazy in tensors.values()]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor data that will be written."""
+        return sum(spec.nbytes for spec in self.specs())
+
+    def table_name(self) -> str:
+        """The tensor that token ids look up.
+
+        Raises:
+            Refused: None can be made out.
+        """
+        return token_table(self)
+
+    def refuse_quantized(self, step: str) -> None:
+        """Refuse a step on weights that another library's format holds.
+
+        Raises:
+            Refused: They are those of the input, or an earlier step made them.
+        """
+        method = (self.config.get("quantization_config") or {}).get("quant_method")
+        if method in (None, "embtool"):
+            return
+        if "quantization_config" in self.checkpoint.config:
+            raise Refused(
+                f"{self.checkpoint.name} is quantised ({method}), {step} needs plain weights",
+                "truncate and rotate work on it; begin with the original for the rest",
+            )
+        raise Refused(
+            f"-m {step} after a step that writes {method}'s format, of which a checkpoint has one",
+            f"put -m {step} before it, or leave one of the two out",
+        )
+
+    # -- changing it ------------------------------------------------------------------------------
+
+    def set(self, name: str, spec: TensorSpec, load: Callable[[], torch.Tensor]) -> None:
+        """Put or replace a main tensor."""
+        self.tensors[name] = Lazy(spec, load)
+
+    def map(self, name: str, spec: TensorSpec, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Replace a main tensor by a function of what it would have been."""
+        load = self.tensors[name].load
+        self.tensors[name] = Lazy(spec, lambda: fn(load()))
+
+    def keep_layers(self, keep: int | Sequence[int]) -> None:
+        """Leave layers out; see `emb_tool.ops.layers.plan_cut`.
+
+        Args:
+            keep: The layers to keep in order of application, or how many.
+
+        Raises:
+            Refused: The draft's tensors are no longer those of the checkpoint by name.
+        """
+        from emb_tool.ops.layers import keep_layers, plan_cut
+
+        if self.tensors.keys() != self.checkpoint.tensors.keys():
+            raise Refused(
+                f"the layers are no longer those of {self.checkpoint.name}",
+                "choose the layers in one step, before any other",
+            )
+        plan = plan_cut(self.checkpoint, keep_layers(self.checkpoint, keep))
+        kept = {}
+        for step in plan.steps:
+            (old,), (new,) = step.reads, step.writes
+            spec, load = self.tensors[old]
+            kept[new.name] = Lazy(replace(spec, name=new.name), load)
+        self.tensors = kept
+        self.config |= plan.config
+        self.notes += plan.notes
+
+    def split(
+        self,
+        name: str,
+        specs: Sequence[TensorSpec],
+        fn: Callable[[torch.Tensor], Mapping[str, torch.Tensor]],
+    ) -> None:
+        """Put several main tensors in the place of one.
+
+        Args:
+            name: The one.
+            specs: Those that it becomes, which may have its name.
+            fn: Makes them all by name, once while they are written.
+        """
+        load = self.tensors.pop(name).load
+        made: dict[str, torch.Tensor] = {}
+
+        def read(part: str) -> torch.Tensor:
+            if part not in made:  # not begun, or written before
+                made.update(fn(load()))
+            return made.pop(part)
+
+        for spec in specs:
+            self.set(spec.name, spec, lambda part=spec.name: read(part))  # type: ignore[misc]
+
+    def pack(
+        self,
+        module: str,
+        spec: Mapping[str, Any],
+        fit: Callable[[torch.Tensor], Any],
+        tensor: str | None = None,
+    ) -> None:
+        """Let a packed module stand for `module.weight`.
+
+        Args:
+            module: Its name, without `.weight`.
+            spec: Of `emb_tool.packed`, by `settle`.
+            fit: Makes the packed module from the matrix; called once, when it is written.
+            tensor: The matrix's name where it is another.
+        """
+        from emb_tool import packed
+
+        self.refuse_quantized(spec["kind"])
+        names = _stored(packed.kind(spec["kind"]), spec)
+        self.split(
+            tensor or f"{module}.weight",
+            [TensorSpec(f"{module}.{buffer}", (size,), "U8") for buffer, size in names.items()],
+            lambda matrix: _buffers(module, fit(matrix), names),
+        )
+        self.packed[module] = dict(spec)
+
+    def repack(self, module: str, made: Packed) -> None:
+        """Put a packed module that is finished in the place of one announced by `pack`."""
+        from emb_tool import packed
+
+        for buffer in _stored(packed.kind(made.kind), self.packed[module]):
+            del self.tensors[f"{module}.{buffer}"]
+        for buffer, nbytes in _stored(type(made), made.spec).items():
+            name = f"{module}.{buffer}"
+            self.set(name, TensorSpec(name, (nbytes,), "U8"), lambda b=buffer: getattr(made, b))  # type: ignore[misc]
+        self.packed[module] = dict(made.spec)
+
+    def project(self, dim: int, fold: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Let every vector x become W x, in the weights that are there where that is exact.
+
+        A static table is multiplied itself, and a last Dense without activation too; otherwise a
+        Dense is put in, before a last Normalize.
+
+        Args:
+            dim: Rows of W, the new width.
+            fold: Maps a matrix M (width, n) float32 to W M.
+        """
+        import torch
+
+        width = self.layout.dim
+        assert width is not None
+        modules = list(self.layout.modules)
+        last = len(modules) - (modules[-1].kind == "Normalize")
+        end = modules[last - 1]
+        if end.kind == "StaticEmbedding" and not self.packed:
+            name = self.table_name()
+            spec = self.spec(name)
+            self.map(
+                name,
+                replace(spec, shape=(spec.shape[0], dim)),
+                lambda table: fold(table.float().T).T.contiguous().to(table.dtype),
+            )
+        elif end.kind == "Dense" and _linear(end):
+            for name, lazy in list(self.modules[end.path].items()):
+                load, spec = lazy.load, replace(lazy.spec, shape=(dim, *lazy.spec.shape[1:]))
+
+                def folded(load: Callable[[], torch.Tensor] = load) -> torch.Tensor:
+                    held = load()
+                    matrix = fold(held.float().reshape(len(held), -1))
+                    return matrix.reshape(dim, *held.shape[1:]).contiguous().to(held.dtype)
+
+                self.modules[end.path][name] = Lazy(spec, folded)
+            config = {**end.config, "out_features": dim}
+            modules[last - 1] = replace(end, config=config)
+        else:
+            path = f"new_{len(modules)}"
+            config = {
+                "in_features": width, "out_features": dim, "bias": False,
+                "activation_function": "torch.nn.modules.linear.Identity",
+            }  # fmt: skip
+            modules.insert(last, ModuleSpec("Dense", path, config))
+            spec = TensorSpec("linear.weight", (dim, width), "F32")
+            self.modules[path] = {
+                spec.name: Lazy(spec, lambda: fold(torch.eye(width)).contiguous())
+            }
+        self.layout = replace(self.layout, modules=tuple(modules), dim=dim)
+
+    def append_dense(
+        self, weight: Callable[[], torch.Tensor], bias: Callable[[], torch.Tensor], dim: int
+    ) -> None:
+        """Let every vector x become Norm(W x + b), in a Dense and a Normalize at the end.
+
+        Args:
+            weight: Makes W, (dim, width) float32.
+            bias: Makes b, (dim,) float32.
+            dim: The new width.
+        """
+        width = self.layout.dim
+        assert width is not None
+        count = len(self.layout.modules)
+        config = {
+            "in_features": width, "out_features": dim, "bias": True,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        }  # fmt: skip
+        dense = ModuleSpec("Dense", f"new_{count}", config)
+        modules = (*self.layout.modules, dense, ModuleSpec("Normalize", f"new_{count + 1}"))
+        specs = [
+            TensorSpec("linear.weight", (dim, width), "F32"),
+            TensorSpec("linear.bias", (dim,), "F32"),
+        ]
+        loads = (weight, bias)
+        self.modules[dense.path] = {
+            spec.name: Lazy(spec, load) for spec, load in zip(specs, loads, strict=True)
+        }
+        self.layout = replace(self.layout, modules=modules, dim=dim, normalises=True)
+
+    # -- writing it -------------------------------------------------------------------------------
+
+    def write(self, folder: Path, progress: Callable[[int], None] | None = None) -> Layout:
+        """Write the whole checkpoint; returns its layout as written.
+
+        Args:
+            folder: An empty folder.
+            progress: Called with the bytes of each tensor written.
+        """
+        copy_side_files(self.checkpoint, folder)
+        for name, content in self.files.items():
+            if content is None:
+                (folder / name).unlink(missing_ok=True)
+            else:
+                (folder / name).write_bytes(content)
+        config = {k: v for k, v in self.config.items() if v is not None}
+        if self.packed:
+            modules = {name: self.packed[name] for name in sorted(self.packed)}
+            config["quantization_config"] = {
+                "quant_method": "embtool", "version": 1, "notice": NOTICE, "modules": modules,
+            }  # fmt: skip
+        if config:  # a static table has none, unless it is packed
+            write_json(folder / "config.json", config)
+        # a bare file of tensors has no modules
+        written = write_layout(folder, self.layout) if self.layout.modules else self.layout
+        _write(folder / written.main, self.tensors, progress)
+        for old, new in zip(self.layout.modules[1:], written.modules[1:], strict=True):
+            if self.modules.get(old.path):
+                (folder / new.path).mkdir(parents=True, exist_ok=True)
+                _write(folder / new.path, self.modules[old.path], progress)
+        return written
+
+
+def _linear(module: ModuleSpec) -> bool:
+    """Whether a Dense has no activation (sentence-transformers' default is Tanh)."""
+    return str(module.config.get("activation_function", "Tanh")).endswith("Identity")
+
+
+def pending() -> torch.Tensor:
+    """Stands for a tensor that `apply` is to fill."""
+    raise AssertionError("a step announced this tensor and did not make it")
+
+
+def token_table(draft: Draft) -> str:
+    """See `Draft.table_name`."""
+    family = draft.layout.family
+    found = [
+        name
+        for name, lazy in draft.tensors.items()
+        if len(lazy.spec.shape) == 2 and name.endswith(TABLE_NAMES)
+    ]
+    if family == "static" and not found:
+        found = [name for name, lazy in draft.tensors.items() if len(lazy.spec.shape) == 2][:1]
+    if len(found) == 1:
+        return found[0]
+    packed = [name for name in draft.packed if f"{name}.weight".endswith(TABLE_NAMES)]
+    if packed:
+        raise Refused(f"the token table {packed[0]} is packed already", "pack it in one step")
+    told = ", ".join(found) or "none"
+    raise Refused(
+        f"{draft.checkpoint.name}: the token table cannot be made out (found: {told})",
+        "name it with --tensor",
+    )
+
+
+TABLE_NAMES = (
+    "word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight",
+    "embedding.weight", "shared.weight", "embeddings",
+)  # fmt: skip
+"""How token tables are called, by the ends of their names."""
+
+
+def _stored(cls: Any, spec: Mapping[str, Any]) -> dict[str, int]:
+    """Buffer name to bytes."""
+    sizes = [(name, part.nbytes) for name, part in cls.parts(spec).items()]
+    return {("weight" if i == 0 else name): size for i, (name, size) in enumerate(sizes)}
+
+
+def _buffers(module: str, made: Packed, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    return {f"{module}.{buffer}": getattr(made, buffer) for buffer in names}
+
+
+def _write(
+    folder: Path, tensors: Mapping[str, Lazy], progress: Callable[[int], None] | None
+) -> None:
+    with ShardWriter(folder, [lazy.spec for lazy in tensors.values()]) as writer:
+        for name, lazy in tensors.items():
+            tensor = lazy.load()
+            writer.write(name, tensor)
+            if progress:
+                progress(lazy.spec.nbytes)
+
+
+def _reader(checkpoint: Checkpoint, name: str) -> Callable[[], torch.Tensor]:
+    return lambda: checkpoint.tensor(name)
+
+
+def _part_reader(checkpoint: Checkpoint, part: str, name: str) -> Callable[[], torch.Tensor]:
+    return lambda: dict(checkpoint.part_tensors(part))[name]
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Torch's dtype for a safetensors name."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, TORCH_NAMES[name])
+    return dtype

@@ -1,0 +1,321 @@
+"""Opening packed checkpoints: `import emb_tool.hub`, and the stock loaders know the format.
+
+`AutoModel.from_pretrained` and `SentenceTransformer` then put packed modules (`emb_tool.packed`)
+where `config.json` names them under `quantization_config`. Importing this registers, no more:
+sentence-transformers' static embeddings are taught when that library is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial, wraps
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec as ImportSpec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from emb_tool.checkpoint.files import read_json, write_json
+from emb_tool.checkpoint.layout import PACKED, VERSION, packed_modules
+from emb_tool.checkpoint.output import OutputFolder
+from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.errors import Refused
+from emb_tool.progress import Progress
+
+if TYPE_CHECKING:
+    from emb_tool.packed.base import Packed
+
+# -- transformers ---------------------------------------------------------------------------------
+
+
+@register_quantization_config(PACKED)
+class PackedConfig(QuantizationConfigMixin):
+    """`quantization_config` of a packed checkpoint.
+
+    Args:
+        modules: Module name to the spec of `emb_tool.packed`.
+        version: Of the format.
+        rest: Kept as it is.
+    """
+
+    quant_method: Any = PACKED
+
+    def __init__(
+        self, modules: Mapping[str, Any] | None = None, version: int = VERSION, **rest: Any
+    ) -> None:
+        self.quant_method = PACKED
+        self.version = version
+        for key, value in rest.items():
+            if key != "quant_method":
+                setattr(self, key, value)
+        self.modules = packed_modules(
+            {"quantization_config": {**rest, "quant_method": PACKED, "version": version,
+                                     "modules": dict(modules or {})}}
+        )  # fmt: skip
+
+
+@register_quantizer(PACKED)
+class PackedQuantizer(HfQuantizer):
+    """Replaces modules on `meta`, before transformers reads the weights."""
+
+    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
+        modules = dict(model.named_modules())
+        base = f"{model.base_model_prefix}."
+        placed: dict[str, Packed] = {}
+        named: dict[str, Packed] = {}
+        config: Any = self.quantization_config
+        for name, spec in config.modules.items():
+            spellings = (name, name.removeprefix(base), base + name)
+            # one that this class lacks is left to transformers: it raises where a shape differs
+            found = next((n for n in spellings if n in modules), None)
+            if found is not None:
+                placed[found] = named[name] = _place(model, found, modules[found], spec)
+        for module in placed.values():
+            module.link(named)
+        self.shared = _untie(model, placed)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        for name, source in self.shared.items():
+            _put(model, name, model.get_submodule(source))
+        return model
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[Any, dict[str, str]]:
+        """What is saved: a module that stands in two places once."""
+        twice = tuple(f"{name}." for name in self.shared)
+        state = model.state_dict()
+        return {name: value for name, value in state.items() if not name.startswith(twice)}, {}
+
+    def is_serializable(self, *_: Any, **__: Any) -> bool:
+        """A loaded model can be saved again."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """What is not packed can be trained."""
+        return True
+
+
+def _place(model: Any, name: str, old: Any, spec: Mapping[str, Any]) -> Packed:
+    """Put a packed module in the place of a plain one."""
+    from emb_tool import packed
+
+    weight = getattr(old, "weight", None)
+    shape = () if weight is None else tuple(weight.shape)
+    if shape != tuple(spec["shape"]):
+        raise Refused(
+            f"quantization_config: {name} is packed as {spec['shape']}, the model has"
+            f" {list(shape)}",
+            "config.json is not that of these weights",
+        )
+    new = packed.empty({**spec, "bias": getattr(old, "bias", None) is not None})
+    new.padding_idx = getattr(old, "padding_idx", None)
+    factor = embedding_scale(old)
+    if factor != 1:
+        new.register_forward_hook(partial(_scaled, factor))
+    _put(model, name, new)
+    return new
+
+
+def embedding_scale(module: Any) -> float:
+    """What some embeddings (Gemma's) multiply their rows by after the look-up; else 1."""
+    factor = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0))
+    return float(factor)
+
+
+def _scaled(factor: float, module: Any, inputs: Any, output: Any) -> Any:
+    return output * output.new_tensor(factor)
+
+
+def _put(model: Any, name: str, module: Any) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent) if parent else model, child, module)
+
+
+def _untie(model: Any, placed: Mapping[str, Packed]) -> dict[str, str]:
+    """Take packed weights out of transformers' ties.
+
+    Returns:
+        Further places of a packed table: their modules wait, empty, until it is read.
+
+    Raises:
+        Refused: An output head that is tied to a packed table, of which it would need the matrix.
+    """
+    import torch
+
+    shared = {}
+    tied = model.all_tied_weights_keys
+    for target, source in list(tied.items()):
+        name, origin = target.removesuffix(".weight"), source.removesuffix(".weight")
+        if origin not in placed and name not in placed:
+            continue
+        del tied[target]
+        if name in placed:
+            continue
+        if not isinstance(model.get_submodule(name), torch.nn.Embedding):
+            raise Refused(
+                f"{type(model).__name__}: its output head {name} is the packed table {origin}",
+                "load it with AutoModel, or make it plain first: embtool expand",
+            )
+        _put(model, name, torch.nn.Identity())
+        shared[name] = origin
+    return shared
+
+
+# -- sentence-transformers' static embeddings -----------------------------------------------------
+
+
+def _teach_static() -> None:
+    """Let StaticEmbedding load and save a packed table."""
+    library: Any
+    try:
+        library = importlib.import_module("sentence_transformers.sentence_transformer.modules")
+    except ImportError:  # before 5.4
+        library = importlib.import_module("sentence_transformers.models")
+    static = library.StaticEmbedding
+    if hasattr(static.load, "__wrapped__"):
+        return
+    load, save = static.load.__func__, static.save
+
+    @wraps(load)
+    def load_packed(cls: Any, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        config = _static_config(cls, model_name_or_path, kwargs)
+        spec = packed_modules(config).get("embedding")
+        if spec is None:
+            return load(cls, model_name_or_path, *args, **kwargs)
+        return _load_static(cls, model_name_or_path, spec, config, kwargs)
+
+    @wraps(save)
+    def save_packed(self: Any, output_path: str, *args: Any, **kwargs: Any) -> None:
+        save(self, output_path, *args, **kwargs)
+        if config := getattr(self, "packed_config", None):
+            write_json(Path(output_path) / "config.json", config)
+
+    static.load = classmethod(load_packed)
+    static.save = save_packed
+
+
+def _static_config(cls: Any, name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The `config.json` beside a static table, or {}; never an error."""
+    hub = {key: kwargs[key] for key in _HUB if key in kwargs}
+    path = cls.load_file_path(name, filename="config.json", **hub)
+    if path is None or not Path(path).is_file():
+        return {}
+    return read_json(Path(path).parent, Path(path).name) or {}
+
+
+_HUB = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
+
+
+def _load_static(
+    cls: Any, name: str, spec: Mapping[str, Any], config: dict[str, Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """A StaticEmbedding whose table is packed."""
+    import torch
+    from tokenizers import Tokenizer
+
+    from emb_tool import packed
+
+    hub = {k: kwargs[k] for k in _HUB if k in kwargs}
+    tokenizer = Tokenizer.from_file(cls.load_file_path(name, filename="tokenizer.json", **hub))
+    weights = cls.load_torch_weights(model_name_or_path=name, **hub)
+    module = cls(tokenizer, embedding_weights=torch.zeros(1, int(spec["shape"][1])))
+    module.embedding = packed.empty(spec)
+    module.num_embeddings = module.embedding.num_embeddings
+    module.load_state_dict(weights)
+    module.packed_config = config
+    return module
+
+
+class _AfterImport(MetaPathFinder, Loader):
+    """Calls back once a module has been imported (PEP 302)."""
+
+    def __init__(self, name: str, then: Callable[[], None]) -> None:
+        self.name, self.then = name, then
+        self.asking = False
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ImportSpec | None:
+        if name != self.name or self.asking:
+            return None
+        self.asking = True  # the other finders, which this one stands before
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.asking = False
+        if spec is not None and spec.loader is not None:
+            self.loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ImportSpec) -> Any:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: Any) -> None:
+        sys.meta_path.remove(self)
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        self.then()
+
+
+# -- opening, and making plain --------------------------------------------------------------------
+
+
+def load(path: str | Path, **settings: Any) -> Any:
+    """`SentenceTransformer(path)`, of a folder or hub id.
+
+    Args:
+        path: A packed checkpoint, or any other.
+        settings: Of `SentenceTransformer`.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(path), **settings)
+
+
+def expand(
+    source: str | Path,
+    out: str | Path,
+    dtype: str = "fp32",
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a packed checkpoint as a plain one, tensor by tensor.
+
+    Args:
+        source: A packed checkpoint.
+        out: The folder to be.
+        dtype: Of every float weight of the main part: `fp32`, `fp16` or `bf16`.
+        overwrite: Replace what is there.
+        progress: Shows a bar.
+
+    Returns:
+        The folder.
+
+    Raises:
+        Refused: Nothing is packed, a format that is not known, bytes that do not fit it, a folder
+            that is not empty.
+    """
+    from emb_tool.packed.plain import write_plain
+    from emb_tool.runtime import DTYPES
+
+    if dtype not in DTYPES:
+        raise Refused(f"unknown dtype {dtype!r}", "use " + ", ".join(DTYPES))
+    checkpoint = Checkpoint.open(source, need_tokenizer=False)
+    if not packed_modules(checkpoint.config):
+        raise Refused(f"{checkpoint.name} holds no packed weights", "it is plain already")
+    digest = hashlib.sha256(f"expand {checkpoint.fingerprint()} {dtype}".encode()).hexdigest()
+    with OutputFolder(out, job_digest=digest, overwrite=overwrite) as folder:
+        write_plain(checkpoint, folder.partial, DTYPES[dtype], progress or Progress(0))
+        return folder.seal()
+
+
+if "sentence_transformers" in sys.modules:
+    _teach_static()
+else:
+    sys.meta_path.insert(0, _AfterImport("sentence_transformers", _teach_static))

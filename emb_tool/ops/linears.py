@@ -1,0 +1,70 @@
+"""The linear layers of a transformer, found without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from emb_tool.errors import Refused
+from emb_tool.ops.layers import transformers_config
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Linear(NamedTuple):
+    """A linear layer and where its weight is stored.
+
+    Args:
+        module: Its name in the model.
+        tensor: Its weight's name in the checkpoint; None if it is not stored as it is.
+        transposed: Whether the weight is (in, out), as in GPT-2.
+    """
+
+    module: str
+    tensor: str | None
+    transposed: bool = False
+
+
+def model_on_meta(config: Mapping[str, Any]) -> nn.Module:
+    """The model of a `config.json`, without memory.
+
+    Raises:
+        Refused: A model type that transformers does not know.
+    """
+    import torch
+    from transformers import AutoModel
+
+    settings = {k: v for k, v in config.items() if k != "quantization_config"}
+    with torch.device("meta"):
+        model: nn.Module = AutoModel.from_config(transformers_config(settings))
+    return model
+
+
+def find_linears(model: nn.Module, tensors: Iterable[str]) -> list[Linear]:
+    """Its linear layers, in the order of the model.
+
+    Args:
+        model: As `model_on_meta` gives it.
+        tensors: Names in the checkpoint, with or without the prefix of the base model.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    base = f"{model.base_model_prefix}."
+    stored = {tensor.removeprefix(base): tensor for tensor in tensors}
+    return [
+        Linear(name, stored.get(f"{name}.weight"), isinstance(module, Conv1D))
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear or isinstance(module, Conv1D)
+    ]
+
+
+def refuse_without_linears(name: str, family: str) -> None:
+    """Say why a step for linear layers has nothing to do.
+
+    Raises:
+        Refused: Always.
+    """
+    why = "is a static embedding: it has no linear layers" if family == "static" else "has none"
+    raise Refused(f"{name} {why}", "pack its table: -m int:bits=8, -m pq")

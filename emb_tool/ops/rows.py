@@ -1,0 +1,192 @@
+"""Tables in slices of rows: large ones lie in a file and are never whole in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emb_tool.checkpoint.mapped import map_file, release
+from emb_tool.checkpoint.reader import LARGE
+from emb_tool.progress import Progress
+
+CHUNK = 1 << 22
+"""Elements of a slice."""
+
+
+class Place(NamedTuple):
+    """Where a fit computes, and where it tells how far it is."""
+
+    device: torch.device | None = None
+    progress: Progress | None = None
+
+
+_place: ContextVar[Place | None] = ContextVar("place", default=None)
+
+
+@contextmanager
+def working(device: torch.device | None, progress: Progress | None) -> Iterator[None]:
+    """Fits inside compute on `device` and show bars; else where the table lies, silently."""
+    token = _place.set(Place(device, progress))
+    try:
+        yield
+    finally:
+        _place.reset(token)
+
+
+@contextmanager
+def task(name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A bar for a piece of a fit; yields `advance(count)`."""
+    place = _place.get()
+    if place is None or place.progress is None:
+        yield lambda count: None
+    else:
+        with place.progress.task(name, total, unit) as advance:
+            yield advance
+
+
+def device_of(table: Tensor) -> torch.device:
+    """Where a fit of this table computes."""
+    place = _place.get()
+    return place.device if place and place.device else table.device
+
+
+def chunks(table: Tensor, what: str = "reading", step: int = 0) -> Iterator[tuple[int, Tensor]]:
+    """The table in slices of rows, float32 on the computing device, with a bar.
+
+    Args:
+        table: (rows, columns) of any dtype; the pages of a mapped one are let go behind.
+        what: Named by the bar.
+        step: Rows of a slice [about 16 MB].
+
+    Yields:
+        The first row's index, and the slice; not to be written to.
+    """
+    rows, columns = table.shape
+    step = step or max(1, CHUNK // max(1, columns))
+    with task(what, rows, "rows") as advance:
+        for start in range(0, rows, step):
+            piece = table[start : start + step].to(device_of(table), torch.float32)
+            yield start, piece
+            advance(len(piece))
+            release(table)
+
+
+def take(table: Tensor, ids: Tensor) -> Tensor:
+    """Some rows, float32 on the computing device; pages of a mapped table are let go."""
+    picked = table[ids.to(table.device)].to(device_of(table), torch.float32)
+    release(table)
+    return picked
+
+
+def scaled(table: Tensor, scale: float, folder: Path) -> Tensor:
+    """A table of integers as numbers: `scale` times it, float32.
+
+    Args:
+        table: (rows, columns) of integers.
+        scale: What 1 stands for.
+        folder: Where a large one is laid down, as a file that is gone once it is mapped.
+    """
+    if table.numel() * 4 < LARGE:
+        return table.float() * scale
+    path = folder / "scaled"
+    with path.open("wb") as file:
+        for _, piece in chunks(table, "scaling"):
+            file.write((piece * scale).cpu().numpy().data)
+    mapped = map_file(path, tuple(table.shape), torch.float32)
+    path.unlink()
+    return mapped
+
+
+def row_weights(frequencies: Tensor | None) -> Tensor | None:
+    """What the error of a row counts in a fit: the root of its frequency, on average 1.
+
+    Rows that were never seen count like one seen once (or, of shares, like the rarest).
+    """
+    if frequencies is None:
+        return None
+    frequencies = frequencies.double()
+    seen = frequencies[frequencies > 0]
+    if not len(seen):
+        return None
+    weights = frequencies.clamp(min=min(1.0, float(seen.min()))).sqrt()
+    return (weights / weights.mean()).float()
+
+
+def sample(
+    rows: int, count: int, weights: Tensor | None, seed: int
+) -> tuple[Tensor, Tensor | None]:
+    """Rows that stand for all: drawn by weight, each with the weight that it has to count by.
+
+    Of `rows` exponential times E_i / w_i the `count` smallest are taken. One that comes before the
+    next, at time t, had the chance 1 - exp(-w_i t), and counts w_i over that: sums over the drawn
+    are right on average (Cohen and Kaplan, doi:10.14778/1453856.1453884, bottom-k samples).
+
+    Args:
+        rows: How many there are.
+        count: How many are drawn at most; rows of weight 0 are drawn last.
+        weights: (rows,), or None.
+        seed: Of the draw.
+
+    Returns:
+        Ids in ascending order, and their weights; None where all count alike.
+    """
+    if rows <= count:
+        return torch.arange(rows), weights
+    rng = np.random.default_rng(seed)
+    if weights is None:
+        return torch.from_numpy(np.sort(rng.choice(rows, count, replace=False))), None
+    held = weights.detach().cpu().numpy().astype(np.float64)
+    with np.errstate(divide="ignore"):
+        times = rng.standard_exponential(rows, dtype=np.float32) / held
+    order = np.argpartition(times, count)
+    ids, end = np.sort(order[:count]), times[order[count]]
+    counted = held[ids]
+    if np.isfinite(end):
+        counted = counted / -np.expm1(-counted * end)
+    return torch.from_numpy(ids), torch.from_numpy(counted).float()
+
+
+def bad_rows(table: Tensor, limit: int = 5) -> tuple[list[int], int]:
+    """The first rows that hold NaN or an infinity, and how many there are."""
+    found: list[int] = []
+    count = 0
+    if not table.is_floating_point():
+        return found, count
+    for start, piece in chunks(table, "checking"):
+        # a sum is not finite if one of its terms is not; the converse is looked into
+        suspect = ~torch.isfinite(piece.sum(dim=1))
+        if suspect.any():
+            bad = (~torch.isfinite(piece).all(dim=1)).nonzero().flatten()
+            count += len(bad)
+            found += [start + int(i) for i in bad[: limit - len(found)]]
+    return found, count
+
+
+def relative_error(
+    table: Tensor, decode: Callable[[Tensor], Tensor], frequencies: Tensor | None = None
+) -> tuple[float, float]:
+    """Σ w‖x - x'‖² / Σ w‖x‖², plain (w = 1) and with the frequencies as weights.
+
+    Args:
+        table: (rows, columns).
+        decode: (n,) int64 ids to the rows (n, columns) x'.
+        frequencies: (rows,); None gives the plain error twice.
+    """
+    sums = torch.zeros(4, dtype=torch.float64)
+    for start, piece in chunks(table, "measuring"):
+        ids = torch.arange(start, start + len(piece), device=piece.device)
+        lost = (piece - decode(ids).to(piece)).square().sum(dim=1).double().cpu()
+        held = piece.square().sum(dim=1).double().cpu()
+        used = torch.ones_like(held)
+        if frequencies is not None:
+            used = frequencies[start : start + len(piece)].double().cpu()
+        sums += torch.stack([lost.sum(), held.sum(), (used * lost).sum(), (used * held).sum()])
+    plain, weighted = (sums[0::2] / sums[1::2].clamp(min=1e-300)).tolist()
+    return plain, weighted if sums[3] > 0 else plain

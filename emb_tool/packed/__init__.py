@@ -1,0 +1,51 @@
+"""Weights kept as bytes: modules that stand where `nn.Embedding` or `nn.Linear` stood.
+
+`KINDS` names them; a checkpoint's `quantization_config` says which module is of which kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from emb_tool.registry import choose
+
+if TYPE_CHECKING:
+    from emb_tool.packed.base import Packed
+
+KINDS: dict[str, tuple[str, str]] = {
+    "int": ("emb_tool.packed.int", "Int"),
+    "float8": ("emb_tool.packed.float8", "Float8"),
+    "pq": ("emb_tool.packed.pq", "Pq"),
+    "opq": ("emb_tool.packed.opq", "Opq"),
+    "rq": ("emb_tool.packed.rq", "Rq"),
+    "mgqe": ("emb_tool.packed.mgqe", "Mgqe"),
+    "cce": ("emb_tool.packed.cce", "Cce"),
+    "svd": ("emb_tool.packed.svd", "Svd"),
+    "tt": ("emb_tool.packed.tt", "TensorTrain"),
+    "hash": ("emb_tool.packed.hash", "Hash"),
+    "qr": ("emb_tool.packed.qr", "QuotientRemainder"),
+    "robe": ("emb_tool.packed.robe", "Robe"),
+    "dhe": ("emb_tool.packed.dhe", "Dhe"),
+    "dedup": ("emb_tool.packed.dedup", "Dedup"),
+    "mde": ("emb_tool.packed.mde", "MixedDimension"),
+    "prune": ("emb_tool.packed.prune", "Prune"),
+}
+"""Kind to (module, class)."""
+
+
+def kind(name: str) -> type[Packed]:
+    """The class of a kind.
+
+    Raises:
+        Refused: A kind that this version does not know.
+    """
+    module, attribute = KINDS[choose(name, KINDS, "packed format")]
+    cls: type[Packed] = getattr(import_module(module), attribute)
+    return cls
+
+
+def empty(spec: Mapping[str, Any]) -> Packed:
+    """A module of the right sizes whose bytes are still to be read."""
+    return kind(str(spec["kind"]))(spec)

@@ -1,0 +1,85 @@
+"""A packed checkpoint written as a plain one, with one matrix in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emb_tool import packed
+from emb_tool.checkpoint.files import write_json
+from emb_tool.checkpoint.header import SAFETENSORS_NAMES
+from emb_tool.checkpoint.layout import packed_modules, plain_name, unpacked, write_layout
+from emb_tool.checkpoint.reader import Checkpoint, copy_module_weights, copy_side_files
+from emb_tool.checkpoint.writer import ShardWriter
+from emb_tool.errors import Refused
+from emb_tool.packed.base import Packed
+from emb_tool.progress import Progress
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def write_plain(
+    checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, progress: Progress
+) -> None:
+    """Write every file of a checkpoint into a folder, its packed matrices expanded.
+
+    Args:
+        checkpoint: With packed weights.
+        folder: An empty folder.
+        dtype: Of every float tensor of the main part.
+        progress: Shows a bar.
+
+    Raises:
+        Refused: Stored bytes that do not fit what the config says of them.
+    """
+    torch_name = str(dtype).removeprefix("torch.")
+    target = SAFETENSORS_NAMES[torch_name]
+    copy_side_files(checkpoint, folder)
+    config = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
+    for key in ("dtype", "torch_dtype"):
+        if key in config:
+            config[key] = torch_name
+    if config:
+        write_json(folder / "config.json", config)
+    else:  # of tables alone, where only the packing was to be stated
+        (folder / "config.json").unlink(missing_ok=True)
+    if checkpoint.layout.modules:
+        copy_module_weights(checkpoint, folder, write_layout(folder, checkpoint.layout))
+    modules = packed_modules(checkpoint.config)
+    origin = {plain_name(module, spec): module for module, spec in modules.items()}
+    specs = [
+        replace(spec, dtype=target) if spec.dtype in FLOATS else spec
+        for spec in unpacked(checkpoint.config, checkpoint.tensors).values()
+    ]
+    total = sum(spec.nbytes for spec in specs)
+    with ShardWriter(folder, specs) as writer, progress.task("expanding", total, "B") as advance:
+        for spec in specs:
+            module = origin.get(spec.name)
+            if module is not None:
+                made = read_module(checkpoint, module, modules[module])
+                if lender := modules[module].get("shared_with"):
+                    made.link({lender: read_module(checkpoint, lender, modules[lender])})
+                tensor = made.expand()
+            else:
+                tensor = checkpoint.tensor(spec.name)
+            writer.write(spec.name, tensor.to(dtype) if spec.dtype == target else tensor)
+            advance(spec.nbytes)
+
+
+def read_module(checkpoint: Checkpoint, name: str, spec: Mapping[str, Any]) -> Packed:
+    """A packed module, from its stored bytes."""
+    made = packed.empty({**spec, "bias": False})
+    for buffer, wanted in list(made.named_buffers()):
+        stored = checkpoint.tensor(f"{name}.{buffer}")
+        if stored.shape != wanted.shape or stored.dtype != wanted.dtype:
+            raise Refused(
+                f"{checkpoint.name}: {name}.{buffer} has {stored.numel():,} elements, its format"
+                f" {wanted.numel():,} bytes",
+                "the weights are not those that config.json describes: restore the files",
+            )
+        setattr(made, buffer, stored)
+    return made
