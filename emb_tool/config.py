@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -41,11 +42,12 @@ class Job(Settings):
     def recipe(self) -> dict[str, Any]:
         """The job as a recipe that makes it again."""
         fields = self.model_dump(mode="json", exclude_none=True, exclude={"method"})
-        method: Method | None = getattr(self, "method", None)
-        if method is not None:  # by its own class: a job's field may name a base of it
-            settings = method.model_dump(mode="json", exclude_none=True)
-            fields["method"] = {"name": method.name, **settings}
-        return {"verb": self.verb, **fields}
+        method: Method | tuple[Method, ...] | None = getattr(self, "method", None)
+        if isinstance(method, tuple):
+            fields["method"] = [_dump(step) for step in method]
+        elif method is not None:
+            fields["method"] = _dump(method)
+        return {"verb": self.verb, **{key.rstrip("_"): value for key, value in fields.items()}}
 
     def digest(self) -> str:
         """Identity of the job: sha256 of what decides its result (not where it runs)."""
@@ -57,6 +59,30 @@ class MethodJob(Job):
     """A job that carries out a method."""
 
     method: Method
+
+
+class ChainJob(Job):
+    """A job that carries out methods one after another.
+
+    Attributes:
+        shared: Title, module and class of settings that may be given once, for all the steps that
+            have them.
+    """
+
+    shared: ClassVar[tuple[str, str, str] | None] = None
+
+    method: tuple[Method, ...] = ()
+
+
+def field_name(key: str) -> str:
+    """The field that a key or flag means: `min-retention` is min_retention, `with` is with_."""
+    name = key.strip().replace("-", "_")
+    return f"{name}_" if iskeyword(name) else name
+
+
+def _dump(method: Method) -> dict[str, Any]:
+    """A method by its own class: a job's field may name a base of it."""
+    return {"name": method.name, **method.model_dump(mode="json", exclude_none=True)}
 
 
 def job_class(verb: str) -> type[Job]:
@@ -79,7 +105,7 @@ def resolve(
     recipe: Mapping[str, Any] | None = None,
     recipe_name: str = "recipe",
     flags: Mapping[str, Any] | None = None,
-    method: str | None = None,
+    method: str | Sequence[str] | None = None,
     sets: Sequence[str] = (),
 ) -> Job:
     """Make the job.
@@ -89,18 +115,22 @@ def resolve(
         recipe: The recipe's keys.
         recipe_name: Its file, for messages.
         flags: What was given on the command line, by field name.
-        method: `-m name:key=value,...`.
+        method: `-m name:key=value,...`; several for a chain.
         sets: `--set key=value`.
 
     Raises:
         Refused: Every unknown key, wrong type and value out of range, each with where it is from.
     """
     cls = job_class(verb)
+    if issubclass(cls, ChainJob):
+        given = [method] if isinstance(method, str) else list(method or ())
+        return _resolve_chain(cls, dict(recipe or {}), recipe_name, flags or {}, given, sets)
+    assert method is None or isinstance(method, str)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
 
     def take(key: str, value: Any, origin: str) -> None:
-        key = key.replace("-", "_")
+        key = field_name(key)
         values[key], origins[key] = value, origin
 
     chosen = cls.default_method
@@ -155,16 +185,77 @@ def resolve(
     return job
 
 
+def _resolve_chain(
+    cls: type[ChainJob],
+    recipe: dict[str, Any],
+    recipe_name: str,
+    flags: Mapping[str, Any],
+    methods: Sequence[str],
+    sets: Sequence[str],
+) -> Job:
+    """`resolve` for a chain: what is not the job's goes to every step that has it."""
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    steps: list[tuple[str, dict[str, Any], str]] = []
+    listed = recipe.pop("method", None) or []
+    for step in listed if isinstance(listed, list | tuple) else [listed]:
+        if isinstance(step, Mapping):
+            settings = dict(step)
+            steps.append((str(settings.pop("name", "")), settings, recipe_name))
+        else:
+            steps.append((*registry.parse(str(step)), recipe_name))
+    if methods:  # a chain on the command line stands in place of the recipe's
+        steps = [(*registry.parse(text), f"-m {text}") for text in methods]
+    layers: list[tuple[Mapping[str, Any], str]] = [(recipe, recipe_name)]
+    layers += [({key: value}, f"--{key.replace('_', '-')}") for key, value in flags.items()]
+    for text in sets:
+        key, sep, value = text.partition("=")
+        if not sep:
+            raise Refused(f"--set {text}: not key=value", "write --set seed=1")
+        layers.append(({key.strip(): value.strip()}, f"--set {text}"))
+    for given, origin in layers:
+        for key, value in given.items():
+            if key != "verb":
+                name = field_name(key)
+                values[name], origins[name] = value, origin
+    classes = [registry.load(cls.verb, name) for name, _, _ in steps]
+    ours = set(cls.model_fields) - {"method"}
+    for key in [key for key in values if key not in ours]:
+        having = [i for i, step in enumerate(classes) if key in step.model_fields]
+        if not having:
+            known = sorted({*ours, *(k for step in classes for k in step.model_fields)})
+            chain = " ".join([cls.verb, *(name for name, _, _ in steps)])
+            raise Refused(
+                f"unknown setting {key!r} of {chain} ({origins[key]})",
+                registry.did_you_mean(key, known),
+            )
+        value = values.pop(key)
+        for i in having:
+            steps[i][1].setdefault(key, value)
+    built = tuple(
+        registry.build(step, settings, origin)
+        for step, (_, settings, origin) in zip(classes, steps, strict=True)
+    )
+    job: Job = registry.build(cls, {**values, "method": built}, origins)
+    return job
+
+
 def known_settings(recipe: Mapping[str, Any]) -> set[str]:
     """Every setting that the job of a recipe and its method have."""
+    verb = recipe["verb"]
     given = recipe.get("method")
-    name = given.get("name") if isinstance(given, Mapping) else None
-    if given and name is None and not isinstance(given, Mapping):
-        name = registry.parse(str(given))[0]
-    method = method_class(recipe["verb"], name)
-    fields = set(job_class(recipe["verb"]).model_fields) - {"method"}
-    if method is not None:
-        fields |= {*method.model_fields, *(["preset"] if getattr(method, "presets", None) else [])}
+    steps = given if isinstance(given, list) else [given]
+    names = [
+        step.get("name") if isinstance(step, Mapping) else registry.parse(str(step))[0]
+        for step in steps
+        if step
+    ]
+    fields = set(job_class(verb).model_fields) - {"method"}
+    for name in names or [None]:
+        method = method_class(verb, name)
+        if method is not None:
+            presets = ["preset"] if getattr(method, "presets", None) else []
+            fields |= {*method.model_fields, *presets}
     return fields
 
 

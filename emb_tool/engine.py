@@ -80,7 +80,11 @@ def _understood(error: Exception) -> Failed | None:
 
 
 def _how_to_resume(job: Job) -> str | None:
-    return "go on with --resume" if job.verb == "distill" else None
+    hints = {
+        "distill": "go on with --resume",
+        "compress": "begin again with --resume (or --overwrite)",
+    }
+    return hints.get(job.verb)
 
 
 def _runtime(job: Job) -> Runtime:
@@ -125,13 +129,16 @@ def _encode(job: Any, options: Options) -> Report:
     from emb_tool.encode.run import encode
 
     if options.dry_run:
+        from emb_tool.checkpoint.ranges import read_ranges_file
         from emb_tool.checkpoint.reader import Checkpoint
         from emb_tool.data.texts import scan
         from emb_tool.encode.vectors import check_output
 
         check_output(Path(job.output).expanduser(), options.overwrite)
-        scan(job.texts, job.text_field)
+        scan((*job.texts, *job.calibrate), job.text_field)
         dim = Checkpoint.open(job.model).layout.dim
+        if job.ranges:
+            read_ranges_file(Path(job.ranges).expanduser(), dim)
         table = Table("would write", ["file", "width"], [[job.output, str(dim)]])
         return Report("encode", job=job.recipe(), tables=[table])
     with options.progress.task("encoding", job.limit, "texts") as advance:
@@ -145,6 +152,12 @@ def _distill(job: Any, options: Options) -> Report:
     from emb_tool.distill.run import Distill
 
     return make(job, options, Distill)
+
+
+def _compress(job: Any, options: Options) -> Report:
+    from emb_tool.compress.run import Compress
+
+    return make(job, options, Compress)
 
 
 def make(job: Any, options: Options, worker: Any) -> Report:
@@ -166,7 +179,7 @@ def make(job: Any, options: Options, worker: Any) -> Report:
     rank = int(os.environ.get("RANK", 0))
     if options.dry_run:
         plan = work.plan()
-        report.tables = [_planned(plan, work)]
+        report.tables = [_planned(plan)]
         report.facts["plan"] = {"bytes": plan.nbytes, "config": plan.config, "notes": plan.notes}
         return report
     folder = OutputFolder(
@@ -186,6 +199,9 @@ def make(job: Any, options: Options, worker: Any) -> Report:
         runtime, _ = _together(job)
         state = folder.partial / ".state"
         work.work(folder.partial, state, runtime)
+        digest = job.digest()
+        job = work.job  # a search has put what it found in its place
+        report.job = job.recipe()
         started = time.perf_counter()
         checked = _check(work.check(folder.partial, state), runtime, str(out))
         report.timings["check_seconds"] = time.perf_counter() - started
@@ -212,15 +228,16 @@ def make(job: Any, options: Options, worker: Any) -> Report:
             inputs={name: c.hashes() for name, c in work.inputs.items()} | work.data(),
             runtime=runtime.facts(),
             papers=work.papers,
-            extra={"digest": job.digest()},
+            extra={"digest": digest},
         )
+        bare = all(c.path.is_file() for c in work.inputs.values())
         write_model_card(
             folder.partial,
             title=out.name,
             base_models=list(work.inputs),
             report=report,
             job=job.recipe(),
-            layout=Checkpoint.open(folder.partial).layout,
+            layout=None if bare else Checkpoint.open(folder.partial).layout,
         )
         folder.seal()
         runtime.barrier()
@@ -242,18 +259,15 @@ def _together(job: Job, nothing_to_do: bool = False) -> tuple[Runtime, bool]:
     return runtime, runtime.sum(float(nothing_to_do))[0] > 0
 
 
-def _planned(plan: Plan, work: Any) -> Table:
+def _planned(plan: Plan) -> Table:
     table = Table("would write", ["what", "size"])
     if plan.steps:
         tensors = sum(len(step.writes) for step in plan.steps)
-        table.rows.append([f"{tensors} tensors of the start", f"{plan.nbytes / 1e6:,.1f} MB"])
+        table.rows.append([f"{tensors} tensors", f"{plan.nbytes / 1e6:,.1f} MB"])
     for key, value in plan.config.items():
         table.rows.append([f"config.json {key}", str(value)])
     for note in plan.notes:
         table.rows.append([note, ""])
-    if not table.rows:
-        size = work.body.weight_bytes()
-        table.rows.append(["weights, as those of the student", f"{size / 1e6:,.1f} MB"])
     return table
 
 
@@ -304,5 +318,7 @@ def _check(request: Mapping[str, Any], runtime: Runtime, name: str) -> dict[str,
     return answer
 
 
-_VERBS = {"eval": _evaluate, "encode": _encode, "distill": _distill}
+_VERBS = {
+    "eval": _evaluate, "encode": _encode, "distill": _distill, "compress": _compress,
+}  # fmt: skip
 assert set(_VERBS) == set(registry.VERBS)

@@ -19,6 +19,7 @@ from emb_tool.method import Method
 
 VERBS: dict[str, str] = {
     "distill": "emb_tool.distill",
+    "compress": "emb_tool.compress",
     "eval": "emb_tool.evaluate",
     "encode": "emb_tool.encode",
 }

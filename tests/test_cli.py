@@ -218,7 +218,7 @@ def test_a_dry_run_checks_everything_and_writes_nothing(
     whole = run_cli("distill", "--teacher", tiny_bert, "--student", tiny_bert, "--texts", texts,
                     "-o", tmp_path / "out", "-n")  # fmt: skip
     assert whole.code == 0
-    assert "as those of the student" in whole.out
+    assert "as those of" in whole.out
     assert files_under(tmp_path, store, tiny_bert.parent, Path(texts).parent) == before
 
 

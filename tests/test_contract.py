@@ -15,11 +15,15 @@ import pytest
 
 from emb_tool import config, method, registry
 from emb_tool.errors import Refused
+from emb_tool.surgery import Surgery
 from tests.conftest import CliResult
 from tests.runs import check_here, weight_files, write_texts
 
 TABLES = {verb: registry.methods(verb) for verb in registry.VERBS}
 METHODS = [(verb, name) for verb, table in TABLES.items() for name in table]
+SURGERIES = [(v, n) for v, n in METHODS if issubclass(registry.load(v, n), Surgery)]
+NEEDED = {"truncate": "dim=8", "layers": "count=1", "dedup": "tolerance=0.99"}
+"""Settings without which a method does not run."""
 TRAININGS = [(v, n) for v, n in METHODS if issubclass(registry.load(v, n), method.Training)]
 
 
@@ -102,3 +106,33 @@ def test_trainings_write_nothing_dry_and_the_same_bytes_twice(
     facts = json.loads((tmp_path / "a" / "provenance.json").read_text())
     assert facts["job"]["method"]["name"] == name
     assert facts["papers"] == [registry.load(verb, name).paper]
+
+
+@pytest.mark.parametrize(("verb", "name"), SURGERIES)
+def test_surgeries_write_nothing_dry_and_the_same_bytes_twice(
+    run_cli: Callable[..., CliResult], tmp_path: Path, tiny_bert: Path, sentences: list[str],
+    monkeypatch: pytest.MonkeyPatch, verb: str, name: str,
+) -> None:  # fmt: skip
+    check_here(monkeypatch)
+    texts = write_texts(tmp_path / "texts.jsonl", sentences[:60])
+    settings = [NEEDED[name]] if name in NEEDED else []
+    if "allow_lossy" in registry.load(verb, name).model_fields:
+        settings += ["allow_lossy=true", *(["budget=0.5"] if name not in ("cce", "dedup") else [])]
+    step = ":".join([name, *([",".join(settings)] if settings else [])])
+
+    def run(out: str, *argv: object) -> CliResult:
+        return run_cli(verb, tiny_bert, "-m", step, "--texts", texts, "-o", tmp_path / out, *argv)
+
+    before = {path: path.read_bytes() for path in tiny_bert.rglob("*") if path.is_file()}
+    told = run("out", "--dry-run")
+    assert told.code == 0, told.err
+    assert list(tmp_path.iterdir()) == [Path(texts)]
+    for out in ("a", "b"):
+        told = run(out)
+        assert told.code == 0, told.err
+    assert weight_files(tmp_path / "a") == weight_files(tmp_path / "b")
+    assert {path: path.read_bytes() for path in tiny_bert.rglob("*") if path.is_file()} == before
+    facts = json.loads((tmp_path / "a" / "provenance.json").read_text())
+    assert [step["name"] for step in facts["job"]["method"]] == [name]
+    paper = registry.load(verb, name).paper
+    assert facts["papers"] == ([paper] if paper else [])

@@ -14,8 +14,10 @@ from emb_tool.errors import EmbToolError, Interrupted
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "distill": ("emb_tool.cli.distill", "train a small student in the teacher's vector space"),
+    "compress": ("emb_tool.cli.compress", "fewer dimensions, layers, tokens and bits"),
     "eval": ("emb_tool.cli.eval", "measure models: sts, retrieval, agreement, speed"),
     "encode": ("emb_tool.cli.encode", "texts to vectors, npy or parquet"),
+    "expand": ("emb_tool.cli.expand", "a packed checkpoint as a plain one"),
     "inspect": ("emb_tool.cli.inspect", "what a checkpoint holds, from its headers"),
     "methods": ("emb_tool.cli.methods", "the methods of each command, and their settings"),
     "run": ("emb_tool.cli.run", "carry out the jobs of a recipe"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,15 @@ from emb_tool.report import Report, Table
 
 def job_command(verb: str, title: str, positional: Sequence[str] = ()) -> Callable[..., None]:
     """The command of a verb."""
-    classes: list[tuple[str, Any]] = [(title, config.job_class(verb))]
+    cls = config.job_class(verb)
+    classes: list[tuple[str, Any]] = [(title, cls)]
     method = config.method_class(verb)
     if method is not None:
         classes.append((f"Method {method.name}", method))
+    chain = issubclass(cls, config.ChainJob)
+    if issubclass(cls, config.ChainJob) and cls.shared:
+        name, module, attribute = cls.shared
+        classes.append((name, getattr(import_module(module), attribute)))
 
     def run(
         *,
@@ -29,7 +35,7 @@ def job_command(verb: str, title: str, positional: Sequence[str] = ()) -> Callab
         recipe: str | None,
         set: list[str] | None,
         json: bool,
-        method: str | None = None,
+        method: str | list[str] | None = None,
         **common: Any,
     ) -> None:
         values: Mapping[str, Any] = {}
@@ -50,7 +56,7 @@ def job_command(verb: str, title: str, positional: Sequence[str] = ()) -> Callab
         )
         carry_out([job], json, **common)
 
-    return make_command(run, classes, positional, methods=method is not None)
+    return make_command(run, classes, positional, methods=chain or method is not None, chain=chain)
 
 
 def list_options(verb: str) -> set[str]:

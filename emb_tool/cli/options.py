@@ -79,6 +79,7 @@ def command(
     classes: Sequence[tuple[str, type[BaseModel]]],
     positional: Sequence[str] = (),
     methods: bool = False,
+    chain: bool = False,
 ) -> Callable[..., None]:
     """A function with a signature that Typer reads.
 
@@ -87,6 +88,7 @@ def command(
         classes: Title and class of each group of fields.
         positional: Fields given without a name, in order.
         methods: Whether there is a `-m`.
+        chain: Whether there may be several.
     """
     parameters: list[inspect.Parameter] = []
     seen: set[str] = set()
@@ -115,7 +117,7 @@ def command(
         if name in seen:
             continue
         what, metavar = kind(field)
-        flag = f"--{name.replace('_', '-')}"
+        flag = f"--{name.rstrip('_').replace('_', '-')}"
         names = [flag, *([SHORT[name]] if name in SHORT else [])]
         if what == "flag":
             names = [f"{flag}/--no-{name.replace('_', '-')}"] if field.default else [flag]
@@ -142,10 +144,12 @@ def command(
             "-m",
             "--method",
             metavar="NAME:KEY=VALUE,...",
-            help="method and its settings (embtool methods)",
+            help="methods, in order (embtool methods)"
+            if chain
+            else "method and its settings (embtool methods)",
             show_default=False,
         )
-        add("method", Annotated[str | None, option], None)
+        add("method", Annotated[list[str] | None if chain else str | None, option], None)
     for name, (annotation, default, text, short) in COMMON.items():
         placeholder = "FILE" if name == "recipe" else "KEY=VALUE" if name == "set" else None
         option = typer.Option(

@@ -21,8 +21,9 @@ def check(request: dict[str, Any]) -> Report:
 
     Args:
         request: `folder`; `name` for the report; `heldout`, a jsonl file of texts with their
-            prompts and the file of the vectors that they should have; `tasks` and `reference` as
-            of `embtool eval`; `device`, `dtype`, `min_retention`.
+            prompts and the file of the vectors that they should have; `against`, whose these
+            are; `tasks` and `reference` as of `embtool eval`; `device`, `dtype`, `min_retention`,
+            which gates the neighbours' overlap where there are no tasks.
     """
     from emb_tool.checkpoint.reader import Checkpoint
     from emb_tool.encoder import Encoder
@@ -31,6 +32,8 @@ def check(request: dict[str, Any]) -> Report:
     from emb_tool.evaluate.run import evaluate
     from emb_tool.runtime import Runtime
 
+    if "tables" in request:
+        return check_tables(request)
     runtime = Runtime.start(request["device"], request["dtype"])
     name, folder = request["name"], request["folder"]
     checkpoint = Checkpoint.open(folder)
@@ -52,6 +55,9 @@ def check(request: dict[str, Any]) -> Report:
             Measure("weights", checkpoint.weight_bytes(), "B", model=name),
             Measure("dimensions", encoder.dim, "dimensions", model=name),
         ]
+    held = [*encoder.model.parameters(), *encoder.model.buffers()]
+    resident = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    report.measures.append(Measure("resident", resident, "B", model=name))
     texts_file, vectors_file = request["heldout"]
     lines = [json.loads(x) for x in Path(texts_file).read_text(encoding="utf-8").splitlines()]
     goal = np.load(vectors_file)
@@ -64,9 +70,49 @@ def check(request: dict[str, Any]) -> Report:
         report.measures += [
             Measure(key, value, of="held-out texts", model=name) for key, value in figures.items()
         ]
-        table = Table("held-out texts, against the teacher's vectors", ["", "student"])
+        table = Table(f"held-out texts, against {request['against']}", ["", Path(name).name])
         table.rows = [[key, f"{value:.4f}"] for key, value in figures.items()]
         report.tables.append(table)
+        least, kept = request["min_retention"], figures["neighbour overlap"]
+        if least is not None and not request["tasks"] and kept < least:
+            report.gate = (
+                f"{name} keeps {kept:.2%} of the ten nearest neighbours, less than "
+                f"--min-retention {100 * least:g} %"
+            )
+    return report
+
+
+def check_tables(request: dict[str, Any]) -> Report:
+    """Read packed tables back and hold them against the file that they were in.
+
+    Args:
+        request: `folder`, `name`, and `tables`, the file.
+    """
+    from emb_tool.checkpoint.layout import packed_modules
+    from emb_tool.checkpoint.reader import Checkpoint
+    from emb_tool.ops.rows import relative_error
+    from emb_tool.packed.plain import read_module
+
+    name = request["name"]
+    written = Checkpoint.open(request["folder"], need_tokenizer=False)
+    source = Checkpoint.open(request["tables"])
+    report = Report("check", measures=[Measure("weights", written.weight_bytes(), "B", model=name)])
+    table = Table("tables, as read back", ["", "rows", "columns", "MB", "relative error"])
+    modules = packed_modules(written.config)
+    made = {module: read_module(written, module, spec) for module, spec in modules.items()}
+    for module, found in made.items():
+        found.link(made)
+        tensor = next(n for n in (module, f"{module}.weight") if n in source.tensors)
+        rows, columns = source.tensors[tensor].shape
+        original = source.tensor(tensor)
+        shown = "-"
+        if original.is_floating_point():
+            error, _ = relative_error(original, found.rows, None)
+            shown = f"{error:.4f}"
+            report.measures.append(Measure("relative error", error, of=tensor, model=name))
+        size = f"{found.nbytes / 1e6:,.2f}"
+        table.rows.append([tensor, f"{rows:,}", f"{columns:,}", size, shown])
+    report.tables.append(table)
     return report
 
 

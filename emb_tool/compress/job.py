@@ -1,0 +1,141 @@
+"""The settings of a compression that are not its methods'."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from emb_tool.config import ChainJob
+from emb_tool.errors import Refused
+
+SEARCHED = ("vocabulary", "weights")
+"""Stages that a search fills."""
+
+UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "b": 1}
+
+
+def _bytes(value: Any) -> Any:
+    """`20MB`, `1.5 GB`, `800000` in bytes; 1 MB = 10^6 bytes."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().lower().replace(" ", "")
+    unit = next((unit for unit in UNITS if text.endswith(unit)), "")
+    try:
+        return round(float(text.removesuffix(unit)) * UNITS.get(unit, 1))
+    except ValueError:
+        raise ValueError("not a size: write 20MB, 1.5GB or a number of bytes") from None
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes)]
+"""A number of bytes, written `20MB` in a shell."""
+
+
+class CompressJob(ChainJob):
+    """`embtool compress`."""
+
+    verb: ClassVar[str] = "compress"
+    shared: ClassVar[tuple[str, str, str] | None] = (
+        "Tables", "emb_tool.compress.table", "TableMethod",
+    )  # fmt: skip
+
+    model: Annotated[str, Field(description="folder, hub id, or a bare .safetensors file")]
+    texts: Annotated[
+        tuple[str, ...],
+        Field(
+            description="texts to calibrate on and, others of them, to measure on; best those that "
+            "will be searched [sentences of Python's own documentation]"
+        ),
+    ] = ()
+    text_field: Annotated[str | None, Field(description="field of --texts [text]")] = None
+    prompt_name: Annotated[
+        str, Field(description="prompt of --texts: document, query, none or one of the model's")
+    ] = "document"
+    limit: Annotated[int | None, Field(ge=1, description="read this many texts at most")] = None
+    holdout: Annotated[
+        int, Field(ge=3, description="texts kept from calibration, to measure the result on")
+    ] = 500
+    with_: Annotated[
+        str | None,
+        Field(description="model of the same space that gets the same vectors' steps: OUT/partner"),
+    ] = None
+    eval: Annotated[
+        tuple[str, ...],
+        Field(description="task measured on the result and the input: sts:FILE, retrieval:DIR"),
+    ] = ()
+    min_retention: Annotated[
+        float | None,
+        Field(
+            gt=0, le=2,
+            description="gate: least share kept in the tasks of --eval, or of the ten nearest "
+            "neighbours where there is none, else exit code 3",
+        ),
+    ] = None  # fmt: skip
+    max_bytes: Annotated[
+        Bytes | None,
+        Field(gt=0, description="gate: size of the weight files, as 20MB, else exit code 3"),
+    ] = None
+    target: Annotated[
+        Bytes | None,
+        Field(gt=0, description="size of the weight files, as 15MB: find the best chain below it"),
+    ] = None
+    target_retention: Annotated[
+        float | None,
+        Field(gt=0, le=1, description="share to be kept: find the smallest chain that keeps it"),
+    ] = None
+    tune: Annotated[
+        tuple[str, ...],
+        Field(
+            description="texts on which scales, codebooks, norms and biases are then trained "
+            "towards the input's vectors"
+        ),
+    ] = ()
+    epochs: Annotated[float, Field(gt=0, description="passes of --tune over its texts")] = 1.0
+    lr: Annotated[float, Field(gt=0, le=1, description="peak learning rate of --tune")] = 1e-3
+    batch_tokens: Annotated[int, Field(ge=1, description="tokens of a step of --tune")] = 2048
+    format: Annotated[
+        Literal["embtool", "compressed-tensors"],
+        Field(
+            description="of packed weights: our own, or pack-quantized as vLLM and llm-compressor "
+            "read it (int and gptq of 2, 4 or 8 bits)"
+        ),
+    ] = "embtool"
+    plot: Annotated[
+        str | None, Field(description="picture of what --target tried, a .png, .svg or .pdf")
+    ] = None
+    output: Annotated[str, Field(description="folder to write")]
+
+    @property
+    def searches(self) -> bool:
+        """Whether the chain is to be found."""
+        return self.target is not None or self.target_retention is not None
+
+    @model_validator(mode="after")
+    def _whole(self) -> CompressJob:
+        from emb_tool.surgery import STAGES, Surgery
+
+        if not self.method and not self.searches:
+            raise ValueError(
+                "no method: give -m NAME:key=value (see embtool methods compress), or --target 15MB"
+            )
+        if self.target is not None and self.target_retention is not None:
+            raise ValueError("--target and --target-retention: give one of them")
+        if self.plot and not self.searches:
+            raise ValueError("--plot shows what a search tried: give --target, too")
+        if self.format != "embtool" and (self.searches or self.tune):
+            raise ValueError("--format compressed-tensors goes with steps alone: name them with -m")
+        steps = [step for step in self.method if isinstance(step, Surgery)]
+        order = [STAGES.index(step.stage) for step in steps]
+        if self.searches and any(step.stage in SEARCHED for step in steps):
+            raise Refused(
+                "--target chooses vocabulary and weights itself",
+                "leave out " + " ".join(f"-m {s.name}" for s in steps if s.stage in SEARCHED),
+            )
+        if order != sorted(order):
+            given = " ".join(f"-m {step.name}" for step in steps)
+            right = sorted(steps, key=lambda step: STAGES.index(step.stage))
+            raise Refused(
+                f"{given}: a step comes too late, what it needs is gone by then",
+                "in this order: " + " ".join(f"-m {step.name}" for step in right),
+            )
+        return self

@@ -1,0 +1,92 @@
+"""Turning the space: the same cosines at full width, better ones in a prefix or as bits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from emb_tool.draft import Draft
+from emb_tool.errors import Refused
+from emb_tool.surgery import Surgery
+
+if TYPE_CHECKING:
+    from emb_tool.calibration import Work
+
+
+class Rotate(Surgery):
+    """Turn the space so that its first dimensions hold the most (PCA), or bits fit (ITQ).
+
+    y = V x with an orthogonal V, found on the vectors of the calibration texts. `pca`: the rows of
+    V are the eigenvectors of E[x xᵀ] (uncentred), the largest first: of all subspaces of k
+    dimensions that of the first k rows loses the least. `random`: a seeded orthogonal
+    matrix, which evens out the variance of the dimensions for binary codes. `itq`: V minimises
+    |sign(V x) - V x|², found by turns of signs and Procrustes (doi:10.1109/TPAMI.2012.193).
+    """
+
+    name: ClassVar[str] = "rotate"
+    paper: ClassVar[str] = "doi:10.1109/TPAMI.2012.193"
+    stage: ClassVar[str] = "vectors"
+    calibrated: ClassVar[bool] = True
+
+    basis: Annotated[
+        Literal["pca", "random", "itq"],
+        Field(description="pca before truncate; random or itq (after it) for binary codes"),
+    ] = "pca"
+    center: Annotated[
+        bool, Field(description="take the mean off before pca; this changes cosines")
+    ] = False
+
+    def plan(self, draft: Draft) -> None:
+        """Announce V; it is multiplied into the weights when they are written."""
+        width = draft.layout.dim
+        if width is None:
+            raise Refused(
+                f"{draft.checkpoint.name}: its width cannot be made out",
+                "check the folder with: embtool inspect",
+            )
+        if self.center and self.basis != "pca":
+            raise Refused(f"rotate: center=true belongs to basis=pca, not {self.basis}", None)
+        key, values = _key(draft), draft.values
+        if self.center:
+            draft.append_dense(
+                lambda: values[key], lambda: -values[key] @ values[f"{key} mean"], width
+            )
+        else:
+            draft.project(width, lambda matrix: values[key] @ matrix)
+
+    def apply(self, draft: Draft, before: Draft, work: Work) -> None:
+        """Find V."""
+        import torch
+
+        from emb_tool.ops import rotation
+
+        width = draft.layout.dim
+        assert width is not None
+        if self.basis == "random":
+            found = rotation.random(width, work.seed)
+        else:
+            vectors = torch.from_numpy(work.vectors(before))
+            if self.center:
+                mean = vectors.double().mean(0)
+                draft.values[f"{_key(before)} mean"] = mean.float()
+                vectors = vectors - mean.float()
+            if self.basis == "itq":
+                found = rotation.itq(vectors, work.seed)
+            else:
+                found, share = rotation.pca(vectors)
+                if len(vectors) < 4 * width:
+                    work.progress.warn(
+                        f"rotate: {len(vectors):,} texts for {width} dimensions are few: give more "
+                        "--texts, best those that will be searched"
+                    )
+                told = ", ".join(
+                    f"{k} {share[k - 1]:.1%}" for k in (32, 64, 96, 128, 256, 512) if k < width
+                )
+                draft.notes.append(f"rotate: share of E|x|² in the first dimensions: {told}")
+        draft.values[_key(before)] = found.float()
+
+
+def _key(draft: Draft) -> str:
+    """Of the rotation that comes next."""
+    return f"rotation {sum(name == 'rotate' for name in draft.history)}"

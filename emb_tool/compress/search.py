@@ -1,0 +1,214 @@
+"""`--target` and `--target-retention`: chains of sound methods, measured, the best one taken."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from emb_tool import registry
+from emb_tool.draft import Draft
+from emb_tool.errors import Refused
+from emb_tool.report import Table
+from emb_tool.surgery import Surgery
+
+if TYPE_CHECKING:
+    from emb_tool.calibration import Work
+
+WEIGHTS = (
+    ("cast:dtype=fp16",),
+    ("int:bits=8",),
+    ("gptq:bits=6", "int:bits=8"),
+    ("gptq:bits=5", "int:bits=6"),
+    ("gptq:bits=4", "int:bits=8"),
+    ("gptq:bits=4", "int:bits=6"),
+    ("gptq:bits=4", "int:bits=4,group=32"),
+    ("gptq:bits=3,group=32", "int:bits=4,group=64"),
+    ("gptq:bits=3,group=32", "pq:budget=0.1", "int:bits=8"),
+    ("gptq:bits=2,group=32", "pq:budget=0.08", "int:bits=8"),
+)
+"""How the weights of a transformer are kept, the largest first: linear layers, then tables."""
+
+TABLES = (
+    ("cast:dtype=fp16",),
+    ("int:bits=8",),
+    ("int:bits=6",),
+    ("int:bits=4,group=32",),
+    ("int:bits=4",),
+    ("pq:budget=0.1",),
+    ("pq:budget=0.07",),
+)
+"""Likewise for a static table, which has nothing else."""
+
+TRIES = 3
+"""Chains measured below a size: the largest that fit, of which the best is taken."""
+
+
+@dataclass
+class Tried:
+    """One chain.
+
+    Args:
+        steps: What it does.
+        bytes: Of its weights.
+        kept: Least share kept in what is measured; None while it is only planned.
+        folder: Where it was written.
+        notes: What its steps said.
+    """
+
+    steps: tuple[Surgery, ...]
+    bytes: int
+    kept: float | None = None
+    folder: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def spelled(self) -> str:
+        """As one would type it."""
+        return " ".join(f"-m {spell(step)}" for step in self.steps)
+
+
+def spell(step: Surgery) -> str:
+    """A step as `-m` takes it, defaults left out."""
+    values = step.model_dump(mode="json", exclude_defaults=True)
+    settings = ",".join(
+        f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in values.items()
+    )
+    return step.name + (f":{settings}" if settings else "")
+
+
+def chains(draft: Draft) -> list[tuple[Surgery, ...]]:
+    """The chains to choose from, without and with a trimmed vocabulary."""
+    known = TABLES if draft.layout.family == "static" else WEIGHTS
+    found = []
+    for first in ((), ("vocab",)):
+        for rest in known:
+            names = [registry.parse(text) for text in (*first, *rest)]
+            steps = [registry.build(registry.load("compress", n), s) for n, s in names]
+            found.append(tuple(cast("list[Surgery]", steps)))
+    return found
+
+
+class Search:
+    """Plans every chain, then writes and measures as few as it takes.
+
+    Args:
+        start: The model, with the steps that were asked for besides.
+        work: Texts.
+        measure: Maps a folder to the least share kept.
+        scratch: Where chains are written; the best one's folder is left there.
+    """
+
+    def __init__(
+        self, start: Draft, work: Work, measure: Callable[[Path], float], scratch: Path
+    ) -> None:
+        self.start, self.work, self.measure, self.scratch = start, work, measure, scratch
+        self._trimmed: Draft | None = None
+        self.tried = self._plan()
+
+    def _plan(self) -> list[Tried]:
+        """The chains by their sizes, the largest first; those that do not fit are left out."""
+        found = []
+        for steps in chains(self.start):
+            try:
+                draft = self._begin(steps)
+                for step in steps:
+                    if step.stage == "weights":
+                        step.plan(draft)
+                found.append(Tried(steps, draft.nbytes))
+            except Refused:
+                continue
+        if not found:
+            raise Refused("no chain fits this model", "name the steps yourself, with -m")
+        return sorted(found, key=lambda chain: -chain.bytes)
+
+    def _begin(self, steps: Sequence[Surgery]) -> Draft:
+        """The model as the weights' steps find it; a vocabulary is trimmed once for all."""
+        if steps[0].stage != "vocabulary":
+            return self.start.copy()
+        if self._trimmed is None:
+            draft = self.start.copy()
+            steps[0].plan(draft)
+            draft.history.append(steps[0].name)
+            steps[0].apply(draft, self.start, self.work)
+            self._trimmed = draft
+        return self._trimmed.copy()
+
+    def below(self, size: int) -> Tried | None:
+        """The best of the largest chains that fit; None, with the smallest tried, if none does."""
+        fitting: list[Tried] = []
+        for chain in [chain for chain in self.tried if chain.bytes <= size]:
+            self._try(chain)
+            if chain.bytes <= size:  # headers and padding were not planned
+                fitting.append(chain)
+            if len(fitting) == TRIES:
+                break
+        if not fitting:
+            self._try(self.tried[-1])
+        return max(fitting, key=lambda chain: chain.kept or 0.0, default=None)
+
+    def keeping(self, share: float) -> Tried | None:
+        """The smallest chain that keeps a share; the search ends when two in a row do not."""
+        best, failed = None, 0
+        for chain in self.tried:
+            if self._try(chain) >= share:
+                best, failed = chain, 0
+            else:
+                failed += 1
+                if failed == 2:
+                    break
+        return best
+
+    def nearest(self) -> Tried:
+        """What comes closest where the aim cannot be reached: the best of those measured."""
+        measured = [chain for chain in self.tried if chain.kept is not None]
+        return max(measured, key=lambda chain: chain.kept or 0.0)
+
+    def _try(self, chain: Tried) -> float:
+        draft = self._begin(chain.steps)
+        for step in chain.steps:
+            if step.stage == "weights":
+                before = draft.copy()
+                step.plan(draft)
+                draft.history.append(step.name)
+                step.apply(draft, before, self.work)
+        chain.folder = self.scratch / f"chain-{self.tried.index(chain)}"
+        shutil.rmtree(chain.folder, ignore_errors=True)
+        chain.folder.mkdir(parents=True)
+        draft.write(chain.folder)
+        chain.bytes = sum(file.stat().st_size for file in chain.folder.rglob("*.safetensors"))
+        chain.kept = self.measure(chain.folder)
+        self.work.progress.say(
+            f"{chain.bytes / 1e6:,.2f} MB keep {chain.kept:.2%}: {chain.spelled}"
+        )
+        chain.notes = list(draft.notes)
+        return chain.kept
+
+    def told(self) -> list[dict[str, object]]:
+        """Every chain as plain data."""
+        return [{"chain": c.spelled, "bytes": c.bytes, "kept": c.kept} for c in self.tried]
+
+    def table(self, chosen: Tried) -> Table:
+        """What was measured, the largest first; a star where nothing smaller keeps more."""
+        table = Table("chains measured", ["", "MB", "kept", "chain"])
+        measured = [chain for chain in self.tried if chain.kept is not None]
+        for chain in sorted(measured, key=lambda c: -c.bytes):
+            kept = chain.kept or 0.0
+            best = all(kept > (c.kept or 0.0) for c in measured if c.bytes < chain.bytes)
+            mark = "chosen" if chain is chosen else "*" if best else ""
+            table.rows.append([mark, f"{chain.bytes / 1e6:,.2f}", f"{kept:.2%}", chain.spelled])
+        return table
+
+    def draw(self, path: str, whole: int, chosen: Tried) -> None:
+        """Picture of what is kept against size; the chosen chain stands out."""
+        from emb_tool.evaluate import plot
+
+        points = [plot.Point("before", whole, 1.0, False)]
+        for chain in self.tried:
+            if chain.kept is not None:
+                label = " ".join(spell(step) for step in chain.steps)
+                points.append(plot.Point(label, chain.bytes, chain.kept, chain is chosen))
+        plot.draw({("chains measured", "share kept"): points}, path)

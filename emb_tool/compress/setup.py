@@ -1,0 +1,141 @@
+"""A compression before it begins: what it reads, and every refusal that this gives."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any, cast
+
+from emb_tool.checkpoint.reader import Checkpoint, check_finite
+from emb_tool.compress.compressed_tensors import export
+from emb_tool.compress.job import CompressJob
+from emb_tool.data.texts import hashes, scan
+from emb_tool.draft import Draft
+from emb_tool.errors import Refused
+from emb_tool.evaluate.task import parse_tasks
+from emb_tool.plan import Plan, Step
+from emb_tool.progress import Progress
+from emb_tool.surgery import Surgery
+
+
+class Setup:
+    """What a job names, opened; and its steps, planned.
+
+    Args:
+        job: The resolved job.
+        progress: Where warnings go.
+    """
+
+    def __init__(self, job: CompressJob, progress: Progress) -> None:
+        self.job, self.progress = job, progress
+        self.steps = cast("tuple[Surgery, ...]", job.method)
+        if job.format == "compressed-tensors":  # it has whole zero points
+            self.steps = tuple(_aligned(step) for step in self.steps)
+
+    @cached_property
+    def body(self) -> Checkpoint:
+        """The model."""
+        return Checkpoint.open(self.job.model)
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is a file of tensors, without config or tokenizer."""
+        return self.body.path.is_file()
+
+    @cached_property
+    def partner(self) -> Checkpoint | None:
+        """The model that gets the same rotation."""
+        return Checkpoint.open(self.job.with_) if self.job.with_ else None
+
+    @property
+    def inputs(self) -> dict[str, Checkpoint]:
+        """The checkpoints read, by the name that the user gave them."""
+        found = [self.body, *([self.partner] if self.partner else [])]
+        return {checkpoint.name: checkpoint for checkpoint in found}
+
+    def data(self) -> dict[str, dict[str, str]]:
+        """Digests of the local files of texts."""
+        return hashes(self.job.texts)
+
+    @cached_property
+    def tasks(self) -> list[Any]:
+        """The `--eval` tasks, parsed."""
+        return parse_tasks(self.job.eval)
+
+    def plan(self) -> Plan:
+        """Every refusal that headers, settings and local files can give."""
+        draft = Draft.of(self.body)
+        for step in self.steps:
+            self.plan_step(step, draft)
+        self._check_partner()
+        if self.is_bare:
+            self._check_bare()
+        if self.job.format == "compressed-tensors":
+            if find_spec("compressed_tensors") is None:
+                raise Refused(
+                    "--format compressed-tensors: the package is not installed, and what is "
+                    "written is opened to measure it",
+                    "run: pip install compressed-tensors",
+                )
+            export(draft)
+        for task in self.tasks:
+            for sentence in task.check():
+                self.progress.warn(sentence)
+        if self.job.texts:
+            scan(self.job.texts, self.job.text_field)
+        if not self.is_bare:  # tables can be large; those that are packed are looked through then
+            check_finite(self.body)
+        writes = tuple(draft.specs())
+        old = self.body.config
+        edits = {key: value for key, value in draft.config.items() if old.get(key) != value}
+        return Plan((Step((), writes),), edits, notes=tuple(draft.notes))
+
+    def plan_step(self, step: Surgery, draft: Draft) -> None:
+        """Plan one step of the chain; a refusal begins with its name."""
+        try:
+            step.plan(draft)
+        except Refused as error:
+            said = error.message
+            said = said if said.startswith(step.name) else f"{step.name}: {said}"
+            raise Refused(said, error.hint) from None
+        draft.history.append(step.name)
+
+    def shaped(self, checkpoint: Checkpoint, values: dict[str, Any]) -> Draft:
+        """A model of the same space after the steps that shape vectors, with what these found."""
+        draft = Draft.of(checkpoint)
+        draft.values = values
+        for step in self.steps:
+            if step.stage == "vectors":
+                self.plan_step(step, draft)
+        return draft
+
+    def _check_partner(self) -> None:
+        if self.partner is None:
+            return
+        if self.partner.layout.dim != self.body.layout.dim:
+            raise Refused(
+                f"--with {self.partner.name} has vectors of {self.partner.layout.dim} "
+                f"dimensions, {self.body.name} of {self.body.layout.dim}",
+                "name a model whose vectors live in the same space",
+            )
+        if not any(step.stage == "vectors" for step in self.steps):
+            raise Refused("--with: no step shapes vectors", "add -m rotate or -m truncate")
+        self.shaped(self.partner, {})
+
+    def _check_bare(self) -> None:
+        """Refuse what needs a model, where there are only tensors."""
+        job = self.job
+        for name, given in (
+            ("--eval", job.eval), ("--tune", job.tune), ("--texts", job.texts),
+            ("--target", job.searches), ("--min-retention", job.min_retention),
+        ):  # fmt: skip
+            if given:
+                raise Refused(
+                    f"{name}: {self.body.name} is a file of tensors, there is no model to run",
+                    "leave it out; counts of rows are given with --frequencies FILE",
+                )
+
+
+def _aligned(step: Surgery) -> Surgery:
+    """A step that rounds, with whole zero points."""
+    return step.model_copy(update={"aligned": True}) if hasattr(step, "aligned") else step

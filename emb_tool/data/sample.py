@@ -1,0 +1,67 @@
+"""Texts for a calibration without texts: sentences from the docstrings of Python's own modules.
+
+They are on every machine that runs this; modules are parsed, nothing of them is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+import sysconfig
+from collections.abc import Iterator
+from inspect import cleandoc
+from pathlib import Path
+
+COUNT = 2000
+"""Texts."""
+
+_SKIPPED = {
+    "test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo", "encodings", "pydoc_data",
+}  # fmt: skip
+
+_CODE = re.compile(r"https?:|>>>|\(\)|__|--|::|\. ?\.|[{}<>|$^=\\@#~`*\[\]]|[a-z]_[a-z]|\w\(")
+
+_END = re.compile(r"(?<=[a-z\")]{2}[.!?])\s+(?=[A-Z])")
+
+
+def sample_texts() -> list[str]:
+    """`COUNT` English sentences, the same for the same version of Python."""
+    root = Path(sysconfig.get_path("stdlib"))
+    tops = [path for path in root.iterdir() if path.name not in _SKIPPED]
+    paths = [p for top in tops for p in ([top] if top.suffix == ".py" else top.rglob("*.py"))]
+    names = (path.relative_to(root) for path in paths)
+    found: dict[str, None] = {}
+    for name in sorted((n for n in names if not _SKIPPED & {*n.parts}), key=_digest):
+        found |= dict.fromkeys(_sentences(root / name))
+        if len(found) >= COUNT:
+            break
+    return sorted(found, key=_digest)[:COUNT]
+
+
+def _sentences(path: Path) -> Iterator[str]:
+    """The sentences of a file's docstrings that read as English."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, OSError):
+        return
+    holders: list[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef] = [tree]
+    for holder in holders:
+        inner = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        holders += [node for node in holder.body if isinstance(node, inner)]
+        for block in re.split(r"\n\s*\n", cleandoc(ast.get_docstring(holder, clean=False) or "")):
+            if not re.search(r"\n[\s>:*-]", block):  # a list, a table or an example
+                yield from filter(_is_prose, _END.split(" ".join(block.split())))
+
+
+def _is_prose(text: str) -> bool:
+    words = text.split()
+    plain = sum(word.strip(".,;:!?()\"'").replace("-", "").isalpha() for word in words)
+    return (
+        5 <= len(words) <= 60 and text[0].isupper() and text[-1] in ".!?"
+        and plain >= 0.8 * len(words) and not _CODE.search(text)
+    )  # fmt: skip
+
+
+def _digest(value: object) -> bytes:
+    return hashlib.blake2b(str(value).encode("utf-8", "replace"), digest_size=8).digest()

@@ -1,0 +1,107 @@
+"""A short regression of a changed model onto the vectors of the one it was made from."""
+
+from __future__ import annotations
+
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from emb_tool.data.corpus import Corpus
+from emb_tool.method import Training
+from emb_tool.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emb_tool.encoder import Encoder
+    from emb_tool.runtime import Runtime
+    from emb_tool.training.loop import Outcome
+    from emb_tool.training.targets import Targets
+
+
+class Tune(Training):
+    """L = ‖y − t‖², y the changed model's vector and t the original's."""
+
+    name: ClassVar[str] = "tune"
+    paper: ClassVar[str] = "arXiv:2509.12539"
+
+    lr: Annotated[float, Field(gt=0, le=1, description="peak learning rate")] = 1e-3
+
+    def loss(self, vectors: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each text, (batch,)."""
+        return (vectors - targets).square().sum(-1)
+
+
+def tune(
+    encoder: Encoder,
+    corpus: Corpus,
+    targets: Targets,
+    prompt: str,
+    method: Tune,
+    runtime: Runtime,
+    state: Path,
+    progress: Progress,
+) -> Outcome:
+    """Train what requires a gradient; the encoder ends with the best state on the held-out texts.
+
+    Args:
+        encoder: Opened for training.
+        corpus: What to train on, and the held-out texts that the states are compared on.
+        targets: Vectors of its texts.
+        prompt: Put before each text.
+        method: Settings.
+        runtime: Device and processes.
+        state: Folder for the state of the run.
+        progress: Bar and warnings.
+    """
+    from emb_tool.training.loop import Score, Trainer
+    from emb_tool.training.stream import Stream, TokenCache
+
+    state.mkdir(parents=True, exist_ok=True)
+    length = encoder.prompt_length(prompt)
+    heldout = np.asarray(corpus.heldout)
+    texts = corpus.texts(map(int, heldout))
+    goal = targets.read(heldout)
+
+    def score() -> Score:
+        vectors = encoder.encode(texts, prompt)
+        loss = float(np.square(vectors - goal).sum(1).mean()) if len(texts) else 0.0
+        return Score(-loss if len(texts) else None, {"heldout_loss": loss})
+
+    cache = TokenCache(
+        state / f"tokens-{runtime.rank}.bin",
+        len(corpus),
+        lambda indices: encoder.tokenize(corpus.texts(map(int, indices)), prompt),
+    )
+    total = max(1, round(method.epochs * method.cycles * len(corpus.train)))
+    stream = Stream(
+        [corpus.train],
+        cache,
+        targets.read,
+        batch_tokens=method.batch_tokens,
+        total=total,
+        seed=runtime.seed,
+        rank=runtime.rank,
+        world=runtime.world,
+    )
+    with progress.task("tuning", total, "texts") as advance:
+        trainer = Trainer(
+            encoder,
+            method,
+            stream,
+            runtime,
+            state / "train",
+            score=score,
+            scores=4,
+            progress=lambda count, loss: advance(count, "" if isnan(loss) else f"loss {loss:.4f}"),
+            on_warning=progress.warn,
+            prompt_length=lambda indices: length,
+        )
+        outcome = trainer.run()
+    cache.close()
+    if runtime.is_main:
+        trainer.take_best()
+    return outcome

@@ -1,0 +1,168 @@
+"""Chains as a whole: recipes, searches, tuning, what is recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emb_tool.encoder import Encoder
+from emb_tool.runtime import Runtime
+from tests.conftest import CliResult
+from tests.runs import check_here, weight_files, write_texts
+
+
+@pytest.fixture
+def compress(
+    run_cli: Callable[..., CliResult], tmp_path: Path, sentences: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., dict[str, Any]]:  # fmt: skip
+    check_here(monkeypatch)
+    texts = write_texts(tmp_path / "texts.jsonl", sentences[:150])
+
+    def run(model: Path, *argv: object, out: str = "out", code: int = 0) -> dict[str, Any]:
+        given = ["--texts", texts, "-o", tmp_path / out, "--json", "--holdout", 30]
+        done = run_cli("compress", model, *given, *argv)
+        assert done.code == code, done.err
+        document: dict[str, Any] = json.loads(done.out)
+        return document
+
+    return run
+
+
+def test_a_chain_is_one_read_and_one_write_and_replays(
+    compress: Callable[..., dict[str, Any]], run_cli: Callable[..., CliResult], tiny_bert: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    argv = ["-m", "vocab", "-m", "rotate", "-m", "truncate:dim=16", "-m", "gptq:bits=6",
+            "-m", "int:bits=8"]  # fmt: skip
+    report = compress(tiny_bert, *argv)
+    out = tmp_path / "out"
+    assert [step["name"] for step in report["job"]["method"]] == [
+        "vocab", "rotate", "truncate", "gptq", "int",
+    ]  # fmt: skip
+    assert not list(tmp_path.glob("**/.state"))
+    first = weight_files(out)
+    again = tmp_path / "again"
+    recipe = (out / "recipe.yaml").read_text().replace(str(out), str(again))
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    done = run_cli("run", tmp_path / "recipe.yaml")
+    assert done.code == 0, done.err
+    assert weight_files(again) == first
+
+
+@pytest.mark.parametrize("family", ["tiny_bert", "tiny_decoder", "tiny_static"])
+def test_a_target_is_met_by_the_best_that_fits(
+    compress: Callable[..., dict[str, Any]], family: str, request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    model = request.getfixturevalue(family)
+    whole = sum(path.stat().st_size for path in model.rglob("*.safetensors"))
+    report = compress(model, "--target", whole // 2)
+    written = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.safetensors"))
+    assert written <= whole // 2
+    tried = [c for c in report["facts"]["search"]["tried"] if c["kept"] is not None]
+    fitting = [c for c in tried if c["bytes"] <= whole // 2]
+    best = max(fitting, key=lambda c: c["kept"])
+    assert report["facts"]["search"]["chosen"] == best["chain"]
+    assert report["job"]["method"]
+    assert "target" not in report["job"]
+    kept = next(m["value"] for m in report["measures"] if m["name"] == "neighbour overlap")
+    assert kept == pytest.approx(best["kept"], abs=0.02)
+
+
+def test_a_target_out_of_reach_writes_the_nearest_and_ends_with_3(
+    compress: Callable[..., dict[str, Any]], tiny_bert: Path, tmp_path: Path
+) -> None:
+    report = compress(tiny_bert, "--target", "1kB", code=3)
+    assert "cannot be met" in report["gate"]
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_target_of_quality_takes_the_smallest_that_keeps_it(
+    compress: Callable[..., dict[str, Any]], tiny_bert: Path, tmp_path: Path
+) -> None:
+    report = compress(tiny_bert, "--target-retention", 0.9, "--plot", tmp_path / "plot.svg")
+    tried = [c for c in report["facts"]["search"]["tried"] if c["kept"] is not None]
+    keeping = [c for c in tried if c["kept"] >= 0.9]
+    smallest = min(keeping, key=lambda c: c["bytes"])
+    assert report["facts"]["search"]["chosen"] == smallest["chain"]
+    assert (tmp_path / "plot.svg").exists()
+
+
+@pytest.mark.parametrize("chain", [["-m", "int:bits=2"], ["-m", "svd:rank=4,allow_lossy=true"]])
+def test_tuning_brings_vectors_back(
+    compress: Callable[..., dict[str, Any]], tiny_bert: Path, tmp_path: Path,
+    sentences: list[str], chain: list[str],
+) -> None:  # fmt: skip
+    texts = write_texts(tmp_path / "tune.jsonl", sentences)
+    before = compress(tiny_bert, *chain, out="before")
+    argv = ["--tune", texts, "--epochs", 4, "--batch-tokens", 256, "--lr", 5e-3]
+    after = compress(tiny_bert, *chain, *argv, out="after")
+
+    def cosine(report: dict[str, Any]) -> float:
+        return float(next(m["value"] for m in report["measures"] if m["name"] == "cosine mean"))
+
+    assert cosine(after) > cosine(before)
+    assert after["facts"]["tuning"]["best_at"] > 0
+    sizes = [(tmp_path / out / "model.safetensors").stat().st_size for out in ("before", "after")]
+    assert sizes[0] == sizes[1]
+    # what was tuned is what is in the files
+    found = Encoder.open(tmp_path / "after", Runtime.start("cpu")).encode(sentences[:5])
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--target", "1MB", "-m", "int:bits=8"], "chooses vocabulary and weights itself"),
+        (["--target", "1MB", "--target-retention", 0.9], "give one of them"),
+        (["-m", "int:bits=8", "--plot", "x.png"], "give --target"),
+        (["-m", "int:bits=8", "-m", "rotate"], "comes too late"),
+        (["-m", "int:bits=8", "--budget", 0.1], "unknown setting 'budget'"),
+        (["-m", "truncate:dim=4", "--with", "nowhere"], "nowhere"),
+    ],
+)
+def test_refused(
+    run_cli: Callable[..., CliResult], tiny_bert: Path, tmp_path: Path, argv: list[object],
+    said: str,
+) -> None:  # fmt: skip
+    done = run_cli("compress", tiny_bert, "-o", tmp_path / "out", *argv)
+    assert done.code == 2
+    assert said in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_given_once_reach_every_step_that_has_them(
+    compress: Callable[..., dict[str, Any]], tiny_bert: Path
+) -> None:
+    report = compress(tiny_bert, "-m", "pq", "-m", "int:bits=8", "--budget", 0.5)
+    assert report["job"]["method"][0]["budget"] == 0.5
+
+
+def test_a_killed_run_is_begun_again_with_resume(
+    compress: Callable[..., dict[str, Any]], tiny_bert: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from emb_tool.draft import Draft
+
+    write = Draft.write
+
+    def dies(self: Draft, folder: Path, *rest: Any) -> Any:
+        write(self, folder, *rest)
+        raise KeyboardInterrupt
+
+    argv = ["-m", "rotate", "-m", "int:bits=8"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Draft, "write", dies)
+        run = compress(tiny_bert, *argv, code=130)
+    assert "--resume" in run["hint"]
+    assert (tmp_path / "out.partial").is_dir()
+    compress(tiny_bert, *argv, "--resume")
+    compress(tiny_bert, *argv, out="whole")
+    assert weight_files(tmp_path / "out") == weight_files(tmp_path / "whole")
+    assert not (tmp_path / "out.partial").exists()
