@@ -1,0 +1,210 @@
+"""Tokenizer files, read with care.
+
+A fast tokenizer lies in `tokenizer.json`; beside it may lie what it was made from (`vocab.txt`,
+`vocab.json` and `merges.txt`, a sentencepiece model) and what transformers adds to it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emb_tool.checkpoint.files import MAX_INDEX, write_json
+from emb_tool.checkpoint.reader import TOKENIZER_FILES
+from emb_tool.errors import Refused
+from emb_tool.progress import quiet
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FILES = (
+    *TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+"""All that decides how text becomes ids."""
+
+KINDS = ("WordPiece", "Unigram", "BPE", "WordLevel")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a fast tokenizer, and the file that holds them.
+
+    Args:
+        data: `tokenizer.json`.
+        pieces: Token to id, those of the tokenizer's model.
+        added: Token to id, those that are found in the text before the model sees it.
+    """
+
+    data: dict[str, Any]
+    pieces: dict[str, int]
+    added: dict[str, int]
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The `model` of `tokenizer.json`."""
+        model: dict[str, Any] = self.data["model"]
+        return model
+
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`."""
+        return str(self.model["type"])
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """Token to id, all of them."""
+        return {**self.pieces, **self.added}
+
+    @property
+    def unknown(self) -> int | None:
+        """The id of what the tokenizer's model cannot express."""
+        if self.kind == "Unigram":
+            found: int | None = self.model.get("unk_id")
+            return found
+        return self.ids.get(self.model.get("unk_token") or "")
+
+
+def open_tokenizer(
+    files: Mapping[str, bytes], config: Mapping[str, Any], name: str, *, plain: bool = False
+) -> Tokenizer:
+    """A fast tokenizer as transformers makes it of its files; it neither cuts nor pads.
+
+    Args:
+        files: Its files by name.
+        config: The model's `config.json`, which may name the class.
+        name: The checkpoint's, for messages.
+        plain: Take `tokenizer.json` alone, as static embeddings do.
+
+    Raises:
+        Refused: Files that no fast tokenizer can be made of.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        if plain:
+            made = Tokenizer.from_str(files["tokenizer.json"].decode())
+        else:
+            made = _transformers(files, config)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the library is no Exception
+        first = str(error).strip().split("\n")[0] or repr(error)
+        raise Refused(
+            f"{name}: no fast tokenizer can be made of {', '.join(sorted(files))}: {first}",
+            "save the model again with its tokenizer.json (transformers: save_pretrained)",
+        ) from None
+    made.no_truncation()
+    made.no_padding()
+    return made
+
+
+def _transformers(files: Mapping[str, bytes], config: Mapping[str, Any]) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as held, quiet():
+        folder = Path(held)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        write_json(folder / "config.json", dict(config))
+        tokenizer = AutoTokenizer.from_pretrained(
+            held, trust_remote_code=False, local_files_only=True
+        )
+        made: Tokenizer = tokenizer.backend_tokenizer
+        return made
+
+
+def read_vocabulary(tokenizer: Tokenizer, files: Mapping[str, bytes], name: str) -> Vocabulary:
+    """The tokens of a tokenizer that was made of these files.
+
+    Args:
+        tokenizer: By `open_tokenizer`.
+        files: Its files by name.
+        name: The checkpoint's, for messages.
+
+    Raises:
+        Refused: A `tokenizer.json` that is not what it should be.
+    """
+    held = tokenizer.get_vocab(with_added_tokens=True)
+    data = None
+    if "tokenizer.json" in files:
+        data = _parse(files["tokenizer.json"], f"{name}: tokenizer.json")
+        found = _pieces(data["model"])
+        if {
+            **found,
+            **{t["content"]: held.get(t["content"]) for t in data["added_tokens"]},
+        } != held:
+            data = None  # transformers adds to it: what it makes of it is what the model sees
+    data = data or _parse(tokenizer.to_str().encode(), f"{name}: its tokenizer")
+    contents = [token["content"] for token in data["added_tokens"]]
+    return Vocabulary(data, _pieces(data["model"]), {text: held[text] for text in contents})
+
+
+def _pieces(model: Mapping[str, Any]) -> dict[str, int]:
+    vocab = model["vocab"]
+    if isinstance(vocab, list):
+        return {piece: i for i, (piece, _) in enumerate(vocab)}
+    return dict(vocab)
+
+
+def _parse(content: bytes, where: str) -> dict[str, Any]:
+    """`tokenizer.json`, every field that is used here being of its type."""
+    if len(content) > MAX_INDEX:
+        raise Refused(f"{where} has {len(content):,} bytes", f"at most {MAX_INDEX:,} are read")
+    try:
+        data: dict[str, Any] = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{where}: not JSON ({error})", "restore the original file") from None
+    fault = _fault(data)
+    if fault:
+        raise Refused(f"{where}: {fault}", "restore the original file")
+    model = data["model"]
+    if "type" not in model:  # files of early versions
+        kind = "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
+        kind = "BPE" if "merges" in model else kind
+        model["type"] = "Unigram" if isinstance(model["vocab"], list) else kind
+    if model["type"] not in KINDS:
+        raise Refused(f"{where}: a model of type {model['type']!r}", "known: " + ", ".join(KINDS))
+    if model["type"] == "BPE":
+        model["merges"] = [
+            tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair)
+            for pair in model.get("merges") or []
+        ]
+    return data
+
+
+def _fault(data: Any) -> str:
+    if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
+        return "an object with a model is expected"
+    vocab = data["model"].get("vocab")
+    if isinstance(vocab, dict):
+        ids = list(vocab.values())
+        if not all(type(i) is int and i >= 0 for i in ids) or len(set(ids)) != len(ids):
+            return "the ids of model.vocab are not different whole numbers"
+    elif not isinstance(vocab, list) or not all(map(_is_scored, vocab)):
+        return "model.vocab is neither a map of ids nor a list of pieces with their scores"
+    merges = data["model"].get("merges") or []
+    if not isinstance(merges, list) or not all(map(_is_merge, merges)):
+        return "model.merges is not a list of pairs"
+    added = data.setdefault("added_tokens", [])
+    if not isinstance(added, list) or not all(
+        isinstance(token, dict) and isinstance(token.get("content"), str) for token in added
+    ):
+        return "added_tokens is not a list of tokens"
+    return ""
+
+
+def _is_scored(piece: Any) -> bool:
+    return (
+        isinstance(piece, list) and len(piece) == 2
+        and isinstance(piece[0], str) and isinstance(piece[1], int | float)
+    )  # fmt: skip
+
+
+def _is_merge(pair: Any) -> bool:
+    if isinstance(pair, str):
+        return " " in pair
+    return isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair)
