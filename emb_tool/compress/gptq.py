@@ -1,0 +1,147 @@
+"""Few bits for the linear layers, rounded so that their outputs on real texts change least."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field
+
+from emb_tool.compress.matrices import MatrixMethod
+from emb_tool.draft import Draft
+
+if TYPE_CHECKING:
+    from emb_tool.calibration import Work
+    from emb_tool.encoder import Encoder
+    from emb_tool.ops.inputs import Batch
+    from emb_tool.ops.matrices import Matrix
+
+BATCH_TOKENS = 8192
+"""Padded tokens of a calibration batch."""
+
+
+class Gptq(MatrixMethod):
+    """Every linear layer in groupwise whole numbers (the format of `int`), by GPTQ.
+
+    Layers are done in the order in which the model runs them, each on the inputs that the ones
+    before it, rounded already, give. A layer that no text reaches is rounded to nearest.
+    """
+
+    name: ClassVar[str] = "gptq"
+    paper: ClassVar[str] = "arXiv:2210.17323"
+    kind: ClassVar[str] = "int"
+    calibrated: ClassVar[bool] = True
+
+    bits: Annotated[int, Field(ge=2, le=8, description="bits of a weight")] = 4
+    group: Annotated[
+        int,
+        Field(ge=0, multiple_of=8, description="weights that share a scale; row or 0 is a row"),
+        BeforeValidator(lambda value: 0 if value == "row" else value),
+    ] = 64
+    damp: Annotated[
+        float, Field(gt=0, le=1, description="added to the diagonal, relative to its mean")
+    ] = 0.01
+    tokens: Annotated[int, Field(ge=1, description="tokens to calibrate on, about")] = 32768
+    aligned: Annotated[
+        bool, Field(description="whole zero points, which the compressed-tensors format needs")
+    ] = False
+
+    def settings(self, matrix: Matrix) -> dict[str, Any] | None:
+        """Of linear layers alone."""
+        if matrix.role != "linear":
+            return None
+        rest = {"aligned": True} if self.aligned else {}
+        return {"bits": self.bits, "group": self.group or None, **rest}
+
+    def plan(self, draft: Draft) -> None:
+        """Announce a packed module for each linear layer, rounded to nearest as yet."""
+        from emb_tool.ops.linears import refuse_without_linears
+
+        if draft.layout.family == "static" or not draft.config:
+            refuse_without_linears(draft.checkpoint.name, draft.layout.family)
+        super().plan(draft)
+
+    def apply(self, draft: Draft, before: Draft, work: Work) -> None:
+        """Round the layers on the calibration texts."""
+        import numpy as np
+        import torch
+
+        from emb_tool.ops.gptq import gptq, output_error
+        from emb_tool.ops.inputs import second_moments
+        from emb_tool.ops.rounding import Rounded, dequantize, quantize_groups
+        from emb_tool.packed.int import Int
+
+        encoder, runtime = work.encoder(before), work.runtime
+        model = encoder.model[0].auto_model
+        place = runtime.device if runtime.has_float64 else torch.device("cpu")
+        names = _by_module(model, [name for name in draft.packed if name not in before.packed])
+        layers = {name: model.get_submodule(name) for name in names}
+        bits, group = self.bits, self.group or None
+        gains, widest, tokens = [], 0, 0
+        with work.progress.task("gptq", len(layers), "layers") as advance, _no_cache(model):
+            batches = list(self._batches(encoder, work))
+            for seen in second_moments(model, layers, batches, place):
+                widest, tokens = max(widest, len(seen.moments)), max(tokens, seen.tokens)
+                for name in seen.names:
+                    weight = layers[name].weight.data.to(place)
+                    found = gptq(
+                        weight, seen.moments, bits, group, damp=self.damp, aligned=self.aligned
+                    )
+                    plain = quantize_groups(weight, bits, group, aligned=self.aligned)
+                    errors = (output_error(weight, seen.moments, x, group) for x in (found, plain))
+                    gains.append([float(error.sum()) for error in errors])
+                    layers[name].weight.data.copy_(dequantize(*found, group))
+                    made = Int(draft.packed[names[name]])
+                    made.store(Rounded(*(part.cpu() for part in found)))
+                    draft.repack(names[name], made)
+                    advance(1)
+        work.close()  # its model is no longer that of `before`
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = float(np.nanmedian(np.divide(*np.array(gains).T)))
+        draft.notes.append(
+            f"gptq: calibrated on {tokens:,} tokens; the layers' outputs change by {share:.0%} of"
+            " what rounding to nearest does (squared, median)"
+        )
+        if tokens < 2 * widest:
+            work.progress.warn(
+                f"gptq: {tokens:,} tokens to calibrate layers of {widest:,} inputs are few; give"
+                " more --texts"
+            )
+
+    def _batches(self, encoder: Encoder, work: Work) -> Iterator[Batch]:
+        """Texts in a random order until the tokens are enough, in batches of like length."""
+        import numpy as np
+
+        from emb_tool.data.batches import plan_batches
+        from emb_tool.ops.inputs import Batch
+
+        ids = encoder.tokenize(work.sample, work.prompt(encoder))
+        order = np.random.default_rng(work.seed).permutation(len(ids))
+        ends = np.cumsum([len(ids[i]) for i in order])
+        chosen = [ids[i] for i in order[: 1 + int(np.searchsorted(ends, self.tokens))]]
+        lengths = np.array([len(row) for row in chosen])
+        for batch in plan_batches(lengths, BATCH_TOKENS, None):
+            features = encoder.collate([chosen[i] for i in batch])
+            mask = features["attention_mask"].bool()
+            yield Batch(lambda held=features: encoder.forward(dict(held)), mask)  # type: ignore[misc]
+
+
+def _by_module(model: Any, packed: list[str]) -> dict[str, str]:
+    """Name in the model to name of the packed module, which may have the base model's prefix."""
+    modules = dict(model.named_modules())
+    base = f"{model.base_model_prefix}."
+    spelled = {module: next((n for n in (module, module.removeprefix(base)) if n in modules), None)
+               for module in packed}  # fmt: skip
+    return {name: module for module, name in spelled.items() if name}
+
+
+@contextmanager
+def _no_cache(model: Any) -> Iterator[None]:
+    """Decoders keep no keys and values: of blocks that are not run there are none."""
+    held = getattr(model.config, "use_cache", None)
+    model.config.use_cache = False
+    try:
+        yield
+    finally:
+        model.config.use_cache = held

@@ -1,0 +1,57 @@
+"""Whole numbers of 2 to 8 bits for linear layers and tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field
+
+from emb_tool.compress.matrices import MatrixMethod
+
+if TYPE_CHECKING:
+    from emb_tool.ops.matrices import Matrix
+
+
+def _group(value: Any) -> Any:
+    return 0 if value == "row" else value
+
+
+class Int(MatrixMethod):
+    """w = s c + m with a scale and a minimum for each group, the range searched for least error.
+
+    Linear layers and tables of the main part; norms, biases and further modules stay. Group sizes
+    of 64 and less pay off below 6 bits: they take 32 / group bits a weight.
+    """
+
+    name: ClassVar[str] = "int"
+    paper: ClassVar[str] = "arXiv:1911.02079"
+    kind: ClassVar[str] = "int"
+
+    bits: Annotated[int, Field(ge=2, le=8, description="bits of the linear layers")] = 8
+    tables: Annotated[
+        int | None,
+        Field(ge=0, le=8, description="bits of the tables; 0 leaves them as they are [as bits]"),
+    ] = None
+    group: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            multiple_of=8,
+            description="weights that share a scale; row or 0 is a row [64 below 6 bits, else row]",
+        ),
+        BeforeValidator(_group),
+    ] = None
+
+    aligned: Annotated[
+        bool, Field(description="whole zero points, which the compressed-tensors format needs")
+    ] = False
+
+    def settings(self, matrix: Matrix) -> dict[str, Any] | None:
+        """Bits and group."""
+        is_table = matrix.role != "linear" and self.tables is not None
+        bits = self.tables if is_table else self.bits
+        if not bits:
+            return None
+        group = (64 if bits < 6 else None) if self.group is None else self.group or None
+        rest = {"aligned": True} if self.aligned else {}
+        return {"bits": bits, "group": group, **rest}

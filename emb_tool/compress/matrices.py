@@ -1,0 +1,195 @@
+"""What methods share that pack linear layers and tables alike, each matrix by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from emb_tool.compress.table import LOSSY, module_name
+from emb_tool.draft import Draft
+from emb_tool.errors import Refused
+from emb_tool.method import TextList
+from emb_tool.registry import did_you_mean
+from emb_tool.surgery import Surgery
+
+if TYPE_CHECKING:
+    import torch
+
+    from emb_tool.calibration import Work
+    from emb_tool.ops.matrices import Matrix
+    from emb_tool.plan import TensorSpec
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+class MatrixMethod(Surgery):
+    """A method without calibration that packs every matrix of the main part.
+
+    A subclass names its `kind` of `emb_tool.packed` and says with what settings.
+    """
+
+    stage: ClassVar[str] = "weights"
+    kind: ClassVar[str]
+
+    only: Annotated[
+        TextList, Field(description="names or patterns of the modules to pack [all]")
+    ] = ()
+    skip: Annotated[
+        TextList, Field(description="names or patterns of modules that stay as they are")
+    ] = ()
+
+    def settings(self, matrix: Matrix) -> dict[str, Any] | None:
+        """Settings of the kind for a matrix; None leaves it as it is."""
+        raise NotImplementedError
+
+    def plan(self, draft: Draft) -> None:
+        """Announce a packed module for each matrix."""
+        from emb_tool import packed
+
+        draft.refuse_quantized(self.name)
+        kind = packed.kind(self.kind)
+        counts = {"linear": 0, "table": 0}
+        before = draft.nbytes
+        errors = draft.facts.setdefault(self.name, {"relative_error": {}})["relative_error"]
+        for matrix in self.matrices(draft):
+            settings = self.settings(matrix)
+            if settings is None:
+                continue
+            stored = draft.spec(matrix.tensor)
+            _check(draft, matrix, self.name)
+            shape = (stored.shape[0], stored.shape[1])
+            spec = kind.settle(shape, None, role=matrix.role, bias=matrix.bias, **settings)
+            if sum(part.nbytes for part in kind.parts(spec).values()) >= stored.nbytes:
+                continue  # nothing is gained: a table of two rows, or of two columns
+            fit = partial(_fit, name=matrix.tensor, spec=spec, errors=errors)
+            draft.pack(matrix.module, spec, fit, tensor=matrix.tensor)
+            counts["linear" if matrix.role == "linear" else "table"] += 1
+        if not any(counts.values()):
+            raise Refused(
+                f"{draft.checkpoint.name}: {self.name} finds nothing that it would make smaller",
+                "see its parts with: embtool inspect; take fewer bits",
+            )
+        draft.notes.append(
+            f"{self.name}: {counts['linear']} linear layers and {counts['table']} tables,"
+            f" {before / 1e6:.1f} MB become {draft.nbytes / 1e6:.1f} MB"
+        )
+
+    def apply(self, draft: Draft, before: Draft, work: Work) -> None:
+        """Fit large tables now, on the device and with a bar; the rest is fitted when written."""
+        from emb_tool.ops import rows
+
+        errors = draft.facts[self.name]["relative_error"]
+        with rows.working(work.runtime.device, work.progress):
+            for name, lazy in before.tensors.items():
+                module = module_name(name)
+                if module in draft.packed.keys() - before.packed.keys() and _is_large(lazy.spec):
+                    made = _fit(lazy.load(), name, draft.packed[module], errors)
+                    draft.repack(module, made)
+
+    def matrices(self, draft: Draft) -> list[Matrix]:
+        """What is packed, by `only` and `skip`.
+
+        Raises:
+            Refused: A pattern that fits nothing.
+        """
+        from emb_tool.ops.matrices import Matrix, find_matrices
+
+        layout = draft.layout
+        if not layout.modules or layout.family == "static":
+            role = "bag" if layout.modules else "table"
+            found = [
+                Matrix(name, module_name(name), role)
+                for name, lazy in draft.tensors.items()
+                if len(lazy.spec.shape) == 2 and 0 not in lazy.spec.shape
+            ]
+        else:
+            plain = {n: lazy for n, lazy in draft.tensors.items() if len(lazy.spec.shape) == 2}
+            found, own = find_matrices(draft.config, plain)
+            if own:
+                draft.notes.append(
+                    f"{self.name}: {len(own)} matrices stay as they are, since their modules use"
+                    f" them in a way of their own: {', '.join(own[:3])}"
+                    + (", ..." if len(own) > 3 else "")
+                )
+        known = [matrix.module for matrix in found]
+        for pattern in (*self.only, *self.skip):
+            if not any(_fits(pattern, module) for module in known):
+                raise Refused(
+                    f"{self.name}: {pattern!r} fits no linear layer or table of"
+                    f" {draft.checkpoint.name}",
+                    did_you_mean(pattern, known),
+                )
+        return [
+            matrix
+            for matrix in found
+            if (not self.only or any(_fits(pattern, matrix.module) for pattern in self.only))
+            and not any(_fits(pattern, matrix.module) for pattern in self.skip)
+        ]
+
+
+def _fit(table: torch.Tensor, name: str, spec: Mapping[str, Any], errors: dict[str, float]) -> Any:
+    """The packed matrix; what it loses goes into `errors`.
+
+    Raises:
+        Refused: More than `LOSSY`: numbers too small for float16 scales, for one.
+    """
+    from emb_tool import packed
+    from emb_tool.ops import rows
+
+    settings = {key: value for key, value in spec.items() if key not in ("kind", "shape")}
+    made = packed.kind(spec["kind"]).fit(table, **settings)
+    errors[name], _ = rows.relative_error(table, made.rows)
+    if not errors[name] <= LOSSY:
+        raise Refused(
+            f"{name}: relative error {errors[name]:.4f} as {spec['kind']}",
+            "give it more bits or smaller groups, or leave it out with skip=",
+        )
+    return made
+
+
+def _is_large(spec: TensorSpec) -> bool:
+    from emb_tool.checkpoint.reader import LARGE
+
+    return spec.nbytes >= LARGE
+
+
+def _check(draft: Draft, matrix: Matrix, method: str) -> None:
+    """Refuse what a packed module would not serve."""
+    spec, layout = draft.spec(matrix.tensor), draft.layout
+    if spec.dtype not in FLOATS and not (layout.normalises and matrix.role == "bag"):
+        raise Refused(
+            f"{matrix.tensor} is {spec.dtype}, and what 1 stands for is not known",
+            "a table of integers: -m pq:scale=0.01, with its scale",
+        )
+    if matrix.role == "table" and _is_head(draft, matrix.tensor):
+        raise Refused(
+            f"{matrix.tensor} is also the output head of"
+            f" {draft.config['architectures'][0]}, which needs the matrix itself",
+            f"leave it out with -m {method}:skip={matrix.module}, or take the model as an"
+            " embedder, which has no head: save it with sentence-transformers first",
+        )
+
+
+def _fits(pattern: str, module: str) -> bool:
+    return pattern in (module, f"{module}.weight") or fnmatchcase(module, pattern)
+
+
+def _is_head(draft: Draft, tensor: str) -> bool:
+    """Whether a language model that is no embedder's folder has its head tied to the table.
+
+    In a folder of sentence-transformers the model is loaded without its head.
+    """
+    if (draft.checkpoint.path / "modules.json").is_file():
+        return False
+    architecture = str((draft.config.get("architectures") or [""])[0])
+    if not architecture.endswith(("ForCausalLM", "ForMaskedLM", "LMHeadModel")):
+        return False
+    heads = any(
+        name.startswith(("lm_head.", "cls.predictions.decoder.w")) for name in draft.tensors
+    )
+    tied = draft.config.get("tie_word_embeddings", True) and not heads
+    return bool(tied) and tensor == draft.table_name()
