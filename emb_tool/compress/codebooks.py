@@ -1,0 +1,23 @@
+"""The settings of methods that quantise with codebooks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from emb_tool.compress.table import TableMethod
+
+
+class CodebookMethod(TableMethod):
+    """A method whose rows are codes into codebooks."""
+
+    subvectors: Annotated[
+        int | None, Field(ge=1, description="parts of a row [by budget, else of 4 dimensions]")
+    ] = None
+    bits: Annotated[int, Field(ge=4, le=8, description="of a code: 2^bits codewords")] = 8
+    hot: Annotated[
+        int | None,
+        Field(ge=0, description="most frequent rows kept in int8 [by budget and frequencies]"),
+    ] = None
+    iterations: Annotated[int, Field(ge=1, le=1000, description="rounds of k-means")] = 10

@@ -1,0 +1,59 @@
+"""`dedup`: blocks of rows that are alike, stored once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from emb_tool.compress.table import TableMethod
+from emb_tool.errors import Refused
+
+if TYPE_CHECKING:
+    import torch
+
+    from emb_tool.draft import Draft
+    from emb_tool.packed.base import Packed
+
+
+class Dedup(TableMethod):
+    """Deduplication: lossless at tolerance 0, of use where rows are copies of one another.
+
+    Two blocks x, y are merged if ‖x - y‖ ≤ tolerance ‖x‖; they are found by L2 hashing. (The paper
+    counts the entries that differ; the norm bounds the error.)
+    """
+
+    name = "dedup"
+    kind: ClassVar[str] = "dedup"
+    paper = "arXiv:2201.10442"
+
+    block: Annotated[int, Field(ge=1, description="rows that are compared together")] = 1
+    tolerance: Annotated[
+        float, Field(ge=0, lt=1, description="distance of merged blocks, as a share of their norm")
+    ] = 0.0
+
+    def fit(
+        self,
+        draft: Draft,
+        tables: Mapping[str, torch.Tensor],
+        counts: Mapping[str, torch.Tensor | None],
+        seed: int,
+    ) -> dict[str, Packed]:
+        """See `TableMethod.fit`.
+
+        Raises:
+            Refused: Nothing merges, so that the result would be larger than the table.
+        """
+        made = super().fit(draft, tables, counts, seed)
+        for name, packed in made.items():
+            blocks = -(-packed.num_embeddings // self.block)
+            merged = blocks - packed.spec["unique"]
+            if not merged:
+                raise Refused(
+                    f"{name}: nothing to merge, no two of {blocks:,} blocks are"
+                    + (f" within {self.tolerance:g}" if self.tolerance else " equal"),
+                    "take a method that changes every row (pq, int), or a larger tolerance",
+                )
+            draft.notes.append(f"{name}: {merged:,} of {blocks:,} blocks merged into others")
+        return made

@@ -1,0 +1,28 @@
+"""`dhe`: a network that computes rows from hashes of their ids."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from emb_tool.compress.table import TableMethod
+
+
+class Dhe(TableMethod):
+    """Deep hash embeddings, fitted to the table by regression.
+
+    For tables that will be trained on: a finished table is learnt by heart, slowly and badly.
+    """
+
+    name = "dhe"
+    kind: ClassVar[str] = "dhe"
+    paper = "arXiv:2010.10784"
+
+    hashes: Annotated[int, Field(ge=1, description="hash functions, the network's inputs")] = 1024
+    hidden: Annotated[
+        int | None, Field(ge=1, description="width of the hidden layers [by the budget]")
+    ] = None
+    layers: Annotated[int, Field(ge=1, description="hidden layers")] = 3
+    epochs: Annotated[float, Field(gt=0, description="passes over the table")] = 5
+    lr: Annotated[float, Field(gt=0, le=1, description="AdamW's learning rate at first")] = 1e-3

@@ -1,0 +1,26 @@
+"""`hash`: rows that share, by a hash of their ids."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from emb_tool.compress.table import TableMethod
+
+
+class Hash(TableMethod):
+    """The hashing trick; a bucket is the mean of its rows, weighted by frequency.
+
+    For tables that will be trained on; a finished token table loses half at a quarter of the bytes.
+    """
+
+    name = "hash"
+    kind: ClassVar[str] = "hash"
+    paper = "arXiv:0902.2206"
+
+    buckets: Annotated[int | None, Field(ge=1, description="rows kept [by the budget]")] = None
+    function: Annotated[
+        Literal["mod", "universal"],
+        Field(description="mod: i mod buckets; universal: ((a i + b) mod p) mod buckets"),
+    ] = "mod"

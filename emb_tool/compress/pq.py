@@ -1,0 +1,67 @@
+"""Product quantisation: each part of a row is the nearest of 256 codewords."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from emb_tool.compress.codebooks import CodebookMethod
+from emb_tool.compress.table import module_name, role
+from emb_tool.draft import Draft
+
+if TYPE_CHECKING:
+    import torch
+
+    from emb_tool.packed.base import Packed
+
+
+class Pq(CodebookMethod):
+    """x[j] ≈ C[j, code[j]], codebooks by k-means weighted by frequency; hot rows stay in int8."""
+
+    name: ClassVar[str] = "pq"
+    paper: ClassVar[str] = "doi:10.1109/TPAMI.2010.57"
+    kind: ClassVar[str] = "pq"
+
+    shared: Annotated[
+        bool, Field(description="one set of codebooks for all tables, which are of one width")
+    ] = False
+
+    def settings(self) -> dict[str, Any]:
+        """See `TableMethod.settings`."""
+        return {key: value for key, value in super().settings().items() if key != "shared"}
+
+    def specs(
+        self, draft: Draft, shapes: Mapping[str, tuple[int, int]]
+    ) -> dict[str, dict[str, Any]]:
+        """See `TableMethod.specs`."""
+        from emb_tool.packed.pq import Pq as Kind
+
+        if not self.shared:
+            return super().specs(draft, shapes)
+        modules = {module_name(name): shape for name, shape in shapes.items()}
+        settings = self.settings() | {"role": role(draft, next(iter(shapes)))}
+        found = Kind.settle_shared(modules, self.budget, **settings)
+        return {name: found[module_name(name)] for name in shapes}
+
+    def fit(
+        self,
+        draft: Draft,
+        tables: Mapping[str, torch.Tensor],
+        counts: Mapping[str, torch.Tensor | None],
+        seed: int,
+    ) -> dict[str, Packed]:
+        """See `TableMethod.fit`."""
+        from emb_tool.packed.pq import Pq as Kind
+
+        if not self.shared:
+            return super().fit(draft, tables, counts, seed)
+        made = Kind.fit_shared(
+            {module_name(name): table for name, table in tables.items()},
+            {module_name(name): count for name, count in counts.items()},
+            self.budget,
+            seed=seed,
+            **self.settings() | {"role": role(draft, next(iter(tables)))},
+        )
+        return {name: made[module_name(name)] for name in tables}

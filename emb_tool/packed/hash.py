@@ -1,0 +1,100 @@
+"""Rows that share: the hashing trick (arXiv:0902.2206)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from emb_tool.errors import Refused
+from emb_tool.ops.hashing import PRIME, universal
+from emb_tool.ops.rows import chunks, row_weights
+from emb_tool.packed.base import Packed, Part, allowance
+
+FUNCTIONS = ("mod", "universal")
+
+
+class Hash(Packed):
+    """w_i = A[h(i)], A in float16: 2 buckets · columns bytes.
+
+    Settings: `buckets`, rows of A; `function`, `mod` (h(i) = i mod buckets) or `universal`;
+    `seed`, of the latter.
+    """
+
+    kind: ClassVar[str] = "hash"
+
+    @classmethod
+    def settle(
+        cls,
+        shape: tuple[int, int],
+        budget: float | None = None,
+        *,
+        buckets: int | None = None,
+        function: str = "mod",
+        seed: int = 0,
+        **rest: Any,
+    ) -> dict[str, Any]:
+        """See `Packed.settle`; as many buckets as the budget allows."""
+        rows, columns = shape
+        if buckets is None:
+            buckets = max(1, min(rows, allowance(shape, budget, "buckets") // (2 * columns)))
+        if function not in FUNCTIONS:
+            raise Refused(f"hash: unknown function {function!r}", "known: " + ", ".join(FUNCTIONS))
+        if buckets > rows or rows > PRIME:
+            raise Refused(
+                f"hash: {buckets:,} buckets of {rows:,} rows",
+                f"no more buckets than rows, and at most {PRIME:,} rows",
+            )
+        return cls.within(
+            {
+                "kind": cls.kind, "shape": [*shape], "buckets": buckets, "function": function,
+                "seed": seed, **rest,
+            },
+            budget,
+        )  # fmt: skip
+
+    @classmethod
+    def parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
+        """`shared` A (buckets, columns)."""
+        return {"shared": Part((spec["buckets"], spec["shape"][1]), torch.float16)}
+
+    @classmethod
+    def fit(
+        cls,
+        table: Tensor,
+        frequencies: Tensor | None = None,
+        budget: float | None = None,
+        *,
+        seed: int = 0,
+        **settings: Any,
+    ) -> Self:
+        """Each bucket is the mean of its rows, weighted by √frequency: the least squares."""
+        spec = cls.settle((table.shape[0], table.shape[1]), budget, seed=seed, **settings)
+        packed = cls(spec)
+        weights = row_weights(frequencies)
+        sums = torch.zeros(spec["buckets"], table.shape[1])
+        held = torch.zeros(spec["buckets"])
+        for start, piece in chunks(table, "hash"):
+            piece = piece.cpu()  # sums in the order of the rows, the same on every machine
+            slots = packed.bucket(torch.arange(start, start + len(piece)))
+            used = torch.ones(len(piece))
+            if weights is not None:
+                used = weights[start : start + len(piece)].cpu()
+            sums.index_add_(0, slots, piece * used.unsqueeze(1))
+            held.index_add_(0, slots, used)
+        packed.put("shared", sums.div_(held.clamp(min=1e-30).unsqueeze(1)))
+        return packed
+
+    def bucket(self, ids: Tensor) -> Tensor:
+        """h(i)."""
+        buckets: int = self.spec["buckets"]
+        if self.spec["function"] == "universal":
+            return universal(ids, buckets, self.spec["seed"])
+        return ids.remainder(buckets)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """See `Packed.rows`."""
+        return functional.embedding(self.bucket(ids), self.value("shared")).float()

@@ -1,0 +1,99 @@
+"""Multi-granular quantised embeddings (Kang et al., arXiv:2002.08530)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from emb_tool.ops.kmeans import assign, kmeans, move, sums
+from emb_tool.ops.rounding import pack_codes, packed_bytes
+from emb_tool.ops.rows import take
+from emb_tool.packed.base import Part
+from emb_tool.packed.codebooks import (
+    Codebooks,
+    Trained,
+    nearest_codes,
+    subspaces,
+    training_rows,
+)
+
+
+class Mgqe(Codebooks):
+    """Product quantisation in which only the frequent rows may use every codeword.
+
+    The `hot` most frequent rows (a tenth, unless given) have codes of `bits`, the others codes of
+    `tail_bits`, into the first 2^tail_bits codewords of the same codebooks (section 3.3, shared
+    centroids).
+    """
+
+    kind: ClassVar[str] = "mgqe"
+
+    @classmethod
+    def _within(
+        cls, shape: tuple[int, int], budget: float | None, settings: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        settings = {"hot": ceil(shape[0] / 10), "tail_bits": 6, **settings}
+        if budget is None:
+            settings = {"subvectors": 4, **settings}
+        return super()._within(shape, budget, settings)
+
+    @classmethod
+    def _best(cls, specs: list[dict[str, Any]], budget: float, weights: Tensor) -> dict[str, Any]:
+        return specs[-1]
+
+    @classmethod
+    def _bits(cls, spec: Mapping[str, Any]) -> int:
+        return int(spec["tail_bits"])
+
+    @classmethod
+    def _hot_parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
+        size = packed_bytes(spec["subvectors"], spec["bits"])
+        return {"hot_codes": Part((spec["hot"], size), torch.uint8)}
+
+    @classmethod
+    def _train(
+        cls,
+        spec: Mapping[str, Any],
+        table: Tensor,
+        weights: Tensor | None,
+        hot: Tensor,
+        seed: int,
+    ) -> Trained:
+        """Codewords for the tail first; then the others, and all together."""
+        data, tail_weights = training_rows(table, weights, hot, seed)
+        m, k, few = spec["subvectors"], 1 << spec["bits"], 1 << spec["tail_bits"]
+        tail = subspaces(data, m)
+        rounds = spec["iterations"]
+        c = kmeans(tail, few, tail_weights, iterations=rounds, seed=seed, what="k-means, tail")
+        if few == k or not len(hot):
+            return Trained(torch.cat([c, c[:, :1].expand(-1, k - few, -1)], dim=1).unsqueeze(1))
+        head = subspaces(take(table, hot), m)
+        w = torch.ones(tail.shape[1]) if tail_weights is None else tail_weights
+        v = torch.ones(head.shape[1]) if weights is None else weights[hot]
+        w = torch.cat([w, v]).to(data)
+        more = kmeans(head, k - few, v, iterations=1, seed=seed, what="k-means, head")
+        c = torch.cat([c, more], dim=1)
+        both = torch.cat([tail, head], dim=1)
+        for _ in range(rounds):
+            found = [assign(tail, c[:, :few]), assign(head, c)]
+            labels = torch.cat([labels for labels, _ in found], dim=1)
+            lost = torch.cat([lost for _, lost in found], dim=1)
+            lost[:, : tail.shape[1]] = 0  # only the head may claim a codeword that lies idle
+            total = sums(both, labels, k, w)
+            move(c, total, both, lambda i, lost=lost: lost[i] * w)  # type: ignore[misc]
+        return Trained(c.unsqueeze(1))
+
+    def _encode(self, rows: Tensor, bits: int, how: Mapping[str, Any]) -> Tensor:
+        parts = subspaces(rows, self.spec["subvectors"])
+        return nearest_codes(parts, self.books()[:, 0, : 1 << bits].float())
+
+    def _put_hot(self, kept: Tensor, how: Mapping[str, Any]) -> None:
+        bits = self.spec["bits"]
+        self.put("hot_codes", pack_codes(self._encode(kept, bits, how), bits))
+
+    def _hot(self, slot: Tensor) -> Tensor:
+        return self._decode_codes(self._unpack(self.value("hot_codes")[slot], self.spec["bits"]))

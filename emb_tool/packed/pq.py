@@ -1,0 +1,126 @@
+"""Product quantisation (Jégou et al., doi:10.1109/TPAMI.2010.57)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from emb_tool.errors import Refused
+from emb_tool.ops.kmeans import kmeans
+from emb_tool.ops.rows import device_of, row_weights
+from emb_tool.packed.codebooks import (
+    TRAIN_ROWS,
+    Codebooks,
+    Trained,
+    most_frequent,
+    nearest_codes,
+    subspaces,
+    training_rows,
+)
+
+
+class Pq(Codebooks):
+    """x[j] ≈ C[j, code[j]]: each sub-vector of a row is the nearest of 2^bits codewords."""
+
+    kind: ClassVar[str] = "pq"
+
+    @classmethod
+    def _train(
+        cls,
+        spec: Mapping[str, Any],
+        table: Tensor,
+        weights: Tensor | None,
+        hot: Tensor,
+        seed: int,
+    ) -> Trained:
+        return cls._from(spec, *training_rows(table, weights, hot, seed), seed)
+
+    @classmethod
+    def _from(
+        cls, spec: Mapping[str, Any], data: Tensor, weights: Tensor | None, seed: int
+    ) -> Trained:
+        parts = subspaces(data, spec["subvectors"])
+        k = 1 << spec["bits"]
+        found = kmeans(parts, k, weights, iterations=spec["iterations"], seed=seed)
+        return Trained(found.unsqueeze(1))
+
+    def _encode(self, rows: Tensor, bits: int, how: Mapping[str, Any]) -> Tensor:
+        parts = subspaces(rows, self.spec["subvectors"])
+        return nearest_codes(parts, self.books()[:, 0].float())
+
+    # -- one codebook for several tables ----------------------------------------------------------
+
+    @classmethod
+    def settle_shared(
+        cls, shapes: Mapping[str, tuple[int, int]], budget: float | None = None, **settings: Any
+    ) -> dict[str, dict[str, Any]]:
+        """Specs of tables that share the codebooks of the first.
+
+        Args:
+            shapes: Module name to (rows, columns).
+            budget: Share of the float32 bytes of all tables together.
+            settings: As for `settle`; `hot` counts for each table.
+
+        Raises:
+            Refused: Tables of different widths; else as `settle`.
+        """
+        first = next(iter(shapes))
+        widths = {shape[1] for shape in shapes.values()}
+        if len(widths) > 1:
+            told = ", ".join(f"{name} {shape[1]}" for name, shape in shapes.items())
+            raise Refused(
+                f"tables of different widths share no codebook: {told}",
+                "pack them with one -m pq for each width",
+            )
+        hot = settings.get("hot") or 0
+        small = [name for name, shape in shapes.items() if shape[0] < hot]
+        if small:
+            raise Refused(
+                f"hot={hot}: {small[0]} has {shapes[small[0]][0]:,} rows", "hot is a part"
+            )
+        total = (sum(shape[0] for shape in shapes.values()), widths.pop())
+        settings = {**settings, "hot": hot * len(shapes)}
+        spec = {**cls._within(total, budget, settings)[-1], "hot": hot}
+        found = {name: {**spec, "shape": [*shape]} for name, shape in shapes.items()}
+        for name in list(found)[1:]:
+            found[name]["shared_with"] = first
+        return {name: cls._stored(spec) for name, spec in found.items()}
+
+    @classmethod
+    def fit_shared(
+        cls,
+        tables: Mapping[str, Tensor],
+        frequencies: Mapping[str, Tensor | None],
+        budget: float | None = None,
+        *,
+        seed: int = 0,
+        **settings: Any,
+    ) -> dict[str, Pq]:
+        """Pack tables with one set of codebooks, trained on the rows of all; see `fit`.
+
+        Each table is trained on in proportion to its rows.
+        """
+        shapes = {name: (table.shape[0], table.shape[1]) for name, table in tables.items()}
+        specs = cls.settle_shared(shapes, budget, **settings)
+        how = {**cls.only_fit, **{k: settings[k] for k in cls.only_fit if k in settings}}
+        total = sum(rows for rows, _ in shapes.values())
+        hot, data, weights = {}, [], []
+        for name, table in tables.items():
+            hot[name] = most_frequent(frequencies[name], specs[name]["hot"], len(table))
+            count = max(1, TRAIN_ROWS * len(table) // total)
+            held, w = training_rows(table, row_weights(frequencies[name]), hot[name], seed, count)
+            data.append(held)
+            weights.append(torch.ones(len(held)) if w is None else w)
+        first = next(iter(tables))
+        trained = cls._from({**specs[first], **how}, torch.cat(data), torch.cat(weights), seed)
+        made: dict[str, Pq] = {}
+        for name, table in tables.items():
+            made[name] = cls({**specs[name], **trained.scale}).to(device_of(table))
+            made[name].link(made)
+            if name == first:
+                made[name]._put_trained(trained)
+            made[name]._encode_table(table, hot[name], how)
+        return made

@@ -1,0 +1,117 @@
+"""One array for all rows: ROBE, random offset block embedding (arXiv:2108.02191)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from emb_tool.errors import Refused
+from emb_tool.ops.hashing import PRIME, universal_pairs
+from emb_tool.ops.rows import CHUNK, chunks, row_weights
+from emb_tool.packed.base import Packed, Part, allowance
+
+RANGE = 1 << 27
+"""Slots summed in one pass of a fit: a gigabyte of sums and weights."""
+
+
+class Robe(Packed):
+    """w_ij = s(i, c) A[(h(i, c) + j mod Z) mod slots], c = j div Z, A in float16: 2 slots bytes.
+
+    h is a universal hash, the sign s another.
+
+    Settings: `slots`, entries of A; `block` Z, entries that lie side by side; `seed`, of the
+    hashes.
+    """
+
+    kind: ClassVar[str] = "robe"
+
+    @classmethod
+    def settle(
+        cls,
+        shape: tuple[int, int],
+        budget: float | None = None,
+        *,
+        slots: int | None = None,
+        block: int = 8,
+        seed: int = 0,
+        **rest: Any,
+    ) -> dict[str, Any]:
+        """See `Packed.settle`; as many slots as the budget allows."""
+        rows, columns = shape
+        if slots is None:
+            slots = max(1, min(rows * columns, allowance(shape, budget, "slots") // 2))
+        if block < 1 or slots > min(rows * columns, PRIME) or rows > PRIME:
+            raise Refused(
+                f"robe: {slots:,} slots, blocks of {block}, for {rows:,} x {columns}",
+                f"blocks of 1 or more, no more slots than entries, at most {PRIME:,}",
+            )
+        return cls.within(
+            {
+                "kind": cls.kind, "shape": [*shape], "slots": slots, "block": block, "seed": seed,
+                **rest,
+            },
+            budget,
+        )  # fmt: skip
+
+    @classmethod
+    def parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
+        """`array` A (slots,)."""
+        return {"array": Part((spec["slots"],), torch.float16)}
+
+    @classmethod
+    def fit(
+        cls,
+        table: Tensor,
+        frequencies: Tensor | None = None,
+        budget: float | None = None,
+        *,
+        seed: int = 0,
+        **settings: Any,
+    ) -> Self:
+        """Each slot is the mean of its signed entries, weighted by √frequency: the least squares.
+
+        One pass over the table for every `RANGE` slots.
+        """
+        spec = cls.settle((table.shape[0], table.shape[1]), budget, seed=seed, **settings)
+        packed = cls(spec)
+        weights = row_weights(frequencies)
+        slots = spec["slots"]
+        array = torch.empty(slots, dtype=torch.float16)
+        step = max(1, CHUNK // (4 * table.shape[1]))  # slots are int64
+        for low in range(0, slots, RANGE):
+            high = min(low + RANGE, slots)
+            sums, held = torch.zeros(high - low), torch.zeros(high - low)
+            for start, piece in chunks(table, "robe", step):
+                where, sign = packed.place(torch.arange(start, start + len(piece)))
+                used = torch.ones(len(piece), 1)
+                if weights is not None:
+                    used = weights[start : start + len(piece)].cpu().unsqueeze(1)
+                signed = (piece.cpu() * sign * used).flatten()
+                where, used = where.flatten() - low, used.expand(piece.shape).flatten()
+                if slots > RANGE:
+                    inside = (where >= 0) & (where < high - low)
+                    where, signed, used = where[inside], signed[inside], used[inside]
+                sums.index_add_(0, where, signed)
+                held.index_add_(0, where, used)
+            array[low:high] = sums / held.clamp(min=1e-30)
+        packed.put("array", array)
+        return packed
+
+    def place(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Slots (n, columns) int64 of rows, and the signs (n, columns) -1 or 1."""
+        block, seed = self.spec["block"], self.spec["seed"]
+        count = -(-self.embedding_dim // block)
+        chunk = torch.arange(count, device=ids.device)
+        start = universal_pairs(ids.unsqueeze(1), chunk, 2 * seed)
+        sign = (universal_pairs(ids.unsqueeze(1), chunk, 2 * seed + 1) % 2) * 2 - 1
+        slots = (start.unsqueeze(2) + torch.arange(block, device=ids.device)) % self.spec["slots"]
+        slots = slots.flatten(1)[:, : self.embedding_dim]
+        return slots, sign.repeat_interleave(block, dim=1)[:, : self.embedding_dim].float()
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """See `Packed.rows`."""
+        slots, sign = self.place(ids)
+        return self.value("array")[slots].float() * sign
