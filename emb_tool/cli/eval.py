@@ -6,3 +6,4 @@ Tasks: sts:FILE, retrieval:DIR, agreement:TEXTS (with --reference), speed.
 from emb_tool.cli.jobs import job_command
 
 command = job_command("eval", "Evaluation", positional=("models",))
+LISTS = {"--precision"}

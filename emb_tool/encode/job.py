@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from emb_tool.config import Job
+from emb_tool.errors import Refused
+from emb_tool.ops.precisions import CALIBRATED, Precision
 
 SUFFIXES = (".npy", ".parquet")
 
@@ -39,7 +41,7 @@ class EncodeJob(Job):
     output: Annotated[
         str,
         AfterValidator(_vector_file),
-        Field(description="file to write: .npy, float32; or .parquet, columns text, embedding"),
+        Field(description="file to write: .npy, or .parquet with columns text and embedding"),
     ]
     text_field: Annotated[str | None, Field(description="field of the texts [text]")] = None
     prompt_name: Annotated[
@@ -52,3 +54,32 @@ class EncodeJob(Job):
         int, Field(ge=1, description="tokens of one batch, padding included")
     ] = 8192
     limit: Annotated[int | None, Field(ge=1, description="read this many texts at most")] = None
+    precision: Annotated[
+        Precision, Field(description="what a vector is kept as; docs/precision.md")
+    ] = "float32"
+    calibrate: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_sources),
+        Field(description="int8, uint8, rabitq: texts whose vectors give the ranges"),
+    ] = ()
+    ranges: Annotated[
+        str | None,
+        Field(
+            description="ranges from this file: embedding_ranges.json of a model, or the "
+            ".codes.json beside earlier codes [the model's own]"
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _ranges_have_a_use(self) -> EncodeJob:
+        for name in ("calibrate", "ranges"):
+            if getattr(self, name) and self.precision not in CALIBRATED:
+                raise Refused(
+                    f"--{name}: {self.precision} needs no ranges",
+                    f"leave it out, or choose --precision {', '.join(CALIBRATED)}",
+                )
+        if self.calibrate and self.ranges:
+            raise Refused("--calibrate and --ranges both give ranges", "leave one of them out")
+        if "-" in self.calibrate and "-" in self.texts:
+            raise Refused("stdin cannot be texts and calibration texts at once", "name a file")
+        return self

@@ -1,7 +1,12 @@
-"""Files of vectors, written block by block: the number of rows need not be known before."""
+"""Files of vectors, written block by block: the number of rows need not be known before.
+
+Beside `vectors.npy` of codes stands `vectors.codes.json`, which says how to read them; a .parquet
+file has the same in its schema's metadata, under `embtool`. `read_vectors` opens either.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +15,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from emb_tool.checkpoint.files import read_json, write_json
 from emb_tool.errors import Refused
+from emb_tool.ops.codes import Code, code_from_json, make_code
+
+PLAIN = ("float32", "float16")
+"""Precisions that a file's dtype tells."""
+
+KEY = "embtool"
+"""Of a parquet schema's metadata."""
 
 
 class Writer(Protocol):
     """Takes rows in their order."""
 
-    def append(self, texts: Sequence[str], vectors: np.ndarray) -> None:
-        """Write one block: its texts and their vectors, (n, dim) float32."""
+    def append(self, texts: Sequence[str], codes: np.ndarray) -> None:
+        """Write one block: its texts and the codes of their vectors, a row a text."""
 
     def close(self) -> None:
         """Finish the file."""
@@ -30,17 +43,17 @@ class VectorFile:
 
     Args:
         path: What to write; `.npy` or `.parquet`. Its folder exists.
-        dim: Width of the vectors.
+        code: How the vectors are kept.
     """
 
-    def __init__(self, path: Path, dim: int) -> None:
+    def __init__(self, path: Path, code: Code) -> None:
         self.path = path
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        self._dim = dim
+        self._code = code
 
     def __enter__(self) -> Writer:
         kind = NpyWriter if self.path.suffix == ".npy" else ParquetWriter
-        self._writer: Writer = kind(self._partial, self._dim)
+        self._writer: Writer = kind(self._partial, self._code)
         return self._writer
 
     def __exit__(
@@ -54,32 +67,49 @@ class VectorFile:
             if error is None:
                 with self._partial.open("rb") as written:
                     os.fsync(written.fileno())
+                self._describe()
                 self._partial.replace(self.path)
         finally:
             self._partial.unlink(missing_ok=True)
 
+    def _describe(self) -> None:
+        """Write the file beside codes; one that an overwritten file has left goes."""
+        if self.path.suffix != ".npy":
+            return
+        side = beside(self.path)
+        if self._code.precision in PLAIN:
+            side.unlink(missing_ok=True)
+        else:
+            partial = side.with_name(f".{side.name}.{os.getpid()}.partial")
+            write_json(partial, self._code.to_json())
+            partial.replace(side)
+
 
 class NpyWriter:
-    """A .npy file of float32 that grows; its header is put right at the end.
+    """A .npy file that grows; its header is put right at the end.
 
     Numpy leaves room in the header for any number of rows, so that its size stays the same.
     """
 
-    def __init__(self, path: Path, dim: int) -> None:
+    def __init__(self, path: Path, code: Code) -> None:
         self._file = path.open("wb")
-        self._dim = dim
+        self._code = code
         self._rows = 0
         self._header()
         self._start = self._file.tell()
 
     def _header(self) -> None:
-        layout = {"descr": "<f4", "fortran_order": False, "shape": (self._rows, self._dim)}
+        layout = {
+            "descr": np.lib.format.dtype_to_descr(self._code.dtype),
+            "fortran_order": False,
+            "shape": (self._rows, *self._code.shape),
+        }
         np.lib.format.write_array_header_1_0(self._file, layout)
 
-    def append(self, texts: Sequence[str], vectors: np.ndarray) -> None:
+    def append(self, texts: Sequence[str], codes: np.ndarray) -> None:
         """Write one block."""
-        self._file.write(np.ascontiguousarray(vectors, "<f4").data)
-        self._rows += len(vectors)
+        self._file.write(np.ascontiguousarray(codes, self._code.dtype).data)
+        self._rows += len(codes)
 
     def close(self) -> None:
         """Write the header again, now with the number of rows."""
@@ -90,32 +120,104 @@ class NpyWriter:
 
 
 class ParquetWriter:
-    """A .parquet file of `text` and `embedding` (list of float32); a block is a row group."""
+    """A .parquet file of `text` and `embedding` (list of numbers); a block is a row group.
 
-    def __init__(self, path: Path, dim: int) -> None:
+    Of codes with a factor (rabitq) `embedding` is the bits, and `factor` a column of its own.
+    """
+
+    def __init__(self, path: Path, code: Code) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         self._pa: Any = pa
-        self._schema = pa.schema(
-            [("text", pa.string()), ("embedding", pa.list_(pa.float32(), dim))]
-        )
-        self._dim = dim
+        bits = code.dtype["bits"] if code.dtype.names else None
+        self._width = bits.shape[0] if bits is not None else code.shape[0]
+        number = pa.from_numpy_dtype(bits.base if bits is not None else code.dtype)
+        fields = [("text", pa.string()), ("embedding", pa.list_(number, self._width))]
+        if bits is not None:
+            fields.append(("factor", pa.float32()))
+        said = {} if code.precision in PLAIN else {KEY: json.dumps(code.to_json())}
+        self._schema = pa.schema(fields, metadata=said or None)
         self._writer = pq.ParquetWriter(path, self._schema)
 
-    def append(self, texts: Sequence[str], vectors: np.ndarray) -> None:
+    def append(self, texts: Sequence[str], codes: np.ndarray) -> None:
         """Write one block."""
         pa = self._pa
-        values = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+        numbers = codes["bits"] if codes.dtype.names else codes
+        values = pa.array(np.ascontiguousarray(numbers).reshape(-1))
         columns = [
             pa.array(texts, pa.string()),
-            pa.FixedSizeListArray.from_arrays(values, self._dim),
+            pa.FixedSizeListArray.from_arrays(values, self._width),
         ]
+        if codes.dtype.names:
+            columns.append(pa.array(np.ascontiguousarray(codes["factor"])))
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
 
     def close(self) -> None:
         """Write the footer."""
         self._writer.close()
+
+
+def read_vectors(path: Path) -> tuple[np.ndarray, Code]:
+    """A file that `embtool encode` wrote: its codes, and the code that decodes and searches them.
+
+        codes, code = read_vectors(Path("vectors.npy"))
+        vectors = code.decode(codes[:10])
+        scores = code.scores(code.fold(queries), codes)
+
+    Args:
+        path: `.npy` (opened memory-mapped, its `.codes.json` beside it) or `.parquet`.
+
+    Raises:
+        Refused: No such file, codes without a word on how to read them, or other numbers than said.
+    """
+    if not path.is_file():
+        raise Refused(f"{path}: no such file", "name a .npy or .parquet file of vectors")
+    if path.suffix == ".npy":
+        codes: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        said, where = read_json(path.parent, beside(path).name), beside(path)
+    else:
+        codes, said = _read_parquet(path)
+        where = path
+    if said is not None:
+        code = code_from_json(said, str(where))
+    elif codes.ndim == 2 and codes.dtype in (np.float32, np.float16):
+        code = make_code(codes.dtype.name, codes.shape[1])
+    else:
+        raise Refused(
+            f"{path}: codes of dtype {codes.dtype}, and no {where.name} says how to read them",
+            "put it back beside them, or encode the texts anew",
+        )
+    if codes.dtype != code.dtype or codes.shape[1:] != code.shape:
+        raise Refused(
+            f"{path}: {codes.dtype} of shape {codes.shape} is not the {code.precision} of "
+            f"{code.dim} dimensions that {where.name} says",
+            "the two files belong to different runs; encode the texts anew",
+        )
+    return codes, code
+
+
+def _read_parquet(path: Path) -> tuple[np.ndarray, dict[str, Any] | None]:
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(path)
+    said = (schema.metadata or {}).get(KEY.encode())
+    columns = [name for name in ("embedding", "factor") if name in schema.names]
+    if "embedding" not in columns:
+        raise Refused(f"{path} has no column embedding", f"it has: {', '.join(schema.names)}")
+    table = pq.read_table(path, columns=columns)
+    numbers = table["embedding"].combine_chunks()
+    rows = numbers.flatten().to_numpy().reshape(len(numbers), -1)
+    if "factor" in columns:
+        bits = rows
+        rows = np.empty(len(bits), [("bits", "u1", (bits.shape[1],)), ("factor", "<f4")])
+        rows["bits"], rows["factor"] = bits, table["factor"].to_numpy()
+    return rows, json.loads(said) if said else None
+
+
+def beside(path: Path) -> Path:
+    """The file that says how the codes in a .npy file are to be read."""
+    return path.with_suffix(".codes.json")
 
 
 def check_output(path: Path, overwrite: bool) -> None:
@@ -132,5 +234,6 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise Refused(f"{path}: there is no folder {path.parent}", "make it first")
     if path.is_dir():
         raise Refused(f"{path} is a folder", "name a file")
-    if path.exists() and not overwrite:
-        raise Refused(f"{path} exists already", "name another file, or give --overwrite")
+    for file in (path, beside(path)) if path.suffix == ".npy" else (path,):
+        if file.exists() and not overwrite:
+            raise Refused(f"{file} exists already", "name another file, or give --overwrite")

@@ -9,6 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import Job
 from emb_tool.errors import Refused
+from emb_tool.method import IntList
+from emb_tool.ops.precisions import Precisions
 
 if TYPE_CHECKING:
     from emb_tool.evaluate.task import Task
@@ -55,6 +57,20 @@ class EvalJob(Job):
     text_field: Annotated[
         str | None, Field(description="field that holds the text, in files of agreement and speed")
     ] = None
+    precision: Annotated[
+        Precisions,
+        Field(
+            description="retrieval: also search document vectors kept as float16, int8, uint8, "
+            "binary, ubinary, rabitq"
+        ),
+    ] = ()
+    rescore: Annotated[
+        IntList,
+        Field(
+            description="retrieval: K, the first 10 K found by codes are put in order by float32 "
+            "vectors; several: 0,4"
+        ),
+    ] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> EvalJob:
@@ -66,8 +82,13 @@ class EvalJob(Job):
                         f"task {task.spec!r} compares with a reference and there is none",
                         "add --reference MODEL",
                     )
+        if self.precision and not any("precision" in type(t).model_fields for t in tasks):
+            raise Refused(
+                f"--precision {','.join(self.precision)}: none of the tasks searches vectors",
+                "add --task retrieval:DIR",
+            )
         if self.min_retention is not None:
-            if self.reference is None:
+            if self.reference is None and not any(getattr(task, "precision", ()) for task in tasks):
                 raise Refused(
                     f"--min-retention {self.min_retention:g}: there is nothing to retain",
                     "add --reference MODEL",
@@ -92,4 +113,6 @@ class EvalJob(Job):
             query_prompt=prompt,
             document_prompt=prompt,
             text_field=self.text_field,
+            precision=self.precision or None,
+            rescore=self.rescore or None,
         )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 
 from emb_tool.errors import Refused
 from emb_tool.evaluate.task import Score, Task
+from emb_tool.method import IntList
+from emb_tool.ops.precisions import Precision, Precisions
 from emb_tool.report import Measure
 
 if TYPE_CHECKING:
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
 
 DEPTH = 100
 """Documents retrieved for a query; what MAP and recall see."""
+
+BYTES = "bytes per vector"
 
 
 class Data(NamedTuple):
@@ -66,12 +72,45 @@ class Retrieval(Task):
         bool,
         Field(description="a document with the query's id is no answer (ArguAna, Quora)"),
     ] = False
+    precision: Annotated[
+        Precisions,
+        Field(
+            description="also search document vectors kept as float16, int8, uint8, binary, "
+            "ubinary or rabitq; several: int8,binary"
+        ),
+    ] = ()
+    rescore: Annotated[
+        IntList,
+        Field(
+            description="K: the first 10 K found by codes are put in order by better vectors; "
+            "0 is not at all; several: 0,4"
+        ),
+    ] = (0,)
+    rescore_with: Annotated[Precision, Field(description="precision of those better vectors")] = (
+        "float32"
+    )
+    hamming: Annotated[
+        bool,
+        Field(
+            description="compare binary codes with the query's signs, as binary indexes do, "
+            "not with the query itself"
+        ),
+    ] = False
 
     _data: Data | None = PrivateAttr(None)
 
+    @model_validator(mode="after")
+    def _of_precisions(self) -> Retrieval:
+        if min(self.rescore, default=-1) < 0:
+            raise ValueError(f"rescore={self.rescore}: numbers from 0 up")
+        for key in ("rescore", "rescore_with", "hamming"):
+            if not self.precision and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} says how codes are searched; add precision=int8,binary")
+        return self
+
     def check(self) -> list[str]:
         """Read the folder; count what is missing from it."""
-        data = self._load()
+        data = self.data()
         said = []
         if data.excluded:
             said.append(
@@ -87,24 +126,50 @@ class Retrieval(Task):
 
     def score(self, pair: Pair, reference: Pair | None = None) -> Score:
         """nDCG@10, recall@100, MAP@100 and MRR@10, each the mean over the queries."""
+        return self.scored(self.ranking(pair))
+
+    def vectors(self, pair: Pair) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What is searched with and what is searched: of norm 1, unless by dot product."""
+        from emb_tool.evaluate.search import unit
+
+        data = self.data()
+        queries = pair.query.vectors(data.queries, self.query_prompt)
+        documents = pair.document.vectors(data.documents, self.document_prompt)
+        if self.by_dot(pair.document.encoder):
+            return queries, documents
+        return unit(queries), unit(documents)
+
+    def ranked(
+        self, score: Callable[[slice, slice], NDArray[np.float32]], depth: int
+    ) -> NDArray[np.int64]:
+        """(queries, depth) documents by a score as `search_by` takes it, best first."""
+        from emb_tool.evaluate.search import search_by
+
+        data = self.data()
+        own = data.own if self.ignore_identical_ids else None
+        shape = len(data.queries), len(data.documents)
+        return search_by(score, shape, depth + (own is not None), order=data.order, exclude=own)
+
+    def ranking(self, pair: Pair) -> NDArray[np.int64]:
+        """(queries, 100 or more) documents by inner product of float32, remembered."""
+        key = f"{self.spec} ranking"
+        if key not in pair.scores:
+            queries, documents = self.vectors(pair)
+            pair.scores[key] = self.ranked(lambda q, d: queries[q] @ documents[d].T, DEPTH)
+        ranking: NDArray[np.int64] = pair.scores[key]
+        return ranking
+
+    def scored(self, found: NDArray[np.int64]) -> Score:
+        """The figures of a ranking, (queries, 100 or more) documents; fewer do for those @10."""
         import numpy as np
 
         from emb_tool.evaluate import metrics
-        from emb_tool.evaluate.search import search, unit
 
-        data = self._load()
-        queries = pair.query.vectors(data.queries, self.query_prompt)
-        documents = pair.document.vectors(data.documents, self.document_prompt)
-        if not self._dot(pair.document.encoder):
-            queries, documents = unit(queries), unit(documents)
-        own = data.own if self.ignore_identical_ids else None
-        found = search(
-            queries, documents, DEPTH + (own is not None), order=data.order, exclude=own
-        )[:, :DEPTH]
+        data = self.data()
         gains = np.array(
             [
                 [judged.get(document, 0.0) for document in row]
-                for judged, row in zip(data.judged, found.tolist(), strict=True)
+                for judged, row in zip(data.judged, found[:, :DEPTH].tolist(), strict=True)
             ]
         )
         each = {
@@ -119,7 +184,7 @@ class Retrieval(Task):
         return Score(figures, lambda counts: counts @ values / counts.sum(1), len(values))
 
     def run(self, pair: Pair, reference: Pair | None = None) -> list[Measure]:
-        """The figures of `score`, retention, and both for the asymmetric use.
+        """The figures of `score`, retention, and both by precision and for the asymmetric use.
 
         Where a reference of the same width is given, `ndcg@10 asymmetric` searches the reference's
         documents with the pair's queries: what a student is worth in front of the teacher's index.
@@ -127,6 +192,7 @@ class Retrieval(Task):
         from emb_tool.evaluate.pair import Pair
 
         measures = super().run(pair, reference)
+        measures += self._by_precision(pair, reference)
         if reference is None or not pair.symmetric or pair.query.dim != reference.document.dim:
             return measures
         crossed = Pair(pair.query, reference.document, pair.label)
@@ -139,13 +205,39 @@ class Retrieval(Task):
             *self._retention(score, crossed, reference, " asymmetric"),
         ]
 
-    def _dot(self, encoder: Any) -> bool:
+    def _by_precision(self, pair: Pair, reference: Pair | None) -> list[Measure]:
+        """For every precision the figures, what they keep of float32, and bytes of a vector."""
+        if not self.precision:
+            return []
+        from emb_tool.evaluate.precision import overlap, rankings
+
+        exact = self.ranking(pair)
+        base = reference or pair
+        measures = [
+            Measure(BYTES, 4 * pair.document.dim, "B", of=self.label, model=pair.label),
+        ]
+        for variant in rankings(self, pair):
+            label = f"{self.label} [{variant.name}]"
+            score = self.scored(variant.found)
+            shared = overlap(exact, variant.found)
+            found = [
+                *(m for m in self._measures(score, pair) if m.name not in self.units),
+                Measure("overlap@10", shared, note="share of the 10 that float32 finds first"),
+                Measure(BYTES, variant.nbytes, "B", note=variant.note),
+                *self._retention(score, pair, base),
+            ]
+            measures += [replace(m, of=label, model=pair.label) for m in found]
+        return measures
+
+    def by_dot(self, encoder: Any) -> bool:
+        """Whether documents are ordered by dot product, not by cosine."""
         if self.similarity != "auto":
             return self.similarity == "dot"
         layout = getattr(getattr(encoder, "checkpoint", None), "layout", None)
         return getattr(layout, "similarity", None) in ("dot", "dot_score")
 
-    def _load(self) -> Data:
+    def data(self) -> Data:
+        """The folder, read once."""
         if self._data is None:
             self._data = self._read()
         return self._data

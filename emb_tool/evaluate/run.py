@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.evaluate import plot
@@ -106,7 +106,7 @@ def evaluate(job: EvalJob, runtime: Runtime, *, progress: Progress | None = None
         reference_label = reference.label
         if reference_label not in labels:
             measure(reference, opened(job.reference).size, None)
-    report.gate = _gate(report, job.min_retention)
+    report.gate = _gate(report, job.min_retention, labels, against=reference_label)
     report.tables = tables(report, tasks, reference_label)
     if job.plot:
         _draw(report, tasks, reference_label, job.plot)
@@ -127,19 +127,31 @@ def _open(
     ]
     size = [
         Measure("weights", checkpoint.weight_bytes(), "B"),
-        Measure("parameters", sum(p.numel() for p in whole.model.parameters()), "parameters"),
+        Measure("parameters", count_parameters(whole.model), "parameters"),
         Measure("dimensions", document.dim, "dimensions"),
     ]
     return Opened(sides[0], sides[-1], size)
 
 
-def _gate(report: Report, least: float | None) -> str | None:
+def count_parameters(model: Any) -> int:
+    """Numbers that a model computes with; a packed matrix counts as the one that it stands for."""
+    from emb_tool.packed.base import Packed
+
+    packed = [module for module in model.modules() if isinstance(module, Packed)]
+    matrices = sum(module.num_embeddings * module.embedding_dim for module in packed)
+    return matrices + sum(int(parameter.numel()) for parameter in model.parameters())
+
+
+def _gate(
+    report: Report, least: float | None, models: list[str], against: str | None
+) -> str | None:
     """The worst retention, if it is below the gate."""
     if least is None:
         return None
-    kept = [m for m in report.measures if m.name == "retention"]
+    kept = [m for m in report.measures if m.name == "retention" and m.model in models]
     worst = min(kept, key=lambda m: -1.0 if m.value is None else m.value)
-    said = f"{worst.model} keeps {{}} of the reference's figure in {worst.of}"
+    base = "the reference's figure" if against else "its own float32 figure"
+    said = f"{worst.model} keeps {{}} of {base} in {worst.of}"
     if worst.value is None:
         return said.format("an unknown share") + f": {worst.note}"
     if worst.value >= 100 * least:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    Scores = Callable[[slice, slice], NDArray[np.float32]]
 
 QUERIES, DOCUMENTS = 256, 2**14
 """A tile of scores: 16 MB, and twice that for its keys."""
@@ -43,26 +46,82 @@ def search(
     Returns:
         (queries, k) rows of `documents`; -1 in the last place where one was excluded and k was all.
     """
-    count = len(documents)
+    return search_by(
+        lambda some, piece: queries[some] @ documents[piece].T,
+        (len(queries), len(documents)),
+        k,
+        order=order,
+        exclude=exclude,
+    )
+
+
+def search_by(
+    score: Scores,
+    shape: tuple[int, int],
+    k: int,
+    *,
+    order: NDArray[np.int64] | None = None,
+    exclude: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """As `search`, by any score.
+
+    Args:
+        score: Gives the scores of a tile, (some queries, some documents) float32, which it may keep
+            no longer than the next call.
+        shape: Number of queries and of documents.
+        k: As for `search`.
+        order: As for `search`.
+        exclude: As for `search`.
+    """
+    asked, count = shape
     k = min(k, count)
     order = np.arange(count) if order is None else order
-    found = np.empty((len(queries), k), np.int64)
-    for q in range(0, len(queries), QUERIES):
-        block = queries[q : q + QUERIES]
-        best = np.zeros((len(block), 0), np.uint64)
+    found = np.empty((asked, k), np.int64)
+    for q in range(0, asked, QUERIES):
+        some = slice(q, min(q + QUERIES, asked))
+        best = np.zeros((some.stop - q, 0), np.uint64)
         for d in range(0, count, DOCUMENTS):
-            scores = block @ documents[d : d + DOCUMENTS].T
+            scores = score(some, slice(d, d + DOCUMENTS))
             if exclude is not None:
-                own = exclude[q : q + QUERIES] - d
+                own = exclude[some] - d
                 rows = np.flatnonzero((own >= 0) & (own < scores.shape[1]))
                 scores[rows, own[rows]] = -np.inf
             worst = best[:, -1] if best.shape[1] == k else None
             fresh = _candidates(scores, order[d : d + DOCUMENTS], worst)
             best = _top(np.concatenate([best, fresh], axis=1), k)
-        found[q : q + QUERIES] = _unpack(best)
+        found[some] = _unpack(best)
     rows = np.empty(count + 1, np.int64)
     rows[order], rows[-1] = np.arange(count), -1
     return rows[found]
+
+
+def rescore(
+    queries: NDArray[np.float32],
+    documents: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+    found: NDArray[np.int64],
+    candidates: int,
+    *,
+    order: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """The first candidates of every query in the order of a better score; the others stay.
+
+    Args:
+        queries: (queries, dim).
+        documents: The better vectors of rows of the corpus, (n,) to (n, dim).
+        found: (queries, some) rows of the corpus, -1 for none.
+        candidates: How many of each row are put in order.
+        order: As for `search`.
+
+    Returns:
+        (queries, some) the same rows.
+    """
+    result = found.copy()
+    for query, rows in enumerate(found[:, :candidates]):
+        scores = (documents(rows) @ queries[query]).astype(np.float32)
+        scores[rows < 0] = -np.inf
+        keys = _keys(scores, np.where(rows < 0, len(order), order[rows]))
+        result[query, :candidates] = rows[np.argsort(keys)[::-1]]
+    return result
 
 
 _LOW = np.uint64(0xFFFFFFFF)

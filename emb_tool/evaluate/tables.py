@@ -41,8 +41,9 @@ def tables(report: Report, tasks: Sequence[Task], reference: str | None) -> list
     found: list[Table | None] = [_summary(report, tasks, names)]
     for task in tasks:
         build = _detail if task.main else _speed
-        rows = zip(models, _rows(report, task, models), strict=True)
+        rows = zip(models, _rows(report, task.label, models), strict=True)
         found.append(build(task, {names[model]: row for model, row in rows if row}))
+        found.append(_precisions(report, task, names))
     return [table for table in found if table]
 
 
@@ -75,7 +76,7 @@ def _summary(report: Report, tasks: Sequence[Task], names: dict[str, str]) -> Ta
         if any(m.model == model and m.name.endswith(ASYMMETRIC) for m in report.measures):
             rows[model, ASYMMETRIC] = [ASYMMETRY, "", "", ""]
     for task in tasks:
-        found = dict(zip(names, _rows(report, task, names), strict=True))
+        found = dict(zip(names, _rows(report, task.label, names), strict=True))
         if not any(task.shown in row for row in found.values()):
             continue
         stem = task.label.partition(":")[2]
@@ -87,7 +88,12 @@ def _summary(report: Report, tasks: Sequence[Task], names: dict[str, str]) -> Ta
         )
         for (model, kind), cells in rows.items():
             cells.append(_cell(found[model].get(task.shown + kind)))
-    kept = [m for m in report.measures if m.name.startswith("retention") and m.unit == "%"]
+    labels = [task.label for task in tasks]
+    kept = [
+        m
+        for m in report.measures
+        if m.name.startswith("retention") and m.unit == "%" and m.of in labels
+    ]
     if kept:
         columns.append("retention")
         several = len({m.of for m in kept}) > 1
@@ -100,12 +106,34 @@ def _summary(report: Report, tasks: Sequence[Task], names: dict[str, str]) -> Ta
     return Table(title, columns, list(rows.values()))
 
 
-def _rows(report: Report, task: Task, models: Iterable[str]) -> list[dict[str, Measure]]:
+def _rows(report: Report, label: str, models: Iterable[str]) -> list[dict[str, Measure]]:
     """For each model its measures in one task, by name."""
     return [
-        {m.name: m for m in report.measures if m.of == task.label and m.model == model}
+        {m.name: m for m in report.measures if m.of == label and m.model == model}
         for model in models
     ]
+
+
+def _precisions(report: Report, task: Task, names: dict[str, str]) -> Table | None:
+    """What it costs to keep document vectors in fewer bytes; a row a precision below the model."""
+    start = f"{task.label} ["
+    labels = list(dict.fromkeys(m.of for m in report.measures if m.of.startswith(start)))
+    if not labels:
+        return None
+    figures = (task.shown, "retention", "overlap@10", "recall@100")
+    rows = []
+    for model, name in names.items():
+        for label in (task.label, *labels):
+            (row,) = _rows(report, label, [model])
+            if row:
+                cells = [_with_interval(row, figure) for figure in figures]
+                size = f"{row['bytes per vector'].value:,}"
+                kept_as = (
+                    f"{name} float32" if label == task.label else f"  {label[len(start) : -1]}"
+                )
+                rows.append([kept_as, size, *cells])
+    columns = ["vectors", "bytes", task.shown, "retention %", "overlap@10", "recall@100"]
+    return Table(f"{task.label}: document vectors by precision", columns, rows)
 
 
 def _detail(task: Task, rows: dict[str, dict[str, Measure]]) -> Table | None:
@@ -115,7 +143,7 @@ def _detail(task: Task, rows: dict[str, dict[str, Measure]]) -> Table | None:
     """
     figures = list(dict.fromkeys(name for row in rows.values() for name in row))
     counts = [name for name in figures if name in task.units]
-    apart = re.compile(r".* (asymmetric|low|high)|queries excluded")
+    apart = re.compile(r".* (asymmetric|low|high)|queries excluded|bytes per vector")
     shown = [name for name in figures if name not in counts and not apart.fullmatch(name)]
     if len(shown) < 2:
         return None

@@ -1,0 +1,106 @@
+"""What retrieval keeps when document vectors are stored in fewer bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from emb_tool.checkpoint.ranges import Ranges, read_ranges
+from emb_tool.evaluate.retrieval import DEPTH
+from emb_tool.evaluate.search import rescore
+from emb_tool.ops.codes import Code, SignCode, hamming, make_code
+from emb_tool.ops.precisions import CALIBRATED
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from emb_tool.evaluate.pair import Pair
+    from emb_tool.evaluate.retrieval import Retrieval
+    from emb_tool.ops.codes import Codes
+
+    Floats = NDArray[np.float32]
+
+TOP = 10
+"""Results that rescoring is for."""
+
+
+class Variant(NamedTuple):
+    """What one way of keeping and searching vectors finds.
+
+    Args:
+        name: The precision, and how it was rescored.
+        found: (queries, documents) rows of the corpus, best first.
+        nbytes: Of a code.
+        note: What else there is to say of it.
+    """
+
+    name: str
+    found: NDArray[np.int64]
+    nbytes: int
+    note: str
+
+
+def rankings(task: Retrieval, pair: Pair) -> Iterator[Variant]:
+    """The documents that the task's queries find, by each of its precisions.
+
+    Args:
+        task: Says which precisions, and how they are searched.
+        pair: Who encodes.
+    """
+    queries, documents = task.vectors(pair)
+    ranges, origin = _ranges(task, pair, documents)
+    better = make_code(task.rescore_with, documents.shape[1], ranges)
+    vectors = better.encode(documents) if max(task.rescore) else documents
+    for precision in task.precision:
+        if precision == "float32":
+            continue
+        code = make_code(precision, documents.shape[1], ranges)
+        said = [f"ranges: {origin}"] if precision in CALIBRATED else []
+        found = _search(task, code, queries, code.encode(documents))
+        for times in task.rescore:
+            name, ranked, note = precision, found, list(said)
+            if times:
+                name = f"{precision}, rescore {times}"
+                note.append(f"{better.nbytes} more to rescore with")
+                ranked = rescore(
+                    queries, lambda rows: better.decode(vectors[rows]), found, times * TOP,
+                    order=task.data().order,
+                )  # fmt: skip
+            yield Variant(name, ranked, code.nbytes, "; ".join(note))
+
+
+def overlap(one: NDArray[np.int64], other: NDArray[np.int64], k: int = TOP) -> float:
+    """Mean share of the first k of one ranking that are among the first k of the other."""
+    shared = [
+        len(set(a) & set(b)) / max(1, len(a))
+        for a, b in zip(one[:, :k].tolist(), other[:, :k].tolist(), strict=True)
+    ]
+    return float(np.mean(shared))
+
+
+def _search(task: Retrieval, code: Code, queries: Floats, codes: Codes) -> NDArray[np.int64]:
+    depth = max(DEPTH, TOP * max(task.rescore))
+    if task.hamming and isinstance(code, SignCode):
+        asked, stored = code.packed(code.encode(queries)), code.packed(codes)
+        return task.ranked(lambda q, d: -hamming(asked[q], stored[d]).astype(np.float32), depth)
+    folded, constant = code.fold(queries)
+
+    def score(q: slice, d: slice) -> Floats:
+        return code.scores((folded[q], None if constant is None else constant[q]), codes[d])
+
+    return task.ranked(score, depth)
+
+
+def _ranges(task: Retrieval, pair: Pair, documents: Floats) -> tuple[Ranges, str]:
+    """The ranges stored with the model, if its vectors are searched as they come; else theirs."""
+    encoder = pair.document.encoder
+    folder = getattr(getattr(encoder, "checkpoint", None), "path", None)
+    as_encoded = task.by_dot(encoder) or getattr(encoder, "normalises", False)
+    if as_encoded and isinstance(folder, Path):
+        stored = read_ranges(folder, documents.shape[1])
+        if stored is not None:
+            return stored, "stored with the model"
+    return Ranges.of(documents), "of these documents"
