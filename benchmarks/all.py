@@ -14,6 +14,8 @@ SCRIPTS = {
     "train_step": False,
     "distill_vs_trainer": True,
     "distill_quality": True,
+    "compress": True,
+    "precision": True,
 }
 """Script, and whether it reads the data."""
 
