@@ -95,11 +95,7 @@ class Compress:
         lines = [json.dumps({"text": text, "prompt": prompt}) + "\n" for text in heldout]
         (state / "heldout.jsonl").write_text("".join(lines), encoding="utf-8")
         lap("read_seconds")
-        draft, searches = start, self.job.searches
-        for step in self.steps:
-            before, draft = draft, draft.copy()
-            self.setup.plan_step(step, draft)
-            step.apply(draft, before, work)
+        draft, searches = self._carry_out(start, work), self.job.searches
         if searches:
             self._search(draft, work, Heldout(heldout, prompt, goal), folder, state)
         lap("calibrate_seconds")
@@ -107,9 +103,7 @@ class Compress:
         if self.job.format == "compressed-tensors":
             export(draft)
         if not searches:
-            with self.progress.task("writing", draft.nbytes, "B") as advance:
-                draft.write(folder, advance)
-            self.report.facts |= {"steps": list(draft.notes), **draft.facts}
+            self._write(draft, folder)
         if self.setup.partner is not None:
             self.setup.shaped(self.setup.partner, draft.values).write(folder / "partner")
         lap("write_seconds")
@@ -130,16 +124,23 @@ class Compress:
         from emb_tool.calibration import Work
 
         clock = time.perf_counter()
-        work = Work([], runtime, self.progress, state, self.job.seed)
+        draft = self._carry_out(draft, Work([], runtime, self.progress, state, self.job.seed))
+        self.report.timings["calibrate_seconds"] = time.perf_counter() - clock
+        clock = time.perf_counter()
+        self._write(draft, folder)
+        self.report.timings["write_seconds"] = time.perf_counter() - clock
+
+    def _carry_out(self, draft: Draft, work: Work) -> Draft:
+        """The draft after the steps; each sees what those before it have made."""
         for step in self.steps:
             before, draft = draft, draft.copy()
             self.setup.plan_step(step, draft)
             step.apply(draft, before, work)
-        self.report.timings["calibrate_seconds"] = time.perf_counter() - clock
-        clock = time.perf_counter()
+        return draft
+
+    def _write(self, draft: Draft, folder: Path) -> None:
         with self.progress.task("writing", draft.nbytes, "B") as advance:
             draft.write(folder, advance)
-        self.report.timings["write_seconds"] = time.perf_counter() - clock
         self.report.facts |= {"steps": list(draft.notes), **draft.facts}
 
     def _write_ranges(self, folder: Path, work: Work) -> None:

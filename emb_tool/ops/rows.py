@@ -20,6 +20,10 @@ CHUNK = 1 << 22
 """Elements of a slice."""
 
 
+TOUCHED = 1 << 12
+"""Rows here and there that are read at a time: each brings pages beside its own with it."""
+
+
 class Place(NamedTuple):
     """Where a fit computes, and where it tells how far it is."""
 
@@ -79,9 +83,12 @@ def chunks(table: Tensor, what: str = "reading", step: int = 0) -> Iterator[tupl
 
 
 def take(table: Tensor, ids: Tensor) -> Tensor:
-    """Some rows, float32 on the computing device; pages of a mapped table are let go."""
-    picked = table[ids.to(table.device)].to(device_of(table), torch.float32)
-    release(table)
+    """Some rows, float32 on the computing device; pages of a mapped table are let go behind."""
+    picked = torch.empty(len(ids), table.shape[1], device=device_of(table))
+    ids = ids.to(table.device)
+    for start in range(0, len(ids), TOUCHED):
+        picked[start : start + TOUCHED] = table[ids[start : start + TOUCHED]].to(picked)
+        release(table)
     return picked
 
 

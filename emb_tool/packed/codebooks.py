@@ -240,30 +240,30 @@ class Codebooks(Packed):
         self.put("codebooks", trained.codebooks / self.scale)
 
     def _encode_table(self, table: Tensor, hot: Tensor, how: Mapping[str, Any]) -> None:
-        """Codes of all rows, with the codebooks as stored, and the hot rows."""
-        codes = torch.empty(self._parts["codes"].shape, dtype=torch.uint8)
-        cold = torch.ones(len(table), dtype=torch.bool)
-        cold[hot] = False
-        bits = self._bits(self.spec)
-        done = 0
-        for start, piece in chunks(table, "encoding"):
-            mask = cold[start : start + len(piece)]
-            piece = piece if mask.all() else piece[mask.to(piece.device)]
-            if len(piece):
-                packed = pack_codes(self._encode(piece / self.scale, bits, how), bits)
-                codes[done : done + len(piece)] = packed.cpu()
-                done += len(piece)
-        self.put("codes", codes.to(self._device()))
+        """Codes of all rows, with the codebooks as stored, and the hot rows; in one pass."""
         if len(hot):
             self.put("hot_ids", hot.to(self._device()))
-            self._put_hot(take(table, hot) / self.scale, how)
+        is_hot = torch.zeros(len(table), dtype=torch.bool)
+        is_hot[hot] = True
+        bits = self._bits(self.spec)
+        codes, done, kept = self.value("codes"), 0, 0
+        for start, piece in chunks(table, "encoding"):
+            mask = is_hot[start : start + len(piece)].to(piece.device)
+            piece = piece / self.scale
+            rest, chosen = (piece[~mask], piece[mask]) if mask.any() else (piece, piece[:0])
+            if len(rest):
+                codes[done : done + len(rest)] = pack_codes(self._encode(rest, bits, how), bits)
+                done += len(rest)
+            if len(chosen):
+                for name, value in self._encode_hot(chosen, how).items():
+                    self.value(name)[kept : kept + len(chosen)] = value
+                kept += len(chosen)
 
-    def _put_hot(self, kept: Tensor, how: Mapping[str, Any]) -> None:
-        """Store the hot rows, (hot, columns) float32 divided by `scale`."""
-        scales = (kept.abs().amax(dim=1) / 127).clamp(2.0**-24, 65504).half()
-        rounded = (kept / scales.float().unsqueeze(1)).round().clamp(-127, 127)
-        self.put("hot_rows", rounded)
-        self.put("hot_scales", scales)
+    def _encode_hot(self, rows: Tensor, how: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The parts of hot rows, (n, columns) float32 divided by `scale`."""
+        scales = (rows.abs().amax(dim=1) / 127).clamp(2.0**-24, 65504).half()
+        rounded = (rows / scales.float().unsqueeze(1)).round().clamp(-127, 127)
+        return {"hot_rows": rounded.to(torch.int8), "hot_scales": scales}
 
     def _encode(self, rows: Tensor, bits: int, how: Mapping[str, Any]) -> Tensor:
         """Codes of rows, (n, columns) float32 to (n, sub-vectors · stages) uint8 below 2^bits.

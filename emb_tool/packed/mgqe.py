@@ -11,9 +11,10 @@ from torch import Tensor
 
 from emb_tool.ops.kmeans import assign, kmeans, move, sums
 from emb_tool.ops.rounding import pack_codes, packed_bytes
-from emb_tool.ops.rows import take
+from emb_tool.ops.rows import sample, take
 from emb_tool.packed.base import Part
 from emb_tool.packed.codebooks import (
+    TRAIN_ROWS,
     Codebooks,
     Trained,
     nearest_codes,
@@ -71,9 +72,10 @@ class Mgqe(Codebooks):
         c = kmeans(tail, few, tail_weights, iterations=rounds, seed=seed, what="k-means, tail")
         if few == k or not len(hot):
             return Trained(torch.cat([c, c[:, :1].expand(-1, k - few, -1)], dim=1).unsqueeze(1))
-        head = subspaces(take(table, hot), m)
+        drawn, v = sample(len(hot), TRAIN_ROWS, None if weights is None else weights[hot], seed)
+        head = subspaces(take(table, hot[drawn]), m)
         w = torch.ones(tail.shape[1]) if tail_weights is None else tail_weights
-        v = torch.ones(head.shape[1]) if weights is None else weights[hot]
+        v = torch.ones(head.shape[1]) if v is None else v
         w = torch.cat([w, v]).to(data)
         more = kmeans(head, k - few, v, iterations=1, seed=seed, what="k-means, head")
         c = torch.cat([c, more], dim=1)
@@ -91,9 +93,9 @@ class Mgqe(Codebooks):
         parts = subspaces(rows, self.spec["subvectors"])
         return nearest_codes(parts, self.books()[:, 0, : 1 << bits].float())
 
-    def _put_hot(self, kept: Tensor, how: Mapping[str, Any]) -> None:
+    def _encode_hot(self, rows: Tensor, how: Mapping[str, Any]) -> dict[str, Tensor]:
         bits = self.spec["bits"]
-        self.put("hot_codes", pack_codes(self._encode(kept, bits, how), bits))
+        return {"hot_codes": pack_codes(self._encode(rows, bits, how), bits)}
 
     def _hot(self, slot: Tensor) -> Tensor:
         return self._decode_codes(self._unpack(self.value("hot_codes")[slot], self.spec["bits"]))
