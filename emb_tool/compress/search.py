@@ -191,24 +191,29 @@ class Search:
         """Every chain as plain data."""
         return [{"chain": c.spelled, "bytes": c.bytes, "kept": c.kept} for c in self.tried]
 
-    def table(self, chosen: Tried) -> Table:
-        """What was measured, the largest first; a star where nothing smaller keeps more."""
-        table = Table("chains measured", ["", "MB", "kept", "chain"])
+    def _measured(self) -> list[Tried]:
+        """What was measured, the largest first."""
         measured = [chain for chain in self.tried if chain.kept is not None]
-        for chain in sorted(measured, key=lambda c: -c.bytes):
+        return sorted(measured, key=lambda chain: -chain.bytes)
+
+    def table(self, chosen: Tried) -> Table:
+        """What was measured; a star where nothing smaller keeps more."""
+        table = Table("chains measured", ["", "", "MB", "kept", "chain"])
+        measured = self._measured()
+        for number, chain in enumerate(measured, 1):
             kept = chain.kept or 0.0
             best = all(kept > (c.kept or 0.0) for c in measured if c.bytes < chain.bytes)
             mark = "chosen" if chain is chosen else "*" if best else ""
-            table.rows.append([mark, f"{chain.bytes / 1e6:,.2f}", f"{kept:.2%}", chain.spelled])
+            size = f"{chain.bytes / 1e6:,.2f}"
+            table.rows.append([str(number), mark, size, f"{kept:.2%}", chain.spelled])
         return table
 
     def draw(self, path: str, whole: int, chosen: Tried) -> None:
-        """Picture of what is kept against size; the chosen chain stands out."""
+        """Picture of what is kept against size; chains by their numbers in the table."""
         from emb_tool.evaluate import plot
 
-        points = [plot.Point("before", whole, 1.0, False)]
-        for chain in self.tried:
-            if chain.kept is not None:
-                label = " ".join(spell(step) for step in chain.steps)
-                points.append(plot.Point(label, chain.bytes, chain.kept, chain is chosen))
+        points = [plot.Point("before", whole, 1.0, True)]
+        for number, chain in enumerate(self._measured(), 1):
+            label = f"{number} chosen" if chain is chosen else str(number)
+            points.append(plot.Point(label, chain.bytes, chain.kept or 0.0, False))
         plot.draw({("chains measured", "share kept"): points}, path)
