@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 from emb_tool.draft import Draft
+from emb_tool.errors import Refused
 from emb_tool.method import Method
 
 if TYPE_CHECKING:
@@ -40,3 +42,23 @@ class Surgery(Method):
             before: As the earlier steps left it; `work.encoder(before)` runs it.
             work: `emb_tool.calibration.Work`: texts, vectors, token frequencies.
         """
+
+
+def plan_step(step: Surgery, draft: Draft) -> None:
+    """Plan one step of a chain; a refusal begins with its name."""
+    try:
+        step.plan(draft)
+    except Refused as error:
+        said = error.message
+        said = said if said.startswith(step.name) else f"{step.name}: {said}"
+        raise Refused(said, error.hint) from None
+    draft.history.append(step.name)
+
+
+def carry_out(steps: Iterable[Surgery], draft: Draft, work: Work) -> Draft:
+    """The draft after some steps; each sees what those before it have made."""
+    for step in steps:
+        before, draft = draft, draft.copy()
+        plan_step(step, draft)
+        step.apply(draft, before, work)
+    return draft

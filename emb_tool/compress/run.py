@@ -21,6 +21,7 @@ from emb_tool.ops.parts import parts_of
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
+from emb_tool.surgery import carry_out
 
 if TYPE_CHECKING:
     from emb_tool.calibration import Work
@@ -95,7 +96,7 @@ class Compress:
         lines = [json.dumps({"text": text, "prompt": prompt}) + "\n" for text in heldout]
         (state / "heldout.jsonl").write_text("".join(lines), encoding="utf-8")
         lap("read_seconds")
-        draft, searches = self._carry_out(start, work), self.job.searches
+        draft, searches = carry_out(self.steps, start, work), self.job.searches
         if searches:
             self._search(draft, work, Heldout(heldout, prompt, goal), folder, state)
         lap("calibrate_seconds")
@@ -124,19 +125,12 @@ class Compress:
         from emb_tool.calibration import Work
 
         clock = time.perf_counter()
-        draft = self._carry_out(draft, Work([], runtime, self.progress, state, self.job.seed))
+        work = Work([], runtime, self.progress, state, self.job.seed)
+        draft = carry_out(self.steps, draft, work)
         self.report.timings["calibrate_seconds"] = time.perf_counter() - clock
         clock = time.perf_counter()
         self._write(draft, folder)
         self.report.timings["write_seconds"] = time.perf_counter() - clock
-
-    def _carry_out(self, draft: Draft, work: Work) -> Draft:
-        """The draft after the steps; each sees what those before it have made."""
-        for step in self.steps:
-            before, draft = draft, draft.copy()
-            self.setup.plan_step(step, draft)
-            step.apply(draft, before, work)
-        return draft
 
     def _write(self, draft: Draft, folder: Path) -> None:
         with self.progress.task("writing", draft.nbytes, "B") as advance:

@@ -12,7 +12,7 @@ from emb_tool import registry
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.report import Table
-from emb_tool.surgery import Surgery
+from emb_tool.surgery import Surgery, carry_out, plan_step
 
 if TYPE_CHECKING:
     from emb_tool.calibration import Work
@@ -114,10 +114,10 @@ class Search:
         found = []
         for steps in chains(self.start):
             try:
-                draft = self._begin(steps)
-                for step in steps:
-                    if step.stage == "weights":
-                        step.plan(draft)
+                draft, rest = self._begin(steps)
+                draft = draft.copy()
+                for step in rest:
+                    plan_step(step, draft)
                 found.append(Tried(steps, draft.nbytes))
             except Refused:
                 continue
@@ -125,17 +125,13 @@ class Search:
             raise Refused("no chain fits this model", "name the steps yourself, with -m")
         return sorted(found, key=lambda chain: -chain.bytes)
 
-    def _begin(self, steps: Sequence[Surgery]) -> Draft:
-        """The model as the weights' steps find it; a vocabulary is trimmed once for all."""
+    def _begin(self, steps: Sequence[Surgery]) -> tuple[Draft, list[Surgery]]:
+        """The model as the weights' steps find it, and these; a vocabulary is trimmed once."""
         if steps[0].stage != "vocabulary":
-            return self.start.copy()
+            return self.start, list(steps)
         if self._trimmed is None:
-            draft = self.start.copy()
-            steps[0].plan(draft)
-            draft.history.append(steps[0].name)
-            steps[0].apply(draft, self.start, self.work)
-            self._trimmed = draft
-        return self._trimmed.copy()
+            self._trimmed = carry_out(steps[:1], self.start, self.work)
+        return self._trimmed, list(steps[1:])
 
     def below(self, size: int) -> Tried | None:
         """The best of the largest chains that fit; None, with the smallest tried, if none does."""
@@ -168,13 +164,8 @@ class Search:
         return max(measured, key=lambda chain: chain.kept or 0.0)
 
     def _try(self, chain: Tried) -> float:
-        draft = self._begin(chain.steps)
-        for step in chain.steps:
-            if step.stage == "weights":
-                before = draft.copy()
-                step.plan(draft)
-                draft.history.append(step.name)
-                step.apply(draft, before, self.work)
+        draft, rest = self._begin(chain.steps)
+        draft = carry_out(rest, draft, self.work)
         chain.folder = self.scratch / f"chain-{self.tried.index(chain)}"
         shutil.rmtree(chain.folder, ignore_errors=True)
         chain.folder.mkdir(parents=True)

@@ -15,7 +15,7 @@ from emb_tool.errors import Refused
 from emb_tool.evaluate.task import parse_tasks
 from emb_tool.plan import Plan, Step
 from emb_tool.progress import Progress
-from emb_tool.surgery import Surgery
+from emb_tool.surgery import Surgery, plan_step
 
 
 class Setup:
@@ -66,7 +66,7 @@ class Setup:
         """Every refusal that headers, settings and local files can give."""
         draft = Draft.of(self.body)
         for step in self.steps:
-            self.plan_step(step, draft)
+            plan_step(step, draft)
         self._check_partner()
         if self.is_bare:
             self._check_bare()
@@ -90,23 +90,13 @@ class Setup:
         edits = {key: value for key, value in draft.config.items() if old.get(key) != value}
         return Plan((Step((), writes),), edits, notes=tuple(draft.notes))
 
-    def plan_step(self, step: Surgery, draft: Draft) -> None:
-        """Plan one step of the chain; a refusal begins with its name."""
-        try:
-            step.plan(draft)
-        except Refused as error:
-            said = error.message
-            said = said if said.startswith(step.name) else f"{step.name}: {said}"
-            raise Refused(said, error.hint) from None
-        draft.history.append(step.name)
-
     def shaped(self, checkpoint: Checkpoint, values: dict[str, Any]) -> Draft:
         """A model of the same space after the steps that shape vectors, with what these found."""
         draft = Draft.of(checkpoint)
         draft.values = values
         for step in self.steps:
             if step.stage == "vectors":
-                self.plan_step(step, draft)
+                plan_step(step, draft)
         return draft
 
     def _check_partner(self) -> None:
