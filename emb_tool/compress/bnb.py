@@ -8,7 +8,9 @@ bitsandbytes' own quantiser, and its parts are stored under the names that stock
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
@@ -27,9 +29,14 @@ NESTED = 256
 
 
 class Bnb(Surgery):
-    """A format of bitsandbytes: all linear layers that transformers would convert, nothing else."""
+    """A format of bitsandbytes: the linear layers that transformers would convert, nothing else.
+
+    Attributes:
+        multiples: What the outputs and the inputs of a layer must be multiples of.
+    """
 
     stage = "weights"
+    multiples: ClassVar[tuple[int, int]] = (1, 1)
 
     def settings(self, dtype: str) -> dict[str, Any]:
         """Arguments of `BitsAndBytesConfig`, for a model of a dtype."""
@@ -55,48 +62,77 @@ class Bnb(Surgery):
             )
         if draft.layout.family == "static" or not draft.config:
             refuse_without_linears(draft.checkpoint.name, draft.layout.family)
-        chosen, skip = converted(draft)
-        if not chosen:
+        chosen, odd, skip = self._converted(draft)
+        if not chosen and not odd:
             refuse_without_linears(draft.checkpoint.name, draft.layout.family)
+        if odd:
+            outputs, inputs = self.multiples
+            said = (
+                f"{self.name}: {_told(odd)}: on CPUs with AVX512-BF16 bitsandbytes runs only layers"
+                f" whose inputs are a multiple of {inputs}, and outputs of {outputs}"
+            )
+            if not chosen:
+                raise Refused(said, "take -m int:bits=4 or -m bnb-int8, which fit any width")
+            draft.notes.append(f"{said}; they stay as they are (llm_int8_skip_modules)")
         for linear, name in chosen:
             _replace(self, draft, name, linear.transposed)
         draft.config["quantization_config"] = _config(draft, self, skip)
         _compare(draft, self)
 
+    def _converted(
+        self, draft: Draft
+    ) -> tuple[list[tuple[Linear, str]], dict[str, tuple[int, int]], list[str] | None]:
+        """The layers that transformers converts, and those that it must be kept from.
 
-def converted(draft: Draft) -> tuple[list[tuple[Linear, str]], list[str] | None]:
-    """The layers that transformers converts, each with its weight's name, and what it must skip.
+        Returns:
+            The former, each with its weight's name; the widths (outputs, inputs) of those that do
+            not fit `multiples`, by module; and the names to skip: None where those that
+            transformers skips by itself are all.
+        """
+        from transformers.quantizers.base import HfQuantizer
+        from transformers.quantizers.quantizers_utils import should_convert_module
 
-    Returns:
-        Skipped are the names that transformers skips by itself (None), joined by those of layers
-        whose weights are not stored under their own names.
-    """
-    from transformers.quantizers.base import HfQuantizer
-    from transformers.quantizers.quantizers_utils import should_convert_module
+        model: Any = model_on_meta(draft.config)
+        skip = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+        found = [
+            linear
+            for linear in find_linears(model, draft.tensors)
+            if should_convert_module(linear.module, skip)
+        ]
+        odd: dict[str, tuple[int, int]] = {}
+        for linear in found:
+            if linear.tensor:
+                outputs, inputs = _oriented(draft.spec(linear.tensor), linear.transposed).shape
+                if outputs % self.multiples[0] or inputs % self.multiples[1]:
+                    odd[linear.module] = outputs, inputs
+        apart = [linear.module for linear in found if linear.tensor is None] + [*odd]
+        if apart:  # a skipped name also skips what ends alike
+            skip = HfQuantizer.get_modules_to_not_convert(model, apart, None, True)
+        chosen = [
+            (linear, linear.tensor)
+            for linear in found
+            if linear.tensor and should_convert_module(linear.module, skip)
+        ]
+        return chosen, odd, sorted(skip) if apart else None
 
-    model: Any = model_on_meta(draft.config)
-    skip = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-    found = [
-        linear
-        for linear in find_linears(model, draft.tensors)
-        if should_convert_module(linear.module, skip)
-    ]
-    lacking = [linear.module for linear in found if linear.tensor is None]
-    if lacking:  # a skipped name also skips what ends alike
-        skip = HfQuantizer.get_modules_to_not_convert(model, lacking, None, True)
-    return [
-        (linear, linear.tensor)
-        for linear in found
-        if linear.tensor and should_convert_module(linear.module, skip)
-    ], sorted(skip) if lacking else None
+
+def _oriented(spec: TensorSpec, transposed: bool) -> TensorSpec:
+    """A weight's spec as (outputs, inputs)."""
+    return replace(spec, shape=spec.shape[::-1]) if transposed else spec
+
+
+def _told(odd: Mapping[str, tuple[int, int]]) -> str:
+    """How many layers, and the first of them with its widths."""
+    module, (outputs, inputs) = next(iter(odd.items()))
+    first = f"{module} with {inputs} inputs and {outputs} outputs"
+    return first if len(odd) == 1 else f"{len(odd)} layers, the first is {first}"
 
 
 def _replace(method: Bnb, draft: Draft, name: str, transposed: bool) -> None:
     spec = draft.spec(name)
     if spec.dtype not in ("F32", "F16", "BF16"):
         raise Refused(f"{name} is {spec.dtype}", f"{method.name} takes float weights")
-    shape = spec.shape[::-1] if transposed else spec.shape
-    spec = TensorSpec(name, shape, spec.dtype)
+    spec = _oriented(spec, transposed)
 
     def fn(weight: torch.Tensor) -> dict[str, torch.Tensor]:
         if not bool(weight.isfinite().all()):
@@ -143,7 +179,13 @@ _PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 
 
 class Bnb4(Bnb):
-    """Blocks of 64 weights of one row after the other, each with its largest magnitude."""
+    """Blocks of 64 weights of one row after the other, each with its largest magnitude.
+
+    On CPUs with AVX512-BF16, bitsandbytes repacks the weights when the model first runs, in a way
+    that takes whole blocks in each row, and rows by 32: `_convert_weight_packed_for_cpu`.
+    """
+
+    multiples: ClassVar[tuple[int, int]] = (32, BLOCK)
 
     double_quant: bool
 

@@ -20,8 +20,15 @@ from emb_tool.compress.bnb_nf4 import BnbNf4
 from emb_tool.compress.cast import Cast
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
+from tests.conftest import make_bert
 
 METHODS = [BnbInt8(), BnbNf4(), BnbNf4(double_quant=True), BnbFp4()]
+
+
+@pytest.fixture(scope="module")
+def bert_64(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_bert`, of a width that 4 bits take in every layer."""
+    return make_bert(tmp_path_factory.mktemp("bert-64") / "bert-64", hidden=64, layers=2, seed=0)
 
 
 def written(model: Path, folder: Path, *methods: Bnb | Cast) -> Draft:
@@ -34,24 +41,31 @@ def written(model: Path, folder: Path, *methods: Bnb | Cast) -> Draft:
     return draft
 
 
-def stock_save(model: Path, folder: Path, method: Bnb) -> None:
+def skipped(folder: Path) -> list[str] | None:
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    return config["llm_int8_skip_modules"]
+
+
+def stock_save(model: Path, folder: Path, method: Bnb, skip: list[str] | None) -> None:
     """What transformers itself writes, right after quantising."""
     from transformers import AutoModel, BitsAndBytesConfig
 
-    config = BitsAndBytesConfig(**method.settings("float32"))
+    config = BitsAndBytesConfig(llm_int8_skip_modules=skip, **method.settings("float32"))
     AutoModel.from_pretrained(model, quantization_config=config).save_pretrained(folder)
 
 
 @pytest.mark.parametrize(
     "method", METHODS, ids=lambda m: f"{m.name}-{getattr(m, 'double_quant', '')}"
 )
-@pytest.mark.parametrize("model", ["tiny_bert", "tiny_decoder"])
+@pytest.mark.parametrize("model", ["bert_64", "tiny_bert", "tiny_decoder"])
 def test_the_file_is_the_one_that_transformers_writes(
     method: Bnb, model: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     source = request.getfixturevalue(model)
     written(source, tmp_path / "ours", method)
-    stock_save(source, tmp_path / "stock", method)
+    skip = skipped(tmp_path / "ours")
+    assert (skip is None) == (method.name == "bnb-int8" or model == "bert_64")
+    stock_save(source, tmp_path / "stock", method, skip)
     ours = load_file(tmp_path / "ours" / "model.safetensors")
     stock = load_file(tmp_path / "stock" / "model.safetensors")
     assert ours.keys() == stock.keys()
@@ -70,13 +84,15 @@ def test_the_file_is_the_one_that_transformers_writes(
 @pytest.mark.parametrize(
     "method", METHODS, ids=lambda m: f"{m.name}-{getattr(m, 'double_quant', '')}"
 )
+@pytest.mark.parametrize("model", ["bert_64", "tiny_bert"])
 def test_stock_libraries_load_it(
-    method: Bnb, tiny_bert: Path, tmp_path: Path, sentences: list[str]
+    method: Bnb, model: str, request: pytest.FixtureRequest, tmp_path: Path, sentences: list[str]
 ) -> None:
     from sentence_transformers import SentenceTransformer
     from transformers import AutoModel
 
-    written(tiny_bert, tmp_path / "out", method)
+    source = request.getfixturevalue(model)
+    written(source, tmp_path / "out", method)
     _, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -84,7 +100,7 @@ def test_stock_libraries_load_it(
     model = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     names = {type(module).__name__ for module in model.modules()}
     assert ("Linear8bitLt" if method.name == "bnb-int8" else "Linear4bit") in names
-    before = SentenceTransformer(str(tiny_bert), device="cpu").encode(texts)
+    before = SentenceTransformer(str(source), device="cpu").encode(texts)
     cosine = (model.encode(texts) * before).sum(axis=1).mean()
     assert cosine > (0.999 if method.name == "bnb-int8" else 0.95)
 
@@ -92,13 +108,13 @@ def test_stock_libraries_load_it(
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("double", [False, True])
 def test_stored_codes_decode_to_the_nearest_value_of_the_map(
-    kind: str, double: bool, tiny_bert: Path, tmp_path: Path
+    kind: str, double: bool, bert_64: Path, tmp_path: Path
 ) -> None:
     method = {"nf4": BnbNf4, "fp4": BnbFp4}[kind](double_quant=double)
-    written(tiny_bert, tmp_path / "out", method)
+    written(bert_64, tmp_path / "out", method)
     held = load_file(tmp_path / "out" / "model.safetensors")
     name = "encoder.layer.1.intermediate.dense.weight"
-    weight = load_file(tiny_bert / "model.safetensors")[name].double().numpy().reshape(-1, 64)
+    weight = load_file(bert_64 / "model.safetensors")[name].double().numpy().reshape(-1, 64)
     codes = held[name].numpy().reshape(-1)
     codes = np.stack([codes >> 4, codes & 15], axis=1).reshape(weight.shape)
     levels = held[f"{name}.quant_map"].double().numpy()
@@ -116,6 +132,23 @@ def test_stored_codes_decode_to_the_nearest_value_of_the_map(
     chosen = np.take_along_axis(distance, codes[..., None].astype(np.int64), axis=-1)[..., 0]
     # bitsandbytes' own thresholds of fp4 are not all half way
     assert (chosen <= distance.min(axis=-1) + (1e-6 if kind == "nf4" else 0.02)).all()
+
+
+def test_layers_that_would_crash_on_some_cpus_are_left_out_and_named(
+    tiny_bert: Path, tiny_bert_wide: Path, tmp_path: Path
+) -> None:
+    """bitsandbytes' kernel for AVX512-BF16 takes inputs by 64 and outputs by 32."""
+    draft = written(tiny_bert, tmp_path / "out", BnbNf4())
+    (note,) = [note for note in draft.notes if "AVX512-BF16" in note]
+    assert "21 layers, the first is encoder.layer.0.attention.self.query with 32 inputs" in note
+    assert "encoder.layer.3.intermediate.dense" in (skipped(tmp_path / "out") or ())
+    held = load_file(tmp_path / "out" / "model.safetensors")
+    made = {name.split(".weight.")[0] for name in held if ".quant_state." in name}
+    assert made == {f"encoder.layer.{i}.output.dense" for i in range(4)}
+    with pytest.raises(Refused, match=r"13 layers, .* with 48 inputs and 48 outputs") as caught:
+        written(tiny_bert_wide, tmp_path / "none", BnbNf4())
+    assert "-m bnb-int8" in str(caught.value.hint)
+    assert not [n for n in written(tiny_bert_wide, tmp_path / "i", BnbInt8()).notes if "AVX" in n]
 
 
 def test_names_with_the_prefix_of_a_base_model_and_a_model_without_pooler(
