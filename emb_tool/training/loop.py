@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from emb_tool.encoder import Encoder
 from emb_tool.errors import Failed, Interrupted
 from emb_tool.method import Training
+from emb_tool.ops.products import quicken
 from emb_tool.runtime import Runtime
 from emb_tool.signals import DeferredSignals
 from emb_tool.training.state import States, load_tensors, save_tensors
@@ -160,6 +161,8 @@ class Trainer:
         self.place = Place()
         self.student = Student(encoder)
         self.student.train(method.dropout)
+        if not method.compile:
+            quicken(self.student)
         self._freeze_what_the_loss_does_not_reach()
         wrapped = self.student
         if method.compile:

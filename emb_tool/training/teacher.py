@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from emb_tool.errors import Refused
+from emb_tool.ops.products import quicken
 from emb_tool.training.space import Space
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class CheckpointTeacher:
         batch_tokens: int = 8192,
         store_dtype: str = "float16",
     ) -> None:
+        quicken(encoder.model)
         self.encoder = encoder
         self.dim = encoder.dim
         self.normalises = encoder.normalises
