@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from emb_tool.checkpoint.kept import Kept, Result
 from emb_tool.progress import Progress
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 SAMPLE = 4096
 """Texts that are encoded at most; tokens are counted in all."""
+
+PIECE = 1024
+"""Texts whose vectors are kept together for a run that is taken up."""
 
 
 class Work:
@@ -30,6 +34,7 @@ class Work:
         scratch: Folder for drafts that have to be run before they are finished.
         seed: Of everything random.
         prompt_name: The prompt that texts are encoded with.
+        kept: Results of steps, of this run and of one that was killed.
     """
 
     def __init__(
@@ -40,10 +45,12 @@ class Work:
         scratch: Path,
         seed: int = 0,
         prompt_name: str = "document",
+        kept: Kept | None = None,
     ) -> None:
         self.texts = texts
         self.runtime, self.progress, self.seed = runtime, progress, seed
         self.scratch = scratch
+        self.kept = kept or Kept()
         self._prompt_name = prompt_name
         self._open: tuple[Draft, Encoder] | None = None
 
@@ -76,16 +83,40 @@ class Work:
         for folder in self.scratch.glob("step-*"):
             shutil.rmtree(folder)
 
+    def result(self, draft: Draft, kind: str, make: Callable[[], Result], *names: str) -> Result:
+        """What a step finds, made only if no run before has.
+
+        Args:
+            draft: The step's own, after `plan`: the result is that of its whole chain.
+            kind: What is found, in the plural, as the report says it.
+            make: Finds it.
+            names: What tells it from others of the step.
+        """
+        return self.kept.result(kind, [*draft.chain, *names], make)
+
     def prompt(self, encoder: Encoder) -> str:
         """The prompt that texts are encoded with."""
         return encoder.prompt(self._prompt_name)
 
     def vectors(self, draft: Draft, texts: Sequence[str] | None = None) -> np.ndarray:
         """(texts, dim) float32: the vectors of texts (the `sample` unless given)."""
-        encoder = self.encoder(draft)
+        import torch
+
         texts = self.sample if texts is None else texts
+        found = []
         with self.progress.task("calibrating", len(texts), "texts") as advance:
-            return encoder.encode(texts, self.prompt(encoder), progress=advance)
+            for start in range(0, len(texts), PIECE):
+                piece = texts[start : start + PIECE]
+
+                def encode(piece: Sequence[str] = piece) -> Result:
+                    encoder = self.encoder(draft)
+                    vectors = encoder.encode(piece, self.prompt(encoder))
+                    return Result({"vectors": torch.from_numpy(vectors)}, {})
+
+                pieces = self.result(draft, "pieces of texts encoded", encode, *piece)
+                found.append(pieces.tensors["vectors"].numpy())
+                advance(len(piece))
+        return np.concatenate(found)
 
     def token_ids(self, draft: Draft, texts: Sequence[str] | None = None) -> list[np.ndarray]:
         """Token ids of texts (the `sample` unless given), special tokens included."""

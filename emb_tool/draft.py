@@ -57,6 +57,7 @@ class Draft:
         facts: Figures of the steps, for the report.
         values: What calibrated steps have found (a rotation), by a name of their own.
         history: The steps that have been planned, by method name.
+        chain: The same with their settings, as JSON.
     """
 
     checkpoint: Checkpoint
@@ -70,6 +71,7 @@ class Draft:
     facts: dict[str, Any] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     history: list[str] = field(default_factory=list)
+    chain: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Draft:
@@ -111,6 +113,7 @@ class Draft:
             notes=list(self.notes),
             facts=dict(self.facts),
             history=list(self.history),
+            chain=list(self.chain),
         )
 
     # -- reading it -------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,11 +81,7 @@ def _understood(error: Exception) -> Failed | None:
 
 
 def _how_to_resume(job: Job) -> str | None:
-    hints = {
-        "distill": "go on with --resume",
-        "compress": "begin again with --resume (or --overwrite)",
-    }
-    return hints.get(job.verb)
+    return "go on with --resume" if hasattr(job, "output") and job.verb != "encode" else None
 
 
 def _runtime(job: Job) -> Runtime:
@@ -168,15 +165,10 @@ def make(job: Any, options: Options, worker: Any) -> Report:
         options: How to run it.
         worker: Class with `plan`, `work`, `check`, `summarise`, `inputs`, `data` and `papers`.
     """
-    from emb_tool.checkpoint.card import write_model_card
-    from emb_tool.checkpoint.provenance import write_provenance
-    from emb_tool.checkpoint.reader import Checkpoint
-
     progress = options.progress
     report = Report(job.verb, job=job.recipe())
     work = worker(job, progress, report)
     out = Path(job.output).expanduser()
-    rank = int(os.environ.get("RANK", 0))
     if options.dry_run:
         plan = work.plan()
         report.tables = [_planned(plan)]
@@ -185,78 +177,83 @@ def make(job: Any, options: Options, worker: Any) -> Report:
     folder = OutputFolder(
         out, job_digest=job.digest(), overwrite=options.overwrite, resume=options.resume
     )
-    if rank:  # rank 0 holds the lock and owns the folder
-        return _follow(job, work, folder.partial, report)
-    with folder:
-        if folder.finished:
-            progress.say(f"{out} is finished already: nothing to do")
-            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-                _together(job, nothing_to_do=True)
+    # one process alone starts it after the refusals; several have to hear of them
+    runtime = _runtime(job) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
+    with ExitStack() as stack:
+
+        def begin() -> bool:
+            stack.enter_context(folder)  # rank 0 holds the lock and owns the folder
+            if folder.finished:
+                progress.say(f"{out} is finished already: nothing to do")
+                return True
+            if options.resume and not folder.resumed:
+                progress.say(f"nothing to resume at {out}: starting from the beginning")
+            work.plan()
+            return False
+
+        if runtime.on_main(begin) if runtime else begin():
             return _read_report(out)
-        if options.resume and not folder.resumed:
-            progress.say(f"nothing to resume at {out}: starting from the beginning")
-        work.plan()
-        runtime, _ = _together(job)
-        state = folder.partial / ".state"
-        work.work(folder.partial, state, runtime)
-        digest = job.digest()
-        job = work.job  # a search has put what it found in its place
-        report.job = job.recipe()
-        started = time.perf_counter()
-        checked = _check(work.check(folder.partial, state), runtime, str(out))
-        report.timings["check_seconds"] = time.perf_counter() - started
-        report.measures += [Measure(**m) for m in checked["measures"]]
-        report.tables += [Table(**t) for t in checked["tables"]]
-        report.facts["check"] = checked["facts"]
-        report.gate = checked["gate"]
-        for sentence in checked["warnings"]:
-            progress.warn(sentence)
-        report.output = str(out)
-        work.summarise(report)
-        for sentence in progress.warnings:
-            report.warn(sentence)
-        (folder.partial / "report.json").write_text(
-            json.dumps(
-                report.to_json() | {"tables": [t.to_json() for t in report.tables]}, indent=2
-            )
-            + "\n",
-            encoding="utf-8",
-        )
-        write_provenance(
-            folder.partial,
-            job=job.recipe(),
-            inputs={name: c.hashes() for name, c in work.inputs.items()} | work.data(),
-            runtime=runtime.facts(),
-            papers=work.papers,
-            extra={"digest": digest},
-        )
-        bare = all(c.path.is_file() for c in work.inputs.values())
-        write_model_card(
-            folder.partial,
-            title=out.name,
-            base_models=list(work.inputs),
-            report=report,
-            job=job.recipe(),
-            layout=None if bare else Checkpoint.open(folder.partial).layout,
-        )
-        folder.seal()
-        runtime.barrier()
+        runtime = runtime or _runtime(job)
+        work.work(folder.partial, folder.partial / ".state", runtime)
+
+        def finish() -> bool:
+            _finish(job, work, folder, report, runtime, progress)
+            return bool(report.gate)
+
+        if runtime.on_main(finish) and not runtime.is_main:
+            report.gate = "see rank 0"
     return report
 
 
-def _follow(job: Any, work: Any, partial: Path, report: Report) -> Report:
-    """What the other processes do: the same work, without writing."""
-    runtime, nothing_to_do = _together(job)
-    if not nothing_to_do:
-        work.work(partial, partial / ".state", runtime)
-        runtime.barrier()
-    return report
+def _finish(
+    job: Any,
+    work: Any,
+    folder: OutputFolder,
+    report: Report,
+    runtime: Runtime,
+    progress: Progress,
+) -> None:
+    """Measure the files as written, put what is known beside them, and give them their name."""
+    from emb_tool.checkpoint.card import write_model_card
+    from emb_tool.checkpoint.provenance import write_provenance
+    from emb_tool.checkpoint.reader import Checkpoint
 
-
-def _together(job: Job, nothing_to_do: bool = False) -> tuple[Runtime, bool]:
-    """Start the runtime; rank 0 tells the other processes whether there is anything to do."""
-    runtime = _runtime(job)
-    return runtime, runtime.sum(float(nothing_to_do))[0] > 0
+    out, partial, digest = Path(job.output).expanduser(), folder.partial, job.digest()
+    job = work.job  # a search has put what it found in its place
+    report.job = job.recipe()
+    started = time.perf_counter()
+    checked = _check(work.check(partial, partial / ".state"), runtime, str(out))
+    report.timings["check_seconds"] = time.perf_counter() - started
+    report.measures += [Measure(**m) for m in checked["measures"]]
+    report.tables += [Table(**t) for t in checked["tables"]]
+    report.facts["check"] = checked["facts"]
+    report.gate = checked["gate"]
+    for sentence in checked["warnings"]:
+        progress.warn(sentence)
+    report.output = str(out)
+    work.summarise(report)
+    for sentence in progress.warnings:
+        report.warn(sentence)
+    told = report.to_json() | {"tables": [t.to_json() for t in report.tables]}
+    (partial / "report.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    write_provenance(
+        partial,
+        job=job.recipe(),
+        inputs={name: c.hashes() for name, c in work.inputs.items()} | work.data(),
+        runtime=runtime.facts(),
+        papers=work.papers,
+        extra={"digest": digest},
+    )
+    bare = all(c.path.is_file() for c in work.inputs.values())
+    write_model_card(
+        partial,
+        title=out.name,
+        base_models=list(work.inputs),
+        report=report,
+        job=job.recipe(),
+        layout=None if bare else Checkpoint.open(partial).layout,
+    )
+    folder.seal()
 
 
 def _planned(plan: Plan) -> Table:

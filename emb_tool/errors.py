@@ -35,6 +35,18 @@ class Failed(EmbToolError):
     exit_code = 1
 
 
+class Followed(EmbToolError):
+    """Another process of the same run has ended, and told why; this one ends alike and is silent.
+
+    Args:
+        exit_code: The other's.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code
+
+
 class Interrupted(EmbToolError):
     """Ctrl-C (130) or SIGTERM (143); the job can be resumed.
 

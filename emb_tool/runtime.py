@@ -12,9 +12,11 @@ import os
 import random
 import resource
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from emb_tool.errors import Refused
+from emb_tool.errors import EmbToolError, Followed, Interrupted, Refused
+from emb_tool.signals import DeferredSignals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -189,6 +192,63 @@ class Runtime:
         yield
         if self.is_main:
             self.barrier()
+
+    @cached_property
+    def alone(self) -> Runtime:
+        """This process by itself, for work in which the others have no part."""
+        return replace(self, rank=0, world=1)
+
+    @cached_property
+    def _patient(self) -> Any:
+        """A group for waits of any length, on the host: NCCL gives up after ten minutes."""
+        return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=30))
+
+    def on_main(self, work: Callable[[], object]) -> bool:
+        """Let rank 0 do something; the others wait for it, and end if it ends.
+
+        Args:
+            work: Run by rank 0 alone.
+
+        Returns:
+            Whether what it returned is true, on every rank.
+
+        Raises:
+            Followed: On the others, where rank 0 leaves by an exception.
+            Interrupted: On the others, where they got the signal alone.
+        """
+        if self.world == 1:
+            return bool(work())
+        group, code, found = self._patient, 0, False
+        if not self.is_main:
+            with DeferredSignals() as signals:  # rank 0 gets it, too, and says when to leave
+                code, found = self._from_main(0, False, group)
+            if code:
+                raise Followed(code)
+            if signals.number:
+                raise Interrupted(signals.number)
+            return found
+        try:
+            code = 1
+            found = bool(work())
+            code = 0
+        except EmbToolError as error:
+            code = error.exit_code
+            raise
+        except KeyboardInterrupt:
+            code = 130
+            raise
+        finally:
+            self._from_main(code, found, group)
+        return found
+
+    def _from_main(self, code: int, found: bool, group: Any) -> tuple[int, bool]:
+        """Two numbers of rank 0, on every rank."""
+        told = torch.tensor([code, found])
+        sent = torch.distributed.broadcast(told, 0, group=group, async_op=True)
+        while not sent.is_completed():  # a second Ctrl-C is heard in between
+            time.sleep(0.02)
+        sent.wait()
+        return int(told[0]), bool(told[1])
 
     @staticmethod
     def is_out_of_memory(error: BaseException) -> bool:

@@ -53,6 +53,7 @@ def plan_step(step: Surgery, draft: Draft) -> None:
         said = said if said.startswith(step.name) else f"{step.name}: {said}"
         raise Refused(said, error.hint) from None
     draft.history.append(step.name)
+    draft.chain.append(f"{step.name} {step.model_dump_json()}")
 
 
 def carry_out(steps: Iterable[Surgery], draft: Draft, work: Work) -> Draft:

@@ -157,3 +157,34 @@ def test_torchrun(argv: list[str], alone: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_same(out, alone)
+
+
+def test_a_compression_is_written_once_and_tuned_by_both(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    from emb_tool.cli.app import main
+
+    texts = write_texts(tmp_path / "texts.jsonl", sentences[:80])
+    job = ["compress", str(tiny_bert), "-m", "rotate", "-m", "int:bits=4", "--texts", texts,
+           "--tune", texts, "--batch-tokens", "128", "--device", "cpu"]  # fmt: skip
+    assert main([*job, "-o", str(tmp_path / "alone"), "-q"]) == 0
+    out = tmp_path / "out"
+    gate = ["--max-bytes", "1kB"]
+    assert together([*job, *gate, "-o", str(out)], tmp_path) == [3, 3]  # of the gate, both know
+    logs = [(tmp_path / f"log-{rank}").read_text() for rank in (0, 1)]
+    assert f"wrote {out}" in logs[0]
+    assert logs[1] == ""
+    mine, theirs = (load_file(p / "model.safetensors") for p in (out, tmp_path / "alone"))
+    assert mine.keys() == theirs.keys()
+    for key, value in mine.items():
+        if value.dtype == torch.uint8:  # codes, and float16 scales among them
+            assert (value != theirs[key]).float().mean() < 0.05
+        else:
+            torch.testing.assert_close(value, theirs[key], rtol=0, atol=1e-4)
+    # what one refuses before and in the work, both leave with
+    assert together([*job, "-o", str(out)], tmp_path) == [2, 2]
+    lossy = ["compress", str(tiny_bert), "-m", "svd:rank=2", "--texts", texts]
+    assert together([*lossy, "-o", str(tmp_path / "lossy")], tmp_path) == [2, 2]
+    assert "relative error" in (tmp_path / "log-0").read_text()
+    assert (tmp_path / "log-1").read_text() == ""
+    assert not list(tmp_path.glob("lossy*"))

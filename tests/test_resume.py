@@ -19,15 +19,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.forks import ended, fork
+from tests import forks
+from tests.forks import ended, fork, kill_myself
 from tests.runs import check_here, weight_files, write_texts
 
 EPOCH = 90
 """Training texts: a tenth of 100 is held out."""
-
-
-def kill_myself(*args: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
@@ -133,30 +130,12 @@ def killed_after_state(texts: int, more_steps: int = 0) -> Callable[[], None]:
     return prepare
 
 
-def killed_at(module: str, name: str, call: int = 1, after: bool = False) -> Callable[[], None]:
-    """Killed at the nth call of a function, before or after it."""
+def killed_at(*where: Any, **when: Any) -> Callable[[], None]:
+    """As `forks.killed_at`, with a state after each step."""
 
     def prepare() -> None:
-        import importlib
-
         save_always()
-        owner: Any = importlib.import_module(module)
-        *path, last = name.split(".")
-        for part in path:
-            owner = getattr(owner, part)
-        real, calls = getattr(owner, last), 0
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == call and not after:
-                kill_myself()
-            result = real(*args, **kwargs)
-            if calls == call:
-                kill_myself()
-            return result
-
-        setattr(owner, last, wrapped)
+        forks.killed_at(*where, **when)()
 
     return prepare
 

@@ -10,7 +10,7 @@ import typer
 
 from emb_tool import __version__
 from emb_tool.cli import output
-from emb_tool.errors import EmbToolError, Interrupted
+from emb_tool.errors import EmbToolError, Followed, Interrupted
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "distill": ("emb_tool.cli.distill", "train a small student in the teacher's vector space"),
@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         code = app(args=spread_lists(words, lists), prog_name="embtool", standalone_mode=False)
         return int(code or 0)
+    except Followed as error:
+        return error.exit_code
     except EmbToolError as error:
         output.fail(error, as_json)
         return error.exit_code

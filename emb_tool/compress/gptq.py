@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
+from emb_tool.checkpoint.kept import Result
 from emb_tool.compress.matrices import MatrixMethod
 from emb_tool.draft import Draft
 
 if TYPE_CHECKING:
+    import torch
+
     from emb_tool.calibration import Work
     from emb_tool.encoder import Encoder
-    from emb_tool.ops.inputs import Batch
+    from emb_tool.ops.inputs import Batch, Seen
     from emb_tool.ops.matrices import Matrix
 
 BATCH_TOKENS = 8192
 """Padded tokens of a calibration batch."""
+
+LAYERS = "layers rounded"
+"""What is kept for a run that is taken up."""
 
 
 class Gptq(MatrixMethod):
@@ -67,9 +74,8 @@ class Gptq(MatrixMethod):
         import numpy as np
         import torch
 
-        from emb_tool.ops.gptq import gptq, output_error
         from emb_tool.ops.inputs import second_moments
-        from emb_tool.ops.rounding import Rounded, dequantize, quantize_groups
+        from emb_tool.ops.rounding import Rounded, dequantize
         from emb_tool.packed.int import Int
 
         encoder, runtime = work.encoder(before), work.runtime
@@ -77,26 +83,32 @@ class Gptq(MatrixMethod):
         place = runtime.device if runtime.has_float64 else torch.device("cpu")
         names = _by_module(model, [name for name in draft.packed if name not in before.packed])
         layers = {name: model.get_submodule(name) for name in names}
-        bits, group = self.bits, self.group or None
-        gains, widest, tokens = [], 0, 0
+        done: dict[str, Mapping[str, Any]] = {}
         with work.progress.task("gptq", len(layers), "layers") as advance, _no_cache(model):
+
+            def take(name: str, result: Result) -> None:
+                found, weight = Rounded(**result.tensors), layers[name].weight.data
+                there = Rounded(*(part.to(place) for part in found))
+                weight.copy_(dequantize(*there, self.group or None))
+                made = Int(draft.packed[names[name]])
+                made.store(found)
+                draft.repack(names[name], made)
+                done[name] = result.facts
+                advance(1)
+
+            for name in layers:  # a run that was killed has rounded the first of them
+                if held := work.kept.find(LAYERS, [*draft.chain, name]):
+                    take(name, held)
             batches = list(self._batches(encoder, work))
-            for seen in second_moments(model, layers, batches, place):
-                widest, tokens = max(widest, len(seen.moments)), max(tokens, seen.tokens)
+            for seen in second_moments(model, layers, batches, place, [*done]):
                 for name in seen.names:
-                    weight = layers[name].weight.data.to(place)
-                    found = gptq(
-                        weight, seen.moments, bits, group, damp=self.damp, aligned=self.aligned
-                    )
-                    plain = quantize_groups(weight, bits, group, aligned=self.aligned)
-                    errors = (output_error(weight, seen.moments, x, group) for x in (found, plain))
-                    gains.append([float(error.sum()) for error in errors])
-                    layers[name].weight.data.copy_(dequantize(*found, group))
-                    made = Int(draft.packed[names[name]])
-                    made.store(Rounded(*(part.cpu() for part in found)))
-                    draft.repack(names[name], made)
-                    advance(1)
+                    if name not in done:
+                        rounding = partial(self._round, layers[name].weight.data.to(place), seen)
+                        take(name, work.result(draft, LAYERS, rounding, name))
         work.close()  # its model is no longer that of `before`
+        gains = [facts["errors"] for facts in done.values()]
+        tokens = max(facts["tokens"] for facts in done.values())
+        widest = max(layers[name].weight.shape[1] for name in done)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = float(np.nanmedian(np.divide(*np.array(gains).T)))
         draft.notes.append(
@@ -108,6 +120,18 @@ class Gptq(MatrixMethod):
                 f"gptq: {tokens:,} tokens to calibrate layers of {widest:,} inputs are few; give"
                 " more --texts"
             )
+
+    def _round(self, weight: torch.Tensor, seen: Seen) -> Result:
+        """One layer, and what its outputs lose by GPTQ and by rounding to nearest."""
+        from emb_tool.ops.gptq import gptq, output_error
+        from emb_tool.ops.rounding import quantize_groups
+
+        bits, group, aligned = self.bits, self.group or None, self.aligned
+        found = gptq(weight, seen.moments, bits, group, damp=self.damp, aligned=aligned)
+        plain = quantize_groups(weight, bits, group, aligned=aligned)
+        errors = [output_error(weight, seen.moments, x, group) for x in (found, plain)]
+        facts = {"errors": [float(error.sum()) for error in errors], "tokens": seen.tokens}
+        return Result(found._asdict(), facts)
 
     def _batches(self, encoder: Encoder, work: Work) -> Iterator[Batch]:
         """Texts in a random order until the tokens are enough, in batches of like length."""

@@ -53,7 +53,12 @@ class CompressJob(ChainJob):
     ] = "document"
     limit: Annotated[int | None, Field(ge=1, description="read this many texts at most")] = None
     holdout: Annotated[
-        int, Field(ge=3, description="texts kept from calibration, to measure the result on")
+        int,
+        Field(
+            ge=3,
+            description="texts kept from calibration to measure the result on, and as many others "
+            "for --target to choose on",
+        ),
     ] = 500
     with_: Annotated[
         str | None,

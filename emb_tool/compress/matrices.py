@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from emb_tool.compress.table import LOSSY, module_name
+from emb_tool.checkpoint.kept import Result
+from emb_tool.compress.table import LOSSY, module_name, packed_of
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.method import TextList
@@ -83,12 +84,19 @@ class MatrixMethod(Surgery):
         from emb_tool.ops import rows
 
         errors = draft.facts[self.name]["relative_error"]
+
+        def fitted(name: str, spec: dict[str, Any]) -> Result:
+            made = _fit(before.tensors[name].load(), name, spec, errors)
+            return Result(dict(made.named_buffers()), {"error": errors[name]})
+
         with rows.working(work.runtime.device, work.progress):
             for name, lazy in before.tensors.items():
                 module = module_name(name)
                 if module in draft.packed.keys() - before.packed.keys() and _is_large(lazy.spec):
-                    made = _fit(lazy.load(), name, draft.packed[module], errors)
-                    draft.repack(module, made)
+                    spec = draft.packed[module]
+                    found = work.result(draft, "large matrices", partial(fitted, name, spec), name)
+                    errors[name] = found.facts["error"]
+                    draft.repack(module, packed_of(spec, found.tensors))
 
     def matrices(self, draft: Draft) -> list[Matrix]:
         """What is packed, by `only` and `skip`.

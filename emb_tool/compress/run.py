@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from emb_tool.checkpoint.kept import Kept
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.compressed_tensors import export
 from emb_tool.compress.job import CompressJob
+from emb_tool.compress.parts import Parts
 from emb_tool.compress.setup import Setup
-from emb_tool.data.corpus import Corpus
+from emb_tool.compress.tuning import tune_files, write_teacher
 from emb_tool.draft import Draft
+from emb_tool.errors import Refused
 from emb_tool.evaluate.task import run_tasks
 from emb_tool.ops.parts import parts_of
 from emb_tool.plan import Plan
@@ -33,8 +38,12 @@ RANGE_TEXTS = 1024
 """Texts whose vectors give the ranges for eight bits."""
 
 
+LEAST = 3
+"""Texts that chains can be compared on."""
+
+
 class Heldout(NamedTuple):
-    """Texts that nothing is calibrated on, and their vectors before anything was done."""
+    """Texts that chains are compared on, and their vectors before anything was done."""
 
     texts: list[str]
     prompt: str
@@ -57,6 +66,8 @@ class Compress:
         self.papers = list(dict.fromkeys(step.paper for step in self.steps if step.paper))
         self.missed: str | None = None
         self.folder = Path(job.output)
+        self._work: Work | None = None
+        self._heldout: Heldout | None = None
         self._reference: Pair | None = None
 
     @property
@@ -75,85 +86,106 @@ class Compress:
     # -- the work ---------------------------------------------------------------------------------
 
     def work(self, folder: Path, state: Path, runtime: Runtime) -> None:
-        """Write the compressed model into `folder`."""
-        clock = time.perf_counter()
+        """Write the compressed model into `folder`; of several processes rank 0 does it alone.
 
-        def lap(name: str) -> None:
-            nonlocal clock
-            now = time.perf_counter()
-            self.report.timings[name] = now - clock
-            clock = now
+        All of them tune. A run that is taken up goes the same way again, past what it finds in
+        `state`: results of steps, chains that a search has measured, the state of the training.
+        """
+        runtime.on_main(lambda: self._compress(folder, state, runtime.alone))
+        if self.job.tune:
+            with self._timed("tune_seconds"):
+                told = tune_files(folder, self.setup.body, self.job, state, runtime, self.progress)
+                self.report.facts["tuning"] = told
+        if self.job.texts and not self.setup.is_bare:
+            with self._timed("ranges_seconds"):
+                runtime.on_main(lambda: self._write_ranges(folder))
 
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.report.timings[name] = time.perf_counter() - started
+
+    def _compress(self, folder: Path, state: Path, runtime: Runtime) -> None:
+        """All but the tuning: read the texts, carry out the steps, write what they make."""
         _clear(folder, state)
         start = Draft.of(self.setup.body)
-        if self.setup.is_bare:
-            self._work_on_tables(start, folder, state, runtime)
-            return
-        work, heldout = self._texts(state, runtime)
-        goal = work.vectors(start, heldout)
-        prompt = work.prompt(work.encoder(start))
-        np.save(state / "heldout.npy", goal)
-        lines = [json.dumps({"text": text, "prompt": prompt}) + "\n" for text in heldout]
-        (state / "heldout.jsonl").write_text("".join(lines), encoding="utf-8")
-        lap("read_seconds")
-        draft, searches = carry_out(self.steps, start, work), self.job.searches
-        if searches:
-            self._search(draft, work, Heldout(heldout, prompt, goal), folder, state)
-        lap("calibrate_seconds")
+        with self._timed("read_seconds"):
+            work = self._work = self._begin(start, state, runtime)
+        with self._timed("calibrate_seconds"):
+            draft = carry_out(self.steps, start, work)
+            if self.job.searches:
+                draft = self._search(draft, work, state)
+            self._tell_taken(work.kept)
         work.close()
         if self.job.format == "compressed-tensors":
             export(draft)
-        if not searches:
+        with self._timed("write_seconds"):
             self._write(draft, folder)
-        if self.setup.partner is not None:
-            self.setup.shaped(self.setup.partner, draft.values).write(folder / "partner")
-        lap("write_seconds")
-        if self.job.tune:
-            from emb_tool.compress.tuning import tune_files
+            if self.setup.partner is not None:
+                self.setup.shaped(self.setup.partner, draft.values).write(folder / "partner")
+            if self.job.tune:
+                write_teacher(self.setup.shaped(self.setup.body, draft.values), state)
 
-            shaped = self.setup.shaped(self.setup.body, draft.values)
-            self.report.facts["tuning"] = tune_files(
-                folder, shaped, self.job, state, runtime, self.progress
-            )
-            lap("tune_seconds")
-        if self.job.texts:
-            self._write_ranges(folder, work)
-            lap("ranges_seconds")
-
-    def _work_on_tables(self, draft: Draft, folder: Path, state: Path, runtime: Runtime) -> None:
-        """Tables of a bare file: there is no model to run."""
+    def _begin(self, start: Draft, state: Path, runtime: Runtime) -> Work:
+        """What steps work with; and what chains, and the result, are measured on."""
         from emb_tool.calibration import Work
 
-        clock = time.perf_counter()
-        work = Work([], runtime, self.progress, state, self.job.seed)
-        draft = carry_out(self.steps, draft, work)
-        self.report.timings["calibrate_seconds"] = time.perf_counter() - clock
-        clock = time.perf_counter()
-        self._write(draft, folder)
-        self.report.timings["write_seconds"] = time.perf_counter() - clock
+        job, kept = self.job, Kept(state / "kept")
+        if self.setup.is_bare:  # tables alone: there is no model to run
+            return Work([], runtime, self.progress, state, job.seed, kept=kept)
+        if not job.texts and any(step.calibrated for step in self.steps):
+            self.progress.warn(
+                "no --texts: calibrating on sentences of Python's documentation; give texts "
+                "like those that will be searched, the result depends on them"
+            )
+        parts = Parts.of(job, state)
+        self.report.facts["texts"] = parts.counts
+        work = Work(
+            parts.calibration, runtime, self.progress, state, job.seed, job.prompt_name, kept
+        )
+        prompt = work.prompt(work.encoder(start))
+        np.save(state / "heldout.npy", work.vectors(start, parts.report))
+        lines = [json.dumps({"text": text, "prompt": prompt}) + "\n" for text in parts.report]
+        (state / "heldout.jsonl").write_text("".join(lines), encoding="utf-8")
+        if job.searches and not job.eval:
+            if len(parts.choice) < LEAST:
+                raise Refused(
+                    f"--target: {len(parts.choice)} texts are left to choose on",
+                    "give more --texts, or tasks to choose by: --eval",
+                )
+            self._heldout = Heldout(parts.choice, prompt, work.vectors(start, parts.choice))
+        return work
+
+    def _tell_taken(self, kept: Kept) -> None:
+        """Say from where a run that was killed goes on."""
+        if kept.taken:
+            self.report.facts["taken_up"] = dict(kept.taken)
+            told = ", ".join(f"{count:,} {kind}" for kind, count in kept.taken.items())
+            self.progress.say(f"taken up from the run before: {told}")
 
     def _write(self, draft: Draft, folder: Path) -> None:
         with self.progress.task("writing", draft.nbytes, "B") as advance:
             draft.write(folder, advance)
         self.report.facts |= {"steps": list(draft.notes), **draft.facts}
 
-    def _write_ranges(self, folder: Path, work: Work) -> None:
+    def _write_ranges(self, folder: Path) -> None:
         """Ranges of the new vectors, for `embtool encode --precision int8`."""
         from emb_tool.checkpoint.ranges import Ranges, write_ranges
         from emb_tool.encoder import Encoder
 
+        work = self._work
+        assert work is not None
         encoder = Encoder.open(folder, work.runtime)
         vectors = encoder.encode(work.sample[:RANGE_TEXTS], work.prompt(encoder))
         write_ranges(folder, Ranges.of(vectors))
 
-    def _search(
-        self, draft: Draft, work: Work, heldout: Heldout, folder: Path, state: Path
-    ) -> None:
-        """Find the chain that `--target` asks for; its files become the output."""
+    def _search(self, draft: Draft, work: Work, state: Path) -> Draft:
+        """Find the chain that `--target` asks for."""
         from emb_tool.compress.search import Search
 
         job = self.job
-        search = Search(draft, work, lambda path: self._kept(path, heldout, work), state)
+        search = Search(draft, work, lambda path: self._kept(path, work), state)
         if job.target is not None:
             aim = f"--target {job.target / 1e6:g} MB"
             found = search.below(job.target)
@@ -162,9 +194,6 @@ class Compress:
             aim = f"--target-retention {job.target_retention:g}"
             found = search.keeping(job.target_retention)
         chosen = found or search.nearest()
-        assert chosen.folder is not None
-        for path in chosen.folder.iterdir():
-            path.rename(folder / path.name)
         if found is None:
             self.missed = f"{aim} cannot be met; the nearest is {chosen.spelled}"
         # the recipe that is recorded makes the same model again without a search
@@ -173,24 +202,27 @@ class Compress:
             update={"method": steps, "target": None, "target_retention": None, "plot": None}
         )
         self.papers = list(dict.fromkeys(step.paper for step in steps if step.paper))
-        self.report.facts |= {
-            "steps": chosen.notes,
-            "search": {"aim": aim, "chosen": chosen.spelled, "tried": search.told()},
+        self.report.facts["search"] = {
+            "aim": aim,
+            "chosen": chosen.spelled,
+            "by": "the tasks of --eval" if job.eval else "held-out texts that are not reported on",
+            "tried": search.told(),
         }
         self.report.tables.append(search.table(chosen))
         if job.plot:
             search.draw(job.plot, self.setup.body.weight_bytes(), chosen)
+        return search.draft(chosen)
 
-    def _kept(self, folder: Path, heldout: Heldout, work: Work) -> float:
+    def _kept(self, folder: Path, work: Work) -> float:
         """The least share that a written model keeps: of the tasks, or of the neighbours."""
         from emb_tool.encoder import Encoder
         from emb_tool.evaluate.agreement import likeness
         from emb_tool.evaluate.pair import Pair
 
         encoder = Encoder.open(folder, work.runtime)
-        if not self.setup.tasks:
-            vectors = encoder.encode(heldout.texts, heldout.prompt)
-            return likeness(vectors, heldout.vectors)["neighbour overlap"]
+        if self._heldout is not None:
+            vectors = encoder.encode(self._heldout.texts, self._heldout.prompt)
+            return likeness(vectors, self._heldout.vectors)["neighbour overlap"]
         if self._reference is None:
             self._reference = Pair.of(
                 Encoder.open(self.setup.body, work.runtime), self.setup.body.name
@@ -198,33 +230,6 @@ class Compress:
         measures = run_tasks(self.setup.tasks, Pair.of(encoder, folder.name), self._reference)
         kept = [m.value for m in measures if m.name == "retention"]
         return min(value / 100 if value is not None else 0.0 for value in kept)
-
-    def _texts(self, state: Path, runtime: Runtime) -> tuple[Work, list[str]]:
-        """Calibration, and the texts that the result is measured on."""
-        from emb_tool.calibration import Work
-
-        job = self.job
-        sources = job.texts
-        if not sources:
-            from emb_tool.data.sample import sample_texts
-
-            path = state / "sample.jsonl"
-            lines = [json.dumps({"text": text}) for text in sample_texts()]
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            sources = (str(path),)
-            if any(step.calibrated for step in self.steps):
-                self.progress.warn(
-                    "no --texts: calibrating on sentences of Python's documentation; give texts "
-                    "like those that will be searched, the result depends on them"
-                )
-        corpus = Corpus.build(
-            state / "corpus", sources, field=job.text_field, limit=job.limit, holdout=job.holdout
-        )
-        self.report.facts["texts"] = dict(corpus.counts)
-        texts = corpus.texts(map(int, corpus.train))
-        heldout = corpus.texts(map(int, corpus.heldout))
-        work = Work(texts, runtime, self.progress, state, job.seed, job.prompt_name)
-        return work, heldout
 
     # -- after the files are written --------------------------------------------------------------
 
@@ -274,10 +279,6 @@ class Compress:
 
 
 def _clear(folder: Path, state: Path) -> None:
-    """Remove what a killed run has left: a chain is begun anew, it takes minutes at most."""
-    for path in [*folder.iterdir(), *state.iterdir()]:
-        if path != state and not (path.parent == state and path.is_file()):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    """Remove what a killed run was writing; what it had finished stays in `state`."""
+    for path in [*(p for p in folder.iterdir() if p != state), *state.glob("step-*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from emb_tool import registry
+from emb_tool.checkpoint.kept import Result
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.report import Table
@@ -54,15 +55,11 @@ class Tried:
         steps: What it does.
         bytes: Of its weights.
         kept: Least share kept in what is measured; None while it is only planned.
-        folder: Where it was written.
-        notes: What its steps said.
     """
 
     steps: tuple[Surgery, ...]
     bytes: int
     kept: float | None = None
-    folder: Path | None = None
-    notes: list[str] = field(default_factory=list)
 
     @property
     def spelled(self) -> str:
@@ -99,7 +96,7 @@ class Search:
         start: The model, with the steps that were asked for besides.
         work: Texts.
         measure: Maps a folder to the least share kept.
-        scratch: Where chains are written; the best one's folder is left there.
+        scratch: Where chains are written to be measured.
     """
 
     def __init__(
@@ -163,20 +160,26 @@ class Search:
         measured = [chain for chain in self.tried if chain.kept is not None]
         return max(measured, key=lambda chain: chain.kept or 0.0)
 
-    def _try(self, chain: Tried) -> float:
+    def draft(self, chain: Tried) -> Draft:
+        """What a chain makes; its steps' results are kept, so once it was tried this is quick."""
         draft, rest = self._begin(chain.steps)
-        draft = carry_out(rest, draft, self.work)
-        chain.folder = self.scratch / f"chain-{self.tried.index(chain)}"
-        shutil.rmtree(chain.folder, ignore_errors=True)
-        chain.folder.mkdir(parents=True)
-        draft.write(chain.folder)
-        chain.bytes = sum(file.stat().st_size for file in chain.folder.rglob("*.safetensors"))
-        chain.kept = self.measure(chain.folder)
-        self.work.progress.say(
-            f"{chain.bytes / 1e6:,.2f} MB keep {chain.kept:.2%}: {chain.spelled}"
-        )
-        chain.notes = list(draft.notes)
-        return chain.kept
+        return carry_out(rest, draft, self.work)
+
+    def _try(self, chain: Tried) -> float:
+        def measured() -> Result:
+            folder = self.scratch / "chain"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            self.draft(chain).write(folder)
+            size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+            kept = self.measure(folder)
+            shutil.rmtree(folder)
+            return Result({}, {"bytes": size, "kept": kept})
+
+        found = self.work.result(self.start, "chains measured", measured, chain.spelled)
+        size, kept = chain.bytes, chain.kept = found.facts["bytes"], float(found.facts["kept"])
+        self.work.progress.say(f"{size / 1e6:,.2f} MB keep {kept:.2%}: {chain.spelled}")
+        return kept
 
     def told(self) -> list[dict[str, object]]:
         """Every chain as plain data."""

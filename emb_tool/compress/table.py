@@ -6,13 +6,14 @@ A table method makes a packed module (`emb_tool.packed`) of the token table of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from emb_tool.checkpoint.kept import Result
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.method import TextList
@@ -155,18 +156,33 @@ class TableMethod(Surgery):
         Raises:
             Refused: NaN or infinities, or a relative error above `LOSSY` without `allow_lossy`.
         """
+        names = self.targets(before)
+        found = work.result(draft, "steps on tables", lambda: self._fitted(before, names, work))
+        for name, facts in found.facts.items():
+            head = f"{name} "
+            buffers = {n.removeprefix(head): t for n, t in found.tensors.items() if head in n}
+            made = packed_of(facts["spec"], buffers)
+            draft.repack(module_name(name), made)
+            error, weighted = facts["errors"]
+            self._judge(draft, name, made, error, weighted, facts["counted"])
+
+    def _fitted(self, before: Draft, names: Sequence[str], work: Work) -> Result:
+        """The packed tables as tensors and facts."""
         from emb_tool.ops import rows
 
-        names = self.targets(before)
+        tensors: dict[str, torch.Tensor] = {}
+        facts: dict[str, Any] = {}
         with rows.working(work.runtime.device, work.progress):
             tables = {name: self._load(before, name, work) for name in names}
             counts = {name: self._frequencies(before, name, work) for name in names}
             for name, made in self.fit(before, tables, counts, work.seed).items():
                 made.to(work.runtime.device)
                 errors = rows.relative_error(tables[name], made.rows, counts[name])
-                made.spec |= _called(before, name)
-                draft.repack(module_name(name), made.cpu())
-                self._judge(draft, name, made, *errors, counts[name] is not None)
+                spec = made.cpu().spec | _called(before, name)
+                counted = counts[name] is not None
+                facts[name] = {"spec": spec, "errors": errors, "counted": counted}
+                tensors |= {f"{name} {buffer}": held for buffer, held in made.named_buffers()}
+        return Result(tensors, facts)
 
     def fit(
         self,
@@ -235,6 +251,16 @@ class TableMethod(Surgery):
         else:
             counts = work.frequencies(draft)
         return torch.from_numpy(counts).float()
+
+
+def packed_of(spec: Mapping[str, Any], buffers: Mapping[str, torch.Tensor]) -> Packed:
+    """A packed module from what is stored of it."""
+    from emb_tool import packed
+
+    made = packed.kind(spec["kind"])(spec)
+    for name, held in buffers.items():
+        setattr(made, name, held)
+    return made
 
 
 def module_name(tensor: str) -> str:

@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.job import CompressJob
+from emb_tool.compress.parts import halves
 from emb_tool.data.corpus import Corpus
 from emb_tool.draft import Draft, Lazy
 from emb_tool.progress import Progress
@@ -20,17 +23,38 @@ if TYPE_CHECKING:
     from emb_tool.encoder import Encoder
     from emb_tool.runtime import Runtime
 
+TEACHER = "teacher"
+"""Where a model of turned or cut vectors lies while it is tuned towards."""
+
+
+def write_teacher(shaped: Draft, state: Path) -> None:
+    """Write what is tuned towards, if it is not the input itself.
+
+    Args:
+        shaped: The input after the steps that shape vectors.
+        state: Folder for what is needed on the way.
+    """
+    if shaped.history:
+        shutil.rmtree(state / TEACHER, ignore_errors=True)
+        (state / TEACHER).mkdir()
+        shaped.write(state / TEACHER)
+
 
 def tune_files(
-    folder: Path, shaped: Draft, job: CompressJob, state: Path, runtime: Runtime, progress: Progress
+    folder: Path,
+    body: Checkpoint,
+    job: CompressJob,
+    state: Path,
+    runtime: Runtime,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Train scales, codebooks, norms, biases and Dense modules; the matrices keep their codes.
 
     Args:
         folder: The files as written; replaced.
-        shaped: The input after the steps that shape vectors: the teacher.
+        body: The input: the teacher, unless `write_teacher` has written one.
         job: Texts and settings.
-        state: Folder for what is needed on the way.
+        state: Folder for what is needed on the way, and for a run that is taken up.
         runtime: Where.
         progress: Bar and warnings.
 
@@ -43,13 +67,11 @@ def tune_files(
     from emb_tool.training.teacher import CheckpointTeacher
     from emb_tool.training.tune import Tune, tune
 
-    corpus = Corpus.build(
-        state / "tune-corpus", job.tune, field=job.text_field, limit=job.limit, holdout=job.holdout
-    )
-    source = shaped.checkpoint
-    if shaped.history:
-        source = _written(shaped, state / "teacher")
-    teacher = Encoder.open(source, runtime)
+    runtime.on_main(lambda: _corpus(job, state))
+    corpus = _corpus(job, state)
+    runtime.reseed()  # what came before depends on whether the run was taken up
+    source = state / TEACHER
+    teacher = Encoder.open(Checkpoint.open(source) if source.is_dir() else body, runtime)
     prompt = teacher.prompt(job.prompt_name)
     with progress.task("teacher", len(corpus), "texts") as advance:
         targets = gather_targets(
@@ -75,17 +97,39 @@ def tune_files(
     outcome = tune(student, corpus, targets, prompt, method, runtime, state / "tune", progress)
     for module in packed:
         module.lock()
-    tuned = state / "tuned"
-    take(Draft.of(checkpoint), student).write(tuned)
-    for path in tuned.rglob("*.safetensors"):
-        path.replace(folder / path.relative_to(tuned))
-    shutil.rmtree(tuned)
+
+    def replace_files() -> None:
+        tuned = state / "tuned"
+        shutil.rmtree(tuned, ignore_errors=True)
+        tuned.mkdir()
+        take(Draft.of(checkpoint), student).write(tuned)
+        for path in tuned.rglob("*.safetensors"):
+            path.replace(folder / path.relative_to(tuned))
+
+    runtime.on_main(replace_files)
     return {
         "texts": outcome.texts,
         "parameters": trained,
         "best_at": outcome.best,
         "history": outcome.history,
+        "resumed_at": outcome.resumed_at,
     }
+
+
+def _corpus(job: CompressJob, state: Path) -> Corpus:
+    """The texts to tune on; none of those that the result is measured on is among them."""
+    corpus = Corpus.open(state / "tune-corpus") or Corpus.build(
+        state / "tune-corpus", job.tune, field=job.text_field, limit=job.limit, holdout=job.holdout
+    )
+    measured = Corpus.open(state / "corpus")
+    if measured is not None:
+        report, _ = halves(measured)
+        barred = {measured.keys[i].tobytes() for i in report}
+        corpus.train, corpus.heldout = (
+            np.array([i for i in part if corpus.keys[i].tobytes() not in barred], part.dtype)
+            for part in (corpus.train, corpus.heldout)
+        )
+    return corpus
 
 
 def take(draft: Draft, encoder: Encoder) -> Draft:
@@ -112,9 +156,3 @@ def _of(lazy: Lazy, value: torch.Tensor) -> Lazy:
     dtype = torch_dtype(lazy.spec.dtype)
     held = value.detach().cpu().to(dtype)
     return lazy._replace(load=lambda: held)
-
-
-def _written(draft: Draft, folder: Path) -> Checkpoint:
-    folder.mkdir(parents=True)
-    draft.write(folder)
-    return Checkpoint.open(folder)

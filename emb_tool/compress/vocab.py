@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from emb_tool.checkpoint.kept import Result
 from emb_tool.checkpoint.layout import POSITION_TABLE
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
@@ -81,9 +82,19 @@ class Vocab(Surgery):
 
     def apply(self, draft: Draft, before: Draft, work: Work) -> None:
         """Count, choose, renumber; then tokenise the texts both ways."""
+        model = _Model.of(draft)
+        found = work.result(draft, "vocabularies", lambda: self._choose(draft, model, work))
+        ids = {old: new for new, old in enumerate(found.tensors["kept"].tolist())}
+        model.cut(draft, ids)
+        draft.notes = [note for note in draft.notes if not note.startswith(_AT_MOST)]
+        self._tell(draft, model.count, len(ids), found.facts)
+
+    def _choose(self, draft: Draft, model: _Model, work: Work) -> Result:
+        """The old ids in the order of the new, and what becomes of the texts under them."""
+        import torch
+
         from emb_tool.ops import vocabulary as ops
 
-        model = _Model.of(draft)
         texts, heads = _inputs(draft, work.texts)
         inputs = texts + heads
         with work.progress.task("counting tokens", len(inputs), "texts") as advance:
@@ -100,8 +111,9 @@ class Vocab(Surgery):
         exact = exact and kept.issuperset(wanted)
         ids = ops.number(model.vocabulary, kept)
         _check_padding(draft, ids)
-        model.cut(draft, ids)
-        after = _Model.of(draft)
+        cut = draft.copy()
+        model.cut(cut, ids)
+        after = _Model.of(cut)
         with work.progress.task("checking tokens", len(inputs), "texts") as advance:
             trial, behind = (
                 ops.compare(
@@ -116,8 +128,7 @@ class Vocab(Surgery):
                 f" tokenised differently, the first is {(trial.first or behind.first)[:80]!r}",
                 "leave such texts out, or accept it: with list, size or min_count=2",
             )
-        draft.notes = [note for note in draft.notes if not note.startswith(_AT_MOST)]
-        self._tell(draft, model.count, len(ids), trial)
+        return Result({"kept": torch.tensor([*ids])}, asdict(trial))
 
     def _must(self, model: _Model) -> set[int]:
         from emb_tool.ops.vocabulary import fixed_ids
@@ -129,16 +140,16 @@ class Vocab(Surgery):
         fixed = fixed_ids(model.vocabulary, characters=self.characters)
         return fixed | model.named | {ids[token] for token in self.keep}
 
-    def _tell(self, draft: Draft, before: int, after: int, trial: Any) -> None:
-        share = " -> ".join(f"{x:.3%}" for x in trial.unknown)
+    def _tell(self, draft: Draft, before: int, after: int, trial: Mapping[str, Any]) -> None:
+        share = " -> ".join(f"{x:.3%}" for x in trial["unknown"])
+        old, new = trial["tokens"]
         draft.notes.append(
-            f"vocab: {before:,} ids become {after:,}; {trial.differ:,} of {trial.texts:,} texts are"
-            f" tokenised differently; unknown tokens {share}; tokens {trial.tokens[0]:,} ->"
-            f" {trial.tokens[1]:,}"
+            f"vocab: {before:,} ids become {after:,}; {trial['differ']:,} of {trial['texts']:,}"
+            f" texts are tokenised differently; unknown tokens {share}; tokens {old:,} -> {new:,}"
         )
         draft.facts["vocab"] = {
-            "ids": [before, after], "texts": trial.texts, "texts_differ": trial.differ,
-            "tokens": [*trial.tokens], "unknown_share": [*trial.unknown],
+            "ids": [before, after], "texts": trial["texts"], "texts_differ": trial["differ"],
+            "tokens": [old, new], "unknown_share": [*trial["unknown"]],
         }  # fmt: skip
 
 

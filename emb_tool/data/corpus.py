@@ -24,7 +24,7 @@ from emb_tool.errors import Refused
 DOCUMENT, QUERY = 0, 1
 SCHEMA = 1
 HELD_OUT_SHARE = 10
-"""At most one text in so many is held out."""
+"""At most one text in so many is held out, unless more is asked for."""
 
 _MANIFEST = "corpus.json"
 _ARRAYS = ("offsets", "keys", "roles", "rows", "train", "heldout")
@@ -104,6 +104,7 @@ class Corpus:
         query_field: str | None = None,
         limit: int | None = None,
         holdout: int = 0,
+        share: int = HELD_OUT_SHARE,
     ) -> Corpus:
         """Read texts into a folder; whitespace around them is cut off, empty ones are dropped.
 
@@ -116,7 +117,8 @@ class Corpus:
             field: The field of the documents.
             query_field: The field of the queries.
             limit: Records read at most, of documents and of queries each.
-            holdout: Texts held out at most, and never more than a tenth.
+            holdout: Texts held out at most.
+            share: Never more than one text in so many is held out.
 
         Raises:
             Refused: What `read_texts` refuses; no texts; a folder that holds something else.
@@ -131,7 +133,7 @@ class Corpus:
         building.mkdir()
         try:
             counts = _gather(building, [(documents, field), (queries, query_field)], limit)
-            counts |= _distil_keys(building, counts.pop("document_texts"), holdout)
+            counts |= _distil_keys(building, counts.pop("document_texts"), holdout, share)
             _seal(building, counts)
             if folder.is_dir():
                 shutil.rmtree(folder)
@@ -203,7 +205,7 @@ def _write(file: BinaryIO, buffer: bytearray | array[int]) -> None:
     del buffer[:]
 
 
-def _distil_keys(folder: Path, documents: int, holdout: int) -> dict[str, int]:
+def _distil_keys(folder: Path, documents: int, holdout: int, share: int) -> dict[str, int]:
     """Drop duplicates, choose what is held out and write the arrays.
 
     The two halves of the keys, their order and the sort's own half of it are 28 bytes a text.
@@ -212,6 +214,7 @@ def _distil_keys(folder: Path, documents: int, holdout: int) -> dict[str, int]:
         folder: With what `_gather` wrote; its raw files are removed.
         documents: How many of the texts are documents; they come first.
         holdout: Texts held out at most.
+        share: And one in so many.
     """
     high, low = _halves(folder / "keys.raw")
     total = len(high)
@@ -225,7 +228,7 @@ def _distil_keys(folder: Path, documents: int, holdout: int) -> dict[str, int]:
         keep[b[same]] = False
 
     kept_total = int(keep.sum())
-    budget = min(holdout, kept_total // HELD_OUT_SHARE)
+    budget = min(holdout, kept_total // share)
     lowest = _first_kept(order, keep, budget + 1)
     # A text in both roles stands there twice; the budget must not part the two.
     if 0 < budget < len(lowest):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ def second_moments(
     layers: Mapping[str, nn.Module],
     batches: Sequence[Batch],
     place: torch.device,
+    done: Container[str] = (),
 ) -> Iterator[Seen]:
     """Σ x xᵀ of each layer's inputs, in order of execution.
 
@@ -52,23 +53,26 @@ def second_moments(
         layers: Name to linear layer, within the model; those that are not run are left out.
         batches: The calibration.
         place: Where float64 sums are kept.
+        done: Layers that are left out, being changed already.
     """
     trace = _trace(model, layers, batches[0])
     stack = trace.blocks
     outputs: list[Any] = [None] * len(batches)
-    done = 0  # blocks whose outputs are kept
+    past = 0  # blocks whose outputs are kept
     try:
         for names, ready in trace.stages:
+            if all(name in done for name in names):
+                continue
             total, tokens = None, 0
             for index, batch in enumerate(batches):
-                with _skipping(stack[:done], outputs[index]), torch.no_grad():
-                    seen = _run(batch, model, [layers[n] for n in names], trace, stack[done:ready])
+                with _skipping(stack[:past], outputs[index]), torch.no_grad():
+                    seen = _run(batch, model, [layers[n] for n in names], trace, stack[past:ready])
                 if seen.output is not None:
                     outputs[index] = seen.output
                 moments = seen.moments.to(place, torch.float64)
                 total = moments if total is None else total.add_(moments)
                 tokens += seen.tokens
-            done = max(done, ready)
+            past = max(past, ready)
             assert total is not None
             yield Seen(list(names), total, tokens)
     finally:

@@ -121,8 +121,8 @@ def test_layers_that_no_text_reaches_are_rounded_to_nearest(
 ) -> None:
     every = inputs.second_moments
 
-    def few(model, layers, batches, place):
-        return every(model, {n: x for n, x in layers.items() if ".0." in n}, batches, place)
+    def few(model, layers, *rest):
+        return every(model, {n: x for n, x in layers.items() if ".0." in n}, *rest)
 
     monkeypatch.setattr(inputs, "second_moments", few)
     written(tiny_bert, tmp_path / "gptq", sentences[:100], Gptq(bits=4, group=16))

@@ -1,0 +1,100 @@
+"""What a killed run had finished: results of single steps, each in a file of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FACTS = "facts"
+
+
+class Result(NamedTuple):
+    """What a step has found: tensors by name, and what JSON holds."""
+
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+
+class Kept:
+    """Results on disk; a run that is taken up finds those of the run before.
+
+    A result is written under another name, forced to disk and renamed: it is there whole or not
+    at all.
+
+    Args:
+        folder: Where they lie; None keeps nothing.
+
+    Attributes:
+        taken: How many results of the run before have been used, by kind.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.taken: Counter[str] = Counter()
+        self._before: set[Path] = set()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._before = set(folder.glob("*.safetensors"))
+
+    def result(self, kind: str, names: Sequence[str], make: Callable[[], Result]) -> Result:
+        """A result, made only if it is not there.
+
+        Args:
+            kind: What it is called in the report, in the plural.
+            names: All that it depends on, for this job.
+            make: Makes it.
+        """
+        if self.folder is None:
+            return make()
+        found = self.find(kind, names)
+        if found is None:
+            _write(self._path(kind, names), make())
+            found = self.find(kind, names)
+        assert found is not None
+        return found
+
+    def find(self, kind: str, names: Sequence[str]) -> Result | None:
+        """A result, if it is there."""
+        path = self._path(kind, names)
+        if self.folder is None or not path.exists():
+            return None
+        if path in self._before:
+            self.taken[kind] += 1
+            self._before.remove(path)
+        return _read(path)
+
+    def _path(self, kind: str, names: Sequence[str]) -> Path:
+        key = json.dumps([kind, *names]).encode()
+        name = f"{blake2b(key, digest_size=16).hexdigest()}.safetensors"
+        return (self.folder or Path()) / name
+
+
+def _write(path: Path, made: Result) -> None:
+    from safetensors.torch import save_file
+
+    new = path.with_suffix(".new")
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in made.tensors.items()}
+    for name, tensor in tensors.items():
+        if tensor.untyped_storage().nbytes() > tensor.nbytes:  # safetensors refuses shared memory
+            tensors[name] = tensor.clone()
+    save_file(tensors, str(new), {_FACTS: json.dumps(made.facts)})
+    with open(new, "rb+") as file:
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def _read(path: Path) -> Result:
+    """Also what was just written, so that a run that is taken up sees the same to the bit."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), "pt") as file:
+        facts = json.loads(file.metadata()[_FACTS])
+        return Result({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118

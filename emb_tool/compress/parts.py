@@ -1,0 +1,63 @@
+"""The texts of a compression in three parts: to calibrate on, to choose on, to report on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from emb_tool.compress.job import CompressJob
+from emb_tool.data.corpus import HELD_OUT_SHARE, Corpus
+
+
+class Parts(NamedTuple):
+    """No text is in two of them; which is where hangs on its content alone.
+
+    Args:
+        calibration: What steps look at.
+        choice: What `--target` compares chains on.
+        report: What the result is measured on.
+        counts: For the report.
+    """
+
+    calibration: list[str]
+    choice: list[str]
+    report: list[str]
+    counts: dict[str, int]
+
+    @classmethod
+    def of(cls, job: CompressJob, state: Path) -> Parts:
+        """Read them, or what a run before has read; without --texts a sample of our own."""
+        corpus = Corpus.open(state / "corpus") or Corpus.build(
+            state / "corpus",
+            job.texts or _sample(state / "sample.jsonl"),
+            field=job.text_field,
+            limit=job.limit,
+            holdout=2 * job.holdout,
+            share=HELD_OUT_SHARE // 2,
+        )
+        report, choice = halves(corpus)
+        return cls(
+            corpus.texts(corpus.train),
+            corpus.texts(choice),
+            corpus.texts(report),
+            {**corpus.counts, "heldout": len(report), "to_choose_on": len(choice)},
+        )
+
+
+def halves(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+    """What is held out, to report on and to choose on: by turns in the order of the keys."""
+    held = np.asarray(corpus.heldout)
+    by_key = np.array(sorted(held, key=lambda i: corpus.keys[i].tobytes()), dtype=held.dtype)
+    return np.sort(by_key[::2]), np.sort(by_key[1::2])
+
+
+def _sample(path: Path) -> tuple[str, ...]:
+    """Sentences of Python's own documentation, in a file."""
+    from emb_tool.data.sample import sample_texts
+
+    lines = [json.dumps({"text": text}) + "\n" for text in sample_texts()]
+    path.write_text("".join(lines), encoding="utf-8")
+    return (str(path),)
