@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from emb_tool.draft import Draft
+from emb_tool.draft import Draft, append_dense, project
 from emb_tool.errors import Refused
 from emb_tool.surgery import Surgery
 
@@ -49,11 +49,11 @@ class Rotate(Surgery):
             raise Refused(f"rotate: center=true belongs to basis=pca, not {self.basis}", None)
         key, values = _key(draft), draft.values
         if self.center:
-            draft.append_dense(
-                lambda: values[key], lambda: -values[key] @ values[f"{key} mean"], width
+            append_dense(
+                draft, lambda: values[key], lambda: -values[key] @ values[f"{key} mean"], width
             )
         else:
-            draft.project(width, lambda matrix: values[key] @ matrix)
+            project(draft, width, lambda matrix: values[key] @ matrix)
 
     def apply(self, draft: Draft, before: Draft, work: Work) -> None:
         """Find V."""

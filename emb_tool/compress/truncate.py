@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from emb_tool.draft import Draft
+from emb_tool.draft import Draft, project
 from emb_tool.errors import Refused
 from emb_tool.surgery import Surgery
 
@@ -39,7 +39,7 @@ class Truncate(Surgery):
                 f"truncate: dim={self.dim}, but the vectors have {width} dimensions",
                 f"at most {width}",
             )
-        draft.project(self.dim, lambda matrix: matrix[: self.dim])
+        project(draft, self.dim, lambda matrix: matrix[: self.dim])
         draft.layout = replace(draft.layout, truncate_dim=None)
         if draft.config:  # vLLM and SGLang cut further only where they are told that they may
             draft.config["is_matryoshka"] = True

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.cast import Cast
-from emb_tool.draft import Draft
+from emb_tool.draft import Draft, append_dense
 from emb_tool.errors import Refused
 
 
@@ -61,7 +61,7 @@ def test_stock_libraries_open_it_in_that_dtype(
 
     source = request.getfixturevalue(model)
     draft = Draft.of(Checkpoint.open(source))
-    draft.append_dense(lambda: torch.eye(32)[:16].clone(), lambda: torch.zeros(16), 16)
+    append_dense(draft, lambda: torch.eye(32)[:16].clone(), lambda: torch.zeros(16), 16)
     written(source, tmp_path / "out", Cast(dtype=dtype), draft)
     opened = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     name = {"bf16": "bfloat16", "fp16": "float16"}[dtype]

@@ -245,7 +245,10 @@ def test_an_output_head_needs_the_matrix(packed: Callable[[str], Path]) -> None:
 
 
 def test_a_table_in_two_places(tmp_path: Path, sentences: list[str]) -> None:
-    """T5: `shared` is the encoder's table too; what transformers keeps in float32 stays."""
+    """T5: `shared` is the encoder's table too, here stored twice as in older checkpoints.
+
+    What transformers keeps in float32 stays.
+    """
     from transformers import T5Config, T5EncoderModel
 
     tokenizer = bert_tokenizer()
@@ -258,9 +261,13 @@ def test_a_table_in_two_places(tmp_path: Path, sentences: list[str]) -> None:
     folder = save_model(
         tmp_path / "t5", model, tokenizer, pooling="mean", max_length=32, prompts={}
     )
+    held = load_file(folder / "model.safetensors")
+    held["encoder.embed_tokens.weight"] = held["shared.weight"].clone()
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
     out = pack(folder, tmp_path / "out", tables=8, group=0)
     tensors = load_file(out / "model.safetensors")
     assert tensors["shared.weight"].dtype == torch.uint8
+    assert "encoder.embed_tokens.weight" not in tensors
     assert tensors["encoder.block.0.layer.1.DenseReluDense.wo.weight"].dtype == torch.float32
     wanted = encode(folder, sentences[:20])
     found = encode(out, sentences[:20])

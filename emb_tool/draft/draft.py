@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from emb_tool.checkpoint.files import inside, join, write_json
+from emb_tool.checkpoint.files import inside, join
 from emb_tool.checkpoint.header import TORCH_NAMES
-from emb_tool.checkpoint.layout import Layout, ModuleSpec, packed_modules, write_layout
-from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
-from emb_tool.checkpoint.writer import ShardWriter
+from emb_tool.checkpoint.layout import Layout, packed_modules
+from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.draft.tables import SHARED, stored_twice, token_table
+from emb_tool.draft.write import write
 from emb_tool.errors import Refused
 from emb_tool.plan import TensorSpec
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     import torch
 
     from emb_tool.packed.base import Packed
-
-NOTICE = "packed weights: pip install embtool, then `import emb_tool.hub` before loading"
-"""Stands in the config of a checkpoint that other libraries cannot read alone."""
 
 
 class Lazy(NamedTuple):
@@ -89,16 +87,19 @@ class Draft:
                     name: Lazy(spec, _part_reader(checkpoint, module.path, name))
                     for name, spec in weights.tensors.items()
                 }
+        twice = stored_twice(checkpoint)
         return cls(
             checkpoint,
             {
                 name: Lazy(spec, _reader(checkpoint, name))
                 for name, spec in checkpoint.tensors.items()
+                if name not in twice
             },
             dict(checkpoint.config),
             layout,
             modules,
             packed=packed_modules(checkpoint.config),
+            notes=[f"{name} repeats {SHARED} and is stored once" for name in twice],
         )
 
     def copy(self) -> Draft:
@@ -188,7 +189,7 @@ class Draft:
         """
         from emb_tool.ops.layers import keep_layers, plan_cut
 
-        if self.tensors.keys() != self.checkpoint.tensors.keys():
+        if self.tensors.keys() != Draft.of(self.checkpoint).tensors.keys():
             raise Refused(
                 f"the layers are no longer those of {self.checkpoint.name}",
                 "choose the layers in one step, before any other",
@@ -197,6 +198,8 @@ class Draft:
         kept = {}
         for step in plan.steps:
             (old,), (new,) = step.reads, step.writes
+            if old not in self.tensors:
+                continue  # stored twice, and written once
             spec, load = self.tensors[old]
             kept[new.name] = Lazy(replace(spec, name=new.name), load)
         self.tensors = kept
@@ -264,155 +267,14 @@ class Draft:
             self.set(name, TensorSpec(name, (nbytes,), "U8"), lambda b=buffer: getattr(made, b))  # type: ignore[misc]
         self.packed[module] = dict(made.spec)
 
-    def project(self, dim: int, fold: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Let every vector x become W x, in the weights that are there where that is exact.
-
-        A static table is multiplied itself, and a last Dense without activation too; otherwise a
-        Dense is put in, before a last Normalize.
-
-        Args:
-            dim: Rows of W, the new width.
-            fold: Maps a matrix M (width, n) float32 to W M.
-        """
-        import torch
-
-        width = self.layout.dim
-        assert width is not None
-        modules = list(self.layout.modules)
-        last = len(modules) - (modules[-1].kind == "Normalize")
-        end = modules[last - 1]
-        if end.kind == "StaticEmbedding" and not self.packed:
-            name = self.table_name()
-            spec = self.spec(name)
-            self.map(
-                name,
-                replace(spec, shape=(spec.shape[0], dim)),
-                lambda table: fold(table.float().T).T.contiguous().to(table.dtype),
-            )
-        elif end.kind == "Dense" and _linear(end):
-            for name, lazy in list(self.modules[end.path].items()):
-                load, spec = lazy.load, replace(lazy.spec, shape=(dim, *lazy.spec.shape[1:]))
-
-                def folded(load: Callable[[], torch.Tensor] = load) -> torch.Tensor:
-                    held = load()
-                    matrix = fold(held.float().reshape(len(held), -1))
-                    return matrix.reshape(dim, *held.shape[1:]).contiguous().to(held.dtype)
-
-                self.modules[end.path][name] = Lazy(spec, folded)
-            config = {**end.config, "out_features": dim}
-            modules[last - 1] = replace(end, config=config)
-        else:
-            path = f"new_{len(modules)}"
-            config = {
-                "in_features": width, "out_features": dim, "bias": False,
-                "activation_function": "torch.nn.modules.linear.Identity",
-            }  # fmt: skip
-            modules.insert(last, ModuleSpec("Dense", path, config))
-            spec = TensorSpec("linear.weight", (dim, width), "F32")
-            self.modules[path] = {
-                spec.name: Lazy(spec, lambda: fold(torch.eye(width)).contiguous())
-            }
-        self.layout = replace(self.layout, modules=tuple(modules), dim=dim)
-
-    def append_dense(
-        self, weight: Callable[[], torch.Tensor], bias: Callable[[], torch.Tensor], dim: int
-    ) -> None:
-        """Let every vector x become Norm(W x + b), in a Dense and a Normalize at the end.
-
-        Args:
-            weight: Makes W, (dim, width) float32.
-            bias: Makes b, (dim,) float32.
-            dim: The new width.
-        """
-        width = self.layout.dim
-        assert width is not None
-        count = len(self.layout.modules)
-        config = {
-            "in_features": width, "out_features": dim, "bias": True,
-            "activation_function": "torch.nn.modules.linear.Identity",
-        }  # fmt: skip
-        dense = ModuleSpec("Dense", f"new_{count}", config)
-        modules = (*self.layout.modules, dense, ModuleSpec("Normalize", f"new_{count + 1}"))
-        specs = [
-            TensorSpec("linear.weight", (dim, width), "F32"),
-            TensorSpec("linear.bias", (dim,), "F32"),
-        ]
-        loads = (weight, bias)
-        self.modules[dense.path] = {
-            spec.name: Lazy(spec, load) for spec, load in zip(specs, loads, strict=True)
-        }
-        self.layout = replace(self.layout, modules=modules, dim=dim, normalises=True)
-
-    # -- writing it -------------------------------------------------------------------------------
-
     def write(self, folder: Path, progress: Callable[[int], None] | None = None) -> Layout:
-        """Write the whole checkpoint; returns its layout as written.
-
-        Args:
-            folder: An empty folder.
-            progress: Called with the bytes of each tensor written.
-        """
-        copy_side_files(self.checkpoint, folder)
-        for name, content in self.files.items():
-            if content is None:
-                (folder / name).unlink(missing_ok=True)
-            else:
-                (folder / name).write_bytes(content)
-        config = {k: v for k, v in self.config.items() if v is not None}
-        if self.packed:
-            modules = {name: self.packed[name] for name in sorted(self.packed)}
-            config["quantization_config"] = {
-                "quant_method": "embtool", "version": 1, "notice": NOTICE, "modules": modules,
-            }  # fmt: skip
-        if config:  # a static table has none, unless it is packed
-            write_json(folder / "config.json", config)
-        # a bare file of tensors has no modules
-        written = write_layout(folder, self.layout) if self.layout.modules else self.layout
-        _write(folder / written.main, self.tensors, progress)
-        for old, new in zip(self.layout.modules[1:], written.modules[1:], strict=True):
-            if self.modules.get(old.path):
-                (folder / new.path).mkdir(parents=True, exist_ok=True)
-                _write(folder / new.path, self.modules[old.path], progress)
-        return written
-
-
-def _linear(module: ModuleSpec) -> bool:
-    """Whether a Dense has no activation (sentence-transformers' default is Tanh)."""
-    return str(module.config.get("activation_function", "Tanh")).endswith("Identity")
+        """See `emb_tool.draft.write.write`."""
+        return write(self, folder, progress)
 
 
 def pending() -> torch.Tensor:
     """Stands for a tensor that `apply` is to fill."""
     raise AssertionError("a step announced this tensor and did not make it")
-
-
-def token_table(draft: Draft) -> str:
-    """See `Draft.table_name`."""
-    family = draft.layout.family
-    found = [
-        name
-        for name, lazy in draft.tensors.items()
-        if len(lazy.spec.shape) == 2 and name.endswith(TABLE_NAMES)
-    ]
-    if family == "static" and not found:
-        found = [name for name, lazy in draft.tensors.items() if len(lazy.spec.shape) == 2][:1]
-    if len(found) == 1:
-        return found[0]
-    packed = [name for name in draft.packed if f"{name}.weight".endswith(TABLE_NAMES)]
-    if packed:
-        raise Refused(f"the token table {packed[0]} is packed already", "pack it in one step")
-    told = ", ".join(found) or "none"
-    raise Refused(
-        f"{draft.checkpoint.name}: the token table cannot be made out (found: {told})",
-        "name it with --tensor",
-    )
-
-
-TABLE_NAMES = (
-    "word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight",
-    "embedding.weight", "shared.weight", "embeddings",
-)  # fmt: skip
-"""How token tables are called, by the ends of their names."""
 
 
 def _stored(cls: Any, spec: Mapping[str, Any]) -> dict[str, int]:
@@ -423,17 +285,6 @@ def _stored(cls: Any, spec: Mapping[str, Any]) -> dict[str, int]:
 
 def _buffers(module: str, made: Packed, names: Iterable[str]) -> dict[str, torch.Tensor]:
     return {f"{module}.{buffer}": getattr(made, buffer) for buffer in names}
-
-
-def _write(
-    folder: Path, tensors: Mapping[str, Lazy], progress: Callable[[int], None] | None
-) -> None:
-    with ShardWriter(folder, [lazy.spec for lazy in tensors.values()]) as writer:
-        for name, lazy in tensors.items():
-            tensor = lazy.load()
-            writer.write(name, tensor)
-            if progress:
-                progress(lazy.spec.nbytes)
 
 
 def _reader(checkpoint: Checkpoint, name: str) -> Callable[[], torch.Tensor]:
