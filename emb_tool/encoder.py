@@ -22,6 +22,7 @@ from emb_tool.checkpoint.layout import Layout, packed_modules, static_table, wri
 from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
 from emb_tool.data.batches import plan_batches
 from emb_tool.errors import Failed, Refused
+from emb_tool.ops.tokenizers import SENTENCEPIECE, lacks_sentencepiece
 from emb_tool.progress import quiet
 from emb_tool.runtime import Runtime
 
@@ -115,9 +116,11 @@ class Encoder:
                         f"{checkpoint.name}: memory ran out while loading it", "use a larger device"
                     ) from error
                 first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+                beside = (checkpoint.path / checkpoint.layout.main).glob("*")
+                unread = lacks_sentencepiece(path.name for path in beside)
                 raise Refused(
                     f"{checkpoint.name}: sentence-transformers cannot load it: {first}",
-                    "check the folder with: embtool inspect",
+                    SENTENCEPIECE if unread else "check the folder with: embtool inspect",
                 ) from error
         layout = checkpoint.layout
         if not training:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,11 @@ FILES = (
     *TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 """All that decides how text becomes ids."""
+
+SENTENCEPIECE = (
+    "it is a sentencepiece model: pip install sentencepiece protobuf, or save the model again with"
+    " its tokenizer.json"
+)
 
 KINDS = ("WordPiece", "Unigram", "BPE", "WordLevel")
 
@@ -93,13 +99,23 @@ def open_tokenizer(
         raise
     except BaseException as error:  # a panic of the library is no Exception
         first = str(error).strip().split("\n")[0] or repr(error)
+        told = f"{name}: no fast tokenizer can be made of {', '.join(sorted(files))}"
+        if lacks_sentencepiece(files):
+            raise Refused(told, SENTENCEPIECE) from None
         raise Refused(
-            f"{name}: no fast tokenizer can be made of {', '.join(sorted(files))}: {first}",
+            f"{told}: {first}",
             "save the model again with its tokenizer.json (transformers: save_pretrained)",
         ) from None
     made.no_truncation()
     made.no_padding()
     return made
+
+
+def lacks_sentencepiece(names: Iterable[str]) -> bool:
+    """Whether a tokenizer is a sentencepiece model alone, which nothing here can read."""
+    found = {*names}
+    alone = "tokenizer.json" not in found and any(name.endswith(".model") for name in found)
+    return alone and not (find_spec("sentencepiece") and find_spec("google"))
 
 
 def _transformers(files: Mapping[str, bytes], config: Mapping[str, Any]) -> Tokenizer:

@@ -17,6 +17,7 @@ from emb_tool.calibration import Work
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.vocab import Vocab
 from emb_tool.draft import Draft
+from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused
 from emb_tool.progress import Progress
 from emb_tool.registry import build
@@ -328,6 +329,18 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, tiny_bert: Path
     (model / "tokenizer.json").write_text("{}")
     with pytest.raises(Refused, match="no fast tokenizer"):
         planned(model)
+
+
+def test_a_sentencepiece_model_alone_says_what_reads_it(
+    tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emb_tool.ops.tokenizers.find_spec", lambda name: None)
+    model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    (model / "tokenizer.json").rename(model / "spiece.model")
+    for attempt in (planned, lambda model: Encoder.open(model, Runtime.start("cpu"))):
+        with pytest.raises(Refused) as refused:
+            attempt(model)
+        assert "pip install sentencepiece" in str(refused.value.hint)
 
 
 def test_a_vocab_txt_alone_is_converted(tmp_path: Path, tiny_bert: Path) -> None:
