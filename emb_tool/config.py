@@ -220,8 +220,12 @@ def _resolve_chain(
                 values[name], origins[name] = value, origin
     classes = [registry.load(cls.verb, name) for name, _, _ in steps]
     ours = set(cls.model_fields) - {"method"}
+    # what such steps share is theirs first: a budget of `-m pq -m int:bits=8` is that of the table
+    common = getattr(import_module(cls.shared[1]), cls.shared[2]) if cls.shared else None
     for key in [key for key in values if key not in ours]:
         having = [i for i, step in enumerate(classes) if key in step.model_fields]
+        if common and key in common.model_fields:
+            having = [i for i in having if issubclass(classes[i], common)] or having
         if not having:
             known = sorted({*ours, *(k for step in classes for k in step.model_fields)})
             chain = " ".join([cls.verb, *(name for name, _, _ in steps)])

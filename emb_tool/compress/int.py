@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 
 from emb_tool.compress.matrices import MatrixMethod
+from emb_tool.method import TextList
 
 if TYPE_CHECKING:
     from emb_tool.ops.matrices import Matrix
@@ -27,7 +28,21 @@ class Int(MatrixMethod):
     paper: ClassVar[str] = "arXiv:1911.02079"
     kind: ClassVar[str] = "int"
 
-    bits: Annotated[int, Field(ge=2, le=8, description="bits of the linear layers")] = 8
+    tensor: Annotated[
+        TextList, Field(description="names or patterns of tensors to pack, as for tables [all]")
+    ] = ()
+    budget: Annotated[
+        float | None,
+        Field(
+            gt=0, le=1,
+            description="share of each matrix's float32 bytes that may be used: bits and group are "
+            "chosen, the most bits first",
+        ),
+    ] = None  # fmt: skip
+    bits: Annotated[
+        int | None,
+        Field(ge=2, le=8, description="bits of the linear layers [8, or what the budget allows]"),
+    ] = None
     tables: Annotated[
         int | None,
         Field(ge=0, le=8, description="bits of the tables; 0 leaves them as they are [as bits]"),
@@ -50,8 +65,21 @@ class Int(MatrixMethod):
         """Bits and group."""
         is_table = matrix.role != "linear" and self.tables is not None
         bits = self.tables if is_table else self.bits
-        if not bits:
+        if is_table and not bits:
             return None
-        group = (64 if bits < 6 else None) if self.group is None else self.group or None
+        group = self.group or None
+        if self.budget is None:
+            bits = bits or 8
+            group = 64 if self.group is None and bits < 6 else group
         rest = {"aligned": True} if self.aligned else {}
         return {"bits": bits, "group": group, **rest}
+
+    @property
+    def share(self) -> float | None:
+        """See `MatrixMethod.share`."""
+        return self.budget
+
+    @property
+    def wanted(self) -> TextList:
+        """See `MatrixMethod.wanted`."""
+        return (*self.only, *self.tensor)

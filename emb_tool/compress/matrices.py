@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from functools import partial
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from emb_tool.checkpoint.kept import Result
-from emb_tool.compress.table import LOSSY, module_name, packed_of
+from emb_tool.compress.table import LOSSY, packed_of
+from emb_tool.compress.tensors import check_rows, module_name, refuse_head
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.method import TextList
@@ -43,6 +45,16 @@ class MatrixMethod(Surgery):
         TextList, Field(description="names or patterns of modules that stay as they are")
     ] = ()
 
+    @property
+    def share(self) -> float | None:
+        """Share of a matrix's float32 bytes that may be used."""
+        return None
+
+    @property
+    def wanted(self) -> TextList:
+        """Names or patterns of what is packed; none: everything."""
+        return self.only
+
     def settings(self, matrix: Matrix) -> dict[str, Any] | None:
         """Settings of the kind for a matrix; None leaves it as it is."""
         raise NotImplementedError
@@ -63,7 +75,12 @@ class MatrixMethod(Surgery):
             stored = draft.spec(matrix.tensor)
             _check(draft, matrix, self.name)
             shape = (stored.shape[0], stored.shape[1])
-            spec = kind.settle(shape, None, role=matrix.role, bias=matrix.bias, **settings)
+            try:
+                spec = kind.settle(
+                    shape, self.share, role=matrix.role, bias=matrix.bias, **settings
+                )
+            except Refused as error:
+                raise Refused(f"{matrix.tensor}: {error.message}", error.hint) from None
             if sum(part.nbytes for part in kind.parts(spec).values()) >= stored.nbytes:
                 continue  # nothing is gained: a table of two rows, or of two columns
             fit = partial(_fit, name=matrix.tensor, spec=spec, errors=errors)
@@ -124,7 +141,7 @@ class MatrixMethod(Surgery):
                     + (", ..." if len(own) > 3 else "")
                 )
         known = [matrix.module for matrix in found]
-        for pattern in (*self.only, *self.skip):
+        for pattern in (*self.wanted, *self.skip):
             if not any(_fits(pattern, module) for module in known):
                 raise Refused(
                     f"{self.name}: {pattern!r} fits no linear layer or table of"
@@ -134,7 +151,7 @@ class MatrixMethod(Surgery):
         return [
             matrix
             for matrix in found
-            if (not self.only or any(_fits(pattern, matrix.module) for pattern in self.only))
+            if (not self.wanted or any(_fits(pattern, matrix.module) for pattern in self.wanted))
             and not any(_fits(pattern, matrix.module) for pattern in self.skip)
         ]
 
@@ -143,7 +160,7 @@ def _fit(table: torch.Tensor, name: str, spec: Mapping[str, Any], errors: dict[s
     """The packed matrix; what it loses goes into `errors`.
 
     Raises:
-        Refused: More than `LOSSY`: numbers too small for float16 scales, for one.
+        Refused: More than `LOSSY`: numbers too small for float16 scales, for one; or NaN.
     """
     from emb_tool import packed
     from emb_tool.ops import rows
@@ -151,6 +168,8 @@ def _fit(table: torch.Tensor, name: str, spec: Mapping[str, Any], errors: dict[s
     settings = {key: value for key, value in spec.items() if key not in ("kind", "shape")}
     made = packed.kind(spec["kind"]).fit(table, **settings)
     errors[name], _ = rows.relative_error(table, made.rows)
+    if not isfinite(errors[name]):
+        check_rows(name, table)
     if not errors[name] <= LOSSY:
         raise Refused(
             f"{name}: relative error {errors[name]:.4f} as {spec['kind']}",
@@ -173,31 +192,9 @@ def _check(draft: Draft, matrix: Matrix, method: str) -> None:
             f"{matrix.tensor} is {spec.dtype}, and what 1 stands for is not known",
             "a table of integers: -m pq:scale=0.01, with its scale",
         )
-    if matrix.role == "table" and _is_head(draft, matrix.tensor):
-        raise Refused(
-            f"{matrix.tensor} is also the output head of"
-            f" {draft.config['architectures'][0]}, which needs the matrix itself",
-            f"leave it out with -m {method}:skip={matrix.module}, or take the model as an"
-            " embedder, which has no head: save it with sentence-transformers first",
-        )
+    if matrix.role == "table":
+        refuse_head(draft, matrix.tensor, f"leave it out with -m {method}:skip={matrix.module}")
 
 
 def _fits(pattern: str, module: str) -> bool:
     return pattern in (module, f"{module}.weight") or fnmatchcase(module, pattern)
-
-
-def _is_head(draft: Draft, tensor: str) -> bool:
-    """Whether a language model that is no embedder's folder has its head tied to the table.
-
-    In a folder of sentence-transformers the model is loaded without its head.
-    """
-    if (draft.checkpoint.path / "modules.json").is_file():
-        return False
-    architecture = str((draft.config.get("architectures") or [""])[0])
-    if not architecture.endswith(("ForCausalLM", "ForMaskedLM", "LMHeadModel")):
-        return False
-    heads = any(
-        name.startswith(("lm_head.", "cls.predictions.decoder.w")) for name in draft.tensors
-    )
-    tied = draft.config.get("tie_word_embeddings", True) and not heads
-    return bool(tied) and tensor == draft.table_name()

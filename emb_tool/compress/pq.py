@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from emb_tool.compress.codebooks import CodebookMethod
-from emb_tool.compress.table import module_name, role
+from emb_tool.compress.table import role
+from emb_tool.compress.tensors import module_name
 from emb_tool.draft import Draft
 
 if TYPE_CHECKING:

@@ -7,21 +7,18 @@ A table method makes a packed module (`emb_tool.packed`) of the token table of a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from emb_tool.checkpoint.kept import Result
+from emb_tool.compress.tensors import check_rows, match, module_name, read_counts, refuse_head
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.method import TextList
-from emb_tool.registry import did_you_mean
 from emb_tool.surgery import Surgery
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from emb_tool.calibration import Work
@@ -82,7 +79,7 @@ class TableMethod(Surgery):
         elif not self.tensor:
             names = [draft.table_name()]
         else:
-            names = [name for pattern in self.tensor for name in _match(draft, pattern)]
+            names = [name for pattern in self.tensor for name in match(draft, pattern)]
         names = list(dict.fromkeys(names))
         for name in names:
             self._check(draft, name)
@@ -100,6 +97,7 @@ class TableMethod(Surgery):
                 f"{name} is also the output head of a masked language model",
                 "a packed table serves look-ups alone: compress the linear layers instead",
             )
+        refuse_head(draft, name, "compress the linear layers instead: -m gptq")
         integers = spec.dtype[0] in "IU"
         if integers and self.scale is None and not draft.layout.normalises:
             raise Refused(
@@ -124,7 +122,7 @@ class TableMethod(Surgery):
         names = self.targets(draft)
         for name in names:
             if self.frequencies is not None:
-                _counts(self.frequencies, draft.spec(name).shape[0], name)
+                read_counts(self.frequencies, draft.spec(name).shape[0], name)
         shapes = {name: (draft.spec(name).shape[0], draft.spec(name).shape[1]) for name in names}
         for name, spec in self.specs(draft, shapes).items():
             spec |= _called(draft, name)
@@ -230,13 +228,7 @@ class TableMethod(Surgery):
         table = draft.tensors[name].load()
         if not table.is_floating_point():
             table = rows.scaled(table, self.scale or 1.0, work.scratch)
-        found, count = rows.bad_rows(table)
-        if count:
-            raise Refused(
-                f"{name}: {count:,} rows are not finite (NaN or infinity), the first are "
-                + ", ".join(map(str, found)),
-                "the table is damaged or its training diverged; mend these rows first",
-            )
+        check_rows(name, table)
         return table
 
     def _frequencies(self, draft: Draft, name: str, work: Work) -> torch.Tensor | None:
@@ -245,7 +237,7 @@ class TableMethod(Surgery):
         if not self.weighted:
             return None
         if self.frequencies is not None:
-            counts = _counts(self.frequencies, draft.spec(name).shape[0], name)
+            counts = read_counts(self.frequencies, draft.spec(name).shape[0], name)
         elif not work.texts or _is_file(draft) or name != draft.table_name():
             return None
         else:
@@ -261,13 +253,6 @@ def packed_of(spec: Mapping[str, Any], buffers: Mapping[str, torch.Tensor]) -> P
     for name, held in buffers.items():
         setattr(made, name, held)
     return made
-
-
-def module_name(tensor: str) -> str:
-    """The module whose weight a tensor is."""
-    if tensor == "embeddings":  # model2vec's name for what sentence-transformers calls so:
-        return "embedding"
-    return tensor.removesuffix(".weight")
 
 
 def _called(draft: Draft, name: str) -> dict[str, str]:
@@ -287,51 +272,3 @@ def _not_fitted(_: torch.Tensor) -> Any:
 
 def _is_file(draft: Draft) -> bool:
     return draft.checkpoint.path.is_file()
-
-
-def _match(draft: Draft, pattern: str) -> list[str]:
-    """The tensors of a name or pattern.
-
-    Raises:
-        Refused: There is none, with the nearest names.
-    """
-    if pattern in draft.tensors and module_name(pattern) not in draft.packed:
-        return [pattern]
-    found = [
-        name
-        for name, lazy in draft.tensors.items()
-        if fnmatchcase(name, pattern) and len(lazy.spec.shape) == 2
-    ]
-    if found:
-        return found
-    if module_name(pattern) in draft.packed:
-        raise Refused(f"{pattern} is packed already", "pack a table in one step")
-    matrices = [name for name, lazy in draft.tensors.items() if len(lazy.spec.shape) == 2]
-    raise Refused(
-        f"{draft.checkpoint.name} has no tensor {pattern!r}", did_you_mean(pattern, matrices)
-    )
-
-
-def _counts(file: str, rows: int, name: str) -> np.ndarray:
-    """Counts from a file.
-
-    Raises:
-        Refused: No such file, no numbers, negative ones, or not one per row.
-    """
-    import numpy as np
-
-    path = Path(file).expanduser()
-    try:
-        counts = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, dtype=np.float64)
-    except (OSError, ValueError) as error:
-        raise Refused(f"frequencies {path}: {error}", "a .npy file, or one number a line") from None
-    counts = np.atleast_1d(counts)
-    if counts.shape != (rows,):
-        raise Refused(
-            f"frequencies {path}: shape {list(counts.shape)}, and {name} has {rows:,} rows",
-            "one count per row, in the order of the rows",
-        )
-    if not np.isfinite(counts).all() or (counts < 0).any():
-        row = int(np.flatnonzero(~np.isfinite(counts) | (counts < 0))[0])
-        raise Refused(f"frequencies {path}: row {row} is {counts[row]}", "counts are 0 or more")
-    return counts

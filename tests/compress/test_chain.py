@@ -123,7 +123,7 @@ def test_tuning_brings_vectors_back(
         (["--target", "1MB", "--target-retention", 0.9], "give one of them"),
         (["-m", "int:bits=8", "--plot", "x.png"], "give --target"),
         (["-m", "int:bits=8", "-m", "rotate"], "comes too late"),
-        (["-m", "int:bits=8", "--budget", 0.1], "unknown setting 'budget'"),
+        (["-m", "gptq", "--budget", 0.1], "unknown setting 'budget'"),
         (["-m", "truncate:dim=4", "--with", "nowhere"], "nowhere"),
     ],
 )

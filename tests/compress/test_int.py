@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from emb_tool import packed
+from emb_tool import config, packed
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.int import Int
+from emb_tool.compress.pq import Pq
 from emb_tool.draft import Draft
 from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused
@@ -242,6 +243,8 @@ def test_refusals(tiny_bert: Path, tiny_decoder: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"embed_tokens\.weight is also the output head") as refused:
         Int().plan(Draft.of(Checkpoint.open(causal)))
     assert "skip=embed_tokens" in str(refused.value.hint)
+    with pytest.raises(Refused, match=r"embed_tokens\.weight is also the output head"):
+        Pq().plan(Draft.of(Checkpoint.open(causal)))
     Int(skip=("embed_tokens",)).plan(Draft.of(Checkpoint.open(causal)))
 
     packed_already = tmp_path / "packed"
@@ -304,3 +307,27 @@ def test_large_tables_are_fitted_before_writing(
     draft.write(tmp_path / "b")
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b")]
     assert files[0] == files[1]
+
+
+def test_a_budget_chooses_bits_and_group(tiny_bert: Path) -> None:
+    """The most bits that fit, then the finest group: 5 bits in rows of 32 take 18.75 %."""
+    draft = Draft.of(Checkpoint.open(tiny_bert))
+    Int(budget=0.2, tensor=("embeddings.word_embeddings.weight",)).plan(draft)
+    ((module, spec),) = draft.packed.items()
+    assert module == "embeddings.word_embeddings"
+    assert (spec["bits"], spec["group"]) == (5, None)
+    rows, columns = spec["shape"]
+    assert (
+        sum(s.nbytes for s in draft.specs() if s.name.startswith(module))
+        <= 0.2 * 4 * rows * columns
+    )
+    with pytest.raises(Refused, match=r"word_embeddings\.weight: .*the budget 0.02 allows"):
+        Int(budget=0.02, only=("embeddings.word_embeddings",)).plan(Draft.of(draft.checkpoint))
+
+
+def test_a_budget_given_once_is_that_of_the_table() -> None:
+    given = {"model": "m", "output": "out", "budget": 0.3}
+    both = config.resolve("compress", flags=given, method=["pq", "int:bits=8"]).recipe()["method"]
+    assert [step.get("budget") for step in both] == [0.3, None]
+    (alone,) = config.resolve("compress", flags=given, method=["int"]).recipe()["method"]
+    assert alone["budget"] == 0.3

@@ -89,17 +89,17 @@ def test_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == [tables]
 
 
+@pytest.mark.parametrize("step", ["pq:subvectors=8", "int:bits=8"])
 def test_a_row_that_is_not_finite_is_named(
-    run_cli: Callable[..., CliResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_cli: Callable[..., CliResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     check_here(monkeypatch)
     table = torch.ones(300, 16)
     table[7, 3] = float("nan")
     save_file({"user": table}, tmp_path / "t.safetensors")
-    done = run_cli("compress", tmp_path / "t.safetensors", "-m", "pq:subvectors=8", "-o",
-                   tmp_path / "out")  # fmt: skip
+    done = run_cli("compress", tmp_path / "t.safetensors", "-m", step, "-o", tmp_path / "out")
     assert done.code == 2
-    assert "7" in done.err
+    assert "the first are 7" in done.err
     assert "not finite" in done.err
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.partial").exists()

@@ -1,0 +1,124 @@
+"""What steps on matrices ask of a draft's tensors, and what they refuse of them."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emb_tool.draft import Draft
+from emb_tool.errors import Refused
+from emb_tool.registry import did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+def module_name(tensor: str) -> str:
+    """The module whose weight a tensor is."""
+    if tensor == "embeddings":  # model2vec's name for what sentence-transformers calls so:
+        return "embedding"
+    return tensor.removesuffix(".weight")
+
+
+def match(draft: Draft, pattern: str) -> list[str]:
+    """The tensors of a name or pattern.
+
+    Raises:
+        Refused: There is none, with the nearest names.
+    """
+    if pattern in draft.tensors and module_name(pattern) not in draft.packed:
+        return [pattern]
+    found = [
+        name
+        for name, lazy in draft.tensors.items()
+        if fnmatchcase(name, pattern) and len(lazy.spec.shape) == 2
+    ]
+    if found:
+        return found
+    if module_name(pattern) in draft.packed:
+        raise Refused(f"{pattern} is packed already", "pack a table in one step")
+    matrices = [name for name, lazy in draft.tensors.items() if len(lazy.spec.shape) == 2]
+    raise Refused(
+        f"{draft.checkpoint.name} has no tensor {pattern!r}", did_you_mean(pattern, matrices)
+    )
+
+
+def read_counts(file: str, rows: int, name: str) -> np.ndarray:
+    """Counts from a file.
+
+    Raises:
+        Refused: No such file, no numbers, negative ones, or not one per row.
+    """
+    import numpy as np
+
+    path = Path(file).expanduser()
+    try:
+        counts = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, dtype=np.float64)
+    except (OSError, ValueError) as error:
+        raise Refused(f"frequencies {path}: {error}", "a .npy file, or one number a line") from None
+    counts = np.atleast_1d(counts)
+    if counts.shape != (rows,):
+        raise Refused(
+            f"frequencies {path}: shape {list(counts.shape)}, and {name} has {rows:,} rows",
+            "one count per row, in the order of the rows",
+        )
+    if not np.isfinite(counts).all() or (counts < 0).any():
+        row = int(np.flatnonzero(~np.isfinite(counts) | (counts < 0))[0])
+        raise Refused(f"frequencies {path}: row {row} is {counts[row]}", "counts are 0 or more")
+    return counts
+
+
+def check_rows(name: str, table: torch.Tensor) -> None:
+    """Refuse NaN and infinities.
+
+    Raises:
+        Refused: There are some; in which rows.
+    """
+    from emb_tool.ops import rows
+
+    found, count = rows.bad_rows(table)
+    if count:
+        raise Refused(
+            f"{name}: {count:,} rows are not finite (NaN or infinity), the first are "
+            + ", ".join(map(str, found)),
+            "the table is damaged or its training diverged; mend these rows first",
+        )
+
+
+def refuse_head(draft: Draft, tensor: str, way_out: str) -> None:
+    """Refuse a table that is the output head, too: a head multiplies by the matrix itself.
+
+    Args:
+        draft: The model.
+        tensor: The table.
+        way_out: What to do about it.
+
+    Raises:
+        Refused: It is.
+    """
+    if _is_head(draft, tensor):
+        raise Refused(
+            f"{tensor} is also the output head of {draft.config['architectures'][0]}, which needs"
+            " the matrix itself",
+            f"{way_out}, or take the model as an embedder, which has no head: save it with"
+            " sentence-transformers first",
+        )
+
+
+def _is_head(draft: Draft, tensor: str) -> bool:
+    """Whether a language model that is no embedder's folder has its head tied to the table.
+
+    In a folder of sentence-transformers the model is loaded without its head.
+    """
+    if (draft.checkpoint.path / "modules.json").is_file():
+        return False
+    architecture = str((draft.config.get("architectures") or [""])[0])
+    if not architecture.endswith(("ForCausalLM", "ForMaskedLM", "LMHeadModel")):
+        return False
+    heads = any(
+        name.startswith(("lm_head.", "cls.predictions.decoder.w")) for name in draft.tensors
+    )
+    tied = draft.config.get("tie_word_embeddings", True) and not heads
+    return bool(tied) and tensor == draft.table_name()
