@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from importlib.util import find_spec
+from math import nan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -78,11 +79,31 @@ def embtool(*argv: object) -> dict[str, Any]:
     return document
 
 
-def figure(report: dict[str, Any], name: str, *, of: str = "", model: str = "") -> float:
-    """A measure of a report by name, and by the beginning of its task and by its model."""
+def figure(
+    report: dict[str, Any],
+    name: str,
+    *,
+    of: str = "",
+    model: str = "",
+    lacking: float | None = None,
+) -> float:
+    """A measure of a report by name, and by the beginning of its task and by its model.
+
+    Args:
+        report: Of `embtool --json`.
+        name: The measure's.
+        of: How its task begins.
+        model: Its model.
+        lacking: What stands for a measure that is not there.
+
+    Raises:
+        KeyError: It is not there, and nothing stands for it.
+    """
     for m in report["measures"]:
         if m["name"] == name and m.get("of", "").startswith(of) and model in ("", m.get("model")):
             return float(m["value"])
+    if lacking is not None:
+        return lacking
     raise KeyError(f"{name} of {of or 'anything'}")
 
 
@@ -114,7 +135,7 @@ def kept(
     }
     return {
         student: {
-            key: figure(found, name, of=task, model=str(student))
+            key: figure(found, name, of=task, model=str(student), lacking=nan)  # of another width
             for key, (task, name) in names.items()
         }
         for student in students
