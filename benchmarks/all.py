@@ -16,6 +16,7 @@ SCRIPTS = {
     "distill_quality": True,
     "compress": True,
     "precision": True,
+    "tables": True,
 }
 """Script, and whether it reads the data."""
 

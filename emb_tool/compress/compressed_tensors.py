@@ -128,9 +128,9 @@ def pack_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     import torch
     from torch.nn.functional import pad
 
-    from emb_tool.ops.rounding import pack_codes
+    from emb_tool.ops.rounding import pack_bits
 
-    packed = pack_codes(codes.contiguous(), bits)
+    packed = pack_bits(codes.contiguous(), bits)
     return pad(packed, (0, -packed.shape[-1] % 4)).contiguous().view(torch.int32)
 
 

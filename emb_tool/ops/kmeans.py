@@ -278,7 +278,9 @@ def _next(
     Args:
         means: (m, k, d), the centroids; becomes the means of their clusters.
         before: (m, k, d), the means of the round before.
-        total: As for `move`, and so are the rest.
+        total: As for `move`.
+        points: Likewise.
+        lost: Likewise.
     """
     move(means, total, points, lost)
     return torch.where(total[..., -1:] > 0, means + MOMENTUM * (means - before), means)

@@ -1,4 +1,4 @@
-"""Rounding to few bits: groups of a row share a scale and a minimum, codes lie bit on bit.
+"""Rounding to few bits: groups of a row share a scale and a minimum, codes are packed.
 
 w ≈ s c + m with c in 0 .. 2^bits - 1; s and m are float16, so that a weight takes
 bits + 32 / group bits. The range of a group is clipped where that lowers its squared error.
@@ -7,6 +7,7 @@ bits + 32 / group bits. The range of a group is clipped where that lowers its sq
 from __future__ import annotations
 
 from functools import lru_cache
+from math import gcd
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,9 @@ GRID = tuple(1 - 0.05 * i for i in range(15))
 
 CHUNK = 1 << 18
 """Elements worked on at a time: they stay in a core's cache through all points of the grid."""
+
+PARTS = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+"""Bits to those of the parts that codes are stored in."""
 
 _LARGEST = 65504.0  # of float16
 
@@ -157,22 +161,84 @@ def _inverse(scale: Tensor) -> Tensor:
 
 
 def packed_bytes(columns: int, bits: int) -> int:
-    """Bytes that the codes of a row take, the last one filled up with zeros."""
-    return -(-columns * bits // 8)
+    """Bytes that the codes of a row take, see `pack_codes`; the last of a part is filled up."""
+    return sum(-(-columns * part // 8) for part in PARTS.get(bits, (bits,)))
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """Codes bit on bit, the first in the lowest bits; each row begins on a byte.
+    """Codes in parts of 4, 2 and 1 bits, the lowest bits first, each part bit on bit.
+
+    Such parts lie in whole bytes, so that a table of all 256 bytes decodes them. 2, 4 and 8 bits
+    are one part: codes one after another, the first in the lowest bits.
 
     Args:
         codes: (..., columns) uint8 below 2^bits.
         bits: 2 to 8.
 
     Returns:
+        (..., `packed_bytes`) uint8.
+    """
+    data, shift = [], 0
+    for part in PARTS[bits]:
+        data.append(pack_bits(codes >> shift & (1 << part) - 1, part))
+        shift += part
+    return torch.cat(data, -1)
+
+
+def unpack_codes(data: Tensor, bits: int, columns: int) -> Tensor:
+    """Undo `pack_codes`.
+
+    Args:
+        data: (..., bytes) uint8.
+        bits: 2 to 8.
+        columns: Codes of a row.
+
+    Returns:
+        (..., columns) uint8.
+    """
+    if bits == 8:
+        return data
+    found: Tensor | None = None
+    start = shift = 0
+    for part in PARTS[bits]:
+        stop = start + packed_bytes(columns, part)
+        codes = unpack_part(data[..., start:stop], part, columns, shift)
+        found = codes if found is None else found.bitwise_or_(codes)
+        start, shift = stop, shift + part
+    assert found is not None
+    return found
+
+
+def unpack_part(data: Tensor, bits: int, columns: int, shift: int = 0) -> Tensor:
+    """One part of codes, moved up by the bits below it.
+
+    Args:
+        data: (..., bytes) uint8.
+        bits: 1, 2 or 4.
+        columns: Codes of a row.
+        shift: Bits of the parts below.
+
+    Returns:
+        (..., columns) uint8.
+    """
+    words = _decoder(bits, shift, data.device).index_select(0, data.int().view(-1))
+    count = data.shape[-1] * 8 // bits
+    return words.view(torch.uint8).view(*data.shape[:-1], count)[..., :columns]
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Codes bit on bit, the first in the lowest bits; each row begins on a byte.
+
+    Args:
+        codes: (..., columns) uint8 below 2^bits.
+        bits: 1 to 8.
+
+    Returns:
         (..., ceil(columns bits / 8)) uint8.
     """
     columns = codes.shape[-1]
-    per, width = _word(bits)
+    width = bits // gcd(bits, 8)  # bytes that are filled by whole codes
+    per = 8 * width // bits
     missing = -columns % per
     if missing:
         codes = torch.nn.functional.pad(codes, (0, missing))
@@ -188,51 +254,20 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
             total |= words[..., i].long() << (i * bits)
         data = torch.stack([total >> (8 * i) & 255 for i in range(width)], -1).to(torch.uint8)
         data = data.flatten(-2)
-    return data[..., : packed_bytes(columns, bits)].contiguous()
-
-
-def unpack_codes(data: Tensor, bits: int, columns: int) -> Tensor:
-    """Undo `pack_codes`.
-
-    Args:
-        data: (..., ceil(columns bits / 8)) uint8.
-        bits: 2 to 8.
-        columns: Codes of a row.
-
-    Returns:
-        (..., columns) uint8.
-    """
-    if bits == 8:
-        return data
-    per, width = _word(bits)
-    if width == 1:
-        mask = 2**bits - 1
-        codes = torch.stack([data >> (i * bits) & mask for i in range(per)], -1)
-        return codes.flatten(-2)[..., :columns]
-    missing = -data.shape[-1] % width
-    if missing:
-        data = torch.nn.functional.pad(data, (0, missing))
-    parts = data.unflatten(-1, (-1, width)).to(torch.int32 if width < 4 else torch.int64)
-    run = parts[..., 0].clone()
-    for i in range(1, width):
-        run |= parts[..., i] << (8 * i)
-    table, size = _decoder(bits, data.device)
-    words = [run >> (i * size) & (2**size - 1) for i in range(8 * width // size)]
-    found = table.index_select(0, torch.stack(words, -1).flatten().int())
-    count = data.shape[-1] // width * per
-    return found.view(torch.uint8).view(*data.shape[:-1], count)[..., :columns]
+    return data[..., : -(-columns * bits // 8)].contiguous()
 
 
 @lru_cache
-def _decoder(bits: int, device: torch.device) -> tuple[Tensor, int]:
-    """The codes of every word of 10 to 14 bits, 2 or 4 bytes in one number; bits of a word."""
-    per = 4 if bits == 3 else 2
-    words = torch.arange(2 ** (per * bits), device=device)
-    codes = torch.stack([words >> (i * bits) & (2**bits - 1) for i in range(per)], -1)
-    return codes.to(torch.uint8).view(torch.int32 if per == 4 else torch.int16)[:, 0], per * bits
+def _decoder(bits: int, shift: int, device: torch.device) -> Tensor:
+    """The codes of every byte, moved up by `shift` bits, as one number of 2, 4 or 8 bytes: (256,).
 
-
-def _word(bits: int) -> tuple[int, int]:
-    """Codes of a run that fills whole bytes, and how many bytes."""
-    width = {2: 1, 3: 3, 4: 1, 5: 5, 6: 3, 7: 7, 8: 1}[bits]
-    return 8 * width // bits, width
+    Args:
+        bits: Of a code: 4, 2 or 1.
+        shift: Bits of the parts below.
+        device: Where to.
+    """
+    per = 8 // bits
+    words = torch.arange(256, device=device)
+    codes = torch.stack([(words >> (i * bits) & (1 << bits) - 1) << shift for i in range(per)], -1)
+    number = {2: torch.int16, 4: torch.int32, 8: torch.int64}[per]
+    return codes.to(torch.uint8).view(number)[:, 0]

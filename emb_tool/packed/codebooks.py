@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import log2
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -12,15 +12,19 @@ from torch.nn import functional
 
 from emb_tool.errors import Refused
 from emb_tool.ops.kmeans import assign
-from emb_tool.ops.rounding import pack_codes, packed_bytes, unpack_codes
+from emb_tool.ops.rounding import pack_codes, unpack_codes
 from emb_tool.ops.rows import chunks, device_of, row_weights, sample, take
-from emb_tool.packed.base import Packed, Part
+from emb_tool.packed.base import Packed
+from emb_tool.packed.sizes import Sized
 
 TRAIN_ROWS = 256 * 256
 """Rows that codebooks are trained on: more do not lower the error of 256 centroids any further."""
 
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 """Bytes of a sub-vector that a single number can carry, and its dtype."""
+
+BLOCK = 1 << 18
+"""Elements decoded at a time on a CPU: what lies between stays in the cache."""
 
 HALF = (2.0**-4, 2.0**14)
 """Largest entries of a codebook that float16 holds well; others are scaled."""
@@ -46,7 +50,7 @@ class Trained(NamedTuple):
         return {"scale": 2.0 ** round(log2(top))}
 
 
-class Codebooks(Packed):
+class Codebooks(Sized):
     """Each sub-vector of a row is a sum of `stages` codewords, one of each stage's codebook.
 
     x[j] ≈ Σ_s C[j, s, code[j, s]]. The `hot` most frequent rows have no codes: they are kept in
@@ -58,117 +62,11 @@ class Codebooks(Packed):
     `shared_with`, the module whose codebooks are used.
     """
 
-    only_fit: ClassVar[dict[str, Any]] = {"iterations": 10}
-    """Settings that the stored spec does not need, and their defaults."""
-
     frozen: ClassVar[tuple[str, ...]] = ("hot_scales",)
-    layers: ClassVar[int | None] = 1
-    """Stages; None leaves them to the settings."""
-
-    width: ClassVar[int] = 4
-    """Dimensions of a sub-vector where neither settings nor budget say."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         super().__init__(spec)
         self._lender: list[Codebooks] = []
-
-    # -- sizes ------------------------------------------------------------------------------------
-
-    @classmethod
-    def settle(
-        cls, shape: tuple[int, int], budget: float | None = None, **settings: Any
-    ) -> dict[str, Any]:
-        """See `Packed.settle`; as many codes as the budget allows, hot rows as `fit` finds them."""
-        return cls._stored(cls._within(shape, budget, settings)[-1])
-
-    @classmethod
-    def _stored(cls, spec: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in spec.items() if key not in cls.only_fit}
-
-    @classmethod
-    def _within(
-        cls, shape: tuple[int, int], budget: float | None, settings: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        """The specs that keep the budget, fewest codes first; hot rows only where they are set."""
-        rows, columns = shape
-        settings = {"bits": 8, "hot": 0, **cls.only_fit, **settings}
-        if settings["hot"] > rows:
-            raise Refused(f"hot={settings['hot']}: there are {rows:,} rows", f"at most {rows:,}")
-        found = []
-        for subvectors, stages in cls._sizes(columns, settings, budget is not None):
-            sizes = {"subvectors": subvectors, "stages": stages}
-            found.append({"kind": cls.kind, "shape": [*shape], **settings, **sizes})
-        found.sort(key=cls.bytes_of)
-        allowed = [spec for spec in found if cls._keeps(spec, budget)]
-        if not allowed:
-            cls.within(found[0], budget)
-        return allowed
-
-    @classmethod
-    def _keeps(cls, spec: Mapping[str, Any], budget: float | None) -> bool:
-        rows, columns = spec["shape"]
-        return budget is None or cls.bytes_of(spec) <= int(budget * 4 * rows * columns)
-
-    @classmethod
-    def _sizes(
-        cls, columns: int, settings: Mapping[str, Any], free: bool
-    ) -> Iterator[tuple[int, int]]:
-        """(sub-vectors, stages) that the settings leave open.
-
-        Raises:
-            Refused: Sub-vectors that do not divide the width.
-        """
-        divisors = [m for m in range(1, columns + 1) if columns % m == 0]
-        subvectors = settings.get("subvectors")
-        stages = cls.layers or settings.get("stages")
-        if subvectors is None and not free:
-            subvectors = max(m for m in divisors if columns // m >= min(cls.width, columns))
-        if subvectors is not None and subvectors not in divisors:
-            near = sorted(divisors, key=lambda m: abs(m - subvectors))[:6]
-            raise Refused(
-                f"subvectors={subvectors} does not divide the width {columns}",
-                "these do: " + ", ".join(map(str, sorted(near))),
-            )
-        for m in [subvectors] if subvectors is not None else divisors:
-            for s in [stages] if stages is not None else range(1, 65):
-                yield m, s
-
-    @classmethod
-    def bytes_of(cls, spec: Mapping[str, Any]) -> int:
-        """Bytes of the stored arrays of a spec."""
-        return sum(part.nbytes for part in cls.parts(spec).values())
-
-    @classmethod
-    def parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
-        """`codes`, `codebooks`; for hot rows `hot_ids`, ascending, `hot_rows`, `hot_scales`."""
-        rows, columns = spec["shape"]
-        m, s, hot = spec["subvectors"], spec["stages"], spec["hot"]
-        found = {"codes": Part((rows - hot, cls._row_bytes(spec)), torch.uint8)}
-        if "shared_with" not in spec:
-            shape = (m, s, 1 << spec["bits"], columns // m)
-            found["codebooks"] = Part(shape, torch.float16)
-        if hot:
-            found["hot_ids"] = Part((hot,), torch.int32)
-            found |= cls._hot_parts(spec)
-        return found
-
-    @classmethod
-    def _row_bytes(cls, spec: Mapping[str, Any]) -> int:
-        """Bytes of the codes of a row that is not hot."""
-        return packed_bytes(spec["subvectors"] * spec["stages"], cls._bits(spec))
-
-    @classmethod
-    def _bits(cls, spec: Mapping[str, Any]) -> int:
-        """Bits of a code of a row that is not hot."""
-        return int(spec["bits"])
-
-    @classmethod
-    def _hot_parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
-        """What hot rows are stored as, their ids apart."""
-        return {
-            "hot_rows": Part((spec["hot"], spec["shape"][1]), torch.int8),
-            "hot_scales": Part((spec["hot"],), torch.float16),
-        }
 
     # -- fitting ----------------------------------------------------------------------------------
 
@@ -195,26 +93,6 @@ class Codebooks(Packed):
         made._put_trained(trained)
         made._encode_table(table, hot, spec)
         return made
-
-    @classmethod
-    def _best(cls, specs: list[dict[str, Any]], budget: float, weights: Tensor) -> dict[str, Any]:
-        """Sizes of the least weighted error, by a rule for it.
-
-        A bit a weight lowers the relative error of codes about 3-fold (measured on token tables);
-        the hot rows, filling the rest of the budget, have next to none.
-        """
-        rows, columns = specs[0]["shape"]
-        kept = weights.sort(descending=True).values.double().cumsum(0)
-        best, least = specs[-1], float("inf")
-        for spec in specs:
-            row = cls._row_bytes(spec)
-            left = int(budget * 4 * rows * columns) - cls.bytes_of(spec)
-            hot = min(rows, max(0, left // max(1, columns + 6 - row)))
-            share = 1 - float(kept[hot - 1] / kept[-1]) if hot else 1.0
-            error = share * 3.0 ** -(8 * row / columns)
-            if error < least:
-                best, least = {**spec, "hot": hot}, error
-        return best
 
     @classmethod
     def _train(
@@ -284,30 +162,45 @@ class Codebooks(Packed):
 
     def rows(self, ids: Tensor) -> Tensor:
         """See `Packed.rows`."""
+        step = max(1, BLOCK // self.embedding_dim)
+        training = torch.is_grad_enabled() and self.books().requires_grad
+        if len(ids) <= step or training or self._device().type != "cpu":
+            return self._some(ids)
+        found = torch.empty(len(ids), self.embedding_dim, dtype=self.dtype)
+        for out, part in zip(found.split(step), ids.split(step), strict=True):
+            out.copy_(self._some(part))
+        return found
+
+    def _some(self, ids: Tensor) -> Tensor:
+        """`rows`, all at once."""
         if "hot_ids" not in self._parts:
-            return self._decode(functional.embedding(ids, self.value("codes")))
-        hot_ids = self.value("hot_ids")
-        before = torch.searchsorted(hot_ids, ids.to(torch.int32), out_int32=True).long()
+            return self._cold(ids)
+        hot_ids, narrow = self.value("hot_ids"), ids.to(torch.int32)
+        before = torch.searchsorted(hot_ids, narrow, out_int32=True)
         slot = before.clamp(max=len(hot_ids) - 1)
-        is_hot = hot_ids[slot] == ids
+        is_hot = hot_ids.index_select(0, slot) == narrow
+        place = narrow - before
         if ids.device.type != "cpu":  # no waiting for the counts
-            codes = self.value("codes")
-            place = (ids - before).clamp(max=max(0, len(codes) - 1))
-            found = self._hot(slot)
-            if not len(codes):
-                return found
-            return torch.where(is_hot.unsqueeze(1), found, self._decode(codes[place]))
+            count = self._parts["codes"].shape[0]
+            if not count:
+                return self._hot(slot)
+            cold = self._cold(place.clamp(max=count - 1))
+            return torch.where(is_hot.unsqueeze(1), self._hot(slot), cold)
         cold_at, hot_at = (~is_hot).nonzero().flatten(), is_hot.nonzero().flatten()
-        codes = functional.embedding((ids - before)[cold_at], self.value("codes"))
-        decoded = self._decode(codes)
-        out = decoded.new_empty(len(ids), self.embedding_dim)
-        out = out.index_copy(0, hot_at, self._hot(slot[hot_at]).to(out.dtype))
-        return out.index_copy(0, cold_at, decoded)
+        # a gather of both takes half the time of copying each to its places
+        both = torch.cat([self._hot(slot[hot_at]), self._cold(place[cold_at])])
+        order = torch.empty_like(ids)
+        order[torch.cat([hot_at, cold_at])] = torch.arange(len(ids))
+        return functional.embedding(order, both)
+
+    def _cold(self, place: Tensor) -> Tensor:
+        """Rows by their places among those that have codes."""
+        return self._decode(self.value("codes").index_select(0, place))
 
     def _hot(self, slot: Tensor) -> Tensor:
-        scales = self.value("hot_scales")[slot].to(self.dtype)
+        scales = self.value("hot_scales").index_select(0, slot).to(self.dtype)
         scales = scales * self.scale if "scale" in self.spec else scales
-        return self.value("hot_rows")[slot].to(self.dtype) * scales.unsqueeze(1)
+        return self.value("hot_rows").index_select(0, slot).to(self.dtype).mul_(scales.unsqueeze(1))
 
     def _decode(self, codes: Tensor) -> Tensor:
         """Rows of the matrix from their codes as stored, (n, bytes) uint8."""
@@ -319,10 +212,7 @@ class Codebooks(Packed):
 
     def _decode_codes(self, codes: Tensor) -> Tensor:
         """Rows of the matrix from their codes, (n, sub-vectors · stages) uint8."""
-        stages, m = self.spec["stages"], self.spec["subvectors"]
-        found = self._gather(codes, self.books())  # (n, m · stages, width)
-        if stages > 1:
-            found = found.view(len(codes), m, stages, -1).sum(dim=2)
+        found = self._gather(codes, self.books())
         rows = found.reshape(len(codes), self.embedding_dim)
         return rows * self.scale if "scale" in self.spec else rows
 
@@ -342,21 +232,27 @@ class Codebooks(Packed):
             self._lender = [lender]  # in a list, so that it is no part of this module
 
     def _gather(self, codes: Tensor, codebooks: Tensor) -> Tensor:
-        """(n, c) codes to (n, c, width) codewords, the one of column i from the i-th codebook.
+        """The codewords of each sub-vector, summed over stages: (n · sub-vectors, width).
 
         A codeword of float16 that is as wide as some number is moved as that number.
+
+        Args:
+            codes: (n, sub-vectors · stages).
+            codebooks: (sub-vectors, stages, k, width).
         """
-        n, columns = codes.shape
-        k, width = codebooks.shape[-2:]
+        columns, (stages, k, width) = codes.shape[1], codebooks.shape[1:]
         index = codes.to(torch.int32)
         index += torch.arange(0, columns * k, k, dtype=torch.int32, device=codes.device)
+        books = codebooks.reshape(-1, width)
+        if stages > 1:
+            index = index.view(-1, stages)
+            return functional.embedding_bag(index, books.float(), mode="sum").to(self.dtype)
         word = WORDS.get(2 * width) if codebooks.dtype == torch.float16 else None
         if word is None or (word.is_complex and codes.device.type != "cpu"):
-            found = functional.embedding(index, codebooks.reshape(-1, width))
-        else:
-            words = codebooks.view(word).view(-1)
-            found = words.index_select(0, index.view(-1)).view(torch.float16)
-        return found.view(n, columns, width).to(self.dtype)
+            return functional.embedding(index.view(-1), books).to(self.dtype)
+        words = books.view(word).view(-1)
+        found = words.index_select(0, index.view(-1)).view(torch.float16)
+        return found.view(-1, width).to(self.dtype)
 
     # -- from scratch -----------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 import torch
@@ -10,14 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emb_tool.errors import Refused
-from emb_tool.ops.rounding import Rounded, pack_codes, packed_bytes, quantize_groups, unpack_codes
+from emb_tool.ops.rounding import (
+    PARTS,
+    Rounded,
+    pack_codes,
+    packed_bytes,
+    quantize_groups,
+    unpack_codes,
+    unpack_part,
+)
 from emb_tool.ops.rows import chunks
 from emb_tool.packed.base import Packed, Part, allowance
 
 GROUPS = (32, 64, 128, None)
 """Groups that a budget chooses from, the finest first."""
 
-BLOCK = 1 << 19
+BLOCK = 1 << 18
 """Elements decoded at a time on a CPU: what lies between stays in the cache."""
 
 SIDE = 4
@@ -27,9 +36,10 @@ SIDE = 4
 class Int(Packed):
     """w = s c + m, c of `bits` bits, s and m float16 for each `group` columns of a row.
 
-    A group lies in one piece: its codes (the first in the lowest bits), s, m. For 2 and 4 bits this
-    is the layout of torch's quantised embedding bags (`torch.ops.quantized`), which gather and
-    decode in one pass on a CPU. A last group that is shorter is filled up.
+    A group lies in one piece: its codes (see `pack_codes`), s, m. For 2 and 4 bits this is the
+    layout of torch's quantised embedding bags (`torch.ops.quantized`), which gather and decode in
+    one pass on a CPU; for other widths they decode the parts of rows that have been gathered. A
+    last group that is shorter is filled up.
 
     Settings: `bits` 2 to 8, `group` (None is a whole row), `aligned` (m = -z s with whole z).
     Within a budget: as many bits as fit, then the finest group.
@@ -119,11 +129,11 @@ class Int(Packed):
     def rows(self, ids: Tensor) -> Tensor:
         """See `Packed.rows`."""
         data = self.value("weight")
-        if self._is_quick():
+        if self._is_whole():
             if self.groups > 1:
                 ids = ids.unsqueeze(1) * self.groups + torch.arange(self.groups)
             ids = ids.reshape(-1)
-            found = self._gather(ids, torch.arange(len(ids)))
+            found = _bag(self.bits, data.flatten(0, 1), ids, torch.arange(len(ids)))
             return found.view(-1, self.groups * found.shape[-1])[:, : self.embedding_dim]
         if self.scale is not None and self.minimum is not None:
             return self._decode(data.index_select(0, ids), self.scale[ids], self.minimum[ids])
@@ -137,15 +147,17 @@ class Int(Packed):
 
     def expand(self, chunk: int = 1 << 16) -> Tensor:
         """The whole matrix, (rows, columns)."""
-        if self._is_quick() or self.num_embeddings > chunk:
+        if self._is_whole() or self.num_embeddings > chunk:
             return super().expand(chunk)
         return self._decode(self.value("weight"), self.scale, self.minimum)
 
     def forward(self, input: Tensor, offsets: Tensor | None = None) -> Tensor:
         """As the module that it stands for."""
-        if offsets is None or self.groups > 1 or not self._is_quick():
+        if offsets is None or self.groups > 1 or not self._is_whole():
             return super().forward(input, offsets)
-        sums = self._gather(input, offsets)[:, : self.embedding_dim]
+        sums = _bag(self.bits, self.value("weight").flatten(0, 1), input, offsets)[
+            :, : self.embedding_dim
+        ]
         ends = torch.cat([offsets[1:], offsets.new_tensor([len(input)])])
         return (sums / (ends - offsets).clamp(min=1).unsqueeze(1)).to(self.dtype)
 
@@ -154,25 +166,46 @@ class Int(Packed):
     ) -> Tensor:
         """Rows from the bytes of their groups, (n, groups, bytes)."""
         if scale is None or minimum is None:
+            if self._is_quick():
+                return self._by_parts(data)
             scale, minimum = _side(data, -SIDE), _side(data, -SIDE // 2)
         codes = unpack_codes(data[..., :-SIDE], self.bits, self.group).float()
         found = codes.mul_(scale.float().unsqueeze(-1)).add_(minimum.float().unsqueeze(-1))
         return found.flatten(1)[:, : self.embedding_dim]
 
+    def _by_parts(self, data: Tensor) -> Tensor:
+        """`_decode` by torch's kernels: s c + m of the lowest bits, and s c of those above."""
+        count = len(data)
+        data = data.flatten(0, 1)
+        scale, minimum = (_side(data, begin).unsqueeze(1) for begin in (-SIDE, -SIDE // 2))
+        part, *others = PARTS[self.bits]
+        shift, start = part, packed_bytes(self.group, part)
+        side = torch.cat([scale, minimum], 1)
+        side = (side.float() if part == 8 else side).view(_U8)
+        found = _all(part, data[:, :start], side)[:, : self.group]
+        for part in others:
+            stop = start + packed_bytes(self.group, part)
+            codes = data[:, start:stop]
+            if part == 1:  # there is no kernel of one bit
+                more = unpack_part(codes, 1, self.group, shift).float()
+            else:
+                more = _all(part, codes, _steps(shift))[:, : self.group]
+            found.addcmul_(more, scale.float())
+            start, shift = stop, shift + part
+        return found.reshape(count, self.groups * self.group)[:, : self.embedding_dim]
+
     def _is_quick(self) -> bool:
-        """Whether torch has a kernel for this layout, where the bytes are."""
+        """Whether torch has kernels for the parts of codes, where the bytes are."""
         return (
-            hasattr(torch.ops.quantized, _BAGS.get(self.bits, ""))
+            all(hasattr(torch.ops.quantized, name) for name in _BAGS.values())
             and self.scale is None
             and self._device().type == "cpu"
             and not torch.compiler.is_compiling()
         )
 
-    def _gather(self, ids: Tensor, offsets: Tensor) -> Tensor:
-        """Sums of groups, by torch's kernel."""
-        bag = getattr(torch.ops.quantized, _BAGS[self.bits])
-        found: Tensor = bag(self.value("weight").flatten(0, 1), ids.contiguous(), offsets)
-        return found
+    def _is_whole(self) -> bool:
+        """Whether they take the rows as they are stored."""
+        return self.bits in (2, 4) and self._is_quick()
 
     # -- training ---------------------------------------------------------------------------------
 
@@ -205,7 +238,29 @@ class Int(Packed):
 
 _U8 = torch.uint8
 
-_BAGS = {bits: f"embedding_bag_{bits}bit_rowwise_offsets" for bits in (2, 4)}
+_BAGS = {
+    2: "embedding_bag_2bit_rowwise_offsets",
+    4: "embedding_bag_4bit_rowwise_offsets",
+    8: "embedding_bag_byte_rowwise_offsets",
+}
+
+
+def _bag(bits: int, rows: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
+    """Sums of rows, each its codes and then scale and minimum, by torch's kernel."""
+    found: Tensor = getattr(torch.ops.quantized, _BAGS[bits])(rows, ids.contiguous(), offsets)
+    return found
+
+
+def _all(bits: int, codes: Tensor, side: Tensor) -> Tensor:
+    """Rows of codes (n, bytes) decoded with scales and minima (n or 1, bytes)."""
+    ids = torch.arange(len(codes))
+    return _bag(bits, torch.cat([codes, side.expand(len(codes), -1)], 1), ids, ids)
+
+
+@lru_cache
+def _steps(shift: int) -> Tensor:
+    """The scale 2^shift and the minimum 0, as bytes: (1, 4)."""
+    return torch.tensor([[2.0**shift, 0.0]], dtype=torch.float16).view(_U8)
 
 
 def _sizes(spec: Mapping[str, Any]) -> tuple[int, int]:

@@ -40,9 +40,16 @@ def stored(module: Packed, part: str) -> np.ndarray:
 
 
 def unpack(packed: np.ndarray, bits: int, columns: int) -> np.ndarray:
-    """Codes bit on bit, lowest first."""
-    ones = np.unpackbits(packed, axis=1, bitorder="little")[:, : columns * bits]
-    return (ones.reshape(len(packed), columns, bits) << np.arange(bits)).sum(2)
+    """Codes in parts of 4, 2 and 1 bits, each part bit on bit, lowest first; 8 bits are bytes."""
+    codes = np.zeros((len(packed), columns), int)
+    start = low = 0
+    for part in [part for part in (4, 2, 1) if bits & part] or [8]:
+        stop = start + -(-columns * part // 8)
+        ones = np.unpackbits(packed[:, start:stop], axis=1, bitorder="little")
+        ones = ones[:, : columns * part].reshape(len(packed), columns, part)
+        codes += (ones << np.arange(part)).sum(2) << low
+        start, low = stop, low + part
+    return codes
 
 
 def decoded(module: Packed) -> np.ndarray:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from emb_tool.ops.rounding import (
     dequantize,
     nearest,
+    pack_bits,
     pack_codes,
     packed_bytes,
     quantize_groups,
@@ -110,11 +111,24 @@ def test_importance_moves_the_range() -> None:
 @given(BITS, st.integers(1, 41), st.integers(1, 4), st.integers(0, 9))
 def test_codes_lie_bit_on_bit(bits: int, columns: int, rows: int, seed: int) -> None:
     codes = np.random.default_rng(seed).integers(0, 2**bits, (rows, columns), np.uint8)
+
+    def packed(row: np.ndarray, width: int) -> bytes:
+        whole = sum(int(code) << (i * width) for i, code in enumerate(row))
+        return whole.to_bytes(-(-columns * width // 8), "little")
+
+    for row, data in zip(codes, pack_bits(torch.from_numpy(codes), bits).numpy(), strict=True):
+        assert data.tobytes() == packed(row, bits)
     data = pack_codes(torch.from_numpy(codes), bits)
     assert data.shape == (rows, packed_bytes(columns, bits))
-    for row, packed in zip(codes, data.numpy(), strict=True):
-        whole = sum(int(code) << (i * bits) for i, code in enumerate(row))
-        assert packed.tobytes() == whole.to_bytes(len(packed), "little")
+    parts = [part for part in (4, 2, 1) if bits & part] if bits < 8 else [8]
+    for row, held in zip(codes, data.numpy(), strict=True):
+        told, low = b"", 0
+        for part in parts:
+            told += packed(row >> low & (1 << part) - 1, part)
+            low += part
+        assert held.tobytes() == told
+    if columns % 8 == 0:
+        assert packed_bytes(columns, bits) == columns * bits // 8
     assert torch.equal(unpack_codes(data, bits, columns), torch.from_numpy(codes))
 
 
