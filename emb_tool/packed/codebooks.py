@@ -168,13 +168,13 @@ class Codebooks(Sized):
             return self._some(ids)
         found = torch.empty(len(ids), self.embedding_dim, dtype=self.dtype)
         for out, part in zip(found.split(step), ids.split(step), strict=True):
-            out.copy_(self._some(part))
+            self._some(part, out)
         return found
 
-    def _some(self, ids: Tensor) -> Tensor:
-        """`rows`, all at once."""
+    def _some(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
+        """`rows`, all at once; into `out` if there is one."""
         if "hot_ids" not in self._parts:
-            return self._cold(ids)
+            return self._cold(ids) if out is None else out.copy_(self._cold(ids))
         hot_ids, narrow = self.value("hot_ids"), ids.to(torch.int32)
         before = torch.searchsorted(hot_ids, narrow, out_int32=True)
         slot = before.clamp(max=len(hot_ids) - 1)
@@ -191,7 +191,10 @@ class Codebooks(Sized):
         both = torch.cat([self._hot(slot[hot_at]), self._cold(place[cold_at])])
         order = torch.empty_like(ids)
         order[torch.cat([hot_at, cold_at])] = torch.arange(len(ids))
-        return functional.embedding(order, both)
+        if out is None:
+            return functional.embedding(order, both)
+        with torch.no_grad():
+            return torch.index_select(both, 0, order, out=out)
 
     def _cold(self, place: Tensor) -> Tensor:
         """Rows by their places among those that have codes."""

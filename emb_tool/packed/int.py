@@ -138,7 +138,7 @@ class Int(Packed):
         if self.scale is not None and self.minimum is not None:
             return self._decode(data.index_select(0, ids), self.scale[ids], self.minimum[ids])
         step = max(1, BLOCK // self.embedding_dim)
-        if len(ids) <= step or data.device.type != "cpu":
+        if len(ids) <= step or self.bits == 8 or data.device.type != "cpu":
             return self._decode(data.index_select(0, ids))
         found = torch.empty(len(ids), self.embedding_dim, dtype=torch.float32)
         for i in range(0, len(ids), step):
