@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 from emb_tool import registry
 from emb_tool.checkpoint.output import OutputFolder
 from emb_tool.config import Job
-from emb_tool.errors import EmbToolError, Failed, Interrupted
+from emb_tool.errors import EmbToolError, Failed, Interrupted, Refused
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
 
 if TYPE_CHECKING:
+    from emb_tool.host import Host
     from emb_tool.runtime import Runtime
 
 
@@ -157,13 +158,22 @@ def _compress(job: Any, options: Options) -> Report:
     return make(job, options, Compress)
 
 
+def _merge(job: Any, options: Options) -> Report:
+    from emb_tool.merge.run import MergeModels
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise Refused("merge works in one process", "start it without torchrun")
+    return make(job, options, MergeModels)
+
+
 def make(job: Any, options: Options, worker: Any) -> Report:
     """Write a checkpoint: the way that every verb with an output folder goes.
 
     Args:
         job: Has an `output`.
         options: How to run it.
-        worker: Class with `plan`, `work`, `check`, `summarise`, `inputs`, `data` and `papers`.
+        worker: Class with `plan`, `work`, `check`, `summarise`, `inputs`, `data` and `papers`; and
+            with `start`, if it brings its own runtime.
     """
     progress = options.progress
     report = Report(job.verb, job=job.recipe())
@@ -193,7 +203,7 @@ def make(job: Any, options: Options, worker: Any) -> Report:
 
         if runtime.on_main(begin) if runtime else begin():
             return _read_report(out)
-        runtime = runtime or _runtime(job)
+        runtime = runtime or (work.start() if hasattr(work, "start") else _runtime(job))
         work.work(folder.partial, folder.partial / ".state", runtime)
 
         def finish() -> bool:
@@ -210,7 +220,7 @@ def _finish(
     work: Any,
     folder: OutputFolder,
     report: Report,
-    runtime: Runtime,
+    runtime: Runtime | Host,
     progress: Progress,
 ) -> None:
     """Measure the files as written, put what is known beside them, and give them their name."""
@@ -284,7 +294,7 @@ def _read_report(out: Path) -> Report:
     )
 
 
-def _check(request: Mapping[str, Any], runtime: Runtime, name: str) -> dict[str, Any]:
+def _check(request: Mapping[str, Any], runtime: Runtime | Host, name: str) -> dict[str, Any]:
     """Measure the written files in a process of its own, which knows nothing but the files.
 
     Args:
@@ -317,5 +327,6 @@ def _check(request: Mapping[str, Any], runtime: Runtime, name: str) -> dict[str,
 
 _VERBS = {
     "eval": _evaluate, "encode": _encode, "distill": _distill, "compress": _compress,
+    "merge": _merge,
 }  # fmt: skip
 assert set(_VERBS) == set(registry.VERBS)

@@ -20,6 +20,7 @@ from emb_tool.method import Method
 VERBS: dict[str, str] = {
     "distill": "emb_tool.distill",
     "compress": "emb_tool.compress",
+    "merge": "emb_tool.merge",
     "eval": "emb_tool.evaluate",
     "encode": "emb_tool.encode",
 }

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from emb_tool.checkpoint.files import write_json
@@ -19,21 +20,30 @@ from emb_tool.errors import Failed
 from emb_tool.plan import BITS, TensorSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+
+MAX_SHARD = 5 * 10**9
+"""Bytes of tensor data in one file, as transformers has it by default."""
 
 
 class ShardWriter:
     """Stream tensors into one safetensors file, or into shards with an index.
 
     Tensors go to shards in the given order; inside a shard they lie as safetensors lays them
-    (widest dtype first, then by name). The metadata is `{"format": "pt"}` and nothing else: the
-    same tensors give the same bytes.
+    (widest dtype first, then by name). Unless more is given, the metadata is `{"format": "pt"}`
+    alone: the same tensors give the same bytes.
 
     Args:
         folder: Where to write; made if absent.
         specs: Everything that will be written.
         name: File name when one file is enough; shards are named after it.
         max_shard: Bytes of tensor data in one file at most (a larger tensor gets its own).
+        metadata: Further entries of the header.
+        done: Files that an earlier run has finished; they are left as they are.
+
+    Attributes:
+        shards: File name to the names of its tensors.
 
     Raises:
         OSError: The disk is full (told at once where the file system can reserve space).
@@ -45,15 +55,19 @@ class ShardWriter:
         specs: Sequence[TensorSpec],
         *,
         name: str = "model.safetensors",
-        max_shard: int = 5 * 10**9,
+        max_shard: int = MAX_SHARD,
+        metadata: Mapping[str, str] | None = None,
+        done: Collection[str] = (),
     ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.specs = {spec.name: spec for spec in specs}
         if len(self.specs) != len(specs):
             raise ValueError("a tensor name occurs twice in the plan")
-        self._left = set(self.specs)
-        self._files: list[int] = []
+        self._left = {spec.name: spec.nbytes for spec in specs}
+        self._lock = Lock()
+        self._files: dict[str, int] = {}
+        self._metadata = dict(metadata or {})
         self._place: dict[str, tuple[int, int]] = {}
         shards = _split(specs, max_shard)
         stem, suffix = Path(name).stem, Path(name).suffix
@@ -63,9 +77,14 @@ class ShardWriter:
             names = [
                 f"{stem}-{i:05}-of-{len(shards):05}{suffix}" for i in range(1, len(shards) + 1)
             ]
+        self.shards = {n: [s.name for s in shard] for n, shard in zip(names, shards, strict=True)}
         self.names = names
         for shard, shard_name in zip(shards, names, strict=True):
-            self._open(shard_name, shard)
+            if shard_name in done:
+                for spec in shard:
+                    del self._left[spec.name]
+            else:
+                self._open(shard_name, shard)
         if n > 1:
             weight_map = {
                 spec.name: shard_name
@@ -80,9 +99,9 @@ class ShardWriter:
             write_json(self.folder / f"{name}.index.json", index)
 
     def _open(self, name: str, shard: list[TensorSpec]) -> None:
-        text, begins, size = header(shard)
+        text, begins, size = header(shard, self._metadata)
         file = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._files.append(file)
+        self._files[name] = file
         _reserve(file, len(text) + size)
         _write_at(file, text, 0)
         for spec_name, begin in begins.items():
@@ -100,18 +119,52 @@ class ShardWriter:
         """
         import torch
 
-        if name not in self._left:
-            raise ValueError(f"{name!r} is not planned, or written already")
-        spec = self.specs[name]
+        spec = self._spec(name)
         dtype = SAFETENSORS_NAMES.get(str(tensor.dtype).removeprefix("torch."))
         if tuple(tensor.shape) != spec.shape or dtype != spec.dtype:
             raise ValueError(
                 f"{name}: planned {spec.dtype} {spec.shape}, got {dtype} {tuple(tensor.shape)}"
             )
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        self.write_part(
+            name, tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        )
+
+    def write_part(self, name: str, data: np.ndarray, begin: int = 0) -> None:
+        """Write some bytes of a tensor; parts may come in any order and from any thread.
+
+        Args:
+            name: A planned name.
+            data: Contiguous, of the planned dtype, flat.
+            begin: Bytes of the tensor before it.
+
+        Raises:
+            ValueError: More bytes than planned (a bug of the caller).
+        """
+        spec = self._spec(name)
+        if begin + data.nbytes > spec.nbytes:
+            raise ValueError(f"{name}: {begin + data.nbytes} bytes, planned {spec.nbytes}")
         file, position = self._place[name]
-        _write_at(file, data.data, position)
-        self._left.remove(name)
+        _write_at(file, data.view("u1").data, position + begin)
+        with self._lock:
+            self._left[name] -= data.nbytes
+            if self._left[name] <= 0:
+                del self._left[name]
+
+    def _spec(self, name: str) -> TensorSpec:
+        if name not in self._left:
+            raise ValueError(f"{name!r} is not planned, or written already")
+        return self.specs[name]
+
+    def finish(self, shard: str) -> None:
+        """Flush one file, all of whose tensors are written.
+
+        Raises:
+            ValueError: One of them is not (a bug of the caller).
+        """
+        missing = [name for name in self.shards[shard] if name in self._left]
+        if missing:
+            raise ValueError("never written: " + ", ".join(missing[:5]))
+        os.fsync(self._files[shard])
 
     def close(self) -> None:
         """Flush everything to disk.
@@ -122,14 +175,14 @@ class ShardWriter:
         try:
             if self._left:
                 raise ValueError("never written: " + ", ".join(sorted(self._left)[:5]))
-            for file in self._files:
+            for file in self._files.values():
                 os.fsync(file)
         finally:
             self._close_files()
 
     def _close_files(self) -> None:
         while self._files:
-            os.close(self._files.pop())
+            os.close(self._files.popitem()[1])
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -141,13 +194,19 @@ class ShardWriter:
             self._close_files()
 
 
-def header(specs: Sequence[TensorSpec]) -> tuple[bytes, dict[str, int], int]:
+def header(
+    specs: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, int], int]:
     """What a file of these tensors begins with.
+
+    Args:
+        specs: The tensors.
+        metadata: Free entries besides `format`.
 
     Returns:
         Its bytes, where behind them each tensor begins, and the bytes of all tensors.
     """
-    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    fields: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     position, begins = 0, {}
     for spec in sorted(specs, key=lambda s: (-BITS[s.dtype], s.name)):
         begins[spec.name] = position

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from emb_tool.errors import EmbToolError
+from emb_tool.errors import EmbToolError, Failed
 from emb_tool.report import Measure, Report, Table
 
 
@@ -34,6 +34,8 @@ def check(request: dict[str, Any]) -> Report:
 
     if "tables" in request:
         return check_tables(request)
+    if "inputs" in request or "bare" in request:
+        return check_merged(request)
     runtime = Runtime.start(request["device"], request["dtype"])
     name, folder = request["name"], request["folder"]
     checkpoint = Checkpoint.open(folder)
@@ -114,6 +116,75 @@ def check_tables(request: dict[str, Any]) -> Report:
         table.rows.append([tensor, f"{rows:,}", f"{columns:,}", size, shown])
     report.tables.append(table)
     return report
+
+
+def check_merged(request: dict[str, Any]) -> Report:
+    """Open a merged model as a user would and hold it against what it was made of.
+
+    Args:
+        request: `folder`, `name`, `device`, `dtype`; `inputs`, name to path; `sample`, a jsonl
+            file of texts; `tasks`. Or `bare`: there are only tensors to be read back.
+    """
+    from emb_tool.checkpoint.reader import Checkpoint, check_finite
+    from emb_tool.encoder import Encoder
+    from emb_tool.evaluate.agreement import likeness
+    from emb_tool.evaluate.job import EvalJob
+    from emb_tool.evaluate.run import evaluate
+    from emb_tool.runtime import Runtime
+
+    name, folder = request["name"], request["folder"]
+    if "bare" in request:
+        written = Checkpoint.open(Path(folder) / "model.safetensors")
+        check_finite(written)
+        return Report("check", measures=[Measure("weights", written.weight_bytes(), "B")])
+    runtime = Runtime.start(request["device"], request["dtype"])
+    report = Report("check")
+    inputs: dict[str, str] = request["inputs"]
+    if request["tasks"]:
+        job = EvalJob(
+            models=(folder, *inputs.values()), task=tuple(request["tasks"]),
+            device=request["device"], dtype=request["dtype"],
+        )  # fmt: skip
+        report = evaluate(job, runtime)
+        _rename(report, folder, name)
+    else:
+        weights = Checkpoint.open(folder).weight_bytes()
+        report.measures.append(Measure("weights", weights, "B", model=name))
+    missing = _missing_in_transformers(folder)
+    if missing:
+        report.warn(f"transformers makes up {', '.join(missing)}, which no model holds")
+    lines = Path(request["sample"]).read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    mine = Encoder.open(folder, runtime).encode(texts)
+    if not np.isfinite(mine).all():
+        raise Failed("its vectors are not finite", None)
+    # each input is a model to load: all of them only where they are measured anyway
+    others = inputs if request["tasks"] else dict(list(inputs.items())[:1])
+    table = Table(
+        f"{len(texts)} sentences, against the inputs", ["", "cosine", "neighbours shared"]
+    )
+    for other, path in others.items():
+        figures = likeness(mine, Encoder.open(path, runtime).encode(texts))
+        report.measures += [Measure(k, v, of="sentences", model=other) for k, v in figures.items()]
+        shown = [figures["cosine mean"], figures["neighbour overlap"]]
+        table.rows.append([Path(other).name, *(f"{value:.4f}" for value in shown)])
+    report.tables.append(table)
+    return report
+
+
+def _missing_in_transformers(folder: str) -> list[str]:
+    """What `AutoModel` does not find in a folder's weights, the pooler aside."""
+    from emb_tool.progress import quiet
+
+    if not (Path(folder) / "config.json").is_file():
+        return []
+    with quiet():
+        from transformers import AutoModel
+
+        _, told = AutoModel.from_pretrained(
+            folder, output_loading_info=True, local_files_only=True, dtype="auto"
+        )
+    return [key for key in sorted(told["missing_keys"]) if "pooler" not in key][:5]
 
 
 def _rename(report: Report, folder: str, name: str) -> None:

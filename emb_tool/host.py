@@ -1,0 +1,41 @@
+"""What the engine asks of a runtime, for work that numpy does: torch takes seconds to import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Host:
+    """The processor of this machine.
+
+    Args:
+        device: Where the written files are to be measured.
+        dtype_name: In what dtype.
+        threads: How many compute.
+        seed: Of everything random.
+    """
+
+    device: str
+    dtype_name: str
+    threads: int
+    seed: int
+
+    def facts(self) -> dict[str, Any]:
+        """For the provenance."""
+        return {
+            "device": "cpu",
+            "dtype": "fp64",
+            "reason": "merged by numpy, block by block, rounded once",
+            "world": 1,
+            "threads": self.threads,
+            "seed": self.seed,
+        }
+
+    is_main = True
+
+    def on_main(self, work: Callable[[], object]) -> bool:
+        """There are no other processes to wait for."""
+        return bool(work())

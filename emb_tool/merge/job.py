@@ -1,0 +1,62 @@
+"""The settings of a merge that are not its method's."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from emb_tool.config import MethodJob
+
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
+"""Several names, or one."""
+
+
+class MergeJob(MethodJob):
+    """`embtool merge`."""
+
+    verb: ClassVar[str] = "merge"
+    default_method: ClassVar[str | None] = "linear"
+
+    models: Annotated[
+        Names,
+        Field(
+            min_length=1,
+            description="models of one family: folders, hub ids, LoRA adapters of the base, or "
+            "bare .safetensors files",
+        ),
+    ]
+    base: Annotated[
+        str | None, Field(description="model that the others were trained from: task vectors")
+    ] = None
+    take: Annotated[
+        tuple[str, ...],
+        Field(
+            description="where models differ, whose to take, counted from 0: pooling=1, "
+            "prompts=0, config=0"
+        ),
+    ] = ()
+    out_dtype: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        Field(description="of the weights written; auto is the widest that is read"),
+    ] = "auto"
+    shard_mb: Annotated[
+        int, Field(ge=1, description="MB of weights in one file at most; resumed file by file")
+    ] = 5000
+    eval: Annotated[
+        tuple[str, ...],
+        Field(description="task measured on the result and the inputs: sts:FILE, retrieval:DIR"),
+    ] = ()
+    inspect: Annotated[
+        bool,
+        Field(description="merge nothing: print how the models differ, in weights and configs"),
+    ] = False
+    output: Annotated[str | None, Field(description="folder to write")] = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> MergeJob:
+        if self.output is None and not self.inspect:
+            raise ValueError("output is missing: give -o FOLDER, or --inspect")
+        return self

@@ -1,0 +1,181 @@
+"""One merge: the weights streamed, the inputs' digests taken meanwhile, then what it is worth."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+from typing import Any, cast
+
+from emb_tool.checkpoint.files import read_json, write_json
+from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.data.sample import sample_texts
+from emb_tool.host import Host
+from emb_tool.merge.base import Merge
+from emb_tool.merge.job import MergeJob
+from emb_tool.merge.order import canonical_order
+from emb_tool.merge.setup import Setup
+from emb_tool.merge.stream import CHUNK, Slot, Stream, merge_tensors, thread_count
+from emb_tool.plan import Plan
+from emb_tool.progress import Progress
+from emb_tool.report import Measure, Report, Table
+
+SAMPLE = 64
+"""Sentences on which the result is compared with the first model."""
+
+
+class MergeModels:
+    """What the engine carries out for `embtool merge`.
+
+    Args:
+        job: The resolved job.
+        progress: Where bars and warnings go.
+        report: Filled on the way.
+    """
+
+    def __init__(self, job: MergeJob, progress: Progress, report: Report) -> None:
+        self.job, self.progress, self.report = job, progress, report
+        self.setup = Setup(job, progress)
+        self.method = cast(Merge, job.method)
+        self.papers = [self.method.paper] if self.method.paper else []
+
+    @property
+    def inputs(self) -> dict[str, Checkpoint]:
+        """The checkpoints read, by the name that the user gave them."""
+        return self.setup.inputs
+
+    def data(self) -> dict[str, dict[str, str]]:
+        """Digests of other files: there are none."""
+        return {}
+
+    def start(self) -> Host:
+        """Where it is merged: numpy's threads."""
+        return Host(self.job.device, self.job.dtype, thread_count(), self.job.seed)
+
+    def plan(self) -> Plan:
+        """Every refusal that headers, settings and local files can give."""
+        return self.setup.plan()
+
+    def work(self, folder: Path, state: Path, runtime: Host) -> None:
+        """Write the merged model into `folder`."""
+        digests = Thread(target=self._take_digests, daemon=True)
+        digests.start()
+        started = time.perf_counter()
+        write_merge(self.setup, self.method, folder, state, self.progress, self.report)
+        self.report.timings["merge_seconds"] = time.perf_counter() - started
+        digests.join()
+        self.report.timings["digest_seconds"] = time.perf_counter() - started
+        self.setup.files.close()
+
+    def _take_digests(self) -> None:
+        """sha256 of the inputs, while their pages are in memory; kept by `checkpoint.files`."""
+        for checkpoint in self.inputs.values():
+            checkpoint.hashes()
+
+    # -- after the files are written --------------------------------------------------------------
+
+    def check(self, folder: Path, state: Path) -> dict[str, Any]:
+        """What the engine's child process is to measure on the written files."""
+        if self.setup.is_bare:
+            return {"folder": str(folder), "bare": True}
+        lines = [json.dumps({"text": text}) + "\n" for text in sample_texts()[:SAMPLE]]
+        (state / "sample.jsonl").write_text("".join(lines), encoding="utf-8")
+        return {
+            "folder": str(folder),
+            "sample": str(state / "sample.jsonl"),
+            "inputs": {c.name: str(c.path) for c in self.setup.models},
+            "tasks": list(self.job.eval),
+        }
+
+    def summarise(self, report: Report) -> None:
+        """The table on top."""
+        table = Table("merged", ["", "weights", "bytes read"])
+        for name, checkpoint in self.inputs.items():
+            size = checkpoint.weight_bytes()
+            table.rows.append([name, self._shown(name), f"{size / 1e6:,.2f} MB"])
+            report.measures.append(Measure("weights read", size, "B", model=name))
+        report.tables.insert(0, table)
+
+    def _shown(self, name: str) -> str:
+        if name == self.job.base:
+            return "base"
+        weights = getattr(self.method, "weights", None)
+        number = self.job.models.index(name)
+        if weights is None:
+            return f"{self.method.default_weights(len(self.job.models))[number]:.4g}"
+        return "; ".join(
+            (f"{selector}: " if selector != "*" else "") + f"{numbers[number]:g}"
+            for selector, numbers in weights.root.items()
+        )
+
+
+def write_merge(
+    setup: Setup,
+    method: Merge,
+    folder: Path,
+    state: Path,
+    progress: Progress,
+    report: Report | None = None,
+    *,
+    threads: int | None = None,
+    chunk: int = CHUNK,
+) -> None:
+    """Merge the models of a setup with a method and write the checkpoint, as a search does, too.
+
+    Args:
+        setup: The inputs; `plan` has been called.
+        method: How; not necessarily the job's.
+        folder: Where to write.
+        state: Holds `shards.json`, the files that are finished.
+        progress: Where bars and warnings go.
+        report: Takes up facts.
+        threads: How many [every core].
+        chunk: Elements that a thread takes at a time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    slots, order = ordered(setup, method)
+    total = sum(slot.spec.nbytes for slot in slots)
+    done = read_json(state, "shards.json") or {}
+    setup.write_side_files(folder)
+
+    def on_shard(part: str, shard: str) -> None:
+        done.setdefault(part, []).append(shard)
+        write_json(state / "shards.json", done)
+
+    with progress.task("merging", total, "B") as advance:
+        stream = Stream(
+            setup.job.seed, threads or thread_count(), chunk, advance, report is not None
+        )
+        merge_tensors(
+            method, slots, folder, stream, order=order,
+            max_shard=setup.job.shard_mb * 10**6, done=done, on_shard=on_shard,
+        )  # fmt: skip
+    if report is not None:
+        report.facts["tensors"] = len(slots)
+        share = stream.loss.share
+        if share is not None:
+            report.measures.append(Measure("lost by rounding", share, of="the merge's change"))
+            if share > 0.01:
+                progress.warn(
+                    f"rounding to 16 bits takes {share:.1%} of what the merge changed; --out-dtype"
+                    " fp32 keeps it"
+                )
+
+
+def ordered(setup: Setup, method: Merge) -> tuple[Sequence[Slot], list[int]]:
+    """The slots with the models in an order that does not depend on the user's, if none is meant.
+
+    Sums of floats depend on their order, so models come in that of their content.
+    """
+    if not method.symmetric:
+        return setup.slots, list(range(len(setup.models)))
+    order = canonical_order(setup.slots)
+    return [
+        slot
+        if slot.only is not None
+        else replace(slot, models=tuple(slot.models[i] for i in order))
+        for slot in setup.slots
+    ], order
