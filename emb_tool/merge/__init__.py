@@ -5,6 +5,15 @@ JOB = ("emb_tool.merge.job", "MergeJob")
 _SUMMARIES = {
     "linear": "weighted average of the weights, a soup",
     "task-arithmetic": "base plus the weighted sum of task vectors; goes back to the base, too",
+    "slerp": "the arc between two models or their task vectors",
+    "karcher": "true mean on the sphere, of models or of task vectors",
+    "multislerp": "one step towards the mean on the sphere",
+    "model-stock": "from the base towards the average, as far as the angles say",
+    "ties": "trim small changes, elect signs, average those that agree",
+    "dare": "drop changes at random and rescale the rest",
+    "della": "as dare, small changes first",
+    "breadcrumbs": "leave out the largest and the smallest changes",
+    "sce": "weigh changes by their energy, where they differ most, without minority signs",
 }
 """Method to what it does, in the order in which one would look for them."""
 

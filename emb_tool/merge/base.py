@@ -48,6 +48,11 @@ class Block(NamedTuple):
             return list(self.models)
         return [model - self.base for model in self.models]
 
+    def moved(self, change: np.ndarray) -> np.ndarray:
+        """theta_0 + change."""
+        assert self.base is not None
+        return np.asarray(self.base + change)
+
 
 Rule = int | Callable[[Block], np.ndarray]
 """The merged elements of a block, float64; or the number of an input that is copied bit by bit."""
@@ -89,6 +94,7 @@ class Merge(Method):
         takes_base: Whether a base makes a difference.
         symmetric: Whether the order of the models makes none (weights go along with them).
         averages: Whether weights are divided by their sum; else they multiply task vectors.
+        least: Models that it takes at least.
         most: Models that it takes at most.
         by_rows: Whether blocks must hold whole rows of matrices.
     """
@@ -97,6 +103,7 @@ class Merge(Method):
     takes_base: ClassVar[bool] = True
     symmetric: ClassVar[bool] = True
     averages: ClassVar[bool] = False
+    least: ClassVar[int] = 1
     most: ClassVar[int | None] = None
     by_rows: ClassVar[bool] = False
 
@@ -122,8 +129,10 @@ class Merge(Method):
             )
         if base is not None and not self.takes_base:
             raise Refused(f"{self.name} has no use for a base", "leave --base out")
-        if len(names) < 2 and (base is None or not self.takes_base):
+        if len(names) < 2 and base is None:
             raise Refused("one model alone is nothing to merge", "name two or more")
+        if len(names) < self.least:
+            raise Refused(f"{self.name} takes {self.least} models or more", "name another one")
         if self.most is not None and len(names) > self.most:
             raise Refused(
                 f"{self.name} takes {self.most} models, not {len(names)}",

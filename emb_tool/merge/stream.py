@@ -103,10 +103,21 @@ class StreamedTensor:
 
     def sum(self, function: Callable[[Block], np.ndarray]) -> np.ndarray:
         """`function` of every block, summed in the order of blocks."""
+
+        def counted(start: int, stop: int) -> list[np.ndarray]:
+            found: list[np.ndarray] = []
+            for block in self._blocks(start, stop):
+                value = function(block)
+                if found and value.dtype.kind in "iu":  # exact in any order
+                    found[0] += value
+                else:
+                    found.append(value)
+            return found
+
         total: Any = 0
-        for part in self._chunks(lambda a, b: [function(block) for block in self._blocks(a, b)]):
-            for found in part:
-                total = total + found
+        for part in self._chunks(counted):
+            for value in part:
+                total = total + value
         return np.asarray(total)
 
     def map(self, function: Callable[[Block], np.ndarray]) -> list[np.ndarray]:

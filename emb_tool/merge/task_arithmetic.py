@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from emb_tool.merge.base import BASE, OnTaskVectors, Rule, Tensor, mix
+from emb_tool.merge.base import BASE, OnTaskVectors, Rule, Tensor, mix, one_hot
 
 
 class TaskArithmetic(OnTaskVectors):
@@ -19,7 +19,7 @@ class TaskArithmetic(OnTaskVectors):
         if not shares.any():
             return BASE
         rest = 1 - shares.sum()
-        (used,) = shares.nonzero()
-        if len(used) == 1 and shares[used[0]] == 1:
-            return int(used[0])
+        alone = one_hot(shares)
+        if alone is not None:
+            return alone
         return lambda block: rest * block.base + mix(shares, block.models)

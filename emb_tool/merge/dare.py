@@ -1,0 +1,50 @@
+"""DARE: drop changes at random, rescale the rest by 1/density, then add them up or as in TIES."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from emb_tool.merge.base import Block, OnTaskVectors, Rule, Tensor, mix
+from emb_tool.ops.consensus import disjoint_mean
+from emb_tool.ops.counter import bernoulli, key_of
+
+
+class Dare(OnTaskVectors):
+    """Yu et al., section 3.2; masks depend on seed, model, tensor and place alone."""
+
+    name: ClassVar[str] = "dare"
+    paper: ClassVar[str] = "arXiv:2311.03099"
+
+    density: Annotated[
+        float, Field(gt=0, le=1, description="chance of an element to be kept, and then / density")
+    ] = 0.5
+    combine: Annotated[
+        Literal["linear", "ties"],
+        Field(description="sum the task vectors, or elect signs and average those that agree"),
+    ] = "linear"
+
+    def rule(self, tensor: Tensor) -> Rule:
+        """One pass."""
+        random = [key_of("dare", tensor.seed, i, tensor.name) for i in range(len(tensor.weights))]
+
+        def merged(block: Block) -> np.ndarray:
+            kept = [
+                np.where(bernoulli(key, block.start, len(delta), self.density), delta, 0)
+                / self.density
+                for key, delta in zip(random, block.deltas, strict=True)
+            ]
+            return combined(block, kept, tensor.weights, self.scale, self.combine)
+
+        return merged
+
+
+def combined(
+    block: Block, deltas: list[np.ndarray], weights: np.ndarray, scale: float, how: str
+) -> np.ndarray:
+    """theta_0 and the thinned task vectors, summed or with elected signs."""
+    if how == "ties":
+        return block.moved(scale * disjoint_mean(deltas, weights))
+    return block.moved(mix(scale * weights, deltas))

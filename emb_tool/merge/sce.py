@@ -1,0 +1,68 @@
+"""SCE: select where task vectors differ most, weigh each by its energy, erase minority signs."""
+
+from __future__ import annotations
+
+from math import floor
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from emb_tool.merge.base import BASE, Block, Merge, Rule, Tensor
+from emb_tool.ops.select import Cut, largest, magnitude_keys
+
+
+class Sce(Merge):
+    """Wan et al., section 3.3 (FuseChat); a tensor at a time."""
+
+    name: ClassVar[str] = "sce"
+    paper: ClassVar[str] = "arXiv:2408.07990"
+    needs_base: ClassVar[bool] = True
+
+    density: Annotated[
+        float, Field(gt=0, le=1, description="share of elements of largest variance kept")
+    ] = 1.0
+    scale: Annotated[float, Field(description="factor on the merged task vector")] = 1.0
+
+    def rule(self, tensor: Tensor) -> Rule:
+        """Passes for the cut if density < 1, one for the energies, one for the merge."""
+        keep = floor(self.density * tensor.size)
+        ((cut,),) = largest(tensor, lambda block: [_variance(block)], [[keep]])
+        energies = tensor.sum(
+            lambda block: np.array([np.square(delta).sum() for delta in _selected(block, cut)])
+        )
+        if not energies.any():
+            return BASE
+        shares = energies / energies.sum()
+        return lambda block: sce(block, cut, shares, self.scale)
+
+
+def _variance(block: Block) -> np.ndarray:
+    return magnitude_keys(np.var(np.stack(block.deltas), axis=0))
+
+
+def _selected(block: Block, cut: Cut) -> list[np.ndarray]:
+    if cut.everything:
+        return block.deltas
+    mask = cut.mask(_variance(block), block.start)
+    return [np.where(mask, delta, 0) for delta in block.deltas]
+
+
+def sce(block: Block, cut: Cut, shares: np.ndarray, scale: float) -> np.ndarray:
+    """theta_0 + scale * mean of the selected changes that have the sum's sign, by energy.
+
+    Args:
+        block: With a base.
+        cut: Of the variance over the models.
+        shares: (N,) eta_i = sum d_i^2 / sum_j sum d_j^2.
+        scale: On the merged task vector.
+    """
+    deltas = _selected(block, cut)
+    positive = np.sum(deltas, axis=0) >= 0
+    total, weight = np.zeros(len(positive)), np.zeros(len(positive))
+    for delta, share in zip(deltas, shares, strict=True):
+        agrees = ((delta > 0) == positive) & (delta != 0)
+        total += share * np.where(agrees, delta, 0)
+        weight += share * agrees
+    mean = np.divide(total, weight, out=total, where=weight > 0)
+    return block.moved(scale * mean)

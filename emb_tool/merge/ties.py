@@ -1,0 +1,53 @@
+"""TIES: trim small changes, elect a sign for each element, average those that agree."""
+
+from __future__ import annotations
+
+from math import floor
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from emb_tool.merge.base import Block, OnTaskVectors, Rule, Tensor, one_hot
+from emb_tool.ops.consensus import disjoint_mean
+from emb_tool.ops.select import Cut, largest, magnitude_keys
+
+
+class Ties(OnTaskVectors):
+    """Yadav et al., algorithm 1; trims per tensor, keeping floor(density n) elements."""
+
+    name: ClassVar[str] = "ties"
+    paper: ClassVar[str] = "arXiv:2306.01708"
+
+    density: Annotated[
+        float, Field(ge=0, le=1, description="share of a task vector's largest elements kept")
+    ] = 0.2
+
+    def rule(self, tensor: Tensor) -> Rule:
+        """Two or three passes for the thresholds, one for the merge."""
+        if self.density == 1 and (one := one_hot(self.scale * tensor.weights)) is not None:
+            return one
+        keep = floor(self.density * tensor.size)
+        cuts = [cut for (cut,) in largest(tensor, keys, [[keep]] * len(tensor.weights))]
+        return lambda block: ties(block, cuts, tensor.weights, self.scale)
+
+
+def keys(block: Block) -> list[np.ndarray]:
+    """Magnitudes of the task vectors, sortable."""
+    return [magnitude_keys(delta) for delta in block.deltas]
+
+
+def ties(block: Block, cuts: list[Cut], weights: np.ndarray, scale: float) -> np.ndarray:
+    """theta_0 + scale * mean over the models that agree with the elected sign.
+
+    Args:
+        block: With a base.
+        cuts: Each task vector's.
+        weights: (N,) factors of the task vectors.
+        scale: On the merged one.
+    """
+    trimmed = [
+        np.where(cut.mask(magnitude_keys(delta), block.start), delta, 0)
+        for delta, cut in zip(block.deltas, cuts, strict=True)
+    ]
+    return block.moved(scale * disjoint_mean(trimmed, weights))

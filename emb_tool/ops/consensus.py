@@ -1,0 +1,32 @@
+"""Task vectors that disagree in sign: which way to go, and who goes along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def disjoint_mean(deltas: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """Elect a sign for each element, then average over the models that have it.
+
+    s = sign(sum_i w_i d_i), A = {i: sign(w_i d_i) = s, d_i != 0}: sum_{i in A} w_i d_i / |A|
+    (Yadav et al., arXiv:2306.01708, steps 2 and 3).
+
+    Args:
+        deltas: (n,) each; elements that were trimmed are zero.
+        weights: (N,), 1 each unless the user says otherwise.
+    """
+    weighted = [delta * weight for delta, weight in zip(deltas, weights, strict=True)]
+    total = weighted[0].copy()
+    for part in weighted[1:]:
+        total += part
+    positive = total > 0
+    decided = total != 0
+    mean = np.zeros_like(total)
+    count = np.zeros(len(total))
+    for part in weighted:
+        agrees = ((part > 0) == positive) & (part != 0) & decided
+        mean += np.where(agrees, part, 0)
+        count += agrees
+    return np.asarray(np.divide(mean, count, out=mean, where=count > 0))

@@ -1,0 +1,47 @@
+"""Random bits by their place: the same element has the same bits, however work is cut up.
+
+Philox4x64 (Salmon et al., doi:10.1145/2063384.2063405) maps a key and a counter to random bits
+without state, so that a mask over billions of elements needs neither memory nor an order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+_WORDS = 4
+
+
+def key_of(*parts: object) -> np.ndarray:
+    """A 128-bit key of some names and numbers, (2,) uint64."""
+    text = "\0".join(map(str, parts)).encode()
+    return np.frombuffer(hashlib.blake2b(text, digest_size=16).digest(), "<u8").astype(np.uint64)
+
+
+def random_bits(key: np.ndarray, start: int, count: int) -> np.ndarray:
+    """Bits of elements [start, start + count), (count,) uint64.
+
+    Args:
+        key: Of the sequence, by `key_of`.
+        start: First element.
+        count: How many.
+    """
+    first, skipped = divmod(start, _WORDS)
+    generator = np.random.Philox(key=key, counter=np.array([first, 0, 0, 0], np.uint64))
+    return generator.random_raw(count + skipped)[skipped:]
+
+
+def bernoulli(
+    key: np.ndarray, start: int, count: int, probability: np.ndarray | float
+) -> np.ndarray:
+    """Elements [start, start + count) of a sequence of independent draws, (count,) bool.
+
+    Args:
+        key: Of the sequence.
+        start: First element.
+        count: How many.
+        probability: Of True; one, or one for each element.
+    """
+    uniform = (random_bits(key, start, count) >> np.uint64(11)) * 2.0**-53
+    return np.asarray(uniform < probability)
