@@ -172,8 +172,8 @@ def make(job: Any, options: Options, worker: Any) -> Report:
     Args:
         job: Has an `output`.
         options: How to run it.
-        worker: Class with `plan`, `work`, `check`, `summarise`, `inputs`, `data` and `papers`; and
-            with `start`, if it brings its own runtime.
+        worker: Class with `plan`, `work`, `check`, `summarise`, `inputs`, `data` and `papers`;
+            `start`, if it brings its own runtime, and `card`, if it adds to the model card.
     """
     progress = options.progress
     report = Report(job.verb, job=job.recipe())
@@ -262,6 +262,7 @@ def _finish(
         report=report,
         job=job.recipe(),
         layout=None if bare else Checkpoint.open(partial).layout,
+        front=work.card() if hasattr(work, "card") else None,
     )
     folder.seal()
 

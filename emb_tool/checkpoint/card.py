@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def write_model_card(
     job: dict[str, Any],
     license: str | None = None,
     layout: Layout | None = None,
+    front: Mapping[str, Any] | None = None,
 ) -> None:
     """Write README.md.
 
@@ -35,10 +37,12 @@ def write_model_card(
         job: The resolved job.
         license: SPDX name as the hub writes it, if the base model states one.
         layout: Of the output; its prompts decide the usage lines.
+        front: Further entries of the front matter; `tags` are added.
     """
     import yaml
 
-    front: dict[str, Any] = {
+    more = dict(front or {})
+    front = {
         "library_name": "sentence-transformers",
         "pipeline_tag": "sentence-similarity",
         "tags": ["sentence-transformers", "feature-extraction", "sentence-similarity", "embtool"],
@@ -48,6 +52,8 @@ def write_model_card(
         front["base_model"] = hub if len(hub) > 1 else hub[0]
     if license:
         front["license"] = license
+    front["tags"] += [tag for tag in more.pop("tags", ()) if tag not in front["tags"]]
+    front |= more
     names = ", ".join(f"`{_public_name(name)}`" for name in base_models)
     lines = [
         "---",
@@ -72,6 +78,19 @@ def write_model_card(
         "",
     ]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def read_front(folder: Path) -> dict[str, Any]:
+    """The front matter of a model's card; {} where there is none that can be read."""
+    import yaml
+
+    path = folder / "README.md"
+    try:
+        text = path.read_text(encoding="utf-8") if path.stat().st_size < 10**6 else ""
+        found = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
+    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _is_hub_id(name: str) -> bool:

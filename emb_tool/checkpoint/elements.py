@@ -119,7 +119,8 @@ def from_float64(values: np.ndarray, dtype: str) -> np.ndarray:
     # rounding twice errs where the first has landed on a tie of the second: undo it by one step
     tie = (bits & np.uint32(0xFFFF)) == np.uint32(0x8000)
     if tie.any():
-        off = np.abs(values) - np.abs(single.astype(np.float64))
+        with np.errstate(invalid="ignore"):  # infinities are no ties
+            off = np.abs(values) - np.abs(single.astype(np.float64))
         bits = bits + (tie & (off > 0)).astype(np.uint32) - (tie & (off < 0)).astype(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     nan = np.isnan(values)

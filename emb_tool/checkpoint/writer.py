@@ -221,6 +221,27 @@ def header(
     return len(text).to_bytes(8, "little") + text, begins, position
 
 
+def replace_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    """Put other entries in the place of a file's metadata, which must take as many bytes.
+
+    What is only known when all is written (digests of what was read) so gets into the header.
+
+    Raises:
+        ValueError: Their length is another (a bug of the caller).
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        fields = json.loads(file.read(length))
+        fields["__metadata__"] = {"format": "pt", **metadata}
+        text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+        if not 0 <= length - len(text) < 8:
+            raise ValueError("metadata of another length")
+        file.seek(8)
+        file.write(text + b" " * (length - len(text)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _split(specs: Sequence[TensorSpec], max_shard: int) -> list[list[TensorSpec]]:
     """Consecutive runs of at most `max_shard` bytes; at least one run."""
     shards: list[list[TensorSpec]] = [[]]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any, cast
 
+import emb_tool
+from emb_tool.checkpoint.card import read_front
 from emb_tool.checkpoint.files import read_json, write_json
 from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.checkpoint.writer import replace_metadata
 from emb_tool.data.sample import sample_texts
 from emb_tool.host import Host
 from emb_tool.merge.base import Merge
@@ -64,9 +67,15 @@ class MergeModels:
         digests = Thread(target=self._take_digests, daemon=True)
         digests.start()
         started = time.perf_counter()
-        write_merge(self.setup, self.method, folder, state, self.progress, self.report)
+        write_merge(
+            self.setup, self.method, folder, state, self.progress, self.report,
+            metadata=describe(self.setup, self.method, known=False),
+        )  # fmt: skip
         self.report.timings["merge_seconds"] = time.perf_counter() - started
         digests.join()
+        metadata = describe(self.setup, self.method, known=True)
+        for path in sorted(folder.rglob("*.safetensors")):
+            replace_metadata(path, metadata)
         self.report.timings["digest_seconds"] = time.perf_counter() - started
         self.setup.files.close()
 
@@ -99,6 +108,28 @@ class MergeModels:
             report.measures.append(Measure("weights read", size, "B", model=name))
         report.tables.insert(0, table)
 
+    def card(self) -> dict[str, Any]:
+        """Front matter that follows from the inputs' own: relation, licences, languages, data."""
+        fronts = [read_front(c.path) for c in self.inputs.values() if c.path.is_dir()]
+
+        def all_of(key: str) -> list[str]:
+            lists = [x if isinstance(x, list) else [x] for f in fronts if (x := f.get(key))]
+            return list(dict.fromkeys(str(x) for found in lists for x in found))
+
+        said: dict[str, Any] = {
+            "base_model_relation": "merge", "tags": ["merge", *all_of("tags")],
+        }  # fmt: skip
+        licenses = all_of("license")
+        if len(licenses) == 1:
+            said["license"] = licenses[0]
+        elif licenses:
+            said |= {"license": "other", "license_name": " and ".join(licenses)}
+            self.progress.warn(
+                f"the inputs are under different licences ({', '.join(licenses)}): see that all"
+                " are kept"
+            )
+        return said | {key: x for key in ("language", "datasets") if (x := all_of(key))}
+
     def _shown(self, name: str) -> str:
         if name == self.job.base:
             return "base"
@@ -120,6 +151,7 @@ def write_merge(
     progress: Progress,
     report: Report | None = None,
     *,
+    metadata: Mapping[str, str] | None = None,
     threads: int | None = None,
     chunk: int = CHUNK,
 ) -> None:
@@ -132,6 +164,7 @@ def write_merge(
         state: Holds `shards.json`, the files that are finished.
         progress: Where bars and warnings go.
         report: Takes up facts.
+        metadata: Entries of the headers.
         threads: How many [every core].
         chunk: Elements that a thread takes at a time.
     """
@@ -152,6 +185,7 @@ def write_merge(
         merge_tensors(
             method, slots, folder, stream, order=order,
             max_shard=setup.job.shard_mb * 10**6, done=done, on_shard=on_shard,
+            metadata=metadata or {},
         )  # fmt: skip
     if report is not None:
         report.facts["tensors"] = len(slots)
@@ -163,6 +197,32 @@ def write_merge(
                     f"rounding to 16 bits takes {share:.1%} of what the merge changed; --out-dtype"
                     " fp32 keeps it"
                 )
+
+
+def describe(setup: Setup, method: Merge, *, known: bool) -> dict[str, str]:
+    """What a file's header says of its making: no paths, and no order that makes no difference.
+
+    Args:
+        setup: The inputs.
+        method: How they are merged.
+        known: Whether the inputs' digests are; zeros of the same length stand for them else.
+    """
+    prints = [c.fingerprint() if known else "0" * 64 for c in setup.models]
+    order = list(range(len(prints)))
+    if method.symmetric:
+        order.sort(key=lambda i: prints[i])
+    settings = method.model_dump(mode="json", exclude_none=True)
+    for selector, numbers in (settings.get("weights") or {}).items():
+        settings["weights"][selector] = [numbers[i] for i in order]
+    said = {
+        "tool": f"embtool {emb_tool.__version__}",
+        "method": json.dumps({"name": method.name, **settings}),
+        "models": ",".join(prints[i] for i in order),
+        "seed": str(setup.job.seed),
+    }
+    if setup.base is not None:
+        said["base"] = setup.base.fingerprint() if known else "0" * 64
+    return said
 
 
 def ordered(setup: Setup, method: Merge) -> tuple[Sequence[Slot], list[int]]:

@@ -8,7 +8,7 @@ number of threads nor what one of them takes at a time (a chunk) changes a bit o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ import numpy as np
 
 from emb_tool.checkpoint.elements import FLOATS, from_float64, to_float64
 from emb_tool.checkpoint.writer import ShardWriter
-from emb_tool.errors import Refused
+from emb_tool.errors import Failed, Refused
 from emb_tool.merge.base import BASE, Block, Merge, Rule
 from emb_tool.plan import TensorSpec
 
@@ -162,6 +162,8 @@ class StreamedTensor:
             for block in self._blocks(start, stop):
                 values = rule(block)  # type: ignore[operator]
                 raw = from_float64(values, dtype)
+                if dtype == "F16" and not np.isfinite(raw).all():
+                    raise Failed(f"{self.name} does not fit fp16", "give --out-dtype bf16 or fp32")
                 self._stream.keep_loss(block, values, raw, dtype)
                 writer.write_part(name, raw, block.start * width)
                 self._stream.wrote(raw.nbytes)
@@ -305,6 +307,7 @@ def merge_tensors(
     max_shard: int,
     done: dict[str, list[str]],
     on_shard: Callable[[str, str], None],
+    metadata: Mapping[str, str],
 ) -> None:
     """Merge and write every tensor.
 
@@ -317,6 +320,7 @@ def merge_tensors(
         max_shard: Bytes of one file at most.
         done: Part to the files that an earlier run has finished.
         on_shard: Called with part and file of each file that is whole and on disk.
+        metadata: Entries of each file's header.
     """
     with stream.running():
         tensors = {
@@ -328,7 +332,9 @@ def merge_tensors(
         for part in dict.fromkeys(slot.part for slot in slots):
             specs = [slot.spec for slot in slots if slot.part == part]
             finished = done.get(part, [])
-            with ShardWriter(folder / part, specs, max_shard=max_shard, done=finished) as writer:
+            with ShardWriter(
+                folder / part, specs, max_shard=max_shard, done=finished, metadata=metadata
+            ) as writer:
 
                 def work(tensor: StreamedTensor, writer: ShardWriter = writer) -> None:
                     rule: Rule
