@@ -163,6 +163,10 @@ def _merge(job: Any, options: Options) -> Report:
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise Refused("merge works in one process", "start it without torchrun")
+    if job.inspect:
+        from emb_tool.merge.inspect import inspect_models
+
+        return inspect_models(job, options.progress)
     return make(job, options, MergeModels)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from emb_tool import config, method, registry
 from emb_tool.errors import Refused
@@ -24,6 +26,7 @@ METHODS = [(verb, name) for verb, table in TABLES.items() for name in table]
 SURGERIES = [(v, n) for v, n in METHODS if issubclass(registry.load(v, n), Surgery)]
 NEEDED = {"truncate": "dim=8", "layers": "count=1", "dedup": "tolerance=0.99"}
 """Settings without which a method does not run."""
+MERGES = [(v, n) for v, n in METHODS if v == "merge"]
 TRAININGS = [(v, n) for v, n in METHODS if issubclass(registry.load(v, n), method.Training)]
 
 
@@ -136,3 +139,28 @@ def test_surgeries_write_nothing_dry_and_the_same_bytes_twice(
     assert [step["name"] for step in facts["job"]["method"]] == [name]
     paper = registry.load(verb, name).paper
     assert facts["papers"] == ([paper] if paper else [])
+
+
+@pytest.mark.parametrize(("verb", "name"), MERGES)
+def test_merges_write_nothing_dry_and_say_what_they_are(
+    run_cli: Callable[..., CliResult], tmp_path: Path, tiny_static: Path,
+    monkeypatch: pytest.MonkeyPatch, verb: str, name: str,
+) -> None:  # fmt: skip
+    check_here(monkeypatch)
+    cls: Any = registry.load(verb, name)
+    models = []
+    for number in range(2):
+        models.append(tmp_path / f"m{number}")
+        shutil.copytree(tiny_static, models[-1])
+        (path,) = models[-1].glob("*.safetensors")
+        tensors = load_file(path)
+        save_file({key: x + 0.01 * (number + 1) * x[::-1] for key, x in tensors.items()}, path)
+    base = ["--base", tiny_static] if cls.takes_base else []
+    given = [verb, *models, *base, "-m", name, "-o", tmp_path / "out"]
+    assert run_cli(*given, "--dry-run").code == 0
+    assert sorted(tmp_path.iterdir()) == models
+    told = run_cli(*given)
+    assert told.code == 0, told.err
+    facts = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert facts["job"]["method"]["name"] == name
+    assert facts["papers"] == ([cls.paper] if cls.paper else [])

@@ -6,10 +6,13 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from emb_tool import config, registry
 
@@ -29,7 +32,9 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def named_files(tmp_path: Path, sentences: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
+def named_files(
+    tmp_path: Path, sentences: list[str], tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A folder with the files that README's commands name."""
 
     def jsonl(path: str, rows: list[dict[str, str]]) -> None:
@@ -44,6 +49,11 @@ def named_files(tmp_path: Path, sentences: list[str], monkeypatch: pytest.Monkey
     (tmp_path / "beir/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
     pairs = [f"{sentences[i]}\t{sentences[i + i % 3]}\t{5 - i % 3}\n" for i in range(30)]
     (tmp_path / "sts.tsv").write_text("sentence1\tsentence2\tscore\n" + "".join(pairs))
+    for name, sign in (("tuned-a", 1), ("tuned-b", -1)):
+        shutil.copytree(tiny_bert, tmp_path / name)
+        path = tmp_path / name / "model.safetensors"
+        tensors = {key: x + 0.01 * np.roll(sign * x, sign) for key, x in load_file(path).items()}
+        save_file(tensors, path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -124,6 +134,7 @@ def test_a_recipe_is_a_job_once_it_has_models_and_texts(path: Path) -> None:
     assert path.parent.name == recipe["verb"]
     known = config.job_class(recipe["verb"]).model_fields
     flags = {"teacher": "t", "student": "s", "model": "m", "texts": ("f",), "output": "o"}
+    flags |= {"models": ("a", "b"), "base": "c"}
     flags = {key: value for key, value in flags.items() if key in known}
     job = config.resolve(recipe["verb"], recipe=recipe, recipe_name=str(path), flags=flags)
     presets = getattr(type(job.method), "presets", {})  # type: ignore[attr-defined]

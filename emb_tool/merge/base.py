@@ -127,10 +127,8 @@ class Merge(Method):
                 " no base",
                 "add --base MODEL, the model that the others were trained from",
             )
-        if base is not None and not self.takes_base:
-            raise Refused(f"{self.name} has no use for a base", "leave --base out")
         if len(names) < 2 and base is None:
-            raise Refused("one model alone is nothing to merge", "name two or more")
+            raise Refused("one model alone is nothing to merge", "name two or more, or a --base")
         if len(names) < self.least:
             raise Refused(f"{self.name} takes {self.least} models or more", "name another one")
         if self.most is not None and len(names) > self.most:

@@ -55,6 +55,11 @@ class MergeJob(MethodJob):
     ] = False
     output: Annotated[str | None, Field(description="folder to write")] = None
 
+    @property
+    def max_shard(self) -> int:
+        """Bytes of one file at most."""
+        return self.shard_mb * 10**6
+
     @model_validator(mode="after")
     def _whole(self) -> MergeJob:
         if self.output is None and not self.inspect:

@@ -1,4 +1,4 @@
-"""An order of models that depends on their content alone."""
+"""What a few elements of every tensor tell: an order of the models, and how far apart they are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from math import prod
 
+import numpy as np
+
+from emb_tool.checkpoint.elements import FLOATS, to_float64
 from emb_tool.merge.stream import BLOCK, Slot
+
+FAR = 0.5
+"""Distance / length of the base above which a model is hardly a fine-tune of it."""
 
 PIECE = 1024
 """Elements of each tensor that are looked at first."""
@@ -24,6 +30,27 @@ def canonical_order(slots: Sequence[Slot]) -> list[int]:
     twice = [key for key in keys if keys.count(key) > 1]
     whole = {i: _digest(merged, i, None) for i, key in enumerate(keys) if key in twice}
     return sorted(range(count), key=lambda i: (keys[i], whole.get(i, b"")))
+
+
+def sampled_distances(slots: Sequence[Slot]) -> list[float]:
+    """‖theta_i - theta_0‖ / ‖theta_0‖ of each model, on a few elements of every tensor.
+
+    Without a base, of the mean of all models.
+    """
+    count = max((len(slot.models) for slot in slots if slot.only is None), default=0)
+    far, length = np.zeros(count), 0.0
+    for slot in slots:
+        if slot.only is not None or slot.spec.dtype not in FLOATS:
+            continue
+        size = prod(slot.spec.shape)
+        span = (size // 2, min(size, size // 2 + PIECE))
+        models = [to_float64(x.raw(*span), x.spec.dtype) for x in slot.models]
+        base = np.mean(models, axis=0)
+        if slot.base is not None:
+            base = to_float64(slot.base.raw(*span), slot.base.spec.dtype)
+        far += [float(np.square(model - base).sum()) for model in models]
+        length += float(np.square(base).sum())
+    return [float(x) for x in np.sqrt(far / length)] if length else [0.0] * count
 
 
 def _digest(slots: Sequence[Slot], number: int, piece: int | None) -> bytes:

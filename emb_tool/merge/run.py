@@ -19,7 +19,7 @@ from emb_tool.data.sample import sample_texts
 from emb_tool.host import Host
 from emb_tool.merge.base import Merge
 from emb_tool.merge.job import MergeJob
-from emb_tool.merge.order import canonical_order
+from emb_tool.merge.order import FAR, canonical_order, sampled_distances
 from emb_tool.merge.setup import Setup
 from emb_tool.merge.stream import CHUNK, Slot, Stream, merge_tensors, thread_count
 from emb_tool.plan import Plan
@@ -67,6 +67,7 @@ class MergeModels:
         digests = Thread(target=self._take_digests, daemon=True)
         digests.start()
         started = time.perf_counter()
+        self._warn_of_distances()
         write_merge(
             self.setup, self.method, folder, state, self.progress, self.report,
             metadata=describe(self.setup, self.method, known=False),
@@ -78,6 +79,16 @@ class MergeModels:
             replace_metadata(path, metadata)
         self.report.timings["digest_seconds"] = time.perf_counter() - started
         self.setup.files.close()
+
+    def _warn_of_distances(self) -> None:
+        of = f"the base {self.job.base}" if self.setup.base else "the mean of the models"
+        distances = sampled_distances(self.setup.slots)
+        for name, share in zip(self.job.models, distances, strict=False):
+            if share > FAR:
+                self.progress.warn(
+                    f"{name} is {share:.0%} of its length away from {of}: models trained from the"
+                    " same one are nearer (embtool merge ... --inspect)"
+                )
 
     def _take_digests(self) -> None:
         """sha256 of the inputs, while their pages are in memory; kept by `checkpoint.files`."""
@@ -184,7 +195,7 @@ def write_merge(
         )
         merge_tensors(
             method, slots, folder, stream, order=order,
-            max_shard=setup.job.shard_mb * 10**6, done=done, on_shard=on_shard,
+            max_shard=setup.job.max_shard, done=done, on_shard=on_shard,
             metadata=metadata or {},
         )  # fmt: skip
     if report is not None:

@@ -14,10 +14,12 @@ from emb_tool.checkpoint.layout import Layout, write_layout
 from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
 from emb_tool.errors import Refused
 from emb_tool.evaluate.task import parse_tasks
+from emb_tool.merge.adapter import Adapter, open_model
 from emb_tool.merge.base import Merge
 from emb_tool.merge.job import MergeJob
 from emb_tool.merge.names import canonical, is_computed, is_head, layer_numbers
 from emb_tool.merge.preflight import (
+    CHOICES,
     Difference,
     compare,
     compare_base,
@@ -49,7 +51,7 @@ class Setup:
     @cached_property
     def models(self) -> list[Checkpoint]:
         """The models, in the user's order."""
-        return [Checkpoint.open(name) for name in self.job.models]
+        return [open_model(name, self.base) for name in self.job.models]
 
     @cached_property
     def base(self) -> Checkpoint | None:
@@ -108,10 +110,18 @@ class Setup:
         written = tuple(slot.spec for slot in self.slots)
         return Plan((Step((), written),), notes=tuple(self._notes))
 
+    def inspect(self) -> None:
+        """Refuse what cannot even be compared; differences stay differences."""
+        if len(self.models) < 2 and self.base is None:
+            raise Refused("one model alone: there is nothing to compare", "name two or more")
+        self._check_inputs()
+        fatal = [d for d in self.differences if d.key not in CHOICES and d.key != "vocabulary"]
+        refuse_differences(fatal, self.job.models, self.taken)
+
     def _check_inputs(self) -> None:
         places: dict[Path, str] = {}
         for checkpoint in self.models:
-            place = checkpoint.path.resolve()
+            place = getattr(checkpoint, "folder", checkpoint.path).resolve()
             if place in places:
                 raise Refused(
                     f"{checkpoint.name} is named twice"
@@ -124,6 +134,9 @@ class Setup:
                 f"{self.base.name} is both the base and a model: its task vector is nothing",
                 "leave it out of the models; scale= below 1 goes back towards the base",
             )
+        adapted = any(isinstance(model, Adapter) for model in self.models)
+        if self.base and not (self.method.takes_base or adapted or self.job.inspect):
+            raise Refused(f"{self.method.name} has no use for a base", "leave --base out")
         for checkpoint in self.inputs.values():
             if checkpoint.layout.routes:
                 raise Refused(
@@ -211,7 +224,8 @@ class Setup:
             Refused: A base without a tensor that the models have; buffers of unequal dtype.
         """
         parts = [self._parts(checkpoint) for checkpoint in self.models]
-        base = self._parts(self.base) if self.base and self.method.takes_base else None
+        uses = self.method.takes_base or self.job.inspect
+        base = self._parts(self.base) if self.base and uses else None
         keys = self.taken.get("tensors", 0)
         slots = []
         for part, held in parts[keys].items():
@@ -232,6 +246,10 @@ class Setup:
                     slots.append(Slot(full, part, spec, (source,), None, layers.get(name), 0))
                     continue
                 entries = [p[part][name] for p in parts]
+                sources = [
+                    self._source(e, model if not part else None, name)
+                    for e, model in zip(entries, self.models, strict=True)
+                ]
                 theirs = base.get(part, {}).get(name) if base is not None else None
                 if base is not None:
                     self._check_base(full, spec, theirs)
@@ -239,7 +257,7 @@ class Setup:
                 spec = replace(spec, name=stored, dtype=self._out_dtype(dtypes, full))
                 slots.append(
                     Slot(
-                        full, part, spec, tuple(self._source(e) for e in entries),
+                        full, part, spec, tuple(sources),
                         self._source(theirs) if theirs else None, layers.get(name),
                     )
                 )  # fmt: skip
@@ -267,8 +285,12 @@ class Setup:
             return only
         return DTYPES.get(self.job.out_dtype) or widest(dtypes)
 
-    def _source(self, entry: tuple[str, TensorSpec, Path]) -> Source:
+    def _source(
+        self, entry: tuple[str, TensorSpec, Path], model: Checkpoint | None = None, name: str = ""
+    ) -> Source:
         stored, _, path = entry
+        if isinstance(model, Adapter):
+            return model.source(stored, name, self.files)
         return self.files.tensor(path, stored)
 
     def layout(self) -> Layout:
