@@ -155,6 +155,11 @@ class ShardWriter:
             raise ValueError(f"{name!r} is not planned, or written already")
         return self.specs[name]
 
+    def flush(self) -> None:
+        """Have what is written so far on disk; meant for a thread beside those that write."""
+        for file in list(self._files.values()):
+            os.fdatasync(file)
+
     def finish(self, shard: str) -> None:
         """Flush one file, all of whose tensors are written.
 

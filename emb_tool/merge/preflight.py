@@ -174,6 +174,8 @@ def _compare(first: Checkpoint, other: Checkpoint) -> Iterator[tuple[str, str]]:
         yield "prompts", f"{_prompts(*prompts[1])}, not {_prompts(*prompts[0])}"
     if a.max_length != b.max_length:
         yield "max_length", f"{b.max_length} tokens, not {a.max_length}"
+    if a.truncate_dim != b.truncate_dim:
+        yield "modules", f"truncate_dim {b.truncate_dim}, not {a.truncate_dim}"
     similar = [x.similarity or "cosine" for x in (a, b)]
     if similar[0] != similar[1]:
         yield "similarity", f"{similar[1]}, not {similar[0]}"

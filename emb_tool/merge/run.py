@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -21,7 +22,8 @@ from emb_tool.merge.base import Merge
 from emb_tool.merge.job import MergeJob
 from emb_tool.merge.order import FAR, canonical_order, sampled_distances
 from emb_tool.merge.setup import Setup
-from emb_tool.merge.stream import CHUNK, Slot, Stream, merge_tensors, thread_count
+from emb_tool.merge.stream import CHUNK, Slot, Stream, thread_count
+from emb_tool.merge.write import merge_tensors
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
@@ -74,6 +76,7 @@ class MergeModels:
         )  # fmt: skip
         self.report.timings["merge_seconds"] = time.perf_counter() - started
         digests.join()
+        self._warn_of_copies()
         metadata = describe(self.setup, self.method, known=True)
         for path in sorted(folder.rglob("*.safetensors")):
             replace_metadata(path, metadata)
@@ -90,10 +93,19 @@ class MergeModels:
                     " same one are nearer (embtool merge ... --inspect)"
                 )
 
+    def _warn_of_copies(self) -> None:
+        seen: dict[tuple[str, ...], str] = {}
+        for name, checkpoint in self.inputs.items():
+            digests = checkpoint.hashes()
+            key = tuple(digests[f] for f in sorted(digests) if f.endswith(".safetensors"))
+            if key in seen:
+                self.progress.warn(f"{name} holds the same weights as {seen[key]}")
+            seen.setdefault(key, name)
+
     def _take_digests(self) -> None:
         """sha256 of the inputs, while their pages are in memory; kept by `checkpoint.files`."""
-        for checkpoint in self.inputs.values():
-            checkpoint.hashes()
+        with ThreadPoolExecutor(2, thread_name_prefix="digest") as pool:
+            list(pool.map(lambda checkpoint: checkpoint.hashes(), self.inputs.values()))
 
     # -- after the files are written --------------------------------------------------------------
 
@@ -121,7 +133,8 @@ class MergeModels:
 
     def card(self) -> dict[str, Any]:
         """Front matter that follows from the inputs' own: relation, licences, languages, data."""
-        fronts = [read_front(c.path) for c in self.inputs.values() if c.path.is_dir()]
+        folders = [getattr(c, "folder", c.path) for c in self.inputs.values()]
+        fronts = [read_front(folder) for folder in folders if folder.is_dir()]
 
         def all_of(key: str) -> list[str]:
             lists = [x if isinstance(x, list) else [x] for f in fronts if (x := f.get(key))]
@@ -144,6 +157,8 @@ class MergeModels:
     def _shown(self, name: str) -> str:
         if name == self.job.base:
             return "base"
+        if "weights" not in type(self.method).model_fields:
+            return ""
         weights = getattr(self.method, "weights", None)
         number = self.job.models.index(name)
         if weights is None:

@@ -28,6 +28,7 @@ from emb_tool.merge.preflight import (
     refuse_quantised,
 )
 from emb_tool.merge.stream import Slot, Source
+from emb_tool.merge.weights import fits
 from emb_tool.plan import Plan, Step, TensorSpec
 from emb_tool.progress import Progress
 
@@ -106,7 +107,7 @@ class Setup:
                 self.progress.warn(sentence)
         if self.is_bare and self.job.eval:
             raise Refused("--eval: files of tensors cannot be run", "leave it out")
-        self._warn_of_weights()
+        self._check_weights()
         written = tuple(slot.spec for slot in self.slots)
         return Plan((Step((), written),), notes=tuple(self._notes))
 
@@ -200,8 +201,14 @@ class Setup:
             for part, weights in parts.items()
         }
 
-    def _warn_of_weights(self) -> None:
+    def _check_weights(self) -> None:
         weights = getattr(self.method, "weights", None)
+        for selector in weights.root if weights else ():
+            if not any(fits(selector, slot.name, slot.layer) for slot in self.slots):
+                raise Refused(
+                    f"weights: {selector!r} fits no layer and no tensor",
+                    f"tensors are called {self.slots[0].name}, layers are counted from 0",
+                )
         if weights and self.method.averages:
             for selector, total in weights.sums().items():
                 if abs(total - 1) > 1e-3:
@@ -231,8 +238,10 @@ class Setup:
         for part, held in parts[keys].items():
             layers = layer_numbers(held)
             for name, (stored, spec, _) in held.items():
+                theirs_too = [p[part][name][1] for p in parts if name in p.get(part, {})]
+                alike = len({(s.shape, s.dtype) for s in theirs_too}) == 1
                 if self._is_spare(name) and (
-                    is_head(name) or not all(name in p.get(part, {}) for p in parts)
+                    is_head(name) or len(theirs_too) < len(parts) or not alike
                 ):
                     self._notes.append(
                         f"{join(part, name)} is left out: loaders make it themselves"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ import numpy as np
 from emb_tool.checkpoint.elements import FLOATS, from_float64, to_float64
 from emb_tool.checkpoint.writer import ShardWriter
 from emb_tool.errors import Failed, Refused
-from emb_tool.merge.base import BASE, Block, Merge, Rule
+from emb_tool.merge.base import BASE, Block, Rule
 from emb_tool.plan import TensorSpec
 
 BLOCK = 1 << 16
@@ -262,9 +262,7 @@ class Stream:
             Refused: One of them is not finite.
         """
         values = to_float64(raw, source.spec.dtype)
-        if not np.isfinite(
-            values.sum()
-        ):  # one pass instead of two: a sum of floats cannot overflow
+        if not np.isfinite(values.sum()):  # of float32 numbers it cannot overflow
             bad = np.flatnonzero(~np.isfinite(values))
             if len(bad):
                 raise Refused(
@@ -309,62 +307,3 @@ def thread_count() -> int:
     if stated.isdigit() and int(stated):
         return int(stated)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def merge_tensors(
-    method: Merge,
-    slots: Sequence[Slot],
-    folder: Path,
-    stream: Stream,
-    *,
-    order: Sequence[int],
-    max_shard: int,
-    done: dict[str, list[str]],
-    on_shard: Callable[[str, str], None],
-    metadata: Mapping[str, str],
-) -> None:
-    """Merge and write every tensor.
-
-    Args:
-        method: The method.
-        slots: What is written, in order.
-        folder: Where; parts are folders in it.
-        stream: The threads.
-        order: The user's number of each of the slots' models.
-        max_shard: Bytes of one file at most.
-        done: Part to the files that an earlier run has finished.
-        on_shard: Called with part and file of each file that is whole and on disk.
-        metadata: Entries of each file's header.
-    """
-    with stream.running():
-        tensors = {
-            (slot.part, slot.spec.name): _tensor(method, slot, stream, order) for slot in slots
-        }
-        free = [t for t in tensors.values() if t.slot.only is None]
-        find = method.begin(free)
-
-        for part in dict.fromkeys(slot.part for slot in slots):
-            specs = [slot.spec for slot in slots if slot.part == part]
-            finished = done.get(part, [])
-            with ShardWriter(
-                folder / part, specs, max_shard=max_shard, done=finished, metadata=metadata
-            ) as writer:
-
-                def work(tensor: StreamedTensor, writer: ShardWriter = writer) -> None:
-                    rule: Rule
-                    if tensor.slot.only is not None:
-                        rule = tensor.slot.only
-                    else:
-                        rule = 0 if tensor.are_equal() else find(tensor)
-                    tensor.write(rule, writer)
-
-                for shard, names in writer.shards.items():
-                    if shard not in finished:
-                        stream.each(work, [tensors[part, name] for name in names])
-                        writer.finish(shard)
-                        on_shard(part, shard)
-
-
-def _tensor(method: Merge, slot: Slot, stream: Stream, order: Sequence[int]) -> StreamedTensor:
-    weights = method.weights_of(slot.name, slot.layer, len(order))[list(order)]
-    return StreamedTensor(slot, weights, stream, method.by_rows)

@@ -36,7 +36,7 @@ def test_weights_differ_by_layer_and_by_name(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("weights", ["1", "1,2,3", "1,-1", "1,x", "1,nan"])
+@pytest.mark.parametrize("weights", ["1", "1,2,3", "1,-1", "1,x", "1,nan", "1,1;typo*:0,1"])
 def test_weights_that_fit_no_merge_are_refused(tmp_path: Path, weights: str) -> None:
     models, _ = make_files(tmp_path, 2)
     with pytest.raises(Refused, match="weights"):

@@ -75,6 +75,16 @@ def test_bfloat16_is_rounded_once_to_nearest_even() -> None:
     assert np.array_equal(from_float64(single.astype(np.float64), "BF16"), want)
 
 
+def test_whole_numbers_are_the_same_in_all_models_or_refused(tmp_path: Path) -> None:
+    names = []
+    for number in range(3):
+        names.append(str(tmp_path / f"{number}.safetensors"))
+        save_file({"x": np.ones(4, np.float32), "ids": np.arange(4) + number // 2}, names[-1])
+    assert merge(tmp_path / "a", "linear", names[:2])["ids"].tolist() == [0, 1, 2, 3]
+    with pytest.raises(Refused, match="ids is I64"):
+        merge(tmp_path / "b", "linear", names[1:])
+
+
 def test_dtypes_out_are_the_widest_in_unless_asked(tmp_path: Path) -> None:
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     names = []
