@@ -35,6 +35,9 @@ from emb_tool.progress import Progress
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 _CONFIG_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
+Entry = tuple[str, TensorSpec, Path]
+"""A tensor's name as stored, its spec, its file."""
+
 
 class Setup:
     """What a job names, opened; and what will be written.
@@ -183,7 +186,7 @@ class Setup:
         tied = self.lead.config.get("tie_word_embeddings", True)
         return is_computed(name) or (is_head(name) and tied)
 
-    def _parts(self, checkpoint: Checkpoint) -> dict[str, dict[str, tuple[str, TensorSpec, Path]]]:
+    def _parts(self, checkpoint: Checkpoint) -> dict[str, dict[str, Entry]]:
         """Part as it is written to canonical name to (name as stored, spec, file)."""
         layout = checkpoint.layout
         main = checkpoint.weights[layout.main]
@@ -230,49 +233,50 @@ class Setup:
         Raises:
             Refused: A base without a tensor that the models have; buffers of unequal dtype.
         """
-        parts = [self._parts(checkpoint) for checkpoint in self.models]
+        models = [self._parts(checkpoint) for checkpoint in self.models]
         uses = self.method.takes_base or self.job.inspect
         base = self._parts(self.base) if self.base and uses else None
-        keys = self.taken.get("tensors", 0)
         slots = []
-        for part, held in parts[keys].items():
+        for part, held in models[self.taken.get("tensors", 0)].items():
             layers = layer_numbers(held)
-            for name, (stored, spec, _) in held.items():
-                theirs_too = [p[part][name][1] for p in parts if name in p.get(part, {})]
-                alike = len({(s.shape, s.dtype) for s in theirs_too}) == 1
-                if self._is_spare(name) and (
-                    is_head(name) or len(theirs_too) < len(parts) or not alike
-                ):
+            for name, entry in held.items():
+                entries = [parts[part][name] for parts in models if name in parts.get(part, {})]
+                alike = len({(spec.shape, spec.dtype) for _, spec, _ in entries}) == 1
+                everywhere = len(entries) == len(models)
+                if self._is_spare(name) and (is_head(name) or not everywhere or not alike):
                     self._notes.append(
                         f"{join(part, name)} is left out: loaders make it themselves"
                     )
                     continue
-                full = join(part, name)
-                stored = _modern(stored)
-                if not all(name in p.get(part, {}) for p in parts):
-                    source = self._source(held[name])
-                    spec = replace(spec, name=stored, dtype=self._out_dtype({spec.dtype}))
-                    slots.append(Slot(full, part, spec, (source,), None, layers.get(name), 0))
-                    continue
-                entries = [p[part][name] for p in parts]
-                sources = [
-                    self._source(e, model if not part else None, name)
-                    for e, model in zip(entries, self.models, strict=True)
-                ]
                 theirs = base.get(part, {}).get(name) if base is not None else None
-                if base is not None:
-                    self._check_base(full, spec, theirs)
-                dtypes = {e[1].dtype for e in entries} | ({theirs[1].dtype} if theirs else set())
-                spec = replace(spec, name=stored, dtype=self._out_dtype(dtypes, full))
-                slots.append(
-                    Slot(
-                        full, part, spec, tuple(sources),
-                        self._source(theirs) if theirs else None, layers.get(name),
-                    )
-                )  # fmt: skip
+                if not everywhere:
+                    entries, theirs = [entry], None
+                elif not {spec.dtype for _, spec, _ in entries} <= set(FLOATS):
+                    theirs = None  # a buffer is copied or refused
+                elif base is not None:
+                    self._check_base(join(part, name), entry[1], theirs)
+                slot = self._slot(part, name, entry[0], entries, theirs, layers.get(name))
+                slots.append(slot if everywhere else replace(slot, only=0))
         return slots
 
-    def _check_base(self, name: str, spec: TensorSpec, theirs: Any) -> None:
+    def _slot(
+        self, part: str, name: str, stored: str, entries: list[Entry], theirs: Entry | None,
+        layer: int | None,
+    ) -> Slot:  # fmt: skip
+        """One tensor to be written as `stored`, from those of its canonical name."""
+        full = join(part, name)
+        owners = self.models if len(entries) == len(self.models) else [None] * len(entries)
+        sources = tuple(
+            self._source(entry, owner if not part else None, name)
+            for entry, owner in zip(entries, owners, strict=True)
+        )
+        there = [*entries, *([theirs] if theirs else [])]
+        dtype = self._out_dtype({spec.dtype for _, spec, _ in there}, full)
+        spec = TensorSpec(_modern(stored), entries[0][1].shape, dtype)
+        base = self._source(theirs) if theirs else None
+        return Slot(full, part, spec, sources, base, layer)
+
+    def _check_base(self, name: str, spec: TensorSpec, theirs: Entry | None) -> None:
         assert self.base is not None
         if theirs is None:
             raise Refused(
@@ -294,9 +298,7 @@ class Setup:
             return only
         return DTYPES.get(self.job.out_dtype) or widest(dtypes)
 
-    def _source(
-        self, entry: tuple[str, TensorSpec, Path], model: Checkpoint | None = None, name: str = ""
-    ) -> Source:
+    def _source(self, entry: Entry, model: Checkpoint | None = None, name: str = "") -> Source:
         stored, _, path = entry
         if isinstance(model, Adapter):
             return model.source(stored, name, self.files)
