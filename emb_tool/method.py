@@ -21,6 +21,9 @@ def _split(value: Any) -> Any:
 IntList = Annotated[tuple[int, ...], BeforeValidator(_split)]
 """Whole numbers, written `0,2,5` in a shell and as a list in a recipe."""
 
+FloatList = Annotated[tuple[float, ...], BeforeValidator(_split)]
+"""Numbers, written `1,.4` in a shell and as a list in a recipe."""
+
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split)]
 """Texts, written `a,b` in a shell and as a list in a recipe."""
 

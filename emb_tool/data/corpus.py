@@ -36,6 +36,19 @@ def text_key(text: str) -> bytes:
     return blake2b(text.encode("utf-8"), digest_size=16).digest()
 
 
+def drawn(text: bytes, share: float, seed: int) -> bool:
+    """Whether a text is in a random sample: by its content, whatever stands around it.
+
+    Args:
+        text: UTF-8.
+        share: Probability.
+        seed: Samples of different seeds are independent.
+    """
+    key = seed.to_bytes(8, "little")
+    value = int.from_bytes(blake2b(text, digest_size=8, key=key).digest(), "little")
+    return value < share * 2**64
+
+
 class Corpus:
     """Distinct texts, memory-mapped. Indices run over documents first, then queries.
 
@@ -47,9 +60,9 @@ class Corpus:
         train: int64, indices to train on.
         heldout: int64, indices held out: the texts of the lowest keys, so that the choice hangs
             on content alone; a text held out in one role is held out in both.
-        counts: `records` read (`read` too), of them `empty` and `duplicates` dropped; `documents`,
-            `queries` and `heldout` kept; `document_records` of the records came from documents;
-            `limited` is 1 if a source went on beyond the limit.
+        counts: `records` read (`read` too), of them `empty` and `duplicates` dropped and `left_out`
+            of a sample; `documents`, `queries` and `heldout` kept; `document_records` of the
+            records came from documents; `limited` is 1 if a source went on beyond the limit.
         digest: Hex name of the texts with their roles, order and rows.
     """
 
@@ -105,6 +118,8 @@ class Corpus:
         limit: int | None = None,
         holdout: int = 0,
         share: int = HELD_OUT_SHARE,
+        sample: Sequence[float] = (),
+        seed: int = 0,
     ) -> Corpus:
         """Read texts into a folder; whitespace around them is cut off, empty ones are dropped.
 
@@ -119,6 +134,9 @@ class Corpus:
             limit: Records read at most, of documents and of queries each.
             holdout: Texts held out at most.
             share: Never more than one text in so many is held out.
+            sample: About what share to take of each source of documents, by their content; one
+                share is that of all; () takes everything.
+            seed: Of that choice.
 
         Raises:
             Refused: What `read_texts` refuses; no texts; a folder that holds something else.
@@ -132,7 +150,9 @@ class Corpus:
         shutil.rmtree(building, ignore_errors=True)  # what a killed run left
         building.mkdir()
         try:
-            counts = _gather(building, [(documents, field), (queries, query_field)], limit)
+            shares = list(sample) * (len(documents) if len(sample) == 1 else 1)
+            parts = [(documents, field, shares), (queries, query_field, [])]
+            counts = _gather(building, parts, limit, seed)
             counts |= _distil_keys(building, counts.pop("document_texts"), holdout, share)
             _seal(building, counts)
             if folder.is_dir():
@@ -147,11 +167,14 @@ class Corpus:
 
 
 def _gather(
-    folder: Path, parts: Sequence[tuple[Sequence[str], str | None]], limit: int | None
+    folder: Path,
+    parts: Sequence[tuple[Sequence[str], str | None, Sequence[float]]],
+    limit: int | None,
+    seed: int,
 ) -> dict[str, int]:
     """Stream all texts that are not empty to texts.bin, their keys, spans and rows beside it."""
     keys, spans, rows = bytearray(), array("q"), array("q")
-    position = records = empty = limited = 0
+    position = records = empty = left_out = limited = 0
     per_role: list[tuple[int, int]] = []  # after each role: records, texts
 
     with (
@@ -166,7 +189,7 @@ def _gather(
             _write(spans_file, spans)
             _write(rows_file, rows)
 
-        for sources, field in parts:
+        for sources, field, shares in parts:
             first = records
             stream = read_texts(sources, field=field)
             for record in islice(stream, limit):
@@ -176,6 +199,9 @@ def _gather(
                     empty += 1
                     continue
                 data = text.encode("utf-8")
+                if shares and not drawn(data, shares[record.source], seed):
+                    left_out += 1
+                    continue
                 texts_file.write(data)
                 keys += blake2b(data, digest_size=16).digest()
                 spans.append(position)
@@ -186,14 +212,17 @@ def _gather(
                     flush()
             if limit is not None and next(stream, None) is not None:
                 limited = 1
-            per_role.append((records, records - empty))
+            per_role.append((records, records - empty - left_out))
         flush()
+    if position == 0 and left_out:
+        raise Refused(f"--sample takes none of {left_out} texts", "take a larger share")
     if position == 0:
         raise Refused(f"no texts: {records} records, all empty", "name sources that hold texts")
     return {
         "records": records,
         "read": records,
         "empty": empty,
+        **({"left_out": left_out} if left_out else {}),
         "document_records": per_role[0][0],
         "document_texts": per_role[0][1],
         "limited": limited,

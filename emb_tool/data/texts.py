@@ -24,11 +24,13 @@ class Record(NamedTuple):
         text: As written, surrounding whitespace included; it may be empty.
         where: `file.jsonl:12`, for messages.
         row: Its number over all sources of the call from 0, empty texts included.
+        source: Which of the sources it comes from, counted from 0.
     """
 
     text: str
     where: str
     row: int
+    source: int = 0
 
 
 def read_texts(sources: Sequence[str], *, field: str | None = None) -> Iterator[Record]:
@@ -49,10 +51,10 @@ def read_texts(sources: Sequence[str], *, field: str | None = None) -> Iterator[
             line; a record without the field or with something else than a string in it.
     """
     row = 0
-    for source in sources:
+    for number, source in enumerate(sources):
         before = row
         for text, where in _read_source(source, field):
-            yield Record(text, where, row)
+            yield Record(text, where, row, number)
             row += 1
         if row == before:
             raise _without_texts(source)

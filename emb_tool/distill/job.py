@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import MethodJob
-from emb_tool.method import Training
+from emb_tool.method import FloatList, Training
 
 
 def _layers(value: Any) -> Any:
@@ -57,6 +57,13 @@ class DistillJob(MethodJob):
         str, Field(description="prompt of --texts: document, query, none or one of the model's")
     ] = "document"
     limit: Annotated[int | None, Field(ge=1, description="read this many texts at most")] = None
+    sample: Annotated[
+        FloatList,
+        Field(
+            description="share of --texts to take, drawn by content and --seed; one for all of"
+            " them, or one for each, as 1,.4 [all]"
+        ),
+    ] = ()
     holdout: Annotated[
         int, Field(ge=0, description="texts kept from training, to measure on the way")
     ] = 500
@@ -110,6 +117,12 @@ class DistillJob(MethodJob):
     def _whole(self) -> DistillJob:
         if not self.texts and not self.queries:
             raise ValueError("no texts: give --texts or --queries")
+        if not all(0 < share <= 1 for share in self.sample):
+            raise ValueError("--sample: a share is above 0 and at most 1")
+        if len(self.sample) > 1 and len(self.sample) != len(self.texts):
+            raise ValueError(
+                f"--sample: {len(self.sample)} shares for {len(self.texts)} sources of --texts"
+            )
         if self.student is None and self.student_layers is None:
             raise ValueError("no student: give --student, or --student-layers to cut the teacher")
         return self

@@ -86,6 +86,8 @@ class Distill:
                     query_field=self.setup.query_field,
                     limit=job.limit,
                     holdout=job.holdout,
+                    sample=job.sample,
+                    seed=job.seed,
                 )
         self.report.facts["texts"] = dict(corpus.counts)
         if corpus.counts["duplicates"]:

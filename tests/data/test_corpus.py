@@ -205,3 +205,20 @@ def test_memory_is_at_most_32_bytes_a_text(tmp_path: Path) -> None:
         tracemalloc.stop()
         assert len(corpus) == count
     assert (peaks[1] - peaks[0]) / 60_000 <= 32
+
+
+def test_a_sample_is_drawn_by_content_from_each_source(tmp_path: Path) -> None:
+    old = jsonl(tmp_path / "old.jsonl", [f"old {i}" for i in range(1000)])
+    new = jsonl(tmp_path / "new.jsonl", [f"new {i}" for i in range(100)])
+
+    def taken(folder: str, *sources: str, sample: tuple[float, ...], seed: int = 0) -> set[str]:
+        corpus = Corpus.build(tmp_path / folder, sources, sample=sample, seed=seed)
+        return set(corpus.texts(range(len(corpus))))
+
+    both = taken("a", new, old, sample=(1, 0.4))
+    kept = {text for text in both if text.startswith("old")}
+    assert len(both) - len(kept) == 100
+    assert 340 < len(kept) < 460
+    assert taken("b", old, sample=(0.4,)) == kept
+    other = taken("c", old, sample=(0.4,), seed=1)
+    assert 0.2 < len(other & kept) / len(kept) < 0.6
