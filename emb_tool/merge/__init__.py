@@ -14,6 +14,12 @@ _SUMMARIES = {
     "della": "as dare, small changes first",
     "breadcrumbs": "leave out the largest and the smallest changes",
     "sce": "weigh changes by their energy, where they differ most, without minority signs",
+    "greedy-soup": "average of those models that make it better, the best first",
+    "search": "weights by Bayesian optimisation of evaluation tasks",
+    "self-positioning": "direction and length of the task vector by descent on a probe's loss",
+    "cocktail": "average by the losses that models have on a few examples",
+    "fisher": "average of each element by how much the vectors hang on it",
+    "regmean": "linear layers that come nearest to the outputs of every model",
 }
 """Method to what it does, in the order in which one would look for them."""
 

@@ -30,12 +30,13 @@ def softmax_of_losses(losses: Sequence[float], temperature: float) -> np.ndarray
     return found
 
 
-def greedy(count: int, score: Callable[[np.ndarray], float]) -> np.ndarray:
+def greedy(count: int, score: Callable[[np.ndarray], float], tolerance: float = 0.0) -> np.ndarray:
     """The greedy soup: from the best model down, each is added where the average is not worse.
 
     Args:
         count: Number of models.
         score: What a mix is worth, of (N,) weights that sum to 1; more is better.
+        tolerance: By how much that may fall for a model to be added still.
 
     Returns:
         (N,) weights: 1/k for the k chosen.
@@ -48,8 +49,8 @@ def greedy(count: int, score: Callable[[np.ndarray], float]) -> np.ndarray:
     chosen, best = order[:1], single[order[0]]
     for i in order[1:]:
         reached = score(_even(count, [*chosen, i]))
-        if reached >= best:
-            chosen, best = [*chosen, i], reached
+        if reached >= best - tolerance:
+            chosen, best = [*chosen, i], max(best, reached)
     return _even(count, chosen)
 
 

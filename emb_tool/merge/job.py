@@ -49,6 +49,30 @@ class MergeJob(MethodJob):
         tuple[str, ...],
         Field(description="task measured on the result and the inputs: sts:FILE, retrieval:DIR"),
     ] = ()
+    dev: Annotated[
+        tuple[str, ...],
+        Field(description="task that weights are chosen by: sts:FILE, retrieval:DIR"),
+    ] = ()
+    pairs: Annotated[
+        tuple[str, ...],
+        Field(description="jsonl of queries, positives and negatives that losses are taken on"),
+    ] = ()
+    texts: Annotated[
+        tuple[str, ...],
+        Field(description="texts for statistics, or to come near to the vectors of --teacher on"),
+    ] = ()
+    text_field: Annotated[str | None, Field(description="field of --texts [text]")] = None
+    limit: Annotated[int | None, Field(ge=1, description="read this many texts at most")] = None
+    teacher: Annotated[
+        str | None, Field(description="model whose vectors of --texts are the goal")
+    ] = None
+    store: Annotated[
+        str | None, Field(description="folder of the teacher's vectors [user's cache folder]")
+    ] = None
+    max_length: Annotated[
+        int | None,
+        Field(ge=2, description="tokens read of a text while data is looked at [the models']"),
+    ] = None
     inspect: Annotated[
         bool,
         Field(description="merge nothing: print how the models differ, in weights and configs"),

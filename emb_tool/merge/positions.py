@@ -1,8 +1,7 @@
-"""Where a mix lies among task vectors: every position is a combination of them, found in their Gram
-matrix alone, so that no whole vector is ever made.
+"""Where a mix lies among task vectors, found in their Gram matrix alone.
 
 Coefficients c stand for θ₀ + Σ c_i V_i with V_i = θ_i - θ₀; lengths and angles of combinations
-follow from G_ij = <V_i, V_j>.
+follow from G_ij = <V_i, V_j>, so that no whole vector is ever made.
 """
 
 from __future__ import annotations

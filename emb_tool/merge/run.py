@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import emb_tool
 from emb_tool.checkpoint.card import read_front
@@ -19,6 +19,8 @@ from emb_tool.checkpoint.writer import replace_metadata
 from emb_tool.data.sample import sample_texts
 from emb_tool.host import Host
 from emb_tool.merge.base import Merge
+from emb_tool.merge.bench import DATA, Bench
+from emb_tool.merge.finding import Finding, Looking, found_before, keep_found
 from emb_tool.merge.job import MergeJob
 from emb_tool.merge.order import FAR, canonical_order, sampled_distances
 from emb_tool.merge.setup import Setup
@@ -27,6 +29,9 @@ from emb_tool.merge.write import merge_tensors
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
+
+if TYPE_CHECKING:
+    from emb_tool.runtime import Runtime
 
 SAMPLE = 64
 """Sentences on which the result is compared with the first model."""
@@ -53,19 +58,25 @@ class MergeModels:
         return self.setup.inputs
 
     def data(self) -> dict[str, dict[str, str]]:
-        """Digests of other files: there are none."""
-        return {}
+        """Digests of the local files of texts and pairs."""
+        return self.setup.data.digests()
 
-    def start(self) -> Host:
-        """Where it is merged: numpy's threads."""
+    def start(self) -> Host | Runtime:
+        """Where it is merged: numpy's threads; what runs the models comes before, if they are."""
+        if isinstance(self.method, Looking):
+            from emb_tool.runtime import Runtime
+
+            return Runtime.start(self.job.device, self.job.dtype, self.job.seed)
         return Host(self.job.device, self.job.dtype, thread_count(), self.job.seed)
 
     def plan(self) -> Plan:
         """Every refusal that headers, settings and local files can give."""
         return self.setup.plan()
 
-    def work(self, folder: Path, state: Path, runtime: Host) -> None:
+    def work(self, folder: Path, state: Path, runtime: Host | Runtime) -> None:
         """Write the merged model into `folder`."""
+        if isinstance(self.method, Looking):
+            self._look(state, cast("Runtime", runtime))
         digests = Thread(target=self._take_digests, daemon=True)
         digests.start()
         started = time.perf_counter()
@@ -101,6 +112,24 @@ class MergeModels:
             if key in seen:
                 self.progress.warn(f"{name} holds the same weights as {seen[key]}")
             seen.setdefault(key, name)
+
+    def _look(self, state: Path, runtime: Runtime) -> None:
+        """Let the method look at its data; what it finds takes its place."""
+        started = time.perf_counter()
+        found = found_before(state)
+        if found is None:
+            bench = Bench(self.setup, runtime, self.progress, state)
+            found = cast(Looking, self.method).find(bench)
+            if isinstance(self.method, Finding):
+                keep_found(state, found)
+        self.report.facts[self.method.name] = found.facts
+        if found.table:
+            self.report.tables.append(found.table)
+        if isinstance(self.method, Finding):  # the recipe needs no data any more
+            nothing = {name: MergeJob.model_fields[name].default for name in (*DATA, "max_length")}
+            self.job = self.job.model_copy(update={"method": found.method, **nothing})
+        self.method = found.method
+        self.report.timings["look_seconds"] = time.perf_counter() - started
 
     def _take_digests(self) -> None:
         """sha256 of the inputs, while their pages are in memory; kept by `checkpoint.files`."""

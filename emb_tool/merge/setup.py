@@ -16,6 +16,8 @@ from emb_tool.errors import Refused
 from emb_tool.evaluate.task import parse_tasks
 from emb_tool.merge.adapter import Adapter, open_model
 from emb_tool.merge.base import Merge
+from emb_tool.merge.bench import Data
+from emb_tool.merge.finding import Looking
 from emb_tool.merge.job import MergeJob
 from emb_tool.merge.names import canonical, is_computed, is_head, layer_numbers
 from emb_tool.merge.preflight import (
@@ -84,6 +86,11 @@ class Setup:
         return parse_tasks(self.job.eval)
 
     @cached_property
+    def data(self) -> Data:
+        """What the method looks at."""
+        return Data(self.job)
+
+    @cached_property
     def taken(self) -> dict[str, int]:
         """What is taken from which model."""
         return read_takes(self.job.take, self.job.models)
@@ -108,6 +115,10 @@ class Setup:
         for task in self.tasks:
             for sentence in task.check():
                 self.progress.warn(sentence)
+        for sentence in self.data.check():
+            self.progress.warn(sentence)
+        if self.is_bare and isinstance(self.method, Looking):
+            raise Refused(f"{self.method.name}: files of tensors cannot be run", None)
         if self.is_bare and self.job.eval:
             raise Refused("--eval: files of tensors cannot be run", "leave it out")
         self._check_weights()

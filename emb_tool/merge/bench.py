@@ -1,0 +1,232 @@
+"""What a search for weights may look at: mixes in memory, the tasks of --dev, a probe."""
+
+from __future__ import annotations
+
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.data.pairs import read_pairs
+from emb_tool.data.texts import hashes, scan
+from emb_tool.errors import Refused
+from emb_tool.evaluate.task import parse_tasks, run_tasks
+from emb_tool.merge.finding import Finding, Looking, average
+from emb_tool.progress import Progress
+
+if TYPE_CHECKING:
+    from emb_tool.data.pairs import Example
+    from emb_tool.evaluate.pair import Pair
+    from emb_tool.merge.job import MergeJob
+    from emb_tool.merge.mixture import Mixture
+    from emb_tool.merge.probe import Probe
+    from emb_tool.merge.setup import Setup
+    from emb_tool.runtime import Runtime
+
+DATA = ("dev", "pairs", "texts", "teacher")
+"""Settings of a job that a search looks at; a recipe with the weights found has none of them."""
+
+
+class Data:
+    """What a job names to look at, before any model is opened.
+
+    Args:
+        job: The resolved job.
+    """
+
+    def __init__(self, job: MergeJob) -> None:
+        self.job = job
+
+    @cached_property
+    def dev(self) -> list[Any]:
+        """The tasks of --dev."""
+        return parse_tasks(self.job.dev)
+
+    @cached_property
+    def pairs(self) -> list[Example]:
+        """The examples of --pairs."""
+        return read_pairs(self.job.pairs)
+
+    def check(self) -> list[str]:
+        """Read what is local, and refuse what is missing or not looked at.
+
+        Returns:
+            What the user should know of the tasks.
+        """
+        job, method = self.job, self.job.method
+        looks_at = method.looks_at if isinstance(method, Looking) else ()
+        given = [name for name in DATA if getattr(job, name)]
+        told = " or ".join(f"--{name}" for name in looks_at)
+        needed = isinstance(method, Looking) and method.needs_data
+        if needed and not set(given) & set(looks_at):
+            raise Refused(f"{method.name} looks at data, and there is none", f"give {told}")
+        wanted = {*looks_at, "teacher"} if looks_at else set()
+        for name in given:
+            if name not in wanted:
+                hint = f"it looks at {told}" if looks_at else "leave it out"
+                raise Refused(f"{method.name} does not look at --{name}", hint)
+        if "texts" in given and "pairs" in given:
+            raise Refused("--texts and --pairs: give one of them", "pairs have labels, texts none")
+        if "texts" in given and isinstance(method, Finding) and not job.teacher:
+            raise Refused(
+                f"{method.name} on --texts needs vectors to come near to",
+                "name their model with --teacher, or give --pairs",
+            )
+        for task in self.dev:
+            if task.main is None:
+                raise Refused(f"--dev {task.spec}: has no figure to choose by", "see embtool eval")
+            if task.needs_reference and not job.teacher:
+                raise Refused(
+                    f"--dev {task.spec}: compares with a reference", "name it with --teacher"
+                )
+        if job.pairs:
+            _ = self.pairs
+        if job.texts:
+            scan(job.texts, job.text_field)
+        return [sentence for task in self.dev for sentence in task.check()]
+
+    def digests(self) -> dict[str, dict[str, str]]:
+        """Digests of the local files of texts and pairs."""
+        return hashes([*self.job.texts, *self.job.pairs])
+
+
+class Bench:
+    """Where mixes are tried.
+
+    Args:
+        setup: The inputs.
+        runtime: Where models run.
+        progress: Bars and warnings.
+        state: Folder for what is kept while the merge runs.
+    """
+
+    def __init__(self, setup: Setup, runtime: Runtime, progress: Progress, state: Path) -> None:
+        self.setup, self.runtime, self.progress, self.state = setup, runtime, progress, state
+        self.job = setup.job
+        self.names = self.job.models
+        self.tried: list[tuple[np.ndarray, dict[str, float], float]] = []
+
+    @cached_property
+    def mixture(self) -> Mixture:
+        """The running model that becomes each mix in turn.
+
+        It is opened from a copy as the merge will write it: with what was taken from which model,
+        under the names that are written, and with no input's file beneath its weights.
+        """
+        from emb_tool.encoder import Encoder
+        from emb_tool.merge.mixture import Mixture
+        from emb_tool.merge.run import write_merge
+
+        frame, notes = self.state / "frame", self.state / "frame-state"
+        for folder in (frame, notes):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        first = average(np.eye(len(self.names))[0])
+        write_merge(self.setup, first, frame, notes, self.progress)
+        checkpoint = Checkpoint.open(frame)
+        length = self.job.max_length
+        encoder = Encoder.open(checkpoint, self.runtime, max_length=length, training=True)
+        encoder.layout = checkpoint.layout  # a student is trained in its whole width, a mix is not
+        return Mixture(encoder, self.setup.slots)
+
+    @cached_property
+    def _reference(self) -> Pair | None:
+        from emb_tool.encoder import Encoder
+        from emb_tool.evaluate.pair import Pair
+
+        if not self.job.teacher or not any(task.needs_reference for task in self.setup.data.dev):
+            return None
+        return Pair.of(Encoder.open(self.job.teacher, self.runtime), self.job.teacher)
+
+    def score(self, coefficients: np.ndarray) -> float:
+        """What a mix is worth: the mean of the main figures of the tasks of --dev."""
+        from emb_tool.evaluate.pair import Pair
+
+        tasks = self.setup.data.dev
+        self.mixture.set(coefficients)
+        measures = run_tasks(tasks, Pair.of(self.mixture.encoder, "mix"), self._reference)
+        figures = {
+            task.label: float(m.value)
+            for task in tasks
+            for m in measures
+            if m.of == task.label and m.name == task.main and m.value is not None
+        }
+        worth = sum(figures.values()) / len(tasks)
+        self.tried.append((np.array(coefficients), figures, worth))
+        shown = ", ".join(f"{c:.3g}" for c in coefficients)
+        self.progress.say(f"{worth:.4f}: {shown}", level=2)
+        return worth
+
+    def probe(self, temperature: float, negatives: int) -> Probe:
+        """Pairs with their loss, or texts with the teacher's vectors."""
+        from emb_tool.merge.probe import PairProbe, TeacherProbe
+
+        encoder = self.mixture.encoder
+        if self.job.pairs:
+            return PairProbe(encoder, self.setup.data.pairs, temperature, negatives)
+        texts, targets = self.taught()
+        if targets.shape[1] != encoder.dim:
+            raise Refused(
+                f"--teacher {self.job.teacher} has vectors of {targets.shape[1]} numbers, the"
+                f" models of {encoder.dim}",
+                "take the teacher that they were aligned to, or give --pairs",
+            )
+        return TeacherProbe(encoder, texts, targets)
+
+    def taught(self) -> tuple[list[str], np.ndarray]:
+        """The texts, and the teacher's vectors of them, from the store."""
+        from emb_tool.encoder import Encoder
+        from emb_tool.training.store import VectorStore
+        from emb_tool.training.targets import gather_targets
+        from emb_tool.training.teacher import CheckpointTeacher
+
+        job, corpus = self.job, self.corpus
+        assert job.teacher is not None
+        teacher = CheckpointTeacher(Encoder.open(job.teacher, self.runtime))
+        root = Path(job.store).expanduser() if job.store else VectorStore.default_root()
+        store = VectorStore(root, self.progress.warn)
+        with self.progress.task("teacher", len(corpus), "texts") as advance:
+            targets = gather_targets(corpus, teacher, store, progress=advance)
+        every = np.arange(len(corpus))
+        return corpus.texts(every), targets.read(every)
+
+    @cached_property
+    def corpus(self) -> Any:
+        """The texts of --texts, each once."""
+        from emb_tool.data.corpus import Corpus
+
+        job = self.job
+        return Corpus.build(
+            self.state / "corpus", job.texts, field=job.text_field, limit=job.limit, holdout=0
+        )
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether there are texts or pairs."""
+        return bool(self.job.texts or self.job.pairs)
+
+    def texts(self) -> dict[str, list[str]]:
+        """Texts by role, those of the pairs if there are no others."""
+        if not self.job.pairs:
+            return {"document": self.corpus.texts(np.arange(len(self.corpus)))}
+        pairs = self.setup.data.pairs
+        documents = [text for pair in pairs for text in (*pair.positives, *pair.negatives)]
+        return {
+            "query": list(dict.fromkeys(pair.query for pair in pairs)),
+            "document": list(dict.fromkeys(documents)),
+        }
+
+    def watch(self, name: str, steps: int) -> Any:
+        """A bar for a number of steps."""
+        return self.progress.task(name, steps, "steps")
+
+    def rows(self) -> list[list[str]]:
+        """What was tried, the best first, for a table."""
+        ordered = sorted(self.tried, key=lambda entry: -entry[2])
+        return [
+            [f"{worth:.4f}", *(f"{v:.4f}" for v in figures.values()), *(f"{c:.3g}" for c in mix)]
+            for mix, figures, worth in ordered
+        ]

@@ -1,0 +1,49 @@
+"""Search for weights by Bayesian optimisation of what the mix reaches in the tasks of --dev."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from emb_tool.merge.finding import Finding, Found, arithmetic, average, tried
+
+if TYPE_CHECKING:
+    from emb_tool.merge.bench import Bench
+
+
+class Search(Finding):
+    """A Gaussian process over mixes says which to measure next (expected improvement).
+
+    Its kernel takes the distance of the mixed weights themselves. It begins with the equal mix and
+    every model alone. With a base the sum of the factors is free, too (up to `scale`), and what is
+    found is recorded as `task-arithmetic`, else as `linear`.
+    """
+
+    name: ClassVar[str] = "search"
+    paper: ClassVar[str] = "arXiv:1807.02811"
+    looks_at: ClassVar[tuple[str, ...]] = ("dev",)
+
+    trials: Annotated[int, Field(ge=2, description="mixes measured")] = 40
+    scale: Annotated[
+        float, Field(gt=0, description="largest sum of the factors, where there is a base")
+    ] = 2.0
+
+    def find(self, bench: Bench) -> Found:
+        """Measure, fit, choose, and again."""
+        from emb_tool.merge.choosing import search
+
+        mixture = bench.mixture
+        scale = self.scale if mixture.has_base else None
+        with bench.watch("search", self.trials) as advance:
+
+            def score(mix):  # type: ignore[no-untyped-def]
+                worth = bench.score(mix)
+                advance(1)
+                return worth
+
+            found = search(
+                mixture.gram(), score, trials=self.trials, scale=scale, seed=bench.job.seed
+            )
+        method = arithmetic(found) if mixture.has_base else average(found)
+        return Found(method, {"trials": self.trials}, tried(bench))

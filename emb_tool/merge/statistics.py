@@ -1,0 +1,143 @@
+"""What a merge weighs elements by, gathered by running every model: Fisher diagonals, Grams.
+
+Statistics are as large as tensors. They are written to a file for each model, and read from there
+slice by slice while the merge streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field, PrivateAttr
+
+from emb_tool.checkpoint.elements import Files
+from emb_tool.checkpoint.header import read_header
+from emb_tool.errors import Refused
+from emb_tool.merge.base import Averaging
+from emb_tool.merge.finding import Found, Looking
+
+if TYPE_CHECKING:
+    import torch
+
+    from emb_tool.merge.bench import Bench
+
+
+class Statistical(Looking, Averaging):
+    """A method that needs statistics of every model on texts like those that it will see.
+
+    The recipe names the texts, not the statistics: made again from the same texts on the same kind
+    of machine these are the same but for the rounding of sums. `statistics` keeps them, so that a
+    merge can be made again, byte for byte, without the texts.
+
+    Attributes:
+        kind: What the statistics are, for their files' names.
+    """
+
+    kind: ClassVar[str]
+    looks_at: ClassVar[tuple[str, ...]] = ("texts", "pairs")
+    symmetric: ClassVar[bool] = False
+
+    statistics: Annotated[
+        str | None,
+        Field(
+            description="folder to keep the statistics in, one file for each model; those that are"
+            " there are read instead of gathered [none]"
+        ),
+    ] = None
+    tokens: Annotated[int, Field(ge=1, description="tokens that each model is run on")] = 32768
+
+    _held: list[Any] = PrivateAttr(default_factory=list)
+
+    @property
+    def needs_data(self) -> bool:
+        """Not where there are statistics."""
+        stated = Path(self.statistics or "nowhere").expanduser()
+        return not any(stated.glob(f"{self.kind}-*.safetensors"))
+
+    def find(self, bench: Bench) -> Found:
+        """Gather what is not there yet, model by model, and open it."""
+        folder = bench.state / "statistics"
+        if self.statistics:
+            folder = Path(self.statistics).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{self.kind}-{_identity(bench, i)}.safetensors"
+                 for i in range(len(bench.names))]  # fmt: skip
+        facts: dict[str, Any] = {"gathered": 0}
+        for number, path in enumerate(paths):
+            if not path.is_file():
+                if not bench.has_texts:
+                    raise Refused(
+                        f"{folder} holds no {self.kind} of {bench.names[number]}",
+                        "give --texts or --pairs to gather it from",
+                    )
+                bench.mixture.set(np.eye(len(bench.names))[number])
+                save(path, self.gather(bench))
+                facts["gathered"] += 1
+        if bench.has_texts and facts["gathered"] < len(paths) and self.statistics:
+            bench.progress.warn(
+                f"{self.name}: {len(paths) - facts['gathered']} models' statistics are taken from"
+                f" {folder} as they are; the texts are not looked at for these"
+            )
+        return Found(self.with_statistics(paths), facts)
+
+    def gather(self, bench: Bench) -> Mapping[str, torch.Tensor]:
+        """Statistics of the model that the mixture is now, by canonical name of the tensor."""
+        raise NotImplementedError
+
+    def with_statistics(self, paths: list[Path]) -> Statistical:
+        """This method with its statistics at hand.
+
+        Args:
+            paths: A file for each model, in the user's order.
+        """
+        made = self.model_copy()
+        files = Files()
+        made._held = [
+            {name: files.tensor(path, name) for name in read_header(path).tensors} for path in paths
+        ]
+        return made
+
+
+def batches(bench: Bench, tokens: int, batch_tokens: int) -> Iterator[dict[str, Any]]:
+    """The job's texts (or its pairs) as inputs of the model, in random order until they are enough.
+
+    Args:
+        bench: Has the texts and the model.
+        tokens: About how many, queries and documents together.
+        batch_tokens: Padded tokens of a batch.
+    """
+    from emb_tool.data.batches import plan_batches
+
+    encoder = bench.mixture.encoder
+    rng = np.random.default_rng(bench.job.seed)
+    by_role = bench.texts()
+    for role, texts in by_role.items():
+        prompt = encoder.prompt(role)
+        ids: list[np.ndarray] = []
+        left = tokens // len(by_role)
+        for some in np.array_split(rng.permutation(len(texts)), max(1, len(texts) // 256)):
+            found = encoder.tokenize([texts[i] for i in some], prompt)
+            ends = np.cumsum([len(row) for row in found])
+            ids += found[: 1 + int(np.searchsorted(ends, left))]
+            left -= int(ends[-1])
+            if left <= 0:
+                break
+        for batch in plan_batches(np.array([len(row) for row in ids]), batch_tokens, rng):
+            yield encoder.collate([ids[i] for i in batch], encoder.prompt_length(prompt))
+
+
+def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write statistics, whole or not at all."""
+    from safetensors.torch import save_file
+
+    half = path.with_suffix(".new")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, half)
+    half.rename(path)
+
+
+def _identity(bench: Bench, number: int) -> str:
+    """The beginning of a model's digest: what its file of statistics is called by."""
+    return bench.setup.models[number].fingerprint()[:16]
