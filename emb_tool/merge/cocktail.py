@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from emb_tool.merge.finding import Finding, Found, average
@@ -38,8 +39,6 @@ class Cocktail(Finding):
 
     def find(self, bench: Bench) -> Found:
         """The loss of every model alone."""
-        import numpy as np
-
         from emb_tool.merge.choosing import softmax_of_losses
         from emb_tool.merge.probe import mean_loss
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from emb_tool.merge.finding import Finding, Found, average, tried
@@ -31,7 +32,7 @@ class GreedySoup(Finding):
         count = len(bench.names)
         with bench.watch("greedy soup", 2 * count - 1) as advance:
 
-            def score(weights):  # type: ignore[no-untyped-def]
+            def score(weights: np.ndarray) -> float:
                 worth = bench.score(weights)
                 advance(1)
                 return worth

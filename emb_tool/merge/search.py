@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from emb_tool.merge.finding import Finding, Found, arithmetic, average, tried
@@ -37,7 +38,7 @@ class Search(Finding):
         scale = self.scale if mixture.has_base else None
         with bench.watch("search", self.trials) as advance:
 
-            def score(mix):  # type: ignore[no-untyped-def]
+            def score(mix: np.ndarray) -> float:
                 worth = bench.score(mix)
                 advance(1)
                 return worth

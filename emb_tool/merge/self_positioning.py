@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from emb_tool.merge.finding import Finding, Found, arithmetic
@@ -41,8 +42,6 @@ class SelfPositioning(Finding):
 
     def find(self, bench: Bench) -> Found:
         """Descend."""
-        import numpy as np
-
         from emb_tool.merge.descent import descend
 
         probe = bench.probe(self.loss_temperature, self.negatives)
