@@ -84,9 +84,9 @@ def merge_all(
 
     Methods with data see the first half alone.
     """
-    dev = [part for task in texts.tasks(0) for part in ("--dev", task)]
-    pairs = ["--pairs", args.work / "half0" / "pairs.jsonl"]
-    bag = ["--texts", args.work / "bag-a.jsonl", "--limit", 2000]
+    dev: list[object] = [part for task in texts.tasks(0) for part in ("--dev", task)]
+    pairs: list[object] = ["--pairs", args.work / "half0" / "pairs.jsonl"]
+    bag: list[object] = ["--texts", args.work / "bag-a.jsonl", "--limit", 2000]
     taught = [*bag, "--teacher", args.model, "--store", args.work / "store"]
     descent = f"self-positioning:steps={args.steps}"
     recipes: dict[str, tuple[str, list[object]]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -74,7 +73,7 @@ class Gptq(MatrixMethod):
         import numpy as np
         import torch
 
-        from emb_tool.ops.inputs import second_moments
+        from emb_tool.ops.inputs import second_moments, without_cache
         from emb_tool.ops.rounding import Rounded, dequantize
         from emb_tool.packed.int import Int
 
@@ -84,7 +83,7 @@ class Gptq(MatrixMethod):
         names = _by_module(model, [name for name in draft.packed if name not in before.packed])
         layers = {name: model.get_submodule(name) for name in names}
         done: dict[str, Mapping[str, Any]] = {}
-        with work.progress.task("gptq", len(layers), "layers") as advance, _no_cache(model):
+        with work.progress.task("gptq", len(layers), "layers") as advance, without_cache(model):
 
             def take(name: str, result: Result) -> None:
                 found, weight = Rounded(**result.tensors), layers[name].weight.data
@@ -158,14 +157,3 @@ def _by_module(model: Any, packed: list[str]) -> dict[str, str]:
     spelled = {module: next((n for n in (module, module.removeprefix(base)) if n in modules), None)
                for module in packed}  # fmt: skip
     return {name: module for module, name in spelled.items() if name}
-
-
-@contextmanager
-def _no_cache(model: Any) -> Iterator[None]:
-    """Decoders keep no keys and values: of blocks that are not run there are none."""
-    held = getattr(model.config, "use_cache", None)
-    model.config.use_cache = False
-    try:
-        yield
-    finally:
-        model.config.use_cache = held

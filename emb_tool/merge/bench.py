@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from emb_tool.merge.setup import Setup
     from emb_tool.runtime import Runtime
 
+FRAME = ("frame", "frame-state")
+"""Folders of the copy that the running model is opened from."""
+
 DATA = ("dev", "pairs", "texts", "teacher")
 """Settings of a job that a search looks at; a recipe with the weights found has none of them."""
 
@@ -120,9 +123,9 @@ class Bench:
         from emb_tool.merge.mixture import Mixture
         from emb_tool.merge.run import write_merge
 
-        frame, notes = self.state / "frame", self.state / "frame-state"
+        self.close()
+        frame, notes = (self.state / name for name in FRAME)
         for folder in (frame, notes):
-            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         first = average(np.eye(len(self.names))[0])
         write_merge(self.setup, first, frame, notes, self.progress)
@@ -131,6 +134,11 @@ class Bench:
         encoder = Encoder.open(checkpoint, self.runtime, max_length=length, training=True)
         encoder.layout = checkpoint.layout  # a student is trained in its whole width, a mix is not
         return Mixture(encoder, self.setup.slots)
+
+    def close(self) -> None:
+        """Let go what is kept for the running model."""
+        for name in FRAME:
+            shutil.rmtree(self.state / name, ignore_errors=True)
 
     @cached_property
     def _reference(self) -> Pair | None:

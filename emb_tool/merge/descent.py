@@ -78,7 +78,7 @@ def descend(
         mixture.set(coefficients.detach().numpy())
         mixture.encoder.model.zero_grad(set_to_none=True)
         loss = probe.loss(indices)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.zero_grad()
         price = penalty * free[-1].exp()
         torch.autograd.backward(

@@ -53,7 +53,7 @@ class Fisher(Statistical):
                 for name, held in mixture.parameters.items():
                     if held.grad is not None:
                         total[name] += held.grad.square()
-                advance(int(features["attention_mask"].sum()))
+                advance(int(features.get("attention_mask", features["input_ids"] >= 0).sum()))
         encoder.model.zero_grad(set_to_none=True)
         count = sum(held.numel() for held in total.values())
         mean = sum(float(held.sum(dtype=torch.float64)) for held in total.values()) / count

@@ -8,7 +8,7 @@ little are kept there, too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,24 @@ CHUNK = 1 << 22
 
 KEPT = 1 << 30
 """Bytes of inputs that are kept in memory rather than read again at each step."""
+
+
+class Piece(NamedTuple):
+    """Some consecutive elements of a weight.
+
+    Args:
+        slot: The tensor in the inputs.
+        parameter: The weight of the running model.
+        start: The first element's place.
+        base: Those of θ₀, flat, on the device.
+        models: Those of θ_1, ..., θ_N.
+    """
+
+    slot: Slot
+    parameter: Tensor
+    start: int
+    base: Tensor | None
+    models: list[Tensor]
 
 
 class Mixture:
@@ -65,7 +83,7 @@ class Mixture:
         self.count, self.has_base = len(merged.models), merged.base is not None
         size = sum(held.numel() for held in self.parameters.values())
         keeps = size * (self.count + self.has_base) * 4 <= KEPT
-        self._kept: dict[tuple[str, int], list[Tensor]] | None = {} if keeps else None
+        self._kept: dict[tuple[str, int], Piece] | None = {} if keeps else None
 
     @torch.no_grad()
     def set(self, coefficients: Sequence[float] | np.ndarray) -> None:
@@ -74,7 +92,7 @@ class Mixture:
         Args:
             coefficients: (N,) c.
         """
-        for slot, parameter, start, (base, *models) in self._pieces():
+        for slot, parameter, start, base, models in self._pieces():
             if slot.only is not None:
                 mixed = models[slot.only]
             else:
@@ -93,7 +111,7 @@ class Mixture:
             (N,) float64, ∂L/∂c_i = <∇_θ L, V_i>.
         """
         total = torch.zeros(self.count, dtype=torch.float64)
-        for slot, parameter, start, (base, *models) in self._pieces():
+        for slot, parameter, start, base, models in self._pieces():
             if parameter.grad is None or slot.only is not None:
                 continue
             piece = parameter.grad.reshape(-1)[start : start + len(models[0])].to(models[0].dtype)
@@ -107,25 +125,25 @@ class Mixture:
     def gram(self) -> np.ndarray:
         """(N, N) float64, <V_i, V_j> over all parameters; without a base, V_i = θ_i - mean θ."""
         total = torch.zeros(self.count, self.count, dtype=torch.float64)
-        for slot, _, _, (base, *models) in self._pieces():
+        for slot, _, _, base, models in self._pieces():
             if slot.only is None:
                 held = torch.stack([model.cpu().double() for model in models])
                 held -= held.mean(0) if base is None else base.cpu().double()
                 total += held @ held.T
         return total.numpy()
 
-    def _pieces(self) -> Iterator[tuple[Slot, Tensor, int, list[Tensor | None]]]:
-        """Slot, parameter, offset, and [θ₀ or None, θ_1, ..., θ_N] of a piece, on the device."""
+    def _pieces(self) -> Iterator[Piece]:
         for slot, parameter in self._slots:
             for start in range(0, parameter.numel(), CHUNK):
-                stop = min(start + CHUNK, parameter.numel())
                 held = None if self._kept is None else self._kept.get((slot.name, start))
                 if held is None:
-                    sources = [slot.base, *slot.models]
-                    held = [_read(source, start, stop, parameter) for source in sources]
+                    stop = min(start + CHUNK, parameter.numel())
+                    base = None if slot.base is None else _read(slot.base, start, stop, parameter)
+                    models = [_read(source, start, stop, parameter) for source in slot.models]
+                    held = Piece(slot, parameter, start, base, models)
                     if self._kept is not None:
                         self._kept[slot.name, start] = held
-                yield slot, parameter, start, held
+                yield held
 
 
 def parameters_of(encoder: Encoder) -> Iterator[tuple[str, Tensor]]:
@@ -139,9 +157,7 @@ def parameters_of(encoder: Encoder) -> Iterator[tuple[str, Tensor]]:
             yield join(part, short), held[name]
 
 
-def _read(source: Source | None, start: int, stop: int, like: Tensor) -> Tensor | None:
-    if source is None:
-        return None
+def _read(source: Source, start: int, stop: int, like: Tensor) -> Tensor:
     raw, dtype = source.raw(start, stop), source.spec.dtype
     values = raw if STORED[dtype] == "<f4" else to_float64(raw, dtype)
     return torch.from_numpy(values).to(like.device, like.dtype)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
+from emb_tool.errors import Refused
 from emb_tool.merge.base import Block, Rule, Tensor, mix
 from emb_tool.merge.statistics import Statistical, batches
 
@@ -45,7 +46,7 @@ class Regmean(Statistical):
         import torch
         from torch import nn
 
-        from emb_tool.ops.inputs import Batch, second_moments
+        from emb_tool.ops.inputs import Batch, second_moments, without_cache
 
         encoder, runtime = bench.mixture.encoder, bench.runtime
         place = runtime.device if runtime.has_float64 else torch.device("cpu")
@@ -55,14 +56,19 @@ class Regmean(Statistical):
             for module in encoder.model.modules()
             if type(module) is nn.Linear and id(module.weight) in weights
         }
-        inputs = [
-            Batch(
-                lambda held=features: encoder.forward(dict(held)), features["attention_mask"].bool()
-            )  # type: ignore[misc]
-            for features in batches(bench, self.tokens, BATCH_TOKENS)
-        ]
+        if not layers:
+            raise Refused(f"{bench.names[0]} has no linear layers", "merge it with linear")
+
+        def batch(features: dict[str, Any]) -> Batch:
+            mask = features["attention_mask"].bool()
+            return Batch(lambda: encoder.forward(dict(features)), mask)
+
+        inputs = [batch(features) for features in batches(bench, self.tokens, BATCH_TOKENS)]
         found = {}
-        with bench.watch("regmean", len(layers)) as advance:
+        with (
+            bench.watch("regmean", len(layers)) as advance,
+            without_cache(encoder.model[0].auto_model),
+        ):
             for seen in second_moments(encoder.model, layers, inputs, place):
                 for name in seen.names:
                     found[name] = (seen.moments / max(seen.tokens, 1)).float().cpu()

@@ -90,7 +90,8 @@ class MergeModels:
         self._warn_of_copies()
         metadata = describe(self.setup, self.method, known=True)
         for path in sorted(folder.rglob("*.safetensors")):
-            replace_metadata(path, metadata)
+            if state not in path.parents:
+                replace_metadata(path, metadata)
         self.report.timings["digest_seconds"] = time.perf_counter() - started
         self.setup.files.close()
 
@@ -120,6 +121,7 @@ class MergeModels:
         if found is None:
             bench = Bench(self.setup, runtime, self.progress, state)
             found = cast(Looking, self.method).find(bench)
+            bench.close()
             if isinstance(self.method, Finding):
                 keep_found(state, found)
         self.report.facts[self.method.name] = found.facts

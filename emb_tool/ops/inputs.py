@@ -203,6 +203,21 @@ def _tokens(rows: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @contextmanager
+def without_cache(model: Any) -> Iterator[None]:
+    """Decoders keep no keys and values: of blocks that are not run there are none.
+
+    Args:
+        model: Of transformers.
+    """
+    held = getattr(model.config, "use_cache", None)
+    model.config.use_cache = False
+    try:
+        yield
+    finally:
+        model.config.use_cache = held
+
+
+@contextmanager
 def _skipping(blocks: Sequence[nn.Module], output: Any) -> Iterator[None]:
     """Blocks return what the last of them has returned before."""
     for block in blocks:
