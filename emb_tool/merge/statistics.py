@@ -18,6 +18,7 @@ from emb_tool.checkpoint.header import read_header
 from emb_tool.errors import Refused
 from emb_tool.merge.base import Averaging
 from emb_tool.merge.finding import Found, Looking
+from emb_tool.merge.order import canonical_order
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,6 @@ class Statistical(Looking, Averaging):
 
     kind: ClassVar[str]
     looks_at: ClassVar[tuple[str, ...]] = ("texts", "pairs")
-    symmetric: ClassVar[bool] = False
 
     statistics: Annotated[
         str | None,
@@ -81,7 +81,8 @@ class Statistical(Looking, Averaging):
                 f"{self.name}: {len(paths) - facts['gathered']} models' statistics are taken from"
                 f" {folder} as they are; the texts are not looked at for these"
             )
-        return Found(self.with_statistics(paths), facts)
+        order = canonical_order(bench.setup.slots)  # models come in it when they are merged
+        return Found(self.with_statistics([paths[i] for i in order]), facts)
 
     def gather(self, bench: Bench) -> Mapping[str, torch.Tensor]:
         """Statistics of the model that the mixture is now, by canonical name of the tensor."""
@@ -91,7 +92,7 @@ class Statistical(Looking, Averaging):
         """This method with its statistics at hand.
 
         Args:
-            paths: A file for each model, in the user's order.
+            paths: A file for each model, in the order in which they are merged.
         """
         made = self.model_copy()
         files = Files()

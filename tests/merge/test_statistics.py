@@ -59,7 +59,7 @@ def test_regmean_is_least_squares() -> None:
 
 
 @pytest.mark.parametrize("method", ["fisher", "regmean"])
-def test_kept_statistics_need_no_texts(
+def test_kept_statistics_need_no_texts_and_no_order(
     method: str,
     models: list[Path],
     texts: str,
@@ -72,7 +72,7 @@ def test_kept_statistics_need_no_texts(
     first = run_cli("merge", *models, "-m", spec, "--texts", texts, "-o", tmp_path / "a", "--json")
     assert first.code == 0, first.err + first.out
     assert json.loads(first.out)["facts"][method] == {"gathered": 2}
-    second = run_cli("merge", *models, "-m", spec, "-o", tmp_path / "b")
+    second = run_cli("merge", *reversed(models), "-m", spec, "-o", tmp_path / "b")
     assert second.code == 0, second.err
     merged = [(tmp_path / x / "model.safetensors").read_bytes() for x in "ab"]
     assert merged[0] == merged[1]
