@@ -26,7 +26,10 @@ METHODS = [(verb, name) for verb, table in TABLES.items() for name in table]
 SURGERIES = [(v, n) for v, n in METHODS if issubclass(registry.load(v, n), Surgery)]
 NEEDED = {"truncate": "dim=8", "layers": "count=1", "dedup": "tolerance=0.99"}
 """Settings without which a method does not run."""
-MERGES = [(v, n) for v, n in METHODS if v == "merge"]
+MERGES = [
+    (v, n) for v, n in METHODS if v == "merge" and not hasattr(registry.load(v, n), "looks_at")
+]
+"""Those that need no data."""
 TRAININGS = [(v, n) for v, n in METHODS if issubclass(registry.load(v, n), method.Training)]
 
 

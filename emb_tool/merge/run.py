@@ -131,6 +131,7 @@ class MergeModels:
             nothing = {name: MergeJob.model_fields[name].default for name in (*DATA, "max_length")}
             self.job = self.job.model_copy(update={"method": found.method, **nothing})
         self.method = found.method
+        self.papers = list(dict.fromkeys([*self.papers, *filter(None, [self.method.paper])]))
         self.report.timings["look_seconds"] = time.perf_counter() - started
 
     def _take_digests(self) -> None:
