@@ -2,9 +2,10 @@
 
 A student of three layers is distilled a little (the base), and fine-tuned from there on different
 tasks and bags: STS-B train pairs, titles to bodies of Cranfield, sentences of Wikipedia to the ones
-that follow, and two bags of texts towards the teacher. `joint` has seen all of it. Every method
-merges the five; whoever looks at data looks at one half of STS-B dev and of Cranfield's queries,
-and all are measured on the other half, against equal weights with a paired bootstrap.
+that follow, two bags of texts towards the teacher; and two of them again at ten times the rate, as
+sweeps have them. `joint` has seen all of it. Every method merges the seven; those that look at data
+look at one half of STS-B dev and of Cranfield's queries, and all are measured on the other half,
+against equal weights with a paired bootstrap.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from common import arguments, documents, embtool, finish, seconds, write_texts
 from emb_tool.registry import methods
 
 SEED = 0
+
+LR = 1e-4
+"""Of fine-tuning."""
 
 LENGTH = 64
 """Tokens read of a text: training, choosing and measuring take the beginnings of documents."""
@@ -53,6 +57,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=24, help="of search")
     parser.add_argument("--steps", type=int, default=60, help="of self-positioning")
     parser.add_argument("--again", action="store_true", help="make again what is there already")
+    parser.add_argument("--joint", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--only", nargs="*", help="merges to make [all]")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -60,8 +65,10 @@ def main() -> int:
     base, siblings = args.work / "base", train_all(args, texts)
     merged, took = merge_all(args, texts, base, list(siblings.values()))
     joint = args.work / "joint"
-    make(args, joint, lambda: tune(base, joint, joint_data(args, texts)))
-    scores = measure(args, texts, {"base": base, **siblings, "joint": joint, **merged})
+    if args.joint:
+        make(args, joint, lambda: tune(base, joint, joint_data(args, texts), LR))
+    trained = {"base": base, **siblings, **({"joint": joint} if args.joint else {})}
+    scores = measure(args, texts, trained | merged)
     equal = scores["linear"]
     rows: list[list[Any]] = []
     for name, held in scores.items():
@@ -270,17 +277,19 @@ def pairs_dataset(pairs: list[tuple[str, str]]) -> Any:
 
 
 def train_all(args: argparse.Namespace, texts: Texts) -> dict[str, Path]:
-    """The base and its five siblings, each unless it is there already."""
+    """The base and its siblings, each unless it is there already."""
     base, bags = args.work / "base", {"bag-a": 2, "bag-b": 3}
     make(args, base, lambda: distil(args, texts.bag(0.3, 1), base, "--student-layers", args.layers))
-    found = {name: args.work / name for name in ("sts", "titles", "wiki", *bags)}
+    tuned = {"sts": LR, "titles": LR, "wiki": LR, "sts-hot": 10 * LR, "wiki-hot": 10 * LR}
+    found = {name: args.work / name for name in (*tuned, *bags)}
     for name, out in found.items():
         if name in bags:
             bag = texts.bag(0.4, bags[name])
             make(args, out, lambda bag=bag, out=out: distil(args, bag, out, "--student", base))  # type: ignore[misc]
         else:
-            data = {name: texts.datasets()[name]}
-            make(args, out, lambda data=data, out=out: tune(base, out, data))  # type: ignore[misc]
+            task, lr = name.removesuffix("-hot"), tuned[name]
+            data = {task: texts.datasets()[task]}
+            make(args, out, lambda data=data, out=out, lr=lr: tune(base, out, data, lr))  # type: ignore[misc]
     return found
 
 
@@ -307,7 +316,7 @@ def joint_data(args: argparse.Namespace, texts: Texts) -> dict[str, Any]:
     return texts.datasets() | {"bags": Dataset.from_dict({"text": both, "label": vectors})}
 
 
-def tune(start: Path, out: Path, data: dict[str, Any]) -> None:
+def tune(start: Path, out: Path, data: dict[str, Any], lr: float) -> None:
     """Fine-tune by sentence-transformers' trainer, each task with its loss."""
     import tempfile
 
@@ -325,7 +334,7 @@ def tune(start: Path, out: Path, data: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = SentenceTransformerTrainingArguments(
             output_dir=folder, num_train_epochs=1, per_device_train_batch_size=32,
-            learning_rate=1e-4, warmup_steps=0.1, save_strategy="no", report_to="none",
+            learning_rate=lr, warmup_steps=0.1, save_strategy="no", report_to="none",
             disable_tqdm=True, logging_steps=100, seed=SEED, batch_sampler="no_duplicates",
         )  # fmt: skip
         trainer = SentenceTransformerTrainer(

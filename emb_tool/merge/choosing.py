@@ -72,8 +72,8 @@ def search(
 
     The process has a Matérn 5/2 kernel on the distance between the mixed weights themselves,
     d(c, c')² = (c - c')ᵀ G (c - c'), with its length chosen by likelihood. It begins with the
-    equal mix and every model alone; what is measured next is the best of random mixes, half of
-    them near the best so far.
+    equal mix (with a base also with factors N^-1/2) and every model alone; what is measured next is
+    the best of random mixes, half of them near the best so far.
 
     Args:
         gram: (N, N) float64, <V_i, V_j>.
@@ -97,7 +97,10 @@ def search(
         tried.append(mix)
         reached.append(score(mix))
 
-    for mix in [np.full(count, 1 / count), *np.eye(count)][:trials]:
+    first = [np.full(count, 1 / count), *np.eye(count)]
+    if scale is not None:  # task vectors at right angles, added up to the length of one
+        first.insert(1, np.full(count, count**-0.5))
+    for mix in first[:trials]:
         measure(mix)
     while len(tried) < trials:
         mixes = _proposals(tried[int(np.argmax(reached))], scale, rng)

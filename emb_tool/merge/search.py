@@ -27,15 +27,16 @@ class Search(Finding):
 
     trials: Annotated[int, Field(ge=2, description="mixes measured")] = 40
     scale: Annotated[
-        float, Field(gt=0, description="largest sum of the factors, where there is a base")
-    ] = 2.0
+        float | None,
+        Field(gt=0, description="largest sum of the factors, with a base [the number of models]"),
+    ] = None
 
     def find(self, bench: Bench) -> Found:
         """Measure, fit, choose, and again."""
         from emb_tool.merge.choosing import search
 
         mixture = bench.mixture
-        scale = self.scale if mixture.has_base else None
+        scale = (self.scale or float(mixture.count)) if mixture.has_base else None
         with bench.watch("search", self.trials) as advance:
 
             def score(mix: np.ndarray) -> float:
