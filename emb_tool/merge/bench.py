@@ -85,6 +85,8 @@ class Data:
                 raise Refused(
                     f"--dev {task.spec}: compares with a reference", "name it with --teacher"
                 )
+        if job.teacher:
+            Checkpoint.open(job.teacher)
         if job.pairs:
             _ = self.pairs
         if job.texts:
