@@ -95,7 +95,7 @@ def merge_all(
     pairs: list[object] = ["--pairs", args.work / "half0" / "pairs.jsonl"]
     bag: list[object] = ["--texts", args.work / "bag-a.jsonl", "--limit", 2000]
     taught = [*bag, "--teacher", args.model, "--store", args.work / "store"]
-    descent = f"self-positioning:steps={args.steps}"
+    descent = f"self-positioning:steps={args.steps},lr={5 / args.steps:.3f}"  # a factor of 12
     recipes: dict[str, tuple[str, list[object]]] = {
         name: (name + (":" + ",".join(settings) if settings else ""), [])
         for name, settings in PLAIN.items()
