@@ -14,6 +14,9 @@ from emb_tool.merge.mixture import Mixture
 from emb_tool.merge.positions import direction, even
 from emb_tool.merge.probe import Probe, batches
 
+CHECKED = 8
+"""Batches on which the loss is told before and after."""
+
 
 class Position(NamedTuple):
     """Where the descent has ended.
@@ -22,13 +25,15 @@ class Position(NamedTuple):
         coefficients: (N,) float64 of the task vectors.
         ratios: (N,) a, their mean 1.
         scale: λ.
-        losses: The probe's loss at each step.
+        before: The probe's loss at the plain average, over the first batches.
+        after: That at the end, over the same.
     """
 
     coefficients: np.ndarray
     ratios: np.ndarray
     scale: float
-    losses: list[float]
+    before: float
+    after: float
 
 
 def descend(
@@ -70,7 +75,14 @@ def descend(
     free.requires_grad_()
     optimizer = torch.optim.Adam([free], lr=lr, betas=(0.9, 0.95))
     order = batches(len(probe), batch, steps, np.random.default_rng(seed))
-    losses, tail = [], []
+    tail = []
+
+    def check(coefficients: Tensor) -> float:
+        mixture.set(coefficients.numpy())
+        with torch.no_grad():
+            return float(np.mean([float(probe.loss(batch)) for batch in order[:CHECKED]]))
+
+    before = check(place(gram, free.detach()))
     for step, indices in enumerate(order):
         for group in optimizer.param_groups:
             group["lr"] = lr * 0.5 * (1 + cos(pi * step / steps))
@@ -85,14 +97,18 @@ def descend(
             [coefficients, price], [torch.from_numpy(mixture.slopes()), torch.ones_like(price)]
         )
         optimizer.step()
-        losses.append(float(loss.detach()))
         if step >= steps - max(1, steps // 4):
             tail.append(free.detach().clone())
         progress(1)
     mean = torch.stack(tail).mean(0)
     found = mean[:-1].exp()
+    coefficients = place(gram, mean)
     return Position(
-        place(gram, mean).numpy(), (found / found.mean()).numpy(), float(mean[-1].exp()), losses
+        coefficients.numpy(),
+        (found / found.mean()).numpy(),
+        float(mean[-1].exp()),
+        before,
+        check(coefficients),
     )
 
 

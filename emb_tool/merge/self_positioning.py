@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from emb_tool.merge.finding import Finding, Found, arithmetic
@@ -50,12 +49,11 @@ class SelfPositioning(Finding):
                 bench.mixture, probe, steps=self.steps, batch=self.batch, lr=self.lr,
                 penalty=self.penalty, seed=bench.job.seed, progress=advance,
             )  # fmt: skip
-        tenth = max(1, self.steps // 10)
         facts = {
             "ratios": found.ratios.tolist(),
             "lambda": found.scale,
-            "first_loss": float(np.mean(found.losses[:tenth])),
-            "last_loss": float(np.mean(found.losses[-tenth:])),
+            "loss_before": found.before,
+            "loss_after": found.after,
         }
         rows = [[n, f"{a:.4f}", f"{c:.4f}"] for n, a, c in
                 zip(bench.names, found.ratios, found.coefficients, strict=True)]  # fmt: skip
