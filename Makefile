@@ -23,10 +23,10 @@ demo: $(VENV)/.demo
 	@PYTHON=$(BIN)/python TEACHER='$(TEACHER)' TEXTS='$(TEXTS)' OUT='$(OUT)' demo/run.sh
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -q --slow
+	$(BIN)/python -m pytest -q -n auto --slow
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

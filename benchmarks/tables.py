@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,11 @@ def fits(table: Tensor, frequencies: Tensor) -> list[list[Any]]:
 # -- look-ups and whole texts ----------------------------------------------------------------------
 
 
+def milliseconds(run: Callable[[], Any]) -> float:
+    """Of one call."""
+    return 1e3 * seconds(run)
+
+
 def lookups(table: Tensor, frequencies: Tensor, rounds: int = 25) -> list[list[Any]]:
     """Milliseconds over those of nn.Embedding, for ids drawn evenly and by frequency."""
     generator = torch.Generator().manual_seed(0)
@@ -134,8 +140,8 @@ def lookups(table: Tensor, frequencies: Tensor, rounds: int = 25) -> list[list[A
         module = fitted(told, table, frequencies if "budget" in told else None)
         row: list[Any] = [told, module.nbytes / (4 * table.numel())]
         for ids in drawn.values():
-            runs = {"dense": lambda i=ids: dense(i), "packed": lambda i=ids, m=module: m(i)}
-            timed = {name: lambda r=run: 1e3 * seconds(r) for name, run in runs.items()}
+            runs = {"dense": partial(dense, ids), "packed": partial(module, ids)}
+            timed = {name: partial(milliseconds, run) for name, run in runs.items()}
             alternate(timed, 3)  # warm
             middle, _ = alternate(timed, rounds)
             row += [middle["packed"], middle["packed"] / middle["dense"]]
@@ -163,7 +169,7 @@ def texts(model: str, table: Tensor, frequencies: Tensor, rounds: int = 15) -> l
                 bert.set_input_embeddings(table)
                 return seconds(lambda: bert(input_ids=ids))
 
-            pair = {"dense": lambda r=run: r(dense), "packed": lambda r=run, m=module: r(m)}
+            pair = {"dense": partial(run, dense), "packed": partial(run, module)}
             alternate(pair, 2)
             middle, _ = alternate(pair, rounds if count > 1 else 10 * rounds)
             row.append(middle["packed"] / middle["dense"])
@@ -201,8 +207,8 @@ def large(folder: Path, count: int, step: str) -> list[Any]:
             raise SystemExit(f"{' '.join(command)}\nended with {done.returncode}\n{done.stdout}")
         size = figure(json.loads(done.stdout), "weights")
     finally:
-        for file in (path, counts, *out.glob("*")):
-            file.unlink(missing_ok=True)
+        for made in (path, counts, *out.glob("*")):
+            made.unlink(missing_ok=True)
         with suppress(OSError):
             out.rmdir()
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -69,11 +69,11 @@ def test_places_and_rows_run_over_all_sources(tmp_path: Path) -> None:
     assert list(read_texts([str(a), str(b), str(c), str(p)])) == [
         Record("one", f"{a}:1", 0),
         Record("two", f"{a}:4", 1),
-        Record("", f"{b}:1", 2),
-        Record("three", f"{b}:2", 3),
-        Record("x\ny", f"{c}:2", 4),
-        Record("z", f"{c}:4", 5),
-        Record("q", f"{p}:row 1", 6),
+        Record("", f"{b}:1", 2, 1),
+        Record("three", f"{b}:2", 3, 1),
+        Record("x\ny", f"{c}:2", 4, 2),
+        Record("z", f"{c}:4", 5, 2),
+        Record("q", f"{p}:row 1", 6, 3),
     ]
 
 
