@@ -44,7 +44,7 @@ REFERENCE = {
     "pq:subvectors=192": 0.0108, "pq:subvectors=96": 0.098, "pq:subvectors=48": 0.310,
     "opq:subvectors=96": 0.067, "opq:subvectors=48": 0.220, "cce:subvectors=48": 0.100,
     "svd:rank=192": 0.207, "svd:rank=96": 0.428, "hash:budget=0.25": 0.498,
-    "robe:budget=0.25": 0.568, "qr:budget=0.125": 0.707,
+    "robe:budget=0.25": 0.568, "qr:quotients=4": 0.707,
 }  # fmt: skip
 """Settings to the relative error that an independent fit had on MiniLM's token table."""
 
