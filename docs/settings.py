@@ -13,7 +13,7 @@ from typing import Any
 
 from emb_tool import config, registry
 
-MARKED = re.compile(r"(<!-- settings: (\w+)(?: ([\w-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- settings: ([\w-]+)(?: ([\w-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 EVERYWHERE = ("device", "dtype", "seed")
 
 

@@ -170,6 +170,12 @@ def _merge(job: Any, options: Options) -> Report:
     return make(job, options, MergeModels)
 
 
+def _extend(job: Any, options: Options) -> Report:
+    from emb_tool.extend_context.run import ExtendContext
+
+    return make(job, options, ExtendContext)
+
+
 def make(job: Any, options: Options, worker: Any) -> Report:
     """Write a checkpoint: the way that every verb with an output folder goes.
 
@@ -332,6 +338,6 @@ def _check(request: Mapping[str, Any], runtime: Runtime | Host, name: str) -> di
 
 _VERBS = {
     "eval": _evaluate, "encode": _encode, "distill": _distill, "compress": _compress,
-    "merge": _merge,
+    "merge": _merge, "extend-context": _extend,
 }  # fmt: skip
 assert set(_VERBS) == set(registry.VERBS)

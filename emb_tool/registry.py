@@ -21,6 +21,7 @@ VERBS: dict[str, str] = {
     "distill": "emb_tool.distill",
     "compress": "emb_tool.compress",
     "merge": "emb_tool.merge",
+    "extend-context": "emb_tool.extend_context",
     "eval": "emb_tool.evaluate",
     "encode": "emb_tool.encode",
 }

@@ -48,6 +48,10 @@ def test_table_and_class_agree(verb: str, name: str) -> None:
 @pytest.mark.parametrize(("verb", "name"), METHODS)
 def test_a_setting_that_does_not_exist_is_refused_with_the_nearest(verb: str, name: str) -> None:
     cls = registry.load(verb, name)
+    if not cls.model_fields:
+        with pytest.raises(Refused, match="unknown setting 'x'"):
+            registry.build(cls, {"x": 1}, "here")
+        return
     real = list(cls.model_fields)[-1]
     wrong = real + "s"
     with pytest.raises(Refused, match=f"unknown setting '{wrong}'") as caught:

@@ -35,7 +35,7 @@ ORDER = (
     ("surgery",),
     ("evaluate",),
     ("training",),
-    ("distill", "compress", "merge", "encode", "inspect"),
+    ("distill", "compress", "merge", "extend_context", "encode", "inspect"),
     ("engine",),
     ("cli",),
     ("__main__",),

@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "distill": ("emb_tool.cli.distill", "train a small student in the teacher's vector space"),
     "compress": ("emb_tool.cli.compress", "fewer dimensions, layers, tokens and bits"),
     "merge": ("emb_tool.cli.merge", "one model of several: soups, task vectors, ties"),
+    "extend-context": ("emb_tool.cli.extend_context", "let a model read longer texts"),
     "eval": ("emb_tool.cli.eval", "measure models: sts, retrieval, agreement, speed"),
     "encode": ("emb_tool.cli.encode", "texts to vectors, npy or parquet"),
     "expand": ("emb_tool.cli.expand", "a packed checkpoint as a plain one"),

@@ -56,7 +56,8 @@ def job_command(verb: str, title: str, positional: Sequence[str] = ()) -> Callab
         )
         carry_out([job], json, **common)
 
-    return make_command(run, classes, positional, methods=chain or method is not None, chain=chain)
+    methods = "method" in cls.model_fields
+    return make_command(run, classes, positional, methods=methods, chain=chain)
 
 
 def list_options(verb: str) -> set[str]:

@@ -10,6 +10,7 @@ import hashlib
 import re
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from inspect import cleandoc
 from pathlib import Path
 
@@ -27,6 +28,11 @@ _END = re.compile(r"(?<=[a-z\")]{2}[.!?])\s+(?=[A-Z])")
 
 def sample_texts() -> list[str]:
     """`COUNT` English sentences, the same for the same version of Python."""
+    return list(_sample())
+
+
+@cache
+def _sample() -> tuple[str, ...]:
     root = Path(sysconfig.get_path("stdlib"))
     tops = [path for path in root.iterdir() if path.name not in _SKIPPED]
     paths = [p for top in tops for p in ([top] if top.suffix == ".py" else top.rglob("*.py"))]
@@ -36,7 +42,7 @@ def sample_texts() -> list[str]:
         found |= dict.fromkeys(_sentences(root / name))
         if len(found) >= COUNT:
             break
-    return sorted(found, key=_digest)[:COUNT]
+    return tuple(sorted(found, key=_digest)[:COUNT])
 
 
 def _sentences(path: Path) -> Iterator[str]:

@@ -34,6 +34,10 @@ def check(request: dict[str, Any]) -> Report:
 
     if "tables" in request:
         return check_tables(request)
+    if "extended" in request:
+        from emb_tool.evaluate.extended import check_extended
+
+        return check_extended(request)
     if "inputs" in request or "bare" in request:
         return check_merged(request)
     runtime = Runtime.start(request["device"], request["dtype"])

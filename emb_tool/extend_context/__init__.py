@@ -1,0 +1,23 @@
+"""`embtool extend-context`: longer inputs, and short ones left as they were."""
+
+JOB = ("emb_tool.extend_context.job", "ExtendJob")
+
+METHODS = tuple(
+    (
+        name,
+        f"emb_tool.extend_context.{name.replace('-', '_')}",
+        "".join(part.capitalize() for part in name.split("-")),
+        summary,
+    )
+    for name, summary in {
+        "rp": "learned positions again from the first",
+        "hierarchical": "learned positions made of a coarse and a fine one",
+        "gp": "learned positions, each for several tokens in a row",
+        "pi": "positions spread out: interpolated rows, or slower rotation",
+        "ntk": "rotary positions with a raised theta, read alike everywhere",
+        "yarn": "rotary positions, the slow ones interpolated, attention sharpened",
+        "longrope": "pi, ntk or yarn for long inputs alone, short ones kept to the bit",
+        "lengths": "higher limits, where positions reach as far as one likes",
+    }.items()
+)
+"""Method to what it does, in the order in which one would look for them."""

@@ -1,0 +1,91 @@
+"""What every way to longer inputs shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from emb_tool.draft import Draft
+from emb_tool.extend_context.family import Kind, Positions
+from emb_tool.method import Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """From where to where.
+
+    Args:
+        positions: How the model knows positions.
+        original: Tokens that it was trained at.
+        target: Tokens that it is to read.
+    """
+
+    positions: Positions
+    original: int
+    target: int
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Both lengths."""
+        return self.original, self.target
+
+    @property
+    def scale(self) -> float:
+        """How many times longer."""
+        return self.target / self.original
+
+
+class Extension(Method):
+    """A way to longer inputs.
+
+    Attributes:
+        kinds: Of positions that it serves.
+        keeps_short: Those of them whose inputs up to the original length keep their vectors to the
+            bit.
+    """
+
+    kinds: ClassVar[tuple[Kind, ...]]
+    keeps_short: ClassVar[tuple[Kind, ...]] = ()
+
+    def extend(self, draft: Draft, context: Context) -> None:
+        """Change tensors and config of a draft; refuse what does not fit."""
+        raise NotImplementedError
+
+
+class Learned(Extension):
+    """A longer table of learned positions."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("learned",)
+
+    def rows(self, table: Tensor, count: int) -> Tensor:
+        """The longer table, (count, width), from the trained one."""
+        raise NotImplementedError
+
+    def extend(self, draft: Draft, context: Context) -> None:
+        """Put the longer table in the place of the old one."""
+        lengthen(draft, context, self.rows)
+
+
+def lengthen(draft: Draft, context: Context, rows: Callable[[Tensor, int], Tensor]) -> None:
+    """Let a longer table be computed when it is written; rows that are no position stay."""
+    positions, target = context.positions, context.target
+    assert positions.table is not None
+    first, end = positions.first, positions.first + context.original
+    spec = draft.spec(positions.table)
+
+    def longer(table: Tensor) -> Tensor:
+        import torch
+
+        made = rows(table[first:end], target).to(table.dtype)
+        return torch.cat([table[:first], made])
+
+    draft.map(positions.table, replace(spec, shape=(first + target, *spec.shape[1:])), longer)
+    draft.config["max_position_embeddings"] = first + target
+    for name in [n for n in draft.tensors if n.endswith("embeddings.position_ids")]:
+        del draft.tensors[
+            name
+        ]  # 0, 1, 2, ... to the old length, saved by old versions, read by none

@@ -1,0 +1,23 @@
+"""Grouped positions: several tokens in a row share a learned position."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from emb_tool.extend_context.base import Learned
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Gp(Learned):
+    """e[i] = E[⌊i / s⌋], at every length, so that a text's vector does not depend on its batch."""
+
+    name: ClassVar[str] = "gp"
+    paper: ClassVar[str] = "arXiv:2404.12096"
+
+    def rows(self, table: Tensor, count: int) -> Tensor:
+        """See `emb_tool.ops.positions.grouped`."""
+        from emb_tool.ops.positions import grouped
+
+        return grouped(table, count)

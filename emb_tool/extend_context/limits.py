@@ -1,0 +1,54 @@
+"""The places, beside the weights, where a checkpoint says how much of a text is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from emb_tool.draft import Draft
+
+NO_LIMIT = 10**9
+"""Numbers from here on mean that there is none: transformers writes 1e30."""
+
+
+def window_of(config: Mapping[str, Any]) -> int | None:
+    """Tokens that every layer sees at most; None where some see everything."""
+    window = config.get("sliding_window")
+    if not isinstance(window, int) or not config.get("use_sliding_window", True):
+        return None
+    return window if set(config.get("layer_types") or ()) <= {"sliding_attention"} else None
+
+
+_TRUNCATION = re.compile(rb'("truncation"\s*:\s*\{[^}]*?"max_length"\s*:\s*)(\d+)')
+
+
+def set_lengths(draft: Draft, target: int) -> None:
+    """Raise them all: sentence-transformers', the tokenizer's own, and that of `tokenizer.json`."""
+    before = draft.layout.max_length
+    draft.layout = replace(draft.layout, max_length=target)
+    raw = draft.file("tokenizer_config.json")
+    config = json.loads(raw) if raw else {}
+    stated = config.get("model_max_length")
+    for key in ("model_max_length", "max_length"):  # the second from calls with truncation
+        if key in config or key == "model_max_length":
+            config[key] = target
+    if raw:
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        draft.files["tokenizer_config.json"] = text.encode()
+    if isinstance(stated, int | float) and stated < target:
+        draft.notes.append(
+            f"the tokenizer's own limit of {int(stated):,} tokens would have undone this: "
+            f"now {target:,}"
+        )
+    tokenizer = draft.file("tokenizer.json")
+    if tokenizer:
+        # edited in place: the rest is vocabulary, and stays as it is to the byte
+        head, tail = tokenizer[:1024], tokenizer[1024:]
+        changed = _TRUNCATION.sub(lambda found: found[1] + str(target).encode(), head)
+        if changed != head:
+            draft.files["tokenizer.json"] = changed + tail
+    if before and before < target:
+        draft.notes.append(f"max_seq_length {before:,} becomes {target:,}")

@@ -1,0 +1,42 @@
+"""NTK-aware scaling: a raised theta, which every library reads alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from emb_tool.extend_context.rotary import Rotary
+
+if TYPE_CHECKING:
+    from emb_tool.ops.rotary import Frequencies, Rope
+
+
+class Ntk(Rotary):
+    """f_j = (λ θ)^(-2j/d): the slow pairs are slowed most.
+
+    https://www.reddit.com/r/LocalLLaMA/comments/14lz7j5, as measured in the paper.
+    """
+
+    name: ClassVar[str] = "ntk"
+    paper: ClassVar[str] = "arXiv:2404.12096"
+
+    theta_factor: Annotated[
+        float | None,
+        Field(ge=1, description="λ, by which theta is multiplied [s^(d/(d-2)), s times longer]"),
+    ] = None
+
+    def frequencies(self, rope: Rope) -> Frequencies:
+        """See `emb_tool.ops.rotary.ntk`."""
+        from emb_tool.ops.rotary import ntk
+
+        return ntk(rope, self._factor(rope))
+
+    def parameters(self, rope: Rope) -> dict[str, Any]:
+        """Another theta, no more."""
+        return {"rope_type": "default", "rope_theta": rope.theta * self._factor(rope)}
+
+    def _factor(self, rope: Rope) -> float:
+        from emb_tool.ops.rotary import ntk_factor
+
+        return self.theta_factor or ntk_factor(rope)

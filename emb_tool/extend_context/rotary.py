@@ -1,0 +1,180 @@
+"""Rotary settings in a config: read from every spelling, written in both that libraries read.
+
+transformers 5 keeps them in `rope_parameters`, by type of layer where layers differ; versions
+before it read `rope_theta` and `rope_scaling` and take their defaults where these are missing, in
+silence. Both are written, and they agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from emb_tool.checkpoint.modules import hidden_size
+from emb_tool.draft import Draft
+from emb_tool.errors import Refused
+from emb_tool.extend_context.base import Context, Extension
+from emb_tool.extend_context.family import Kind
+from emb_tool.extend_context.limits import window_of
+
+if TYPE_CHECKING:
+    from emb_tool.ops.rotary import Frequencies, Rope
+
+GLOBAL, LOCAL = "full_attention", "sliding_attention"
+"""Layers that see the whole text, and layers that see a window: those are never scaled."""
+
+THETAS = {
+    "nomic_bert": 1000.0, "jina_embeddings_v3": 20000.0, "eurobert": 250000.0, "gte": 500000.0,
+    "modernbert": 160000.0, "gemma3_text": 1000000.0,
+}  # fmt: skip
+"""What transformers takes where a config of that type names no theta; 10,000 for the others."""
+
+_LAYERED = {
+    "modernbert": {GLOBAL: "global_rope_theta", LOCAL: "local_rope_theta"},
+    "gemma3_text": {GLOBAL: "rope_theta", LOCAL: "rope_local_base_freq"},
+}
+"""How older versions spell the theta of each type of layer."""
+
+
+def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary settings of the layers that see everything, `rope_theta` among them."""
+    type_ = str(config.get("model_type"))
+    held = config.get("rope_parameters") or {}
+    if isinstance(held.get(GLOBAL), Mapping):
+        held = held[GLOBAL]
+    key = _LAYERED.get(type_, {}).get(GLOBAL, "rope_theta")
+    settings = {**held, **(config.get("rope_scaling") or {})}
+    settings.setdefault("rope_theta", config.get(key) or THETAS.get(type_, 10000.0))
+    settings.setdefault("rope_type", settings.pop("type", "default"))
+    return settings
+
+
+def rope_of(config: Mapping[str, Any], context: Context) -> Rope:
+    """A config's rotary positions.
+
+    Raises:
+        Refused: They are scaled already.
+    """
+    from emb_tool.ops.rotary import Rope
+
+    settings = read_settings(config)
+    if settings["rope_type"] != "default":
+        raise Refused(
+            f"its rotary positions are scaled already (rope_type {settings['rope_type']!r})",
+            "begin with the model as it was trained",
+        )
+    return Rope(float(settings["rope_theta"]), head_dim(config, settings), *context.span)
+
+
+def head_dim(config: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
+    """Dimensions of a head that are turned."""
+    heads = config.get("num_attention_heads") or 1
+    width = config.get("head_dim") or (hidden_size(config) or 0) // heads
+    part = settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    return int(width * part)
+
+
+class Rotary(Extension):
+    """Rotary positions that turn more slowly."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("rotary",)
+
+    def frequencies(self, rope: Rope) -> Frequencies:
+        """Radians per token of each pair, (d/2,) float64."""
+        raise NotImplementedError
+
+    def parameters(self, rope: Rope) -> dict[str, Any]:
+        """The settings by which transformers computes them."""
+        raise NotImplementedError
+
+    def factor(self, rope: Rope) -> float:
+        """By what cosine and sine are multiplied."""
+        return 1.0
+
+    def extend(self, draft: Draft, context: Context) -> None:
+        """Write the settings, and keep what a check is to find."""
+        rope = rope_of(draft.config, context)
+        write_settings(draft, context, self.parameters(rope))
+        expect(draft, self.frequencies(rope), self.factor(rope))
+
+    def carried(self, draft: Draft, context: Context) -> None:
+        """The same with inputs up to the original length left as they were, to the bit."""
+        rope = rope_of(draft.config, context)
+        write_settings(draft, context, carrier(rope, self.frequencies(rope)))
+        expect(draft, self.frequencies(rope), 1.0, rope)
+
+
+def carrier(rope: Rope, frequencies: Frequencies) -> dict[str, Any]:
+    """Settings of `longrope` that give other frequencies to inputs beyond the original length.
+
+    f_j = θ^(-2j/d) / long_factor_j there, θ^(-2j/d) up to it.
+    """
+    from emb_tool.ops.rotary import plain
+
+    factors = plain(rope) / frequencies
+    return {
+        "rope_type": "longrope", "rope_theta": rope.theta, "factor": rope.scale,
+        "original_max_position_embeddings": rope.original, "attention_factor": 1.0,
+        "short_factor": [1.0] * len(factors), "long_factor": [float(x) for x in factors],
+    }  # fmt: skip
+
+
+def write_settings(draft: Draft, context: Context, settings: Mapping[str, Any]) -> None:
+    """Both spellings of rotary settings, and the length that goes with them."""
+    config, type_ = draft.config, str(draft.config.get("model_type"))
+    theta = settings["rope_theta"]
+    scaled = settings["rope_type"] != "default"
+    part = read_settings(config).get("partial_rotary_factor")
+    whole = {**settings, **({"partial_rotary_factor": part} if part else {})}
+    old = {key: value for key, value in settings.items() if key != "rope_theta"}
+    config["max_position_embeddings"] = context.target
+    if scaled and "original_max_position_embeddings" in settings:
+        # transformers 4 switches longrope by this one alone
+        config["original_max_position_embeddings"] = context.original
+    layered = _LAYERED.get(type_)
+    if layered is None:
+        config |= {"rope_theta": theta, "rope_parameters": whole}
+        config["rope_scaling"] = old if scaled else None
+    else:
+        held = config.get("rope_parameters") or {}
+        local = held.get(LOCAL) or {
+            "rope_type": "default", "rope_theta": config.get(layered[LOCAL], 10000.0),
+        }  # fmt: skip
+        config["rope_parameters"] = {GLOBAL: whole, LOCAL: local}
+        config |= {layered[GLOBAL]: theta, layered[LOCAL]: local["rope_theta"]}
+        # a flat rope_scaling would reach ModernBERT's local layers, too
+        config["rope_scaling"] = old if scaled and type_ == "gemma3_text" else None
+        if scaled and type_ == "modernbert":
+            draft.notes.append(
+                "transformers before 5 cannot express this for ModernBERT and would not scale; "
+                "-m ntk means the same everywhere"
+            )
+    if scaled:
+        draft.notes.append(
+            f"rope_type {settings['rope_type']} is for transformers: other servers read it "
+            "otherwise; ntk means the same everywhere"
+        )
+    window = window_of(config)
+    if window and window < context.target:
+        config["sliding_window"] = context.target  # left out, it would be the type's default
+        draft.notes.append(
+            f"sliding_window {window:,} would have hidden what stands before it: "
+            f"now {context.target:,}"
+        )
+
+
+def expect(draft: Draft, long: Frequencies, factor: float, rope: Rope | None = None) -> None:
+    """Keep for the check what the reloaded model is to compute.
+
+    Args:
+        draft: Takes it up.
+        long: For inputs beyond the original length.
+        factor: Of cosine and sine.
+        rope: Given where inputs up to it keep the model's own.
+    """
+    from emb_tool.ops.rotary import plain
+
+    short = plain(rope) if rope else long
+    draft.values["rotary"] = {
+        "short": short.tolist(), "long": long.tolist(), "attention_factor": factor,
+    }  # fmt: skip

@@ -1,0 +1,100 @@
+"""One extension: the files, then what they are worth."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.data.sample import sample_texts
+from emb_tool.extend_context.job import ExtendJob
+from emb_tool.extend_context.setup import Setup
+from emb_tool.plan import Plan
+from emb_tool.progress import Progress
+from emb_tool.report import Measure, Report, Table
+
+if TYPE_CHECKING:
+    from emb_tool.runtime import Runtime
+
+
+class ExtendContext:
+    """What the engine carries out for `embtool extend-context`.
+
+    Args:
+        job: The resolved job.
+        progress: Where bars and warnings go.
+        report: Filled on the way.
+    """
+
+    def __init__(self, job: ExtendJob, progress: Progress, report: Report) -> None:
+        self.progress, self.report = progress, report
+        self.setup = Setup(job, progress)
+        self.job = self.setup.job
+        self.expected: dict[str, Any] | None = None
+        self.method = self.setup.method
+        self.papers = [self.method.paper] if self.method.paper else []
+
+    @property
+    def inputs(self) -> dict[str, Checkpoint]:
+        """The checkpoints read, by the name that the user gave them."""
+        return {self.setup.checkpoint.name: self.setup.checkpoint}
+
+    def data(self) -> dict[str, dict[str, str]]:
+        """Digests of the local files of texts."""
+        return {}
+
+    def plan(self) -> Plan:
+        """Every refusal that headers, settings and local files can give."""
+        return self.setup.plan()
+
+    def work(self, folder: Path, state: Path, runtime: Runtime) -> None:
+        """Write the longer model into `folder`."""
+        started = time.perf_counter()
+        digests = Thread(target=self.setup.checkpoint.hashes, daemon=True)
+        digests.start()  # while its pages are in memory
+        draft = self.setup.draft()
+        with self.progress.task("writing", draft.nbytes, "B") as advance:
+            draft.write(folder, advance)
+        self.report.timings["write_seconds"] = time.perf_counter() - started
+        self.expected = draft.values.get("rotary")
+        digests.join()
+        self.report.facts |= {"steps": list(draft.notes), **draft.facts}
+
+    # -- after the files are written --------------------------------------------------------------
+
+    def check(self, folder: Path, state: Path) -> dict[str, Any]:
+        """What the engine's child process is to measure on the written files."""
+        context = self.setup.context
+        lines = [json.dumps({"text": text}) + "\n" for text in sample_texts()]
+        (state / "sample.jsonl").write_text("".join(lines), encoding="utf-8")
+        positions = context.positions
+        return {
+            "folder": str(folder),
+            "extended": str(self.setup.checkpoint.path),
+            "sample": str(state / "sample.jsonl"),
+            "original": context.original,
+            "target": context.target,
+            "exact": self.setup.keeps_short or self.job.preserve_short,
+            "rotary": self.expected,
+            "rows": positions.first + context.target if positions.table else None,
+            "tasks": list(self.job.eval),
+        }
+
+    def summarise(self, report: Report) -> None:
+        """The table on top."""
+        context = self.setup.context
+        before = self.setup.checkpoint.weight_bytes()
+        after = int(report.value("weights") or 0)
+        report.measures.insert(0, Measure("weights before", before, "B"))
+        table = Table("extended", ["", "before", "after"])
+        table.rows += [
+            ["tokens", f"{context.original:,}", f"{context.target:,}"],
+            ["weights", f"{before / 1e6:,.2f} MB", f"{after / 1e6:,.2f} MB"],
+        ]
+        report.tables.insert(0, table)
+        notes = report.facts["steps"]
+        if notes:
+            report.tables.insert(1, Table("steps", [""], [[note] for note in notes]))

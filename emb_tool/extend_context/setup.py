@@ -1,0 +1,180 @@
+"""An extension before it begins: what it reads, and every refusal that this gives."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, cast
+
+from emb_tool import registry
+from emb_tool.checkpoint.files import join, read_json
+from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.draft import Draft
+from emb_tool.errors import Refused
+from emb_tool.evaluate.task import parse_tasks
+from emb_tool.extend_context.base import Context, Extension
+from emb_tool.extend_context.family import SHOWN, Positions, positions_of
+from emb_tool.extend_context.job import ExtendJob
+from emb_tool.extend_context.limits import NO_LIMIT, set_lengths, window_of
+from emb_tool.extend_context.memory import estimate
+from emb_tool.extend_context.rotary import Rotary
+from emb_tool.plan import Plan, Step
+from emb_tool.progress import Progress
+
+DEFAULTS = {"learned": "rp", "rotary": "ntk", "relative": "lengths"}
+"""Kind of positions to method."""
+
+
+class Setup:
+    """What a job names, opened; and what will be written.
+
+    Args:
+        job: The resolved job.
+        progress: Where warnings go.
+    """
+
+    def __init__(self, job: ExtendJob, progress: Progress) -> None:
+        self.progress = progress
+        self.checkpoint = Checkpoint.open(job.model)
+        self.positions: Positions = positions_of(self.checkpoint)
+        method = job.method or registry.load("extend-context", DEFAULTS[self.positions.kind])()
+        self.job = job.model_copy(update={"method": method})
+        self.method = cast(Extension, method)
+
+    @cached_property
+    def tasks(self) -> list[Any]:
+        """The `--eval` tasks, parsed."""
+        return parse_tasks(self.job.eval)
+
+    @cached_property
+    def context(self) -> Context:
+        """From where to where.
+
+        Raises:
+            Refused: See `original_length`; a target that is no extension.
+        """
+        original, target = original_length(self.checkpoint, self.positions, self.job), self.job.to
+        if target <= original:
+            raise Refused(
+                f"--to {target}: {self.checkpoint.name} reads {original:,} tokens already",
+                "a higher number lengthens it; to read less, set max_seq_length",
+            )
+        return Context(self.positions, original, target)
+
+    def draft(self) -> Draft:
+        """What will be written.
+
+        Raises:
+            Refused: The method does not serve such positions, or the model is packed.
+        """
+        method, kind = self.method, self.positions.kind
+        if kind not in method.kinds:
+            table = registry.methods("extend-context")
+            able = [n for n in table if kind in _kinds(n)]
+            raise Refused(
+                f"-m {method.name}: {self.checkpoint.name} has {SHOWN[kind]}, which it cannot"
+                " lengthen",
+                f"for these: {', '.join(able)}",
+            )
+        if self.job.preserve_short and not self.keeps_short and kind != "rotary":
+            raise Refused(
+                f"--preserve-short: -m {method.name} moves every position of such a model",
+                "rp and hierarchical keep short inputs as they were",
+            )
+        draft = Draft.of(self.checkpoint)
+        if draft.config.get("quantization_config"):
+            raise Refused(
+                f"{self.checkpoint.name} is packed or quantised",
+                "lengthen the plain model, then compress it",
+            )
+        if self.keeps_short or not self.job.preserve_short:
+            method.extend(draft, self.context)
+        else:
+            assert isinstance(method, Rotary)
+            method.carried(draft, self.context)
+        set_lengths(draft, self.context.target)
+        draft.notes.append(
+            f"a text of {self.context.target:,} tokens needs about {self.memory / 1e6:,.0f} MB "
+            "beside the weights"
+        )
+        draft.facts["memory at target length"] = self.memory
+        return draft
+
+    @cached_property
+    def memory(self) -> int:
+        """Bytes that one text of the target length needs beside the weights."""
+        return estimate(self.checkpoint, self.context.target, self.positions.family.eager)
+
+    @property
+    def keeps_short(self) -> bool:
+        """Whether the method itself leaves short inputs as they were."""
+        return self.positions.kind in self.method.keeps_short
+
+    def plan(self) -> Plan:
+        """Every refusal that headers, settings and local files can give."""
+        draft = self.draft()
+        for task in self.tasks:
+            for sentence in task.check():
+                self.progress.warn(sentence)
+        if self.positions.family.eager:
+            self.progress.warn(
+                f"transformers has no attention but the eager one for this family: one text of "
+                f"{self.context.target:,} tokens needs about {self.memory / 1e6:,.0f} MB beside the"
+                " weights, and four times that at twice the length"
+            )
+        old = self.checkpoint.config
+        edits = {key: value for key, value in draft.config.items() if old.get(key) != value}
+        return Plan((Step((), tuple(draft.specs())),), edits, notes=tuple(draft.notes))
+
+
+def _kinds(name: str) -> tuple[str, ...]:
+    cls = registry.load("extend-context", name)
+    assert issubclass(cls, Extension)
+    return cls.kinds
+
+
+def original_length(checkpoint: Checkpoint, positions: Positions, job: ExtendJob) -> int:
+    """Tokens that a model was trained at: the table's rows, or what every file agrees on.
+
+    Raises:
+        Refused: They do not agree and the user does not say; the user says more than the table.
+    """
+    given, name = job.original_length, checkpoint.name
+    if positions.kind == "learned":
+        rows = positions.rows - positions.first
+        if given and given > rows:
+            raise Refused(
+                f"--original-length {given}: the table of positions of {name} has {rows} rows",
+                f"at most {rows}",
+            )
+        return given or rows
+    if given:
+        return given
+    said = limits(checkpoint)
+    least = min(said.values(), default=None)
+    if least is None:
+        raise Refused(
+            f"{name}: no file says at what length it was trained",
+            "say it with --original-length N",
+        )
+    stated = said.get("max_position_embeddings", least)
+    if least < stated:
+        told = ", ".join(f"{key} {value:,}" for key, value in said.items())
+        raise Refused(
+            f"{name}: at what length it was trained cannot be told from its files ({told})",
+            "say it with --original-length N; the model's card has it",
+        )
+    return least
+
+
+def limits(checkpoint: Checkpoint) -> dict[str, int]:
+    """Every length that the files of a checkpoint state, by key."""
+    config, layout = checkpoint.config, checkpoint.layout
+    transformer = layout.find("Transformer")
+    tokenizer = read_json(checkpoint.path, join(layout.main, "tokenizer_config.json")) or {}
+    found = {
+        "max_position_embeddings": config.get("max_position_embeddings"),
+        "max_seq_length": transformer.config.get("max_seq_length") if transformer else None,
+        "model_max_length": tokenizer.get("model_max_length"),
+    }
+    found["sliding_window"] = window_of(config)
+    return {k: int(v) for k, v in found.items() if isinstance(v, int | float) and 0 < v < NO_LIMIT}

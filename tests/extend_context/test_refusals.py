@@ -1,0 +1,87 @@
+"""What is refused before anything is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import CliResult
+from tests.extend_context.models import make
+
+
+@pytest.fixture
+def refused(run_cli: Callable[..., CliResult], tmp_path: Path):
+    def run(model: Path, *argv: object, to: int = 128) -> str:
+        out = tmp_path / "out"
+        told = run_cli("extend-context", model, "--to", to, "-o", out, *argv)
+        assert told.code == 2, told.err
+        assert not list(tmp_path.glob("out*"))
+        return told.err
+
+    return run
+
+
+def changed(model: Path, folder: Path, name: str = "config.json", **edits: Any) -> Path:
+    shutil.copytree(model, folder)
+    config = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(config | edits))
+    return folder
+
+
+def test_what_is_no_extension(refused: Callable[..., str], tiny_bert: Path) -> None:
+    assert "--to 64: " in refused(tiny_bert, to=64)
+    assert "has 64 rows" in refused(tiny_bert, "--original-length", 65)
+    assert "distinct up to 4,096" in refused(tiny_bert, "-m", "hierarchical", to=4097)
+
+
+def test_a_method_that_cannot_serve_the_family(
+    refused: Callable[..., str], tiny_bert: Path, tiny_decoder: Path, tiny_static: Path
+) -> None:
+    said = refused(tiny_bert, "-m", "ntk")
+    assert "learned positions" in said
+    assert "for these: rp, hierarchical, gp, pi" in said
+    said = refused(tiny_decoder, "-m", "rp", "--original-length", 64)
+    assert "for these: pi, ntk, yarn, longrope" in said
+    assert "any length" in refused(tiny_static)
+    assert "rp and hierarchical" in refused(tiny_bert, "-m", "pi", "--preserve-short")
+
+
+def test_a_config_and_a_table_that_disagree(
+    refused: Callable[..., str], tmp_path: Path, tiny_bert: Path
+) -> None:
+    model = changed(tiny_bert, tmp_path / "model", max_position_embeddings=512)
+    said = refused(model)
+    assert "max_position_embeddings=512" in said
+    assert "64 rows" in said
+
+
+def test_a_trained_length_that_no_file_can_tell(
+    refused: Callable[..., str], tmp_path: Path, tiny_decoder: Path
+) -> None:
+    said = refused(tiny_decoder, to=256)  # 128 positions, max_seq_length 64
+    assert "max_position_embeddings 128" in said
+    assert "model_max_length 64" in said
+    assert "--original-length" in said
+
+
+def test_rotary_positions_that_are_scaled_already(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    scaled = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16,
+              "rope_theta": 10000.0}  # fmt: skip
+    model = make("llama", tmp_path / "model", rope_parameters=scaled)
+    assert "scaled already" in refused(model)
+
+
+def test_types_that_are_not_known_or_cannot(
+    refused: Callable[..., str], tmp_path: Path, tiny_bert: Path
+) -> None:
+    model = changed(tiny_bert, tmp_path / "roformer", model_type="roformer")
+    assert "RoFormer" in refused(model)
+    model = changed(tiny_bert, tmp_path / "x", position_embedding_type="relative_key")
+    assert "relative_key" in refused(model)
