@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emb_tool.checkpoint.layout import Layout, packed_modules, static_table, write_layout
+from emb_tool.checkpoint.layout import Layout, needs_hub, static_table, write_layout
 from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
 from emb_tool.data.batches import plan_batches
 from emb_tool.errors import Failed, Refused
@@ -94,7 +94,7 @@ class Encoder:
             Refused: What `Checkpoint.open` refuses, and what sentence-transformers cannot load.
         """
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
-        if packed_modules(checkpoint.config):
+        if needs_hub(checkpoint.config, checkpoint.layout):
             import emb_tool.hub  # noqa: F401  (teaches the libraries the format)
         dtype = torch.float32 if training else runtime.dtype
         with quiet():
@@ -207,6 +207,17 @@ class Encoder:
             closed = len(ids) > 0 and int(ids[-1]) in set(self._tokenizer.all_special_ids)
             self._prompt_lengths[prompt] = len(ids) - closed
         return self._prompt_lengths[prompt]
+
+    def frame(self, prompt: str = "") -> tuple[np.ndarray, np.ndarray]:
+        """Token ids that stand before and behind every text: special ones, and the prompt's."""
+
+        def shared(a: np.ndarray, b: np.ndarray) -> int:
+            return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))
+
+        probes = self.tokenize(["a b", "z y"], prompt)
+        lead = probes[0][: shared(*probes)]
+        empty, some = self.tokenize(["", "a b"])
+        return lead, empty[shared(empty, some) :]
 
     def collate(self, ids: Sequence[np.ndarray], prompt_length: int = 0) -> dict[str, Any]:
         """The model's input for one batch.

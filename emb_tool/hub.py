@@ -26,6 +26,7 @@ from emb_tool.checkpoint.layout import PACKED, VERSION, packed_modules
 from emb_tool.checkpoint.output import OutputFolder
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import Refused
+from emb_tool.ops import attention
 from emb_tool.progress import Progress
 
 if TYPE_CHECKING:
@@ -169,6 +170,14 @@ def _untie(model: Any, placed: Mapping[str, Packed]) -> dict[str, str]:
 
 
 # -- sentence-transformers' static embeddings -----------------------------------------------------
+
+
+def _teach() -> None:
+    """What sentence-transformers is to know: parallel windows, and packed static tables."""
+    from emb_tool import windows
+
+    windows.register()
+    _teach_static()
 
 
 def _teach_static() -> None:
@@ -315,7 +324,8 @@ def expand(
         return folder.seal()
 
 
+attention.register()
 if "sentence_transformers" in sys.modules:
-    _teach_static()
+    _teach()
 else:
-    sys.meta_path.insert(0, _AfterImport("sentence_transformers", _teach_static))
+    sys.meta_path.insert(0, _AfterImport("sentence_transformers", _teach))

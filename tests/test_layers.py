@@ -27,7 +27,7 @@ ORDER = (
     ("checkpoint",),
     ("data",),
     ("ops",),
-    ("packed",),
+    ("packed", "windows"),
     ("hub",),
     ("encoder",),
     ("draft",),

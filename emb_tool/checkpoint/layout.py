@@ -35,6 +35,9 @@ _TEXT_ONLY = {
 PACKED = "embtool"
 """`quant_method` of a checkpoint with packed weights (`emb_tool.packed`)."""
 
+OURS = "sentence_transformers.embtool."
+"""How types of modules begin that `emb_tool.hub` brings (`emb_tool.windows`)."""
+
 VERSION = 1
 """Of that format."""
 
@@ -166,6 +169,12 @@ def _width(
     return width
 
 
+def needs_hub(config: Mapping[str, Any], layout: Layout) -> bool:
+    """Whether stock libraries need `emb_tool.hub` to open a checkpoint."""
+    ours = any(module.type.startswith(OURS) for module in layout.modules)
+    return ours or "embtool_attention" in config or bool(packed_modules(config))
+
+
 def packed_modules(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The packed modules that a `config.json` names: name to spec.
 
@@ -257,7 +266,8 @@ def _max_length(
     stated = chain[0].config.get("max_seq_length") if chain else None
     limits: Iterable[Any]
     if isinstance(stated, int) and stated > 0:
-        limits = (stated, position_rows(tensors))
+        windows = chain[0].type.startswith(OURS)  # no position beyond a window's is asked for
+        limits = (stated, None if windows else position_rows(tensors))
     else:
         tokenizer = read_json(folder, join(main, "tokenizer_config.json")) or {}
         limits = (
@@ -303,6 +313,8 @@ def write_layout(folder: Path, layout: Layout) -> Layout:
     for index, module in enumerate(layout.modules):
         path = "" if index == 0 else f"{index}_{module.kind}"
         type_ = f"sentence_transformers.models.{module.kind}"
+        if module.type.startswith(OURS):
+            type_ = module.type
         config = _legacy_config(module, layout)
         written.append(ModuleSpec(module.kind, path, config, type_))
         if path:

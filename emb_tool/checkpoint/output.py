@@ -275,3 +275,13 @@ def _sync_tree(root: Path) -> None:
     for path in [root, *root.rglob("*")]:
         if path.is_file() or path.is_dir():
             _sync_folder(path)
+
+
+def clear(folder: Path, state: Path) -> None:
+    """Remove what a killed run has left: a chain is begun anew, it takes minutes at most."""
+    for path in [*folder.iterdir(), *state.iterdir()]:
+        if path != state and not (path.parent == state and path.is_file()):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

@@ -27,5 +27,29 @@ METHODS = (
         "Speed",
         "throughput, latency and memory of the model itself",
     ),
+    (
+        "passkey",
+        "emb_tool.evaluate.passkey",
+        "Passkey",
+        "a person's passkey found in filler, by length and depth, beside baselines",
+    ),
+    (
+        "needle",
+        "emb_tool.evaluate.needle",
+        "Needle",
+        "a fact found in prose, by length and depth, beside baselines",
+    ),
+    (
+        "long-retrieval",
+        "emb_tool.evaluate.long_retrieval",
+        "LongRetrieval",
+        "nDCG@10 on a BEIR folder of long documents, beside baselines",
+    ),
+    (
+        "perplexity",
+        "emb_tool.evaluate.perplexity",
+        "Perplexity",
+        "perplexity of a causal checkpoint by length, beside baselines",
+    ),
 )
 """The tasks: name, module, class, summary."""

@@ -47,20 +47,29 @@ def check_plot(path: str) -> None:
         raise Refused(f"--plot {path}: there is no folder {folder}", f"run: mkdir -p {folder}")
 
 
-def draw(panels: dict[tuple[str, str], list[Point]], path: str) -> None:
+Curves = dict[str, list[tuple[int, float]]]
+"""Name to (tokens, accuracy), the longest last."""
+
+
+def draw(
+    panels: dict[tuple[str, str], list[Point]], path: str, curves: dict[str, Curves] | None = None
+) -> None:
     """Draw the panels and write the picture.
 
     Args:
         panels: Points by task and figure, which name the panel and its vertical axis.
         path: Where to, its ending chooses the format.
+        curves: Task to accuracy against length, a panel each.
     """
+    curves = curves or {}
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    columns = 2 if len(panels) == 4 else min(len(panels), 3)
-    rows = ceil(len(panels) / columns)
+    count = len(panels) + len(curves)
+    columns = 2 if count == 4 else min(count, 3)
+    rows = ceil(count / columns)
     style: Any = {
         "font.size": 10,
         "axes.spines.top": False,
@@ -76,10 +85,12 @@ def draw(panels: dict[tuple[str, str], list[Point]], path: str) -> None:
         try:
             for axis, (names, points) in zip(axes.flat, panels.items(), strict=False):
                 _panel(axis, *names, points)
-            for axis in axes.flat[len(panels) :]:
+            for axis, (title, lines) in zip(axes.flat[len(panels) :], curves.items(), strict=False):
+                _curves(axis, title, lines)
+            for axis in axes.flat[count:]:
                 axis.set_visible(False)
             figure.draw_without_rendering()  # settles the layout, which the labels need
-            for axis, points in zip(axes.flat, panels.values(), strict=False):
+            for axis, points in zip(axes.flat, panels.values(), strict=False):  # not of curves
                 _labels(axis, points)
             target = Path(path).expanduser()
             figure.savefig(target, dpi=150)
@@ -109,6 +120,24 @@ def _panel(axis: Any, title: str, figure: str, points: Sequence[Point]) -> None:
     axis.set_title(title)
     axis.set_xlabel("weights, MB" + (" (log scale)" if wide else ""))
     axis.set_ylabel(figure)
+
+
+def _curves(axis: Any, title: str, lines: Curves) -> None:
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_ylim(0, 1.02)
+    axis.grid(color="0.9", zorder=0)
+    baselines = ("truncation", "chunk-and-mean", "untreated")
+    for name, points in lines.items():
+        style = "--" if name.endswith(baselines) else "-"
+        axis.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=name)
+    axis.legend(fontsize=8, frameon=False)
+    axis.set_title(title)
+    axis.set_xlabel("tokens of the documents")
+    axis.set_ylabel("accuracy@1")
 
 
 def _labels(axis: Any, points: Sequence[Point]) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.evaluate import plot
+from emb_tool.evaluate.long import LongTask, Synthetic
 from emb_tool.evaluate.pair import Embedder, Pair, Progress
-from emb_tool.evaluate.tables import tables
+from emb_tool.evaluate.tables import by_model, tables
 from emb_tool.evaluate.task import Task, run_tasks
 from emb_tool.report import Measure, Report
 
@@ -108,6 +109,10 @@ def evaluate(job: EvalJob, runtime: Runtime, *, progress: Progress | None = None
             measure(reference, opened(job.reference).size, None)
     report.gate = _gate(report, job.min_retention, labels, against=reference_label)
     report.tables = tables(report, tasks, reference_label)
+    for task in tasks:
+        if isinstance(task, LongTask) and reference_label:
+            for sentence in task.verdicts(by_model(report, task), reference_label):
+                report.warn(sentence)
     if job.plot:
         _draw(report, tasks, reference_label, job.plot)
         report.facts["plot"] = job.plot
@@ -166,8 +171,15 @@ def _draw(report: Report, tasks: list[Task], reference: str | None, path: str) -
     panels: dict[tuple[str, str], list[plot.Point]] = {}
     for task in tasks:
         for m in report.measures:
+            if isinstance(task, Synthetic):
+                break  # drawn against length
             if m.of == task.label and m.name == task.main and m.value is not None:
                 size = report.value("weights", model=m.model) or 0
                 point = plot.Point(names[m.model], int(size), m.value, m.model == reference)
                 panels.setdefault((task.label, m.name), []).append(point)
-    plot.draw(panels, path)
+    curves = {
+        task.label: {names.get(k, k): v for k, v in task.curves(by_model(report, task)).items()}
+        for task in tasks
+        if isinstance(task, Synthetic)
+    }
+    plot.draw(panels, path, curves)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emb_tool.report import Measure, Report, Table
 
@@ -40,9 +41,9 @@ def tables(report: Report, tasks: Sequence[Task], reference: str | None) -> list
         names[reference] += " (ref.)"
     found: list[Table | None] = [_summary(report, tasks, names)]
     for task in tasks:
-        build = _detail if task.main else _speed
+        build: Any = getattr(task, "table", None) or partial(_detail if task.main else _speed, task)
         rows = zip(models, _rows(report, task.label, models), strict=True)
-        found.append(build(task, {names[model]: row for model, row in rows if row}))
+        found.append(build({names[model]: row for model, row in rows if row}))
         found.append(_precisions(report, task, names))
     return [table for table in found if table]
 
@@ -79,7 +80,7 @@ def _summary(report: Report, tasks: Sequence[Task], names: dict[str, str]) -> Ta
         found = dict(zip(names, _rows(report, task.label, names), strict=True))
         if not any(task.shown in row for row in found.values()):
             continue
-        stem = task.label.partition(":")[2]
+        stem = task.label.partition(":")[2] or task.label
         columns.append(stem if task.main else "texts/s")
         said.append(
             f"{task.shown} of {stem}"
@@ -104,6 +105,13 @@ def _summary(report: Report, tasks: Sequence[Task], names: dict[str, str]) -> Ta
             cells.append(f"{min(numbers):.1f} %" if numbers else "")
     title = "summary: " + ", ".join(said) if said else "summary"
     return Table(title, columns, list(rows.values()))
+
+
+def by_model(report: Report, task: Task) -> dict[str, dict[str, Measure]]:
+    """Each model's measures in one task, by name."""
+    models = list(dict.fromkeys(m.model for m in report.measures))
+    rows = zip(models, _rows(report, task.label, models), strict=True)
+    return {model: row for model, row in rows if row}
 
 
 def _rows(report: Report, label: str, models: Iterable[str]) -> list[dict[str, Measure]]:

@@ -1,0 +1,144 @@
+"""Long documents made offline, each with one thing in it that a query asks for.
+
+As LongEmbed makes them (arXiv:2404.12096): of at most three words for every four tokens, the
+sentence put between two others.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+FILLER = (
+    "The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.",
+    "There and back again.",
+)  # fmt: skip
+"""The haystack of LongEmbed's passkeys."""
+
+WORDS_PER_TOKEN = 0.75
+
+_FIRST = (
+    "Ada Boris Clara Dmitri Elena Felix Greta Hugo Iris Jonas Karla Leon Marta Nils Olga Pavel "
+    "Quinn Rosa Stefan Thea Ugo Vera Willem Xenia Yusuf Zelda Amir Bianca Carlos Delia"
+).split()
+_LAST = (
+    "Abbott Barlow Castro Dalton Egerton Fraser Galloway Hartman Ibsen Jarvis Keller Lindqvist "
+    "Moreau Novak Okafor Petrov Quigley Ramires Sandoval Thornton Ulrich Vasquez Whitaker Yamada "
+    "Zielinski Anders Brandt Chandra Duval Eriksen"
+).split()
+_FACTS = (
+    ("{name} keeps the {thing} in the {place} behind the {other}.",
+     "Where does {name} keep the {thing}?"),
+    ("The best {thing} in the {place} is sold by {name} next to the {other}.",
+     "What does {name} sell in the {place}?"),
+    ("{name} exchanged a {thing} for a {other} at the {place} last winter.",
+     "What did {name} get for the {thing} at the {place}?"),
+    ("Every Tuesday {name} repairs a {thing} with a {other} near the {place}.",
+     "What does {name} repair near the {place} on Tuesdays?"),
+)  # fmt: skip
+_THINGS = (
+    "violin lantern compass kettle telescope ladder carpet barometer accordion typewriter anchor "
+    "candlestick umbrella microscope saddle globe clarinet sundial hammock wheelbarrow"
+).split()
+_PLACES = (
+    "lighthouse orchard monastery quarry boathouse greenhouse windmill vineyard observatory "
+    "bakery courthouse ferry harbour library market nursery pavilion railway stable theatre"
+).split()
+
+
+class Needles(NamedTuple):
+    """One sentence a document, and the question that it answers.
+
+    Args:
+        sentences: What is hidden.
+        queries: What asks for it.
+    """
+
+    sentences: list[str]
+    queries: list[str]
+
+
+MOST = len(_FIRST) * len(_LAST)
+"""Distinct names."""
+
+
+def passkeys(count: int, seed: int) -> Needles:
+    """Names and five digits each, of `MOST` at most."""
+    rng = random.Random(f"passkey {seed}")
+    names = _names(count, rng)
+    keys = rng.sample(range(10_000, 100_000), count)
+    said = "{0}'s pass key is {1}. Remember it. {1} is the pass key for {0}."
+    return Needles(
+        [said.format(name, key) for name, key in zip(names, keys, strict=True)],
+        [f"what is the passkey for {name}?" for name in names],
+    )
+
+
+def facts(count: int, seed: int) -> Needles:
+    """One sentence of a person, a thing and a place each."""
+    rng = random.Random(f"needle {seed}")
+    sentences, queries = [], []
+    for i, name in enumerate(_names(count, rng)):
+        thing, other = rng.sample(_THINGS, 2)
+        words = {"name": name, "thing": thing, "other": other, "place": rng.choice(_PLACES)}
+        sentence, query = _FACTS[i % len(_FACTS)]
+        sentences.append(sentence.format(**words))
+        queries.append(query.format(**words))
+    return Needles(sentences, queries)
+
+
+def _names(count: int, rng: random.Random) -> list[str]:
+    return rng.sample([f"{first} {last}" for first in _FIRST for last in _LAST], count)
+
+
+def sentences_of(texts: Sequence[str]) -> list[str]:
+    """The sentences of some prose."""
+    found = [s for text in texts for s in re.split(r"(?<=[.!?])\s+", text.strip())]
+    return [" ".join(s.split()) for s in found if s.strip()]
+
+
+class Hidden(NamedTuple):
+    """Documents of one length.
+
+    Args:
+        documents: Texts.
+        ends: Characters of each up to the end of what is hidden.
+        depths: Where it lies, as a share of the document.
+    """
+
+    documents: list[str]
+    ends: list[int]
+    depths: list[float]
+
+
+def hide(needles: Sequence[str], haystack: Sequence[str], tokens: int, seed: int) -> Hidden:
+    """Put each needle into a document of its own.
+
+    Depths are spread evenly over the documents, then shuffled.
+
+    Args:
+        needles: Sentences to hide.
+        haystack: Sentences around them, taken in their order from a place of each document's own.
+        tokens: Length of a document, by `WORDS_PER_TOKEN`.
+        seed: Decides places and depths.
+    """
+    rng = random.Random(f"hide {seed} {tokens}")
+    depths = [(i + 0.5) / len(needles) for i in range(len(needles))]
+    rng.shuffle(depths)
+    counts = [len(sentence.split()) for sentence in haystack]
+    documents, ends, found = [], [], []
+    for needle, depth in zip(needles, depths, strict=True):
+        room = int(tokens * WORDS_PER_TOKEN) - len(needle.split())
+        at, around = rng.randrange(len(haystack)), []
+        while room >= counts[at % len(haystack)]:
+            around.append(haystack[at % len(haystack)])
+            room -= counts[at % len(haystack)]
+            at += 1
+        cut = round(depth * len(around))
+        before = " ".join([*around[:cut], needle])
+        documents.append(" ".join([before, *around[cut:]]))
+        ends.append(len(before))
+        found.append((len(before) - len(needle)) / max(len(documents[-1]), 1))
+    return Hidden(documents, ends, found)

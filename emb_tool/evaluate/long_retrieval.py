@@ -1,0 +1,71 @@
+"""Retrieval of long documents, beside what a short model makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field, PrivateAttr
+
+from emb_tool.evaluate.long import BASELINES, LongTask, Window, cell
+from emb_tool.evaluate.retrieval import Retrieval
+from emb_tool.evaluate.task import Score
+from emb_tool.report import Measure, Table
+
+if TYPE_CHECKING:
+    from emb_tool.evaluate.pair import Pair
+
+
+class LongRetrieval(LongTask):
+    """nDCG@10 on a BEIR folder of long documents."""
+
+    name: ClassVar[str] = "long-retrieval"
+    paper: ClassVar[str] = "arXiv:2404.12096"
+    main: ClassVar[str | None] = "ndcg@10"
+    units: ClassVar[dict[str, str]] = {"queries": "queries"}
+
+    path: Annotated[str, Field(description="folder of corpus.jsonl, queries.jsonl and qrels")]
+    window: Window = None
+
+    _inner: Retrieval | None = PrivateAttr(None)
+
+    def check(self) -> list[str]:
+        """Read the folder."""
+        return self._retrieval().check()
+
+    def score(self, pair: Pair, reference: Pair | None = None) -> Score:
+        """NDCG@10 and recall@100, the means over the queries."""
+        score = self._retrieval().score(pair)
+        kept = {key: score.figures[key] for key in ("ndcg@10", "recall@100", "queries")}
+        return Score(kept, score.statistic, score.items)
+
+    def beside(self, pair: Pair) -> Score:
+        """Truncation, chunk-and-mean, and the model as it is where its positions permit."""
+        from emb_tool.evaluate.pair import Pair
+        from emb_tool.evaluate.windows import computed_positions, limited
+
+        others = self.baselines(pair)
+        encoder = pair.document.encoder
+        if computed_positions(encoder):
+            others["untreated"] = Pair.of(limited(encoder, 1 << 40), pair.label)
+        figures = {}
+        for name, other in others.items():
+            figures[f"ndcg@10 {name}"] = self._retrieval().score(other).figures["ndcg@10"]
+        return Score(figures)
+
+    def table(self, rows: Mapping[str, Mapping[str, Measure]]) -> Table:
+        """A row a model or baseline."""
+        table = Table(
+            f"{self.label}: nDCG@10 of long documents", ["model", "ndcg@10", "recall@100"]
+        )
+        for model, row in rows.items():
+            table.rows.append([model, cell(row, "ndcg@10"), cell(row, "recall@100")])
+            for name in BASELINES:
+                if shown := cell(row, f"ndcg@10 {name}"):
+                    table.rows.append([f"  {name}", shown, ""])
+        return table
+
+    def _retrieval(self) -> Retrieval:
+        if self._inner is None:
+            self._inner = Retrieval(path=self.path)
+        return self._inner

@@ -1,0 +1,29 @@
+"""Needles: a fact somewhere in long prose."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from emb_tool.evaluate.long import Synthetic
+
+if TYPE_CHECKING:
+    from emb_tool.data.passkey import Needles
+
+
+class Needle(Synthetic):
+    """Is the document found that holds a fact? In prose: yours, or Python's documentation."""
+
+    name: ClassVar[str] = "needle"
+    paper: ClassVar[str] = "arXiv:2404.12096"
+
+    def needles(self) -> Needles:
+        """A person, a thing and a place each."""
+        from emb_tool.data.passkey import facts
+
+        return facts(self.queries, self.sample_seed)
+
+    def default_haystack(self) -> list[str]:
+        """Sentences of Python's own documentation."""
+        from emb_tool.data.sample import sample_texts
+
+        return sample_texts()

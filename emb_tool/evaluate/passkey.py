@@ -1,0 +1,29 @@
+"""Passkeys: five digits of a person's somewhere in a long document."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from emb_tool.evaluate.long import Synthetic
+
+if TYPE_CHECKING:
+    from emb_tool.data.passkey import Needles
+
+
+class Passkey(Synthetic):
+    """Is the document found that holds a person's passkey? In LongEmbed's filler, or in prose."""
+
+    name: ClassVar[str] = "passkey"
+    paper: ClassVar[str] = "arXiv:2404.12096"
+
+    def needles(self) -> Needles:
+        """Names and digits."""
+        from emb_tool.data.passkey import passkeys
+
+        return passkeys(self.queries, self.sample_seed)
+
+    def default_haystack(self) -> list[str]:
+        """LongEmbed's five sentences."""
+        from emb_tool.data.passkey import FILLER
+
+        return list(FILLER)

@@ -1,0 +1,138 @@
+"""Perplexity of a causal checkpoint, by the length of its context."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import exp
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, PrivateAttr
+
+from emb_tool.errors import Refused
+from emb_tool.evaluate.long import LongTask, Window, cell, lengths_able
+from emb_tool.evaluate.task import Score
+from emb_tool.method import IntList
+from emb_tool.report import Measure, Table
+
+if TYPE_CHECKING:
+    from emb_tool.evaluate.pair import Pair
+
+
+class Perplexity(LongTask):
+    """Perplexity of a causal checkpoint at each length of its context."""
+
+    name: ClassVar[str] = "perplexity"
+    paper: ClassVar[str] = "arXiv:2309.00071"
+    main: ClassVar[str | None] = "perplexity"
+    units: ClassVar[dict[str, str]] = {"tokens": "tokens"}
+
+    path: Annotated[str, Field(description="texts: a file, a folder or hub:NAME")]
+    lengths: Annotated[IntList, Field(description="tokens of a context")] = (512, 1024, 2048)
+    tokens: Annotated[int, Field(ge=64, description="tokens read of the texts")] = 65536
+    text_field: Annotated[str | None, Field(description="field that holds the text")] = None
+    window: Window = None
+
+    _text: str | None = PrivateAttr(None)
+
+    def check(self) -> list[str]:
+        """Read the texts."""
+        if not self._texts().strip():
+            raise Refused(f"{self.path}: there is no text", "give some prose")
+        return []
+
+    def score(self, pair: Pair, reference: Pair | None = None) -> Score:
+        """Exp of the mean loss of every token but a context's first, at each length it reads."""
+        limit = pair.document.encoder.max_length
+        able = lengths_able(self.lengths, limit)
+        if not able:
+            raise Refused(
+                f"task {self.spec!r}: {pair.label} reads {limit} tokens, less than every length",
+                "give lengths=128,256",
+            )
+        figures: dict[str, float | int] = dict(self._at(pair, able))
+        return Score({"perplexity": figures[f"perplexity@{max(able)}"], **figures})
+
+    def beside(self, pair: Pair) -> Score:
+        """The model with contexts of the window, and as it is at every length."""
+        from emb_tool.evaluate.windows import computed_positions
+
+        window = self._window(pair)
+        encoder = pair.document.encoder
+        at = [n for n in self.lengths if n > window and computed_positions(encoder)]
+        found = self._at(pair, [window, *at])
+        figures = {
+            f"perplexity@{n} truncation": found[f"perplexity@{window}"] for n in self.lengths
+        }
+        figures |= {f"perplexity@{n} untreated": found[f"perplexity@{n}"] for n in at}
+        return Score(dict(figures))
+
+    def verdicts(self, rows: Mapping[str, Mapping[str, Measure]], reference: str) -> list[str]:
+        """Where an extension is worse than leaving the model alone."""
+        said = []
+        for model, row in rows.items():
+            for name, measure in row.items():
+                for other in ("untreated", "truncation"):
+                    base = rows.get(reference, {}).get(f"{name} {other}")
+                    if model == reference or base is None or not base.value or not measure.value:
+                        continue
+                    if measure.value > base.value:
+                        kind = "contexts of the window" if other == "truncation" else "untreated"
+                        said.append(
+                            f"{self.label}: {model} has {measure.value:.1f} in {name}, worse than "
+                            f"{reference} {kind} ({base.value:.1f})"
+                        )
+                        break
+        return said
+
+    def table(self, rows: Mapping[str, Mapping[str, Measure]]) -> Table:
+        """A row a model or baseline, a column a length."""
+        title = f"{self.label}: perplexity, by tokens of the context"
+        table = Table(title, ["model", *(f"{n:,}" for n in self.lengths)])
+        for model, row in rows.items():
+            for suffix in ("", " truncation", " untreated"):
+                cells = [cell(row, f"perplexity@{n}{suffix}") for n in self.lengths]
+                if any(cells):
+                    table.rows.append([f" {suffix}" if suffix else model, *cells])
+        return table
+
+    def _at(self, pair: Pair, lengths: list[int]) -> dict[str, float]:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from emb_tool.progress import quiet
+
+        encoder: Any = pair.document.encoder
+        with quiet():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                encoder.checkpoint.path, dtype=torch.float32, local_files_only=True
+            )
+        model.to(encoder.runtime.device).eval()
+        with quiet():
+            ids = encoder._tokenizer(self._texts(), return_tensors="pt")["input_ids"][0]
+        ids = ids[: self.tokens]
+        found = {}
+        with torch.inference_mode():
+            for length in lengths:
+                total, count = 0.0, 0
+                for start in range(0, len(ids) - length + 1, length):
+                    piece = encoder.runtime.move(ids[start : start + length][None])
+                    logits = model(piece).logits[0, :-1].float()
+                    loss = torch.nn.functional.cross_entropy(logits, piece[0, 1:], reduction="sum")
+                    total, count = total + float(loss), count + length - 1
+                if not count:
+                    raise Refused(f"{self.path}: fewer than {length} tokens", "give longer texts")
+                found[f"perplexity@{length}"] = exp(total / count)
+        return found
+
+    def _texts(self) -> str:
+        if self._text is None:
+            from emb_tool.data.texts import read_texts
+
+            parts, size = [], 0
+            for record in read_texts([self.path], field=self.text_field):
+                parts.append(record.text)
+                size += len(record.text)
+                if size > 8 * self.tokens:
+                    break
+            self._text = "\n".join(parts)
+        return self._text

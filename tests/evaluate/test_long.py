@@ -1,0 +1,144 @@
+"""Tasks on long inputs: what is hidden, and the baselines that stand beside."""
+
+from __future__ import annotations
+
+from math import exp
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from emb_tool.data import passkey
+from emb_tool.encoder import Encoder
+from emb_tool.evaluate.pair import Pair
+from emb_tool.evaluate.task import parse_task
+from emb_tool.evaluate.windows import Windows, limited
+from emb_tool.runtime import Runtime
+from emb_tool.windows import window_starts
+from tests.conftest import make_sentences
+from tests.runs import write_texts
+
+RUNTIME = Runtime.start("cpu")
+
+
+def test_documents_are_of_their_length_and_hold_their_needle_at_its_depth() -> None:
+    needles = passkey.passkeys(50, 0)
+    hidden = passkey.hide(needles.sentences, passkey.FILLER, 512, 0)
+    for needle, text, end in zip(needles.sentences, hidden.documents, hidden.ends, strict=True):
+        assert text.count(needle) == 1
+        assert text[:end].endswith(needle)
+        assert 512 * 0.75 - 5 < len(text.split()) <= 512 * 0.75
+    assert np.histogram(hidden.depths, 5, (0, 1))[0].tolist() == pytest.approx([10] * 5, abs=2)
+    assert hidden == passkey.hide(needles.sentences, passkey.FILLER, 512, 0)
+    assert hidden != passkey.hide(needles.sentences, passkey.FILLER, 512, 1)
+    assert len({*passkey.facts(200, 0).queries}) == 200
+
+
+def test_windows_cover_a_text_and_the_last_is_full() -> None:
+    assert window_starts(5, 10) == [0]
+    assert window_starts(20, 10) == [0, 10]
+    assert window_starts(25, 10) == [0, 10, 15]
+
+
+def test_chunk_and_mean_is_the_mean_of_windows_without_their_norms(tiny_bert: Path) -> None:
+    encoder = Encoder.open(tiny_bert, RUNTIME)
+    text = " ".join(make_sentences(12))
+    made = Windows(encoder, 20).encode([text, "a cat"], "query: ")
+    lead, trail = encoder.frame("query: ")
+    ids = limited(encoder, 10**6).tokenize([text], "query: ")[0][len(lead) : -len(trail)]
+    model = encoder.model
+    total = torch.zeros(32, dtype=torch.float64)
+    room = 20 - len(lead) - len(trail)
+    starts = window_starts(len(ids), room)
+    assert len(starts) > 3
+    for start in starts:
+        window = np.concatenate([lead, ids[start : start + room], trail])
+        features = encoder.collate([window])
+        with torch.inference_mode():
+            total += model[1](model[0](features))["sentence_embedding"][0].double()
+    assert np.allclose(made[0], total / total.norm(), atol=1e-6)
+    assert np.allclose(made[1], encoder.encode(["a cat"], "query: ")[0], atol=1e-6)
+
+
+def test_a_passkey_has_its_baselines_and_its_floor(tiny_bert: Path) -> None:
+    task = parse_task("passkey:lengths=24,48,512,queries=8,window=16")
+    assert task.check() == []
+    pair = Pair.of(limited(Encoder.open(tiny_bert, RUNTIME), 48), "tiny")
+    rows = {m.name: m for m in task.run(pair)}
+    assert "accuracy@512" not in rows  # the model reads 48
+    assert {"accuracy@48", "accuracy@48 truncation", "accuracy@48 chunk-and-mean"} <= rows.keys()
+    assert "accuracy@512 untreated" not in rows
+    assert rows["accuracy@24 floor"].value == pytest.approx(1 / 8)  # the key stands behind 16
+    table = task.table({"tiny": rows})  # type: ignore[attr-defined]
+    shown = [row[0] for row in table.rows]
+    assert shown == ["tiny", "  truncation", "  chunk-and-mean", "  by chance, truncated"]
+    longer = dict(rows)
+    better = {**rows["accuracy@48 chunk-and-mean"].__dict__, "value": 2.0}
+    rows["accuracy@48 chunk-and-mean"] = type(rows["accuracy@48"])(**better)
+    said = task.verdicts({"long": longer, "tiny": rows}, "tiny")  # type: ignore[attr-defined]
+    assert any("in accuracy@48, below chunk-and-mean" in sentence for sentence in said)
+
+
+def test_ties_are_shared(tiny_bert: Path) -> None:
+    task = parse_task("passkey:lengths=512,queries=8,window=16")
+    encoder = Encoder.open(tiny_bert, RUNTIME)
+    pair = Pair.of(encoder, "tiny")
+    same = np.tile(encoder.encode(["same"]), (8, 1))
+    hidden = task._hidden(512)  # type: ignore[attr-defined]
+    pair.document.remember(hidden.documents, "document", same)
+    hits, ranks = task._find(pair, 512)  # type: ignore[attr-defined]
+    assert hits.tolist() == [1 / 8] * 8
+    assert ranks.tolist() == [4.5] * 8
+
+
+def test_perplexity_is_that_of_transformers_loss(tmp_path: Path, sentences: list[str]) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    from tests.conftest import decoder_tokenizer
+
+    tokenizer = decoder_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=32, max_position_embeddings=64, initializer_range=0.5,
+        )  # fmt: skip
+        LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(tmp_path / "model")
+    texts = write_texts(tmp_path / "t.jsonl", sentences[:30])
+    task = parse_task(f"perplexity:{texts},lengths=32,128,tokens=128,window=64")
+    pair = Pair.of(Encoder.open(tmp_path / "model", RUNTIME), "tiny")
+    rows = {m.name: m.value for m in task.run(pair)}
+    ids = tokenizer("\n".join(sentences[:30]), return_tensors="pt")["input_ids"][:, :128]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        pieces = [float(model(p, labels=p).loss) for p in ids.split(32, dim=1)]
+        whole = float(model(ids, labels=ids).loss)
+    assert rows["perplexity@32"] == pytest.approx(exp(np.mean(pieces)), rel=1e-4)
+    assert rows["perplexity@128 untreated"] == pytest.approx(exp(whole), rel=1e-4)
+    assert "perplexity@128" not in rows
+
+
+def test_long_retrieval_has_its_baselines(tmp_path: Path, tiny_bert: Path) -> None:
+    import json
+
+    sentences = make_sentences(60)
+    rows = [{"_id": f"d{i}", "text": " ".join(sentences[6 * i : 6 * i + 6])} for i in range(10)]
+    asked = [{"_id": f"q{i}", "text": sentences[6 * i + 5]} for i in range(10)]
+    for name, lines in (("corpus", rows), ("queries", asked)):
+        text = "".join(json.dumps(row) + "\n" for row in lines)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    judged = "".join(f"q{i}\td{i}\t1\n" for i in range(10))
+    (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    task = parse_task(f"long-retrieval:{tmp_path},window=12")
+    assert task.check() == []
+    pair = Pair.of(Encoder.open(tiny_bert, RUNTIME), "tiny")
+    found = {m.name: m.value for m in task.run(pair)}
+    short = Pair.of(limited(pair.document.encoder, 12), "short")
+    retrieval = parse_task(f"retrieval:{tmp_path}")
+    assert found["ndcg@10 truncation"] == retrieval.score(short).figures["ndcg@10"]
+    assert found["ndcg@10"] == retrieval.score(pair).figures["ndcg@10"]
+    assert "ndcg@10 chunk-and-mean" in found
+    assert "ndcg@10 untreated" not in found
