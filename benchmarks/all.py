@@ -17,6 +17,7 @@ SCRIPTS = {
     "compress": True,
     "precision": True,
     "tables": True,
+    "extend_context": True,
 }
 """Script, and whether it reads the data."""
 

@@ -173,6 +173,8 @@ def _merge(job: Any, options: Options) -> Report:
 def _extend(job: Any, options: Options) -> Report:
     from emb_tool.extend_context.run import ExtendContext
 
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise Refused("extend-context works in one process", "start it without torchrun")
     return make(job, options, ExtendContext)
 
 

@@ -171,3 +171,36 @@ def test_merges_write_nothing_dry_and_say_what_they_are(
     facts = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert facts["job"]["method"]["name"] == name
     assert facts["papers"] == ([cls.paper] if cls.paper else [])
+
+
+@pytest.mark.parametrize("name", TABLES["extend-context"])
+def test_extensions_write_nothing_dry_and_the_same_bytes_from_their_recipe(
+    run_cli: Callable[..., CliResult], tmp_path: Path, tiny_bert: Path, tiny_decoder: Path,
+    monkeypatch: pytest.MonkeyPatch, name: str,
+) -> None:  # fmt: skip
+    nothing = {"measures": [], "tables": [], "facts": {}, "warnings": [], "gate": None}
+    monkeypatch.setattr("emb_tool.engine._check", lambda *_: nothing)  # tested with each method
+    kinds = registry.load("extend-context", name).kinds  # type: ignore[attr-defined]
+    model = tiny_bert if "learned" in kinds else tiny_decoder
+    if kinds == ("relative",):
+        model = tmp_path / "model"
+        shutil.copytree(tiny_bert, model)
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(
+            json.dumps(config | {"position_embedding_type": "alibi", "model_type": "jina"})
+        )
+    a, b = tmp_path / "a", tmp_path / "b"
+    given = ["extend-context", model, "--to", 96, "--original-length", 24, "-m", name, "-o", a]
+    told = run_cli(*given, "--dry-run")
+    assert told.code == 0, told.err
+    assert not list(tmp_path.glob("a*"))
+    told = run_cli(*given)
+    assert told.code == 0, told.err
+    recipe = (a / "recipe.yaml").read_text().replace(str(a), str(b))
+    (tmp_path / "again.yaml").write_text(recipe)
+    assert run_cli("run", tmp_path / "again.yaml").code == 0
+    assert weight_files(a) == weight_files(b)
+    for config_file in ("config.json", "sentence_bert_config.json", "tokenizer_config.json"):
+        assert (a / config_file).read_bytes() == (b / config_file).read_bytes()
+    facts = json.loads((a / "provenance.json").read_text())
+    assert facts["job"]["method"]["name"] == name

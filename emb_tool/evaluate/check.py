@@ -37,7 +37,7 @@ def check(request: dict[str, Any]) -> Report:
     if "extended" in request:
         from emb_tool.evaluate.extended import check_extended
 
-        return check_extended(request)
+        return check_extended(request, rename)
     if "inputs" in request or "bare" in request:
         return check_merged(request)
     runtime = Runtime.start(request["device"], request["dtype"])
@@ -54,7 +54,7 @@ def check(request: dict[str, Any]) -> Report:
             dtype=request["dtype"],
         )
         report = evaluate(job, runtime)
-        _rename(report, folder, name)
+        rename(report, folder, name)
     encoder = Encoder.open(checkpoint, runtime)
     if not request["tasks"]:
         report.measures += [
@@ -150,7 +150,7 @@ def check_merged(request: dict[str, Any]) -> Report:
             device=request["device"], dtype=request["dtype"],
         )  # fmt: skip
         report = evaluate(job, runtime)
-        _rename(report, folder, name)
+        rename(report, folder, name)
     else:
         weights = Checkpoint.open(folder).weight_bytes()
         report.measures.append(Measure("weights", weights, "B", model=name))
@@ -191,7 +191,7 @@ def _missing_in_transformers(folder: str) -> list[str]:
     return [key for key in sorted(told["missing_keys"]) if "pooler" not in key][:5]
 
 
-def _rename(report: Report, folder: str, name: str) -> None:
+def rename(report: Report, folder: str, name: str) -> None:
     """Let the report speak of the output by its final name."""
 
     def right(text: str) -> str:

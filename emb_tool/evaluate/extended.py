@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,28 +25,41 @@ ALIKE = 1 - 1e-5
 """Cosine from which two runs of a text in different batches count as the same vector."""
 
 
-def check_extended(request: dict[str, Any]) -> Report:
+def check_extended(request: dict[str, Any], rename: Callable[[Report, str, str], None]) -> Report:
     """Open a lengthened model as a user would and hold it against the one it was made from.
 
     Args:
         request: `folder`, `name`, `device`, `dtype`; `extended`, the input's path; `sample`, a
             jsonl file of texts; `original` and `target` lengths in tokens; `exact`, whether short
             inputs are to keep their vectors to the bit; `rows` of the table of positions or None;
-            `tasks`.
+            `rotary`, what `_check_rotary` expects, or None; `tasks`.
+        rename: Lets a report call the folder by its final name.
 
     Raises:
         Failed: The files do not do what they say.
     """
     from emb_tool.checkpoint.reader import Checkpoint
     from emb_tool.encoder import Encoder
+    from emb_tool.evaluate.job import EvalJob
+    from emb_tool.evaluate.run import evaluate
     from emb_tool.runtime import Runtime
 
     name, folder = request["name"], request["folder"]
     original, target = request["original"], request["target"]
     runtime = Runtime.start(request["device"], request["dtype"])
     report = Report("check")
+    if request["tasks"]:
+        report = evaluate(
+            EvalJob(
+                models=(folder,), task=tuple(request["tasks"]), reference=request["extended"],
+                device=request["device"], dtype=request["dtype"],
+            ),
+            runtime,
+        )  # fmt: skip
+        rename(report, folder, name)
     written = Checkpoint.open(folder)
-    report.measures.append(Measure("weights", written.weight_bytes(), "B", model=name))
+    if not request["tasks"]:
+        report.measures.append(Measure("weights", written.weight_bytes(), "B", model=name))
     after = Encoder.open(written, runtime)
     _check_lengths(after, target, request["rows"])
     if request["rotary"]:
@@ -66,19 +80,18 @@ def check_extended(request: dict[str, Any]) -> Report:
 def _check_lengths(encoder: Encoder, target: int, rows: int | None) -> None:
     """sentence-transformers' limit, the tokenizer's, and the table, as they are in memory."""
     model = encoder.model
-    found = {
-        "max_seq_length": model.max_seq_length,
-        "the tokenizer's model_max_length": model.tokenizer.model_max_length,
-        "the encoder's limit": encoder.max_length,
-    }
+    found = {"max_seq_length": model.max_seq_length, "the encoder's limit": encoder.max_length}
+    found["the tokenizer's limit"] = min(model.tokenizer.model_max_length, target)  # may be higher
     for what, length in found.items():
         if length != target:
             raise Failed(f"{what} is {length} after loading, not {target}", None)
     if rows is not None:
         body = model[0].auto_model
         table = next(m for n, m in body.named_modules() if n.endswith("position_embeddings"))
-        if len(table.weight) != rows:
-            raise Failed(f"the table of positions has {len(table.weight)} rows, not {rows}", None)
+        if table.num_embeddings != rows:  # packed ones too
+            raise Failed(
+                f"the table of positions has {table.num_embeddings} rows, not {rows}", None
+            )
 
 
 def _check_rotary(encoder: Encoder, expected: dict[str, Any], original: int, target: int) -> None:
@@ -126,11 +139,10 @@ class Inputs:
 
     def __init__(self, encoder: Encoder, text: str) -> None:
         limit, encoder.max_length = encoder.max_length, None
-        whole, empty = encoder.tokenize([text])[0], encoder.tokenize([""])[0]
+        whole = encoder.tokenize([text])[0]
         encoder.max_length = limit
-        lead = next((i for i, id_ in enumerate(empty) if id_ != whole[i]), len(empty))
-        end = len(whole) - (len(empty) - lead)
-        self._lead, self._inner, self._trail = whole[:lead], whole[lead:end], whole[end:]
+        self._lead, self._trail = encoder.frame()
+        self._inner = whole[len(self._lead) : len(whole) - len(self._trail)]
 
     def cut(self, length: int, start: int = 0) -> np.ndarray:
         """(length,) int32 ids; `start` tokens of the text are left out."""
@@ -149,8 +161,8 @@ def _short(
     same = bool((old == new).all())
     cosine = _cosines(old, new)
     report.measures += [
-        Measure("short inputs bitwise equal", int(same), of="inputs up to the original length"),
-        Measure("short inputs' least cosine", float(cosine.min()), of="as above"),
+        Measure("bitwise equal", int(same), of="short inputs"),
+        Measure("least cosine", float(cosine.min()), of="short inputs"),
     ]
     if exact and not same:
         raise Failed(f"inputs up to {original} tokens do not keep their vectors to the bit", None)
@@ -180,7 +192,7 @@ def _batches(
     worst = {"after a long text": _cosines(alone, after).min()}
     worst["beside a long text"] = _cosines(alone, beside).min()
     for what, value in worst.items():
-        report.measures.append(Measure(f"least cosine {what}", float(value), of="batches"))
+        report.measures.append(Measure("least cosine", float(value), of=what))
         if value < ALIKE:
             report.warn(
                 f"a text's vector depends on its batch: {what} its cosine to itself is {value:.4f};"

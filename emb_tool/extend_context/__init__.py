@@ -17,6 +17,8 @@ METHODS = tuple(
         "ntk": "rotary positions with a raised theta, read alike everywhere",
         "yarn": "rotary positions, the slow ones interpolated, attention sharpened",
         "longrope": "pi, ntk or yarn for long inputs alone, short ones kept to the bit",
+        "self-extend": "rotary positions, far tokens in groups; needs emb_tool.hub to load",
+        "pcw": "windows of the original length, averaged; needs emb_tool.hub to load",
         "lengths": "higher limits, where positions reach as far as one likes",
     }.items()
 )

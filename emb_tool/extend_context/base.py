@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from emb_tool.draft import Draft
+from emb_tool.errors import Refused
 from emb_tool.extend_context.family import Kind, Positions
 from emb_tool.method import Method
 
@@ -80,12 +81,20 @@ def lengthen(draft: Draft, context: Context, rows: Callable[[Tensor, int], Tenso
     def longer(table: Tensor) -> Tensor:
         import torch
 
+        if not torch.isfinite(table.float()).all():
+            raise Refused(
+                f"{draft.checkpoint.name}: the table {positions.table} is not finite",
+                "the model is damaged; take another version",
+            )
         made = rows(table[first:end], target).to(table.dtype)
         return torch.cat([table[:first], made])
 
     draft.map(positions.table, replace(spec, shape=(first + target, *spec.shape[1:])), longer)
     draft.config["max_position_embeddings"] = first + target
+    drop_position_ids(draft)
+
+
+def drop_position_ids(draft: Draft) -> None:
+    """Leave out the numbers 0, 1, 2, ... that old versions saved and none reads."""
     for name in [n for n in draft.tensors if n.endswith("embeddings.position_ids")]:
-        del draft.tensors[
-            name
-        ]  # 0, 1, 2, ... to the old length, saved by old versions, read by none
+        del draft.tensors[name]

@@ -88,8 +88,8 @@ def positions_of(checkpoint: Checkpoint) -> Positions:
     type_ = str(config.get("model_type"))
     family = FAMILIES.get(type_)
     if config.get("position_embedding_type") == "alibi":
-        family = Family("relative")
-    elif str(config.get("position_embedding_type", "absolute")).startswith("relative"):
+        return Positions(Family("relative"))
+    if str(config.get("position_embedding_type", "absolute")).startswith("relative"):
         raise Refused(
             f"{name}: position_embedding_type {config['position_embedding_type']!r} has a table of "
             "distances, which cannot be longer than it is",

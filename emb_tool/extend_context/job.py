@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,31 @@ class ExtendJob(Job):
             "methods are then carried by longrope, which transformers alone reads"
         ),
     ] = False
+    logn: Annotated[
+        Literal["exact", "constant"] | None,
+        Field(
+            description="attention's logits times ln n / ln L: exact by a text's own length (needs "
+            "emb_tool.hub to load), constant for the target, in the weights"
+        ),
+    ] = None
+    tune: Annotated[
+        tuple[str, ...],
+        Field(
+            description="texts on which the added rows of learned positions are then trained "
+            "towards the input's vectors; those of 100 tokens and more teach most"
+        ),
+    ] = ()
+    text_field: Annotated[str | None, Field(description="field of --tune [text]")] = None
+    prompt_name: Annotated[
+        str, Field(description="prompt of --tune: document, query, none or one of the model's")
+    ] = "document"
+    limit: Annotated[int | None, Field(ge=1, description="read this many texts at most")] = None
+    holdout: Annotated[
+        int, Field(ge=3, description="texts of --tune kept from training, to choose the best state")
+    ] = 200
+    epochs: Annotated[float, Field(gt=0, description="passes of --tune over its texts")] = 1.0
+    lr: Annotated[float, Field(gt=0, le=1, description="peak learning rate of --tune")] = 1e-3
+    batch_tokens: Annotated[int, Field(ge=1, description="tokens of a step of --tune")] = 4096
     eval: Annotated[
         tuple[str, ...],
         Field(description="task measured on the result and the input, as passkey or retrieval:DIR"),

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from emb_tool.draft import Draft
+from emb_tool.extend_context.family import FAMILIES
 
 NO_LIMIT = 10**9
 """Numbers from here on mean that there is none: transformers writes 1e30."""
@@ -18,6 +19,9 @@ def window_of(config: Mapping[str, Any]) -> int | None:
     """Tokens that every layer sees at most; None where some see everything."""
     window = config.get("sliding_window")
     if not isinstance(window, int) or not config.get("use_sliding_window", True):
+        return None
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family and family.layered:  # old configs of such types name no layers
         return None
     return window if set(config.get("layer_types") or ()) <= {"sliding_attention"} else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from emb_tool.draft import Draft
-from emb_tool.extend_context.base import Context, lengthen
+from emb_tool.extend_context.base import Context, drop_position_ids, lengthen
 from emb_tool.extend_context.family import Kind
 from emb_tool.extend_context.rotary import Rotary
 
@@ -28,6 +28,27 @@ class Pi(Rotary):
             lengthen(draft, context, interpolated)
         else:
             super().extend(draft, context)
+
+    def carried(self, draft: Draft, context: Context) -> None:
+        """The trained rows alone, read in between by long inputs; needs `emb_tool.hub` to load."""
+        positions = context.positions
+        if positions.table is None:
+            super().carried(draft, context)
+            return
+        from emb_tool.packed.stride import Stride
+
+        rows = positions.first + context.target
+        spec = Stride.settle(
+            (rows, draft.spec(positions.table).shape[1]),
+            original=context.original,
+            first=positions.first,
+        )
+        draft.pack(
+            positions.table.removesuffix(".weight"), spec, lambda table: Stride.fit(table, **spec)
+        )
+        draft.config["max_position_embeddings"] = rows
+        drop_position_ids(draft)
+        draft.notes.append("short inputs read the trained rows; import emb_tool.hub first")
 
     def frequencies(self, rope: Rope) -> Frequencies:
         """See `emb_tool.ops.rotary.linear`."""

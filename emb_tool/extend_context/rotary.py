@@ -24,8 +24,8 @@ GLOBAL, LOCAL = "full_attention", "sliding_attention"
 """Layers that see the whole text, and layers that see a window: those are never scaled."""
 
 THETAS = {
-    "nomic_bert": 1000.0, "jina_embeddings_v3": 20000.0, "eurobert": 250000.0, "gte": 500000.0,
-    "modernbert": 160000.0, "gemma3_text": 1000000.0,
+    "nomic_bert": 1000.0, "jina_embeddings_v3": 20000.0, "gte": 160000.0, "modernbert": 160000.0,
+    "gemma3_text": 1000000.0,
 }  # fmt: skip
 """What transformers takes where a config of that type names no theta; 10,000 for the others."""
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from emb_tool.checkpoint.output import clear
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.sample import sample_texts
+from emb_tool.data.texts import hashes
 from emb_tool.extend_context.job import ExtendJob
 from emb_tool.extend_context.setup import Setup
 from emb_tool.plan import Plan
@@ -34,6 +36,7 @@ class ExtendContext:
         self.setup = Setup(job, progress)
         self.job = self.setup.job
         self.expected: dict[str, Any] | None = None
+        self.rows: int | None = None
         self.method = self.setup.method
         self.papers = [self.method.paper] if self.method.paper else []
 
@@ -44,7 +47,7 @@ class ExtendContext:
 
     def data(self) -> dict[str, dict[str, str]]:
         """Digests of the local files of texts."""
-        return {}
+        return hashes(self.job.tune)
 
     def plan(self) -> Plan:
         """Every refusal that headers, settings and local files can give."""
@@ -52,6 +55,7 @@ class ExtendContext:
 
     def work(self, folder: Path, state: Path, runtime: Runtime) -> None:
         """Write the longer model into `folder`."""
+        clear(folder, state)
         started = time.perf_counter()
         digests = Thread(target=self.setup.checkpoint.hashes, daemon=True)
         digests.start()  # while its pages are in memory
@@ -60,8 +64,22 @@ class ExtendContext:
             draft.write(folder, advance)
         self.report.timings["write_seconds"] = time.perf_counter() - started
         self.expected = draft.values.get("rotary")
+        table = self.setup.positions.table
+        self.rows = None
+        if table:
+            spec = draft.packed.get(table.removesuffix(".weight"))
+            self.rows = spec["shape"][0] if spec else draft.spec(table).shape[0]
         digests.join()
         self.report.facts |= {"steps": list(draft.notes), **draft.facts}
+        if self.job.tune:
+            from emb_tool.extend_context.tuning import tune_positions
+
+            started = time.perf_counter()
+            self.report.facts["tuning"] = tune_positions(
+                folder, self.setup.checkpoint, self.setup.context, self.job, state, runtime,
+                self.progress,
+            )  # fmt: skip
+            self.report.timings["tune_seconds"] = time.perf_counter() - started
 
     # -- after the files are written --------------------------------------------------------------
 
@@ -70,7 +88,6 @@ class ExtendContext:
         context = self.setup.context
         lines = [json.dumps({"text": text}) + "\n" for text in sample_texts()]
         (state / "sample.jsonl").write_text("".join(lines), encoding="utf-8")
-        positions = context.positions
         return {
             "folder": str(folder),
             "extended": str(self.setup.checkpoint.path),
@@ -79,15 +96,17 @@ class ExtendContext:
             "target": context.target,
             "exact": self.setup.keeps_short or self.job.preserve_short,
             "rotary": self.expected,
-            "rows": positions.first + context.target if positions.table else None,
-            "tasks": list(self.job.eval),
+            "rows": self.rows,
+            "tasks": [task.spec for task in self.setup.tasks],
         }
 
     def summarise(self, report: Report) -> None:
         """The table on top."""
         context = self.setup.context
         before = self.setup.checkpoint.weight_bytes()
-        after = int(report.value("weights") or 0)
+        after = int(
+            report.value("weights", model=str(Path(self.job.output).expanduser())) or before
+        )
         report.measures.insert(0, Measure("weights before", before, "B"))
         table = Table("extended", ["", "before", "after"])
         table.rows += [

@@ -7,7 +7,9 @@ from typing import Any, cast
 
 from emb_tool import registry
 from emb_tool.checkpoint.files import join, read_json
+from emb_tool.checkpoint.layout import needs_hub
 from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.data.texts import scan
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.evaluate.task import parse_tasks
@@ -15,6 +17,7 @@ from emb_tool.extend_context.base import Context, Extension
 from emb_tool.extend_context.family import SHOWN, Positions, positions_of
 from emb_tool.extend_context.job import ExtendJob
 from emb_tool.extend_context.limits import NO_LIMIT, set_lengths, window_of
+from emb_tool.extend_context.logn import by_function, by_weights
 from emb_tool.extend_context.memory import estimate
 from emb_tool.extend_context.rotary import Rotary
 from emb_tool.plan import Plan, Step
@@ -43,7 +46,7 @@ class Setup:
     @cached_property
     def tasks(self) -> list[Any]:
         """The `--eval` tasks, parsed."""
-        return parse_tasks(self.job.eval)
+        return parse_tasks(self.job.eval, window=self.context.original)
 
     @cached_property
     def context(self) -> Context:
@@ -75,22 +78,35 @@ class Setup:
                 " lengthen",
                 f"for these: {', '.join(able)}",
             )
-        if self.job.preserve_short and not self.keeps_short and kind != "rotary":
+        if self.job.preserve_short and self.job.logn == "constant":
+            raise Refused(
+                "--preserve-short: --logn constant scales short inputs, too", "use --logn exact"
+            )
+        if self.job.preserve_short and not self.keeps_short and not self._carries:
             raise Refused(
                 f"--preserve-short: -m {method.name} moves every position of such a model",
-                "rp and hierarchical keep short inputs as they were",
+                "rp and hierarchical keep short inputs as they were, pi does with emb_tool.hub",
             )
         draft = Draft.of(self.checkpoint)
+        if needs_hub(draft.config, draft.layout) and not draft.config.get("quantization_config"):
+            raise Refused(
+                f"{self.checkpoint.name} is lengthened already",
+                "begin with the model it was made of",
+            )
         if draft.config.get("quantization_config"):
             raise Refused(
                 f"{self.checkpoint.name} is packed or quantised",
                 "lengthen the plain model, then compress it",
             )
-        if self.keeps_short or not self.job.preserve_short:
+        if kind in method.keeps_short or not self.job.preserve_short:
             method.extend(draft, self.context)
         else:
             assert isinstance(method, Rotary)
             method.carried(draft, self.context)
+        if self.job.logn == "exact":
+            by_function(draft, self.context)
+        elif self.job.logn == "constant":
+            by_weights(draft, self.context)
         set_lengths(draft, self.context.target)
         draft.notes.append(
             f"a text of {self.context.target:,} tokens needs about {self.memory / 1e6:,.0f} MB "
@@ -102,16 +118,35 @@ class Setup:
     @cached_property
     def memory(self) -> int:
         """Bytes that one text of the target length needs beside the weights."""
-        return estimate(self.checkpoint, self.context.target, self.positions.family.eager)
+        return estimate(self.checkpoint.config, self.context.target, self.positions.family.eager)
 
     @property
     def keeps_short(self) -> bool:
         """Whether the method itself leaves short inputs as they were."""
-        return self.positions.kind in self.method.keeps_short
+        return self.positions.kind in self.method.keeps_short and self.job.logn != "constant"
+
+    @property
+    def _carries(self) -> bool:
+        """Whether the method can leave short inputs as they were, by other means."""
+        return isinstance(self.method, Rotary) and self.positions.kind in self.method.kinds
 
     def plan(self) -> Plan:
         """Every refusal that headers, settings and local files can give."""
         draft = self.draft()
+        if self.job.tune:
+            if self.positions.kind != "learned":
+                raise Refused(
+                    f"--tune: -m {self.method.name} adds nothing that could be trained",
+                    "it is for the added rows of learned positions",
+                )
+            name = self.positions.table
+            assert name is not None
+            if name not in draft.tensors or draft.spec(name) == self.checkpoint.tensors[name]:
+                raise Refused(
+                    f"--tune: -m {self.method.name} as asked for adds no rows",
+                    "rp and hierarchical do, and what they keep stays to the bit",
+                )
+            scan(self.job.tune, self.job.text_field)
         for task in self.tasks:
             for sentence in task.check():
                 self.progress.warn(sentence)

@@ -30,6 +30,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "dhe": ("emb_tool.packed.dhe", "Dhe"),
     "dedup": ("emb_tool.packed.dedup", "Dedup"),
     "mde": ("emb_tool.packed.mde", "MixedDimension"),
+    "stride": ("emb_tool.packed.stride", "Stride"),
     "prune": ("emb_tool.packed.prune", "Prune"),
 }
 """Kind to (module, class)."""

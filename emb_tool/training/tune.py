@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -44,6 +45,7 @@ def tune(
     runtime: Runtime,
     state: Path,
     progress: Progress,
+    encode: Callable[[Sequence[str]], np.ndarray] | None = None,
 ) -> Outcome:
     """Train what requires a gradient; the encoder ends with the best state on the held-out texts.
 
@@ -56,6 +58,7 @@ def tune(
         runtime: Device and processes.
         state: Folder for the state of the run.
         progress: Bar and warnings.
+        encode: Vectors of the held-out texts [those of the encoder].
     """
     from emb_tool.training.loop import Score, Trainer
     from emb_tool.training.stream import Stream, TokenCache
@@ -67,7 +70,7 @@ def tune(
     goal = targets.read(heldout)
 
     def score() -> Score:
-        vectors = encoder.encode(texts, prompt)
+        vectors = encode(texts) if encode else encoder.encode(texts, prompt)
         loss = float(np.square(vectors - goal).sum(1).mean()) if len(texts) else 0.0
         return Score(-loss if len(texts) else None, {"heldout_loss": loss})
 

@@ -92,7 +92,7 @@ def test_the_table_is_the_methods(
     made = functions.get(method, positions.hierarchical)(old, 128)
     assert torch.equal(new, made)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    same = next(m for m in report["measures"] if m["name"] == "short inputs bitwise equal")
+    same = next(m for m in report["measures"] if m["name"] == "bitwise equal")
     assert same["value"] == (method == "hierarchical")
     assert any("other vectors" in w for w in report["warnings"]) == (method != "hierarchical")
 
@@ -136,3 +136,40 @@ def test_rows_from_the_original_length_on_are_made_anew(
     old = load_file(tiny_bert / "model.safetensors")[name]
     new = load_file(tmp_path / "out" / "model.safetensors")[name]
     assert torch.equal(new, positions.recurrent(old[:20], 50))
+
+
+def test_limits_are_all_that_relative_biases_need(
+    extend: Callable[..., CliResult], tmp_path: Path
+) -> None:
+    from transformers import AutoModel
+
+    model = make(
+        "deberta-v2", tmp_path / "model", relative_attention=True, position_biased_input=False,
+        pos_att_type=["c2p", "p2c"], position_buckets=-1, max_relative_positions=-1,
+    )  # fmt: skip
+    told = extend(model)
+    assert told.code == 0, told.err
+    assert "eager" in told.err
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["max_position_embeddings"] == 80
+    assert config["max_relative_positions"] == LENGTH  # the table of distances has its size by it
+    old, new = (
+        AutoModel.from_pretrained(folder).state_dict() for folder in (model, tmp_path / "out")
+    )
+    assert all(torch.equal(new[name], old[name]) for name in old)
+
+
+@pytest.mark.parametrize("type_", ["bert", "roberta"])
+def test_interpolation_with_short_inputs_kept_is_a_packed_table(
+    extend: Callable[..., CliResult], tmp_path: Path, type_: str
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = make(type_, tmp_path / type_)
+    long = [" ".join(make_sentences(9))]
+    told = extend(model, "-m", "pi", to=128)
+    assert told.code == 0, told.err
+    plain = SentenceTransformer(str(tmp_path / "out")).encode(long)
+    told = extend(model, "-m", "pi", "--preserve-short", to=128)  # equal to the bit, or it fails
+    assert told.code == 0, told.err
+    assert np.allclose(SentenceTransformer(str(tmp_path / "out")).encode(long), plain, atol=1e-6)

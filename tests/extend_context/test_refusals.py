@@ -44,11 +44,11 @@ def test_a_method_that_cannot_serve_the_family(
 ) -> None:
     said = refused(tiny_bert, "-m", "ntk")
     assert "learned positions" in said
-    assert "for these: rp, hierarchical, gp, pi" in said
+    assert "for these: rp, hierarchical, gp, pi, pcw" in said
     said = refused(tiny_decoder, "-m", "rp", "--original-length", 64)
-    assert "for these: pi, ntk, yarn, longrope" in said
+    assert "for these: pi, ntk, yarn, longrope, self-extend, pcw" in said
     assert "any length" in refused(tiny_static)
-    assert "rp and hierarchical" in refused(tiny_bert, "-m", "pi", "--preserve-short")
+    assert "rp and hierarchical" in refused(tiny_bert, "-m", "gp", "--preserve-short")
 
 
 def test_a_config_and_a_table_that_disagree(
@@ -85,3 +85,23 @@ def test_types_that_are_not_known_or_cannot(
     assert "RoFormer" in refused(model)
     model = changed(tiny_bert, tmp_path / "x", position_embedding_type="relative_key")
     assert "relative_key" in refused(model)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "eager", "mebibytes"),
+    [(4096, False, 195), (8192, False, 375), (4096, True, 1686), (8192, True, 6426)],
+)
+def test_memory_is_estimated_as_it_was_measured(tokens: int, eager: bool, mebibytes: int) -> None:
+    from emb_tool.extend_context.memory import estimate
+
+    config = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+    assert estimate(config, tokens, eager) == pytest.approx(mebibytes * 2**20, rel=0.1)
+
+
+def test_a_family_without_fast_attention_is_warned_of(
+    run_cli: Callable[..., CliResult], tmp_path: Path
+) -> None:
+    model = make("mpnet", tmp_path / "model")
+    told = run_cli("extend-context", model, "--to", 80, "-o", tmp_path / "out", "--dry-run")
+    assert told.code == 0
+    assert "no attention but the eager one" in told.err

@@ -41,6 +41,19 @@ def test_frequencies_are_those_of_transformers() -> None:
     assert factor == pytest.approx(0.1 * np.log(8) + 1)
 
 
+def test_thetas_that_no_config_names_are_those_of_transformers() -> None:
+    from transformers import AutoConfig
+
+    from emb_tool.extend_context.family import FAMILIES
+    from emb_tool.extend_context.rotary import THETAS
+
+    for type_ in [t for t, family in FAMILIES.items() if family.kind == "rotary"]:
+        theirs = type(AutoConfig.for_model(type_)).default_theta
+        if isinstance(theirs, dict):
+            theirs = theirs["global"]
+        assert THETAS.get(type_, 10000.0) == theirs, type_
+
+
 def test_ntk_slows_the_slowest_pair_s_times_and_the_fastest_not_at_all() -> None:
     made = rotary.ntk(ROPE, rotary.ntk_factor(ROPE))
     assert rotary.ntk_factor(ROPE) == pytest.approx(8.556, abs=1e-3)

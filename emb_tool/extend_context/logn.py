@@ -1,0 +1,69 @@
+"""`--logn`: attention's logits grown with the logarithm of the length, as LongEmbed's models had.
+
+Longer inputs spread attention over more tokens; times ln n / ln L its entropy stays as it was.
+"""
+
+from __future__ import annotations
+
+import re
+from math import log
+from typing import TYPE_CHECKING
+
+from emb_tool.draft import Draft
+from emb_tool.errors import Refused
+from emb_tool.extend_context.base import Context
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_NORM = re.compile(r"\bq_norm\.weight$")
+_QUERY = re.compile(r"\b(query|q_lin|q_proj|self_attn\.q|attn\.q)\.(weight|bias)$")
+_FUSED = re.compile(r"\b(Wqkv|qkv_proj)\.(weight|bias)$")
+
+
+def by_function(draft: Draft, context: Context) -> None:
+    """Name the function that scales every text by its own length; needs `emb_tool.hub` to load.
+
+    Raises:
+        Refused: The family's attention takes no function, or another one is named.
+    """
+    from emb_tool.ops.attention import KEY, LOGN
+
+    if context.positions.family.eager:
+        raise Refused("--logn exact: this family's attention takes no function", "--logn constant")
+    if KEY in draft.config:
+        raise Refused("--logn exact: self-extend has a function of its own", "use one of the two")
+    draft.config |= {"attn_implementation": LOGN, KEY: {"original": context.original}}
+    draft.notes.append("logits times max(1, ln n / ln L); import emb_tool.hub first")
+
+
+def by_weights(draft: Draft, context: Context) -> None:
+    """Scale queries by ln n / ln L of the target n: in the weights, so for short inputs, too.
+
+    Raises:
+        Refused: No projection of queries can be made out.
+    """
+    factor = log(context.target) / log(context.original)
+    config = draft.config
+    norms = [name for name in draft.tensors if _NORM.search(name)]
+    plain = [name for name in draft.tensors if _QUERY.search(name)]
+    fused = [name for name in draft.tensors if _FUSED.search(name)]
+    if not (norms or plain or fused) or (norms and config.get("model_type") == "gemma3_text"):
+        raise Refused(
+            f"--logn constant: the queries of {draft.checkpoint.name} cannot be scaled in its"
+            " weights",
+            "use --logn exact",
+        )
+    for name in norms or plain:  # a norm would undo what stands before it
+        draft.map(name, draft.spec(name), lambda x: (x.float() * factor).to(x.dtype))
+    heads = int(config.get("num_attention_heads") or 1)
+    width = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // heads)
+
+    def scaled(x: Tensor) -> Tensor:
+        x = x.clone()
+        x[: heads * width] = (x[: heads * width].float() * factor).to(x.dtype)
+        return x
+
+    for name in [] if norms or plain else fused:
+        draft.map(name, draft.spec(name), scaled)
+    draft.notes.append(f"queries times {factor:.4f} at every length")

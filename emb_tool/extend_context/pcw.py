@@ -1,0 +1,43 @@
+"""Parallel windows: long texts in pieces of the original length, the mean of their vectors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from emb_tool.draft import Draft
+from emb_tool.errors import Refused
+from emb_tool.extend_context.base import Context, Extension
+from emb_tool.extend_context.family import Kind
+
+
+class Pcw(Extension):
+    """v = Norm(mean of the windows' vectors); the baseline that every longer model must beat.
+
+    Weights and positions stay as they are; needs `import emb_tool.hub` before loading.
+    """
+
+    name: ClassVar[str] = "pcw"
+    paper: ClassVar[str] = "arXiv:2212.10947"
+    kinds: ClassVar[tuple[Kind, ...]] = ("learned", "rotary", "relative")
+    keeps_short: ClassVar[tuple[Kind, ...]] = ("learned", "rotary", "relative")
+
+    def extend(self, draft: Draft, context: Context) -> None:
+        """Name the modules that read in windows."""
+        from emb_tool.windows import NAMESPACE, SETTING
+
+        kinds = [module.kind for module in draft.layout.modules]
+        if kinds[:2] != ["Transformer", "Pooling"]:
+            raise Refused(
+                f"{draft.checkpoint.name} begins with {', '.join(kinds[:2]) or 'no module'}",
+                "windows need a Transformer and a Pooling",
+            )
+        body, pooling, *rest = draft.layout.modules
+        body = replace(
+            body,
+            type=f"{NAMESPACE}.Transformer",
+            config={**body.config, SETTING: context.original},
+        )
+        pooling = replace(pooling, type=f"{NAMESPACE}.Pooling")
+        draft.layout = replace(draft.layout, modules=(body, pooling, *rest))
+        draft.notes.append(f"windows of {context.original:,} tokens; import emb_tool.hub first")

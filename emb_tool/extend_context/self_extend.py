@@ -1,0 +1,65 @@
+"""SelfExtend: near tokens at their distances, far ones in groups; a function of attention."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from emb_tool.draft import Draft
+from emb_tool.errors import Refused
+from emb_tool.extend_context.base import Context, Extension
+from emb_tool.extend_context.family import Kind
+from emb_tool.extend_context.rotary import expect, rope_of
+
+
+class SelfExtend(Extension):
+    """|m - n| < w as it is, else ⌊m/g⌋ - ⌊n/g⌋ ± (w - ⌊w/g⌋); it reaches (L - w) g + w tokens.
+
+    Needs `import emb_tool.hub` before loading; without it the checkpoint does not load.
+    """
+
+    name: ClassVar[str] = "self-extend"
+    paper: ClassVar[str] = "arXiv:2401.01325"
+    kinds: ClassVar[tuple[Kind, ...]] = ("rotary",)
+    keeps_short: ClassVar[tuple[Kind, ...]] = ("rotary",)
+
+    group: Annotated[
+        int | None, Field(ge=2, description="g, tokens that far off count as one [⌈s⌉ + 1]")
+    ] = None
+    window: Annotated[
+        int | None, Field(ge=1, description="w, distances that are kept [L / ⌈s⌉]")
+    ] = None
+
+    def extend(self, draft: Draft, context: Context) -> None:
+        """Name the function in the config; refuse what it does not reach."""
+        from emb_tool.ops.attention import KEY, SELF_EXTEND
+        from emb_tool.ops.rotary import plain
+
+        if context.positions.family.layered:
+            raise Refused(
+                f"-m {self.name}: layers of different types have rotary settings of their own",
+                "for these: ntk, pi, yarn, longrope",
+            )
+        times = -(-context.target // context.original)
+        group = self.group or times + 1
+        window = self.window or max(context.original // times, 1)
+        reach = (context.original - window) * group + window
+        if reach < context.target:
+            raise Refused(
+                f"--to {context.target}: group={group} and window={window} reach {reach:,} tokens",
+                "a larger group or a smaller window reaches further",
+            )
+        rope = rope_of(draft.config, context)
+        draft.config |= {
+            "max_position_embeddings": context.target,
+            "attn_implementation": SELF_EXTEND,
+            KEY: {
+                "group": group, "window": window, "original": context.original,
+                "theta": rope.theta, "dim": rope.dim,
+            },
+        }  # fmt: skip
+        expect(draft, plain(rope), 1.0)
+        draft.notes.append(
+            f"self-extend: group {group}, window {window}; import emb_tool.hub first"
+        )
