@@ -17,6 +17,8 @@ SCRIPTS = {
     "compress": True,
     "precision": True,
     "tables": True,
+    "merge": False,
+    "merge_quality": True,
     "extend_context": True,
 }
 """Script, and whether it reads the data."""
