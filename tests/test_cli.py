@@ -148,15 +148,19 @@ def test_verbose_adds_the_traceback_of_a_refusal(
     assert "Traceback" in told.err
 
 
-def test_a_closed_pipe_is_no_error() -> None:
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["methods", "distill", "leaf"], 141), (["inspect", "not/there/at all", "--json"], 2)],
+)
+def test_a_closed_pipe_is_no_error(words: list[str], code: int) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "emb_tool", "methods", "distill", "leaf"],
+        [sys.executable, "-m", "emb_tool", *words],
         stdout=writer, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     os.close(writer)
-    assert done.returncode == 141
+    assert done.returncode == code
     assert done.stderr == ""
 
 

@@ -19,7 +19,7 @@ def show(reports: Sequence[Report], as_json: bool) -> None:
     try:
         _show(reports, as_json)
     except (BrokenPipeError, SystemExit):  # `embtool ... | head`; rich makes the second of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_stdout()
         raise typer.Exit(141) from None
 
 
@@ -74,11 +74,19 @@ def fail(error: EmbToolError, as_json: bool) -> None:
     """Print an error: a sentence and a hint on stderr, or a JSON document on stdout."""
     if as_json:
         document: dict[str, Any] = {"schema": 1, "error": error.message, "hint": error.hint}
-        _write(json.dumps({**document, "exit_code": error.exit_code}, indent=2))
+        try:
+            _write(json.dumps({**document, "exit_code": error.exit_code}, indent=2))
+        except BrokenPipeError:  # nobody reads: the exit code still tells
+            _let_go_of_stdout()
         return
     print(f"error: {error.message}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
+
+
+def _let_go_of_stdout() -> None:
+    """So that Python does not fail once more when it closes it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _write(text: str) -> None:
