@@ -80,6 +80,26 @@ def test_a_passkey_has_its_baselines_and_its_floor(tiny_bert: Path) -> None:
     assert any("in accuracy@48, below chunk-and-mean" in sentence for sentence in said)
 
 
+def test_a_reference_that_is_short_brings_its_baselines_alone(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    from emb_tool.evaluate.job import EvalJob
+    from emb_tool.evaluate.run import evaluate
+    from tests.extend_context.models import make
+
+    long = make("nomic_bert", tmp_path / "long", max_position_embeddings=512, hidden_size=32)
+    (long / "sentence_bert_config.json").write_text('{"max_seq_length": 512}')
+    task = "passkey:lengths=96,queries=6,window=24"
+    job = EvalJob(models=(str(long),), reference=str(tiny_bert), task=(task,))
+    report = evaluate(job, RUNTIME)
+    (table,) = [t for t in report.tables if "accuracy@1" in t.title]
+    assert [row[0] for row in table.rows] == [
+        "long", "tiny-bert (ref.)", "  truncation", "  chunk-and-mean", "  by chance, truncated",
+    ]  # fmt: skip
+    assert table.rows[1][1] == ""
+    assert float(table.rows[2][1]) >= 0
+
+
 def test_ties_are_shared(tiny_bert: Path) -> None:
     task = parse_task("passkey:lengths=512,queries=8,window=16")
     encoder = Encoder.open(tiny_bert, RUNTIME)
