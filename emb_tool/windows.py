@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emb_tool.progress import quiet
+
 NAMESPACE = "sentence_transformers.embtool"
 SETTING = "window"
 """Key of `sentence_bert_config.json`: tokens of a window, special ones counted."""
@@ -27,7 +29,8 @@ def window_starts(count: int, room: int) -> list[int]:
 
 def register() -> None:
     """Put the two classes where `modules.json` names them."""
-    from sentence_transformers.models import Pooling, Transformer
+    with quiet():
+        from sentence_transformers.models import Pooling, Transformer
 
     class WindowTransformer(Transformer):  # type: ignore[misc]
         """Token vectors of each window of a long text, a row of the batch each."""
