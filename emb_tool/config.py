@@ -44,9 +44,9 @@ class Job(Settings):
         fields = self.model_dump(mode="json", exclude_none=True, exclude={"method"})
         method: Method | tuple[Method, ...] | None = getattr(self, "method", None)
         if isinstance(method, tuple):
-            fields["method"] = [_dump(step) for step in method]
+            fields["method"] = [dump(step) for step in method]
         elif method is not None:
-            fields["method"] = _dump(method)
+            fields["method"] = dump(method)
         return {"verb": self.verb, **{key.rstrip("_"): value for key, value in fields.items()}}
 
     def digest(self) -> str:
@@ -80,7 +80,7 @@ def field_name(key: str) -> str:
     return f"{name}_" if iskeyword(name) else name
 
 
-def _dump(method: Method) -> dict[str, Any]:
+def dump(method: Method) -> dict[str, Any]:
     """A method by its own class: a job's field may name a base of it."""
     return {"name": method.name, **method.model_dump(mode="json", exclude_none=True)}
 

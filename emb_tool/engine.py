@@ -161,8 +161,7 @@ def _compress(job: Any, options: Options) -> Report:
 def _merge(job: Any, options: Options) -> Report:
     from emb_tool.merge.run import MergeModels
 
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise Refused("merge works in one process", "start it without torchrun")
+    _refuse_several(job)
     if job.inspect:
         from emb_tool.merge.inspect import inspect_models
 
@@ -173,9 +172,18 @@ def _merge(job: Any, options: Options) -> Report:
 def _extend(job: Any, options: Options) -> Report:
     from emb_tool.extend_context.run import ExtendContext
 
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise Refused("extend-context works in one process", "start it without torchrun")
+    _refuse_several(job)
     return make(job, options, ExtendContext)
+
+
+def _are_several() -> bool:
+    """Whether torchrun or Accelerate has started more than this process."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def _refuse_several(job: Job) -> None:
+    if _are_several():
+        raise Refused(f"{job.verb} works in one process", "start it without torchrun")
 
 
 def make(job: Any, options: Options, worker: Any) -> Report:
@@ -200,7 +208,7 @@ def make(job: Any, options: Options, worker: Any) -> Report:
         out, job_digest=job.digest(), overwrite=options.overwrite, resume=options.resume
     )
     # one process alone starts it after the refusals; several have to hear of them
-    runtime = _runtime(job) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
+    runtime = _runtime(job) if _are_several() else None
     with ExitStack() as stack:
 
         def begin() -> bool:

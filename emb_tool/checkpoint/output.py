@@ -277,11 +277,13 @@ def _sync_tree(root: Path) -> None:
             _sync_folder(path)
 
 
-def clear(folder: Path, state: Path) -> None:
-    """Remove what a killed run has left: a chain is begun anew, it takes minutes at most."""
-    for path in [*folder.iterdir(), *state.iterdir()]:
-        if path != state and not (path.parent == state and path.is_file()):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+def clear(folder: Path, state: Path, *more: Path) -> None:
+    """Remove what a killed run was writing into `folder`, but for `state`.
+
+    Args:
+        folder: The `.partial`.
+        state: The folder in it that a run which is taken up reads.
+        more: What goes, too.
+    """
+    for path in [*(p for p in folder.iterdir() if p != state), *more]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from emb_tool.checkpoint.kept import Kept
+from emb_tool.checkpoint.output import clear
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.compressed_tensors import export
 from emb_tool.compress.job import CompressJob
@@ -108,7 +108,7 @@ class Compress:
 
     def _compress(self, folder: Path, state: Path, runtime: Runtime) -> None:
         """All but the tuning: read the texts, carry out the steps, write what they make."""
-        _clear(folder, state)
+        clear(folder, state, *state.glob("step-*"))
         start = Draft.of(self.setup.body)
         with self._timed("read_seconds"):
             work = self._work = self._begin(start, state, runtime)
@@ -276,9 +276,3 @@ class Compress:
         if limit is not None and after > limit:
             missed.append(f"{after:,} bytes of weights, more than --max-bytes {limit:,}")
         report.gate = "; ".join(said for said in missed if said) or None
-
-
-def _clear(folder: Path, state: Path) -> None:
-    """Remove what a killed run was writing; what it had finished stays in `state`."""
-    for path in [*(p for p in folder.iterdir() if p != state), *state.glob("step-*")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()

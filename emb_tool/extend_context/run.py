@@ -55,7 +55,7 @@ class ExtendContext:
 
     def work(self, folder: Path, state: Path, runtime: Runtime) -> None:
         """Write the longer model into `folder`."""
-        clear(folder, state)
+        clear(folder, state, *(path for path in state.iterdir() if path.is_dir()))
         started = time.perf_counter()
         digests = Thread(target=self.setup.checkpoint.hashes, daemon=True)
         digests.start()  # while its pages are in memory

@@ -16,6 +16,7 @@ from emb_tool.checkpoint.card import read_front
 from emb_tool.checkpoint.files import read_json, write_json
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import replace_metadata
+from emb_tool.config import dump
 from emb_tool.data.sample import sample_texts
 from emb_tool.host import Host
 from emb_tool.merge.base import Merge
@@ -269,12 +270,12 @@ def describe(setup: Setup, method: Merge, *, known: bool) -> dict[str, str]:
     order = list(range(len(prints)))
     if method.symmetric:
         order.sort(key=lambda i: prints[i])
-    settings = method.model_dump(mode="json", exclude_none=True)
+    settings = dump(method)
     for selector, numbers in (settings.get("weights") or {}).items():
         settings["weights"][selector] = [numbers[i] for i in order]
     said = {
         "tool": f"embtool {emb_tool.__version__}",
-        "method": json.dumps({"name": method.name, **settings}),
+        "method": json.dumps(settings),
         "models": ",".join(prints[i] for i in order),
         "seed": str(setup.job.seed),
     }
