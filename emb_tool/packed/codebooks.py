@@ -16,6 +16,7 @@ from emb_tool.ops.rounding import pack_codes, unpack_codes
 from emb_tool.ops.rows import chunks, device_of, row_weights, sample, take
 from emb_tool.packed.base import Packed
 from emb_tool.packed.sizes import Sized
+from emb_tool.runtime import runs_triton
 
 TRAIN_ROWS = 256 * 256
 """Rows that codebooks are trained on: more do not lower the error of 256 centroids any further."""
@@ -198,6 +199,12 @@ class Codebooks(Sized):
 
     def _cold(self, place: Tensor) -> Tensor:
         """Rows by their places among those that have codes."""
+        codes, books = self.value("codes"), self.books()
+        if runs_triton(codes.device) and not books.requires_grad:
+            from emb_tool.ops.kernels.lookup import codeword_rows
+
+            bits = self._bits(self.spec)
+            return self._turn(codeword_rows(codes, books, place, bits, self.dtype, self.scale))
         return self._decode(self.value("codes").index_select(0, place))
 
     def _hot(self, slot: Tensor) -> Tensor:
@@ -217,7 +224,11 @@ class Codebooks(Sized):
         """Rows of the matrix from their codes, (n, sub-vectors · stages) uint8."""
         found = self._gather(codes, self.books())
         rows = found.reshape(len(codes), self.embedding_dim)
-        return rows * self.scale if "scale" in self.spec else rows
+        return self._turn(rows * self.scale if "scale" in self.spec else rows)
+
+    def _turn(self, rows: Tensor) -> Tensor:
+        """The last step of decoding, for kinds that have one."""
+        return rows
 
     def books(self) -> Tensor:
         """The codebooks, (sub-vectors, stages, k, width)."""

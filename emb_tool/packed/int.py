@@ -22,6 +22,7 @@ from emb_tool.ops.rounding import (
 )
 from emb_tool.ops.rows import chunks
 from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.runtime import runs_triton
 
 GROUPS = (32, 64, 128, None)
 """Groups that a budget chooses from, the finest first."""
@@ -129,6 +130,10 @@ class Int(Packed):
     def rows(self, ids: Tensor) -> Tensor:
         """See `Packed.rows`."""
         data = self.value("weight")
+        if self.scale is None and runs_triton(data.device):
+            from emb_tool.ops.kernels.lookup import integer_rows
+
+            return integer_rows(data, ids, self.bits, self.group, self.embedding_dim, self.dtype)
         if self._is_whole():
             if self.groups > 1:
                 ids = ids.unsqueeze(1) * self.groups + torch.arange(self.groups)

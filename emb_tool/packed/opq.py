@@ -70,9 +70,8 @@ class Opq(Pq):
     def _encode(self, rows: Tensor, bits: int, how: Mapping[str, Any]) -> Tensor:
         return super()._encode(rows @ self.value("rotation").float(), bits, how)
 
-    def _decode_codes(self, codes: Tensor) -> Tensor:
-        found = super()._decode_codes(codes)
-        return found @ self.value("rotation").to(found.dtype).t()
+    def _turn(self, rows: Tensor) -> Tensor:
+        return rows @ self.value("rotation").to(rows.dtype).t()
 
     def spread(self, name: str) -> float:
         """See `Packed.spread`."""
