@@ -18,6 +18,9 @@ ROTARY = ("pi", "ntk", "yarn", "longrope", "self-extend")
 JOINED = 8
 """Abstracts of a long document."""
 
+LENGTHS = (512, 1024, 2048, 4096)
+"""Tokens of the texts that hide a passkey: the first is what the model was trained for."""
+
 
 def joined(cranfield: Path, folder: Path) -> Path:
     """Cranfield with 8 abstracts a document: a query's answer stands somewhere in one."""
@@ -68,6 +71,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="*", default=list(LEARNED))
     parser.add_argument("--tune", nargs="*", default=["rp"], help="methods that are tuned, too")
     parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--limit", type=int, help="paragraphs of --tune [all]")
     parser.add_argument("--causal", type=Path, help="[stories260K of the data]")
     parser.add_argument("--rotary", nargs="*", default=list(ROTARY))
     args = parser.parse_args()
@@ -76,7 +80,7 @@ def main() -> int:
     rows: list[list[Any]] = []
     results: dict[str, Any] = {}
     for target in args.to:
-        lengths = [n for n in (256, 512, 1024, 2048, 4096) if n <= target]
+        lengths = [n for n in LENGTHS if n <= target]
         asked = f"lengths={','.join(map(str, lengths))},queries={args.queries},window=512"
         outs: dict[str, Path] = {}
         for name in args.methods:
@@ -84,6 +88,7 @@ def main() -> int:
                 label = name + (" --tune" if tuned else "")
                 outs[label] = args.work / f"extend-{name}-{target}{'-tuned' if tuned else ''}"
                 more = ["--tune", tune, "--epochs", args.epochs] if tuned else []
+                more += ["--limit", args.limit] if tuned and args.limit else []
                 results[f"{label} {target}"] = embtool(
                     "extend-context", args.model, "--to", target, "-m", name, *more,
                     "-o", outs[label], "--overwrite",
@@ -99,7 +104,7 @@ def main() -> int:
             for kind in ("truncation", "chunk-and-mean") if not label else ("",):
                 end = f" {kind}" if kind else ""
                 row = [measures.get((str(model), f"accuracy@{n}{end}")) for n in lengths]
-                rows.append([kind or label, target, *row, *[None] * (5 - len(row))])
+                rows.append([kind or label, target, *row, *[None] * (len(LENGTHS) - len(row))])
                 rows[-1].append(measures.get((str(model), f"ndcg@10{end}")))
     causal = args.causal or args.data / "stories260K"
     for name in args.rotary:
@@ -120,8 +125,8 @@ def main() -> int:
             ]
             shown = f"perplexity: {kind.strip() or name}"
             if not kind or name == args.rotary[0]:
-                rows.append([shown, 2048, None, *row, None, None])
-    columns = ["method", "to", "256", "512", "1,024", "2,048", "4,096", "Cranfield, joined"]
+                rows.append([shown, 2048, *row, None, None])
+    columns = ["method", "to", "512", "1,024", "2,048", "4,096", "Cranfield, joined"]
     finish("extend_context", args.out, {"reports": results}, columns, rows)
     return 0
 
