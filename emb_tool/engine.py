@@ -9,10 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +19,7 @@ from emb_tool import registry
 from emb_tool.checkpoint.output import OutputFolder
 from emb_tool.config import Job
 from emb_tool.errors import EmbToolError, Failed, Interrupted, Refused
+from emb_tool.evaluate import child
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
@@ -193,7 +191,8 @@ def make(job: Any, options: Options, worker: Any) -> Report:
         job: Has an `output`.
         options: How to run it.
         worker: Class with `plan`, `work`, `check`, `summarise`, `inputs`, `data` and `papers`;
-            `start`, if it brings its own runtime, and `card`, if it adds to the model card.
+            `start`, if it brings its own runtime, `card`, if it adds to the model card, and
+            `ahead`, if the check can begin before the files are written.
     """
     progress = options.progress
     report = Report(job.verb, job=job.recipe())
@@ -224,10 +223,12 @@ def make(job: Any, options: Options, worker: Any) -> Report:
         if runtime.on_main(begin) if runtime else begin():
             return _read_report(out)
         runtime = runtime or (work.start() if hasattr(work, "start") else _runtime(job))
+        ahead = work.ahead() if hasattr(work, "ahead") else None
+        checking = stack.enter_context(child.running(runtime, ahead)) if ahead else None
         work.work(folder.partial, folder.partial / ".state", runtime)
 
         def finish() -> bool:
-            _finish(job, work, folder, report, runtime, progress)
+            _finish(job, work, folder, report, runtime, progress, checking)
             return bool(report.gate)
 
         if runtime.on_main(finish) and not runtime.is_main:
@@ -242,6 +243,7 @@ def _finish(
     report: Report,
     runtime: Runtime | Host,
     progress: Progress,
+    checking: Any = None,
 ) -> None:
     """Measure the files as written, put what is known beside them, and give them their name."""
     from emb_tool.checkpoint.card import write_model_card
@@ -252,7 +254,7 @@ def _finish(
     job = work.job  # a search has put what it found in its place
     report.job = job.recipe()
     started = time.perf_counter()
-    checked = _check(work.check(partial, partial / ".state"), runtime, str(out))
+    checked = child.ask(work.check(partial, partial / ".state"), runtime, str(out), checking)
     report.timings["check_seconds"] = time.perf_counter() - started
     report.measures += [Measure(**m) for m in checked["measures"]]
     report.tables += [Table(**t) for t in checked["tables"]]
@@ -313,37 +315,6 @@ def _read_report(out: Path) -> Report:
         warnings=data["warnings"],
         gate=data["gate"],
     )
-
-
-def _check(request: Mapping[str, Any], runtime: Runtime | Host, name: str) -> dict[str, Any]:
-    """Measure the written files in a process of its own, which knows nothing but the files.
-
-    Args:
-        request: What `emb_tool.evaluate.check` reads.
-        runtime: Its device is used again.
-        name: What the model is called in the report.
-    """
-    alone = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    environment = {key: value for key, value in os.environ.items() if key not in alone}
-    request = {**request, "device": str(runtime.device), "dtype": runtime.dtype_name, "name": name}
-    child = subprocess.run(
-        [sys.executable, "-m", "emb_tool.evaluate.check"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    try:
-        answer: dict[str, Any] = json.loads(child.stdout)
-    except json.JSONDecodeError:
-        answer = {"error": child.stderr.strip().splitlines()[-1] if child.stderr else "no answer"}
-    if "error" in answer:
-        raise Failed(
-            f"the written files do not pass their check: {answer['error']}",
-            "they are kept in the .partial folder; please report this",
-        )
-    return answer
 
 
 _VERBS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,16 @@ def make_trainer(
 def check_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs check their output in this process: a child of its own takes seconds to start."""
 
-    def check(request: Mapping[str, Any], runtime: Runtime, name: str) -> dict[str, Any]:
+    def check(
+        request: Mapping[str, Any], runtime: Runtime, name: str, checking: object
+    ) -> dict[str, Any]:
         from emb_tool.evaluate.check import check
 
         report = check({**request, "device": "cpu", "dtype": "fp32", "name": name})
         return report.to_json() | {"tables": [table.to_json() for table in report.tables]}
 
-    monkeypatch.setattr("emb_tool.engine._check", check)
+    monkeypatch.setattr("emb_tool.evaluate.child.ask", check)
+    monkeypatch.setattr("emb_tool.evaluate.child.running", lambda *_: nullcontext())
 
 
 def weight_files(folder: Path) -> dict[str, bytes]:

@@ -179,7 +179,9 @@ def test_extensions_write_nothing_dry_and_the_same_bytes_from_their_recipe(
     monkeypatch: pytest.MonkeyPatch, name: str,
 ) -> None:  # fmt: skip
     nothing = {"measures": [], "tables": [], "facts": {}, "warnings": [], "gate": None}
-    monkeypatch.setattr("emb_tool.engine._check", lambda *_: nothing)  # tested with each method
+    monkeypatch.setattr(
+        "emb_tool.evaluate.child.ask", lambda *_: nothing
+    )  # tested with each method
     kinds = registry.load("extend-context", name).kinds  # type: ignore[attr-defined]
     model = tiny_bert if "learned" in kinds else tiny_decoder
     if kinds == ("relative",):

@@ -512,8 +512,8 @@ def test_memory_that_runs_out_is_told(
 def test_files_that_do_not_open_fail_their_check(
     tmp_path: Path, tiny_bert: Path, sentences: list[str]
 ) -> None:
-    from emb_tool.engine import _check
     from emb_tool.errors import Failed
+    from emb_tool.evaluate.child import ask
     from emb_tool.runtime import Runtime
 
     broken = tmp_path / "broken"
@@ -523,4 +523,4 @@ def test_files_that_do_not_open_fail_their_check(
     request: dict[str, Any] = {"folder": str(broken), "heldout": ["x", "y"], "tasks": [],
                                "reference": None, "min_retention": None}  # fmt: skip
     with pytest.raises(Failed, match=r"do not pass their check: .*model\.safetensors"):
-        _check(request, Runtime.start("cpu"), "out")
+        ask(request, Runtime.start("cpu"), "out")

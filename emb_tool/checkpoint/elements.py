@@ -25,6 +25,9 @@ STORED = {
 FLOATS = ("F16", "BF16", "F32", "F64")
 """Those that are computed with, from narrow to wide."""
 
+_INFINITY = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F80_0000, "F64": 0x7FF0 << 48}
+"""Bits of the number; those of NaNs are higher, as whole numbers."""
+
 
 def widest(dtypes: set[str]) -> str:
     """The narrowest float dtype that holds every value of all of these exactly."""
@@ -89,6 +92,23 @@ class Files:
         for handle, _ in self._handles.values():
             os.close(handle)
         self._handles.clear()
+
+
+def all_finite(raw: np.ndarray, dtype: str) -> bool:
+    """Whether there is no infinity and no NaN among stored float elements.
+
+    Args:
+        raw: As stored, flat.
+        dtype: safetensors' name, one of `FLOATS`.
+    """
+    if not len(raw):
+        return True
+    bits, infinity = raw.view(f"<u{raw.itemsize}"), _INFINITY[dtype]
+    sign = 1 << (8 * raw.itemsize - 1)
+    # positive numbers are the largest of the signed ones, negative ones of the unsigned
+    return (
+        int(bits.view(f"<i{raw.itemsize}").max()) < infinity and int(bits.max()) < infinity + sign
+    )
 
 
 def to_float64(raw: np.ndarray, dtype: str) -> np.ndarray:

@@ -26,13 +26,13 @@ _CODE = re.compile(r"https?:|>>>|\(\)|__|--|::|\. ?\.|[{}<>|$^=\\@#~`*\[\]]|[a-z
 _END = re.compile(r"(?<=[a-z\")]{2}[.!?])\s+(?=[A-Z])")
 
 
-def sample_texts() -> list[str]:
-    """`COUNT` English sentences, the same for the same version of Python."""
-    return list(_sample())
+def sample_texts(count: int = COUNT) -> list[str]:
+    """`count` English sentences, the same for the same version of Python."""
+    return list(_sample(count))
 
 
 @cache
-def _sample() -> tuple[str, ...]:
+def _sample(count: int) -> tuple[str, ...]:
     root = Path(sysconfig.get_path("stdlib"))
     tops = [path for path in root.iterdir() if path.name not in _SKIPPED]
     paths = [p for top in tops for p in ([top] if top.suffix == ".py" else top.rglob("*.py"))]
@@ -40,9 +40,9 @@ def _sample() -> tuple[str, ...]:
     found: dict[str, None] = {}
     for name in sorted((n for n in names if not _SKIPPED & {*n.parts}), key=_digest):
         found |= dict.fromkeys(_sentences(root / name))
-        if len(found) >= COUNT:
+        if len(found) >= count:
             break
-    return tuple(sorted(found, key=_digest)[:COUNT])
+    return tuple(sorted(found, key=_digest)[:count])
 
 
 def _sentences(path: Path) -> Iterator[str]:

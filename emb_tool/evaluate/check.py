@@ -1,12 +1,16 @@
 """The check of a run's own output: the files as written, opened by a process that knows no more.
 
-Reads a request from standard input and answers on standard output, both JSON. Run by the engine.
+Reads a request from standard input and answers on standard output, both JSON. Run by the engine,
+which may start it before the files are there and tell it in a line of its own what to do ahead.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +130,10 @@ def check_merged(request: dict[str, Any]) -> Report:
     """Open a merged model as a user would and hold it against what it was made of.
 
     Args:
-        request: `folder`, `name`, `device`, `dtype`; `inputs`, name to path; `sample`, a jsonl
-            file of texts; `tasks`. Or `bare`: there are only tensors to be read back.
+        request: `folder`, `name`, `device`, `dtype`; `inputs`, name to path; `texts`, a few;
+            `tasks`. Or `bare`: there are only tensors to be read back.
     """
     from emb_tool.checkpoint.reader import Checkpoint, check_finite
-    from emb_tool.encoder import Encoder
     from emb_tool.evaluate.agreement import likeness
     from emb_tool.evaluate.job import EvalJob
     from emb_tool.evaluate.run import evaluate
@@ -157,23 +160,43 @@ def check_merged(request: dict[str, Any]) -> Report:
     missing = _missing_in_transformers(folder)
     if missing:
         report.warn(f"transformers makes up {', '.join(missing)}, which no model holds")
-    lines = Path(request["sample"]).read_text(encoding="utf-8").splitlines()
-    texts = [json.loads(line)["text"] for line in lines]
-    mine = Encoder.open(folder, runtime).encode(texts)
+    mine = vectors_of(folder, **_like(request))
     if not np.isfinite(mine).all():
         raise Failed("its vectors are not finite", None)
     # each input is a model to load: all of them only where they are measured anyway
     others = inputs if request["tasks"] else dict(list(inputs.items())[:1])
-    table = Table(
-        f"{len(texts)} sentences, against the inputs", ["", "cosine", "neighbours shared"]
-    )
+    table = Table(f"{len(mine)} sentences, against the inputs", ["", "cosine", "lowest"])
     for other, path in others.items():
-        figures = likeness(mine, Encoder.open(path, runtime).encode(texts))
+        figures = likeness(mine, vectors_of(path, **_like(request)))
+        figures = {key: figures[key] for key in ("cosine mean", "cosine p1", "cosine floor")}
         report.measures += [Measure(k, v, of="sentences", model=other) for k, v in figures.items()]
-        shown = [figures["cosine mean"], figures["neighbour overlap"]]
+        shown = [figures["cosine mean"], figures["cosine p1"]]
         table.rows.append([Path(other).name, *(f"{value:.4f}" for value in shown)])
     report.tables.append(table)
     return report
+
+
+@cache
+def vectors_of(model: str, texts: tuple[str, ...], device: str, dtype: str) -> np.ndarray:
+    """A model's vectors of some texts, (texts, dim) float32.
+
+    Args:
+        model: Its folder.
+        texts: The texts.
+        device: Where it runs.
+        dtype: As of `Runtime.start`.
+    """
+    from emb_tool.encoder import Encoder
+    from emb_tool.ops.products import quicken
+    from emb_tool.runtime import Runtime
+
+    encoder = Encoder.open(model, Runtime.start(device, dtype))
+    quicken(encoder.model)
+    return encoder.encode(list(texts))
+
+
+def _like(request: dict[str, Any]) -> dict[str, Any]:
+    return {"texts": tuple(request["texts"]), **{key: request[key] for key in ("device", "dtype")}}
 
 
 def _missing_in_transformers(folder: str) -> list[str]:
@@ -185,9 +208,10 @@ def _missing_in_transformers(folder: str) -> list[str]:
     with quiet():
         from transformers import AutoModel
 
-        _, told = AutoModel.from_pretrained(
-            folder, output_loading_info=True, local_files_only=True, dtype="auto"
-        )
+        _, told = AutoModel.from_pretrained(  # names and shapes: sentence-transformers loads it
+            folder, output_loading_info=True, local_files_only=True, dtype="auto",
+            device_map="meta",
+        )  # fmt: skip
     return [key for key in sorted(told["missing_keys"]) if "pooler" not in key][:5]
 
 
@@ -206,8 +230,16 @@ def rename(report: Report, folder: str, name: str) -> None:
 
 
 def main() -> None:
-    """Answer one request."""
-    request = json.load(sys.stdin)
+    """Answer the last line; one before it names a model whose vectors will be asked for."""
+    gc.set_threshold(1 << 20)  # modules and vocabularies are many objects, and no garbage
+    from emb_tool import encoder  # noqa: F401  (takes seconds, while files may still be written)
+
+    request: dict[str, Any] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "ahead" in request:
+            with suppress(EmbToolError):  # told when they are asked for
+                vectors_of(request["ahead"], **_like(request))
     answer: dict[str, Any]
     try:
         report = check(request)

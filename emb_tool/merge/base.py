@@ -15,7 +15,7 @@ chunks can be told from the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, ClassVar, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -84,6 +84,9 @@ class Tensor(Protocol):
 
     def map(self, function: Callable[[Block], np.ndarray]) -> list[np.ndarray]:
         """`function` of every block, in the order of blocks: a pass over the files."""
+
+    def sample(self, function: Callable[[Block], Any], count: int) -> list[Any]:
+        """`function` of small blocks from all over, `count` elements or more together."""
 
 
 class Merge(Method):

@@ -27,7 +27,7 @@ class Breadcrumbs(OnTaskVectors):
     ] = 0.01
 
     def rule(self, tensor: Tensor) -> Rule:
-        """Two or three passes for the thresholds, one for the merge."""
+        """One pass for the thresholds as a rule, one for the merge."""
         top = floor(self.outliers * tensor.size)
         both = min(tensor.size, top + floor(self.density * tensor.size))
         cuts = largest(tensor, keys, [[top, both]] * len(tensor.weights))
@@ -41,5 +41,5 @@ def breadcrumbs(block: Block, cuts: list[list[Cut]], shares: np.ndarray) -> np.n
     for delta, (top, both) in zip(block.deltas, cuts, strict=True):
         found = magnitude_keys(delta)
         kept = both.mask(found, block.start) & ~top.mask(found, block.start)
-        banded.append(np.where(kept, delta, 0))
+        banded.append(delta * kept)
     return block.moved(mix(shares, banded))

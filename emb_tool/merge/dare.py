@@ -32,8 +32,7 @@ class Dare(OnTaskVectors):
 
         def merged(block: Block) -> np.ndarray:
             kept = [
-                np.where(bernoulli(key, block.start, len(delta), self.density), delta, 0)
-                / self.density
+                delta * bernoulli(key, block.start, len(delta), self.density) / self.density
                 for key, delta in zip(random, block.deltas, strict=True)
             ]
             return combined(block, kept, tensor.weights, self.scale, self.combine)

@@ -51,7 +51,7 @@ class Della(OnTaskVectors):
             for key, delta in zip(random, block.deltas, strict=True):
                 chance = keep_chance(delta, min(columns, len(delta)), self.density, self.window)
                 drawn = bernoulli(key, block.start, len(delta), chance)
-                kept.append(np.where(drawn, delta, 0) / chance)
+                kept.append(delta * drawn / chance)
             return combined(block, kept, tensor.weights, self.scale, self.combine)
 
         return merged

@@ -34,8 +34,12 @@ from emb_tool.report import Measure, Report, Table
 if TYPE_CHECKING:
     from emb_tool.runtime import Runtime
 
-SAMPLE = 64
-"""Sentences on which the result is compared with the first model."""
+SAMPLE = 16
+"""Sentences on which the result is compared with the first model: that it opens and gives sensible
+vectors, not how good it is."""
+
+SHORT = 60
+"""Characters of them at most."""
 
 
 class MergeModels:
@@ -146,14 +150,22 @@ class MergeModels:
         """What the engine's child process is to measure on the written files."""
         if self.setup.is_bare:
             return {"folder": str(folder), "bare": True}
-        lines = [json.dumps({"text": text}) + "\n" for text in sample_texts()[:SAMPLE]]
-        (state / "sample.jsonl").write_text("".join(lines), encoding="utf-8")
         return {
             "folder": str(folder),
-            "sample": str(state / "sample.jsonl"),
+            "texts": self._sample(),
             "inputs": {c.name: str(c.path) for c in self.setup.models},
             "tasks": list(self.job.eval),
         }
+
+    def ahead(self) -> dict[str, Any] | None:
+        """What that process can do while the files are being written."""
+        if self.setup.is_bare or isinstance(self.method, Looking):
+            return None
+        return {"ahead": str(self.setup.lead.path), "texts": self._sample()}
+
+    @staticmethod
+    def _sample() -> list[str]:
+        return [text for text in sample_texts(20 * SAMPLE) if len(text) <= SHORT][:SAMPLE]
 
     def summarise(self, report: Report) -> None:
         """The table on top."""

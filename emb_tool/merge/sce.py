@@ -45,7 +45,7 @@ def _selected(block: Block, cut: Cut) -> list[np.ndarray]:
     if cut.everything:
         return block.deltas
     mask = cut.mask(_variance(block), block.start)
-    return [np.where(mask, delta, 0) for delta in block.deltas]
+    return [delta * mask for delta in block.deltas]
 
 
 def sce(block: Block, cut: Cut, shares: np.ndarray, scale: float) -> np.ndarray:
@@ -62,7 +62,7 @@ def sce(block: Block, cut: Cut, shares: np.ndarray, scale: float) -> np.ndarray:
     total, weight = np.zeros(len(positive)), np.zeros(len(positive))
     for delta, share in zip(deltas, shares, strict=True):
         agrees = ((delta > 0) == positive) & (delta != 0)
-        total += share * np.where(agrees, delta, 0)
+        total += share * (delta * agrees)
         weight += share * agrees
     mean = np.divide(total, weight, out=total, where=weight > 0)
     return block.moved(scale * mean)

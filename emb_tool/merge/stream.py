@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from emb_tool.checkpoint.elements import FLOATS, from_float64, to_float64
+from emb_tool.checkpoint.elements import FLOATS, all_finite, from_float64, to_float64
 from emb_tool.checkpoint.writer import ShardWriter
 from emb_tool.errors import Failed, Refused
 from emb_tool.merge.base import BASE, Block, Rule
@@ -32,6 +32,9 @@ definition, since sums are taken block by block."""
 
 CHUNK = 1 << 18
 """Elements that a thread takes at a time."""
+
+PIECE = 1 << 10
+"""Elements of a sample's blocks."""
 
 CONDUCTORS = 3
 """Tensors in work at the same time, so that threads do not wait at the end of each."""
@@ -125,6 +128,15 @@ class StreamedTensor:
         """`function` of every block, in the order of blocks."""
         parts = self._chunks(lambda a, b: [function(block) for block in self._blocks(a, b)])
         return [found for part in parts for found in part]
+
+    def sample(self, function: Callable[[Block], Any], count: int) -> list[Any]:
+        """`function` of small blocks from all over, `count` elements or more together."""
+        step = max(PIECE, PIECE * self.size // count)
+        return [
+            function(block)
+            for start in range(0, self.size, step)
+            for block in self._blocks(start, min(start + PIECE, self.size))
+        ]
 
     def are_equal(self) -> bool:
         """Whether all inputs hold the same bits; reads until they differ."""
@@ -262,15 +274,14 @@ class Stream:
             Refused: One of them is not finite.
         """
         values = to_float64(raw, source.spec.dtype)
-        if not np.isfinite(values.sum()):  # of float32 numbers it cannot overflow
-            bad = np.flatnonzero(~np.isfinite(values))
-            if len(bad):
-                raise Refused(
-                    f"{source.path}: tensor {source.spec.name}, element {start + bad[0]:,} is"
-                    f" {values[bad[0]]}, not a finite number",
-                    "the model is damaged or its training diverged; leave it out or take another"
-                    " version",
-                )
+        if not all_finite(raw, source.spec.dtype):
+            bad = int(np.argmin(np.isfinite(values)))
+            raise Refused(
+                f"{source.path}: tensor {source.spec.name}, element {start + bad:,} is"
+                f" {values[bad]}, not a finite number",
+                "the model is damaged or its training diverged; leave it out or take another"
+                " version",
+            )
         return values
 
     def keep_loss(self, block: Block, values: np.ndarray, raw: np.ndarray, dtype: str) -> None:

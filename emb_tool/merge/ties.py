@@ -24,7 +24,7 @@ class Ties(OnTaskVectors):
     ] = 0.2
 
     def rule(self, tensor: Tensor) -> Rule:
-        """Two or three passes for the thresholds, one for the merge."""
+        """One pass for the thresholds as a rule, one for the merge."""
         if self.density == 1 and (one := one_hot(self.scale * tensor.weights)) is not None:
             return one
         keep = floor(self.density * tensor.size)
@@ -47,7 +47,7 @@ def ties(block: Block, cuts: list[Cut], weights: np.ndarray, scale: float) -> np
         scale: On the merged one.
     """
     trimmed = [
-        np.where(cut.mask(magnitude_keys(delta), block.start), delta, 0)
+        delta * cut.mask(magnitude_keys(delta), block.start)
         for delta, cut in zip(block.deltas, cuts, strict=True)
     ]
     return block.moved(scale * disjoint_mean(trimmed, weights))

@@ -21,12 +21,12 @@ def disjoint_mean(deltas: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarr
     total = weighted[0].copy()
     for part in weighted[1:]:
         total += part
-    positive = total > 0
-    decided = total != 0
+    rises, falls = total > 0, total < 0
     mean = np.zeros_like(total)
-    count = np.zeros(len(total))
+    count = np.zeros(len(total), np.uint16)
     for part in weighted:
-        agrees = ((part > 0) == positive) & (part != 0) & decided
-        mean += np.where(agrees, part, 0)
+        agrees = (rises & (part > 0)) | (falls & (part < 0))
+        mean += part * agrees  # `where` takes three times as long: masks are not foreseen
         count += agrees
-    return np.asarray(np.divide(mean, count, out=mean, where=count > 0))
+    # a masked division takes several times as long
+    return np.divide(mean, np.maximum(count, 1), out=mean)

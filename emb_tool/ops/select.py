@@ -1,9 +1,11 @@
-"""The k largest of more numbers than fit in memory, exactly: radix selection on float bits.
+"""The k largest of more numbers than fit in memory, exactly, in one pass as a rule.
 
-The bits of a non-negative float32, read as a whole number, are in the order of the floats. Two
+The bits of a non-negative float32, read as a whole number, are in the order of the floats. A sample
+tells between which two numbers the k-th largest lies, as good as certainly; one pass counts those
+above and keeps the few between. Where the sample has misled, radix selection takes its place: two
 counts, one of the upper 16 bits of every number, one of the lower 15 of those that share the
-threshold's upper bits, give the k-th largest. Equal numbers at the threshold are taken in the order
-of their place, so that exactly k are taken and the same ones in any run.
+threshold's upper bits. Equal numbers at the threshold are taken in the order of their place, so
+that exactly k are taken and the same ones in any run, whatever the sample.
 """
 
 from __future__ import annotations
@@ -16,6 +18,12 @@ import numpy as np
 
 _LOW = 15
 _BINS = 1 << 16
+
+_SAMPLE = 1 << 16
+"""Numbers of the smallest sample; sequences up to this size are looked at whole."""
+
+_KEPT = 1 << 24
+"""Numbers kept between bounds at most: 64 MB."""
 
 
 class Blocks(Protocol):
@@ -30,6 +38,9 @@ class Blocks(Protocol):
 
     def map(self, function: Callable[[Any], Any]) -> list[Any]:
         """`function` of every block, in order."""
+
+    def sample(self, function: Callable[[Any], Any], count: int) -> list[Any]:
+        """`function` of small blocks from all over, `count` numbers or more together."""
 
 
 def magnitude_keys(values: np.ndarray) -> np.ndarray:
@@ -79,13 +90,17 @@ class _Sought(NamedTuple):
     k: int
 
 
+_At = tuple[int, int]
+"""Sequence, and which of its k's."""
+
+
 def largest(
     blocks: Blocks, keys: Callable[[Any], Sequence[np.ndarray]], counts: Sequence[Sequence[int]]
 ) -> list[list[Cut]]:
     """Where to cut some sequences, so that the k largest are on one side.
 
     Args:
-        blocks: What is passed over two times, or three where equal keys lie at a threshold.
+        blocks: What is passed over once; four times at most, where a sample misleads.
         keys: A block to uint32 keys, one array for each sequence.
         counts: For each sequence the k's.
 
@@ -102,6 +117,72 @@ def largest(
     }
     if not sought:
         return cuts
+    found = _between(blocks, keys, sought)
+    missed = {at: s for at, s in sought.items() if at not in found}
+    if missed:
+        found |= _by_radix(blocks, keys, missed)
+    for (i, j), cut in found.items():
+        cuts[i][j] = cut
+    return cuts
+
+
+def _between(blocks: Blocks, keys: Callable[[Any], Any], sought: dict[_At, _Sought]) -> Any:
+    """The cuts that a sample's bounds have caught, `_At` to `Cut`."""
+    bounds = _bounds(blocks, keys, sought)
+
+    def caught(block: Any) -> tuple[int, list[int], list[np.ndarray]]:
+        found = keys(block)
+        above, between = [], []
+        for (low, high), s in zip(bounds.values(), (sought[at] for at in bounds), strict=True):
+            above.append(int(np.count_nonzero(found[s.row] > high)))
+            between.append(found[s.row][found[s.row] - low <= high - low])  # below it wraps round
+        return block.start, above, between
+
+    parts = blocks.map(caught) if bounds else []
+    cuts: dict[_At, Cut] = {}
+    for number, at in enumerate(bounds):
+        left = sought[at].k - sum(above[number] for _, above, _ in parts)
+        kept = np.concatenate([between[number] for _, _, between in parts])
+        if not 0 < left <= len(kept):
+            continue
+        threshold = np.partition(kept, len(kept) - left)[len(kept) - left]
+        cut = Cut(int(threshold), left - int(np.count_nonzero(kept > threshold)))
+        equal = [(a, int(np.count_nonzero(b[number] == threshold))) for a, _, b in parts]
+        if cut.places < sum(count for _, count in equal):
+            cut.before = _running(equal)
+        cuts[at] = cut
+    return cuts
+
+
+def _bounds(
+    blocks: Blocks, keys: Callable[[Any], Any], sought: dict[_At, _Sought]
+) -> dict[_At, tuple[np.uint32, np.uint32]]:
+    """Between which keys each threshold lies, as good as certainly; without those too far apart."""
+    if blocks.size <= _SAMPLE:
+        return dict.fromkeys(sought, (np.uint32(0), np.uint32(2**32 - 1)))
+    count = min(1 << 20, max(_SAMPLE, blocks.size // 16))
+    parts = blocks.sample(keys, count)
+    rows = {s.row for s in sought.values()}
+    ordered = {row: np.sort(np.concatenate([part[row] for part in parts])) for row in rows}
+    bounds, kept = {}, 0.0
+    for at, s in sought.items():
+        sample = ordered[s.row]
+        share = 1 - s.k / blocks.size
+        # eight standard deviations of a share, and some more for neighbours that are alike
+        margin = 8 * np.sqrt(share * (1 - share) / len(sample)) + 1 / 128
+        places = len(sample) * np.array([share - margin, share + margin])
+        low, high = np.clip(places.astype(int), 0, len(sample) - 1)
+        kept += 2 * margin * blocks.size
+        if kept <= _KEPT:
+            bounds[at] = (
+                sample[low] if low else np.uint32(0),
+                sample[high] if high < len(sample) - 1 else np.uint32(2**32 - 1),
+            )
+    return bounds
+
+
+def _by_radix(blocks: Blocks, keys: Callable[[Any], Any], sought: dict[_At, _Sought]) -> Any:
+    """The cuts by counting, `_At` to `Cut`: two passes, three where keys are equal."""
     rows = sorted({s.row for s in sought.values()})
 
     def upper(block: Any) -> np.ndarray:
@@ -125,30 +206,36 @@ def largest(
         )
 
     low = blocks.sum(lower)
+    cuts: dict[_At, Cut] = {}
     partly = []
     for number, at in enumerate(sought):
         bin_, left = bins[at]
         within, places = _place(low[number], left)
-        cut = cuts[at[0]][at[1]]
-        cut.threshold, cut.places = (bin_ << _LOW) | within, places
+        cuts[at] = Cut((bin_ << _LOW) | within, places)
         if places < low[number][within]:
             partly.append(at)
     if partly:
 
         def equal(block: Any) -> tuple[int, list[int]]:
             found = keys(block)
-            thresholds = [np.uint32(cuts[i][j].threshold) for i, j in partly]
             return block.start, [
-                int(np.count_nonzero(found[i] == threshold))
-                for (i, _), threshold in zip(partly, thresholds, strict=True)
+                int(np.count_nonzero(found[at[0]] == np.uint32(cuts[at].threshold)))
+                for at in partly
             ]
 
-        before = [0] * len(partly)
-        for start, counted in blocks.map(equal):
-            for number, (i, j) in enumerate(partly):
-                cuts[i][j].before[start] = before[number]
-                before[number] += counted[number]
+        counted = blocks.map(equal)
+        for number, at in enumerate(partly):
+            cuts[at].before = _running([(start, found[number]) for start, found in counted])
     return cuts
+
+
+def _running(counts: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """Block's start to how many there are before it."""
+    before, total = {}, 0
+    for start, count in counts:
+        before[start] = total
+        total += count
+    return before
 
 
 def _count(keys: np.ndarray, bins: int) -> np.ndarray:

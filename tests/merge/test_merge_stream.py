@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
 from emb_tool import registry
-from emb_tool.checkpoint.elements import from_float64, to_float64
+from emb_tool.checkpoint.elements import FLOATS, all_finite, from_float64, to_float64
 from emb_tool.errors import Refused
 from emb_tool.merge.base import Merge
 from emb_tool.merge.finding import Looking
@@ -36,6 +39,25 @@ def test_bytes_do_not_depend_on_threads_chunks_or_order(tmp_path: Path, name: st
         merge(tmp_path / "c", name, models[::-1], given)
         assert (tmp_path / "c" / "model.safetensors").read_bytes() == files[0]
     assert any(not np.array_equal(first[n], load_file(models[0])[n]) for n in first)
+
+
+def test_bytes_do_not_depend_on_the_seed_of_hashes(tmp_path: Path) -> None:
+    models, base = make_files(tmp_path, 2, step=0.04)
+    code = f"""if True:
+        import sys
+        from pathlib import Path
+        from tests.merge.siblings import merge
+        from emb_tool import registry
+        for name in {DATA_FREE}:
+            base = {base!r} if registry.load("merge", name).takes_base else None
+            merge(Path(sys.argv[1]) / name, name, {models}, base)
+    """
+    for seed in "12":
+        command = [sys.executable, "-c", code, str(tmp_path / seed)]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed})
+    for name in DATA_FREE:
+        files = [(tmp_path / seed / name / "model.safetensors").read_bytes() for seed in "12"]
+        assert files[0] == files[1], name
 
 
 @pytest.mark.parametrize("name", DATA_FREE)
@@ -106,3 +128,13 @@ def test_a_number_that_is_not_finite_is_refused_by_name(tmp_path: Path, value: f
         with pytest.raises(Refused, match=r"m1.*table.weight, element 70,001") as caught:
             merge(tmp_path / method, method, models, base if method == "ties" else None)
         assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_every_number_that_is_not_finite_is_seen(dtype: str) -> None:
+    numbers = [0.0, -1.0, 65504.0, -65504.0, 6e-8, -6e-8]
+    stored = from_float64(np.array(numbers), dtype)
+    assert all_finite(stored, dtype)
+    assert all_finite(stored[:0], dtype)
+    for bad in (np.inf, -np.inf, np.nan, -np.nan):
+        assert not all_finite(from_float64(np.array([*numbers, bad]), dtype), dtype)
