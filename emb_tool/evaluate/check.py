@@ -154,10 +154,10 @@ def check_merged(request: dict[str, Any]) -> Report:
         )  # fmt: skip
         report = evaluate(job, runtime)
         rename(report, folder, name)
-    else:
-        weights = Checkpoint.open(folder).weight_bytes()
-        report.measures.append(Measure("weights", weights, "B", model=name))
-    missing = _missing_in_transformers(folder)
+    written = Checkpoint.open(folder)
+    if not request["tasks"]:
+        report.measures.append(Measure("weights", written.weight_bytes(), "B", model=name))
+    missing = [] if written.layout.find("StaticEmbedding") else _missing_in_transformers(folder)
     if missing:
         report.warn(f"transformers makes up {', '.join(missing)}, which no model holds")
     mine = vectors_of(folder, **_like(request))

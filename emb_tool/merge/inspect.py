@@ -67,7 +67,7 @@ def inspect_models(job: MergeJob, progress: Progress) -> Report:
                 tensor = StreamedTensor(slot, np.ones(len(job.models)), stream, False)
                 found_all += products([tensor])
                 advance(slot.spec.nbytes)
-    setup.files.close()
+    setup.tensors.files.close()
     whole = np.sum(found_all, axis=0)
     report.tables = [_lengths(names, whole, job, report, progress), _cosines(names, whole, report)]
     layered = _layers(names, slots, found_all)

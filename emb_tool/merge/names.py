@@ -15,6 +15,9 @@ PREFIXES = (
 
 _OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
+_STATIC = {"embeddings": "embedding.weight"}
+"""model2vec's name of the table, and sentence-transformers'."""
+
 _COMPUTED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|attn\.bias|masked_bias)$")
 
 _HEADS = re.compile(r"^(lm_head\.|cls\.predictions\.decoder\.weight$)")
@@ -23,14 +26,14 @@ _HEADS = re.compile(r"^(lm_head\.|cls\.predictions\.decoder\.weight$)")
 def canonical(names: Iterable[str]) -> dict[str, str]:
     """Canonical name to the name as stored.
 
-    A prefix that only classes with a head have goes, and `gamma` and `beta` become `weight` and
-    `bias`.
+    A prefix that only classes with a head have goes, `gamma` and `beta` become `weight` and `bias`,
+    and model2vec's table has sentence-transformers' name.
     """
     names = list(names)
     prefix = _prefix(names)
     found: dict[str, str] = {}
     for name in names:
-        short = name.removeprefix(prefix)
+        short = _STATIC.get(name, name.removeprefix(prefix))
         for old, new in _OLD.items():
             if short.endswith(old):
                 short = short.removesuffix(old) + new

@@ -155,11 +155,13 @@ def compare_base(first: Checkpoint, base: Checkpoint) -> list[tuple[str, str]]:
 
 def _compare(first: Checkpoint, other: Checkpoint) -> Iterator[tuple[str, str]]:
     a, b = first.layout, other.layout
-    if first.config.get("model_type") != other.config.get("model_type"):
-        types = (c.config.get("model_type") for c in (other, first))
-        yield "architecture", "{}, not {}".format(*types)
-        return
-    yield from (("config", said) for said in _configs(first.config, other.config))
+    static = [x.modules[:1] and x.modules[0].kind == "StaticEmbedding" for x in (a, b)]
+    if not all(static):  # a table's config, if it has one, is model2vec's and decides nothing
+        if first.config.get("model_type") != other.config.get("model_type"):
+            types = (c.config.get("model_type") for c in (other, first))
+            yield "architecture", "{}, not {}".format(*types)
+            return
+        yield from (("config", said) for said in _configs(first.config, other.config))
     yield from _tokenizers(first, other)
     chains = [[_module(module) for module in layout.modules] for layout in (a, b)]
     if chains[0] != chains[1]:

@@ -25,6 +25,7 @@ from emb_tool.merge.finding import Finding, Looking, found_before, keep_found
 from emb_tool.merge.job import MergeJob
 from emb_tool.merge.order import FAR, canonical_order, sampled_distances
 from emb_tool.merge.setup import Setup
+from emb_tool.merge.side import write_side_files
 from emb_tool.merge.stream import CHUNK, Slot, Stream, thread_count
 from emb_tool.merge.write import merge_tensors
 from emb_tool.plan import Plan
@@ -98,7 +99,7 @@ class MergeModels:
             if state not in path.parents:
                 replace_metadata(path, metadata)
         self.report.timings["digest_seconds"] = time.perf_counter() - started
-        self.setup.files.close()
+        self.setup.tensors.files.close()
 
     def _warn_of_distances(self) -> None:
         of = f"the base {self.job.base}" if self.setup.base else "the mean of the models"
@@ -243,7 +244,7 @@ def write_merge(
     slots, order = ordered(setup, method)
     total = sum(slot.spec.nbytes for slot in slots)
     done = read_json(state, "shards.json") or {}
-    setup.write_side_files(folder)
+    write_side_files(setup, folder)
 
     def on_shard(part: str, shard: str) -> None:
         done.setdefault(part, []).append(shard)

@@ -54,7 +54,7 @@ def merge(
     setup.plan()
     out.mkdir(parents=True)
     write_merge(setup, setup.method, out, out, setup.progress, threads=threads, chunk=chunk)
-    setup.files.close()
+    setup.tensors.files.close()
     return load_file(out / "model.safetensors")
 
 

@@ -291,6 +291,22 @@ def load_all(folder: Path) -> dict[str, torch.Tensor]:
     return {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}
 
 
+def test_model2vecs_name_of_the_table_is_the_same_tensor(
+    run_cli: Run, tmp_path: Path, tiny_static: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_here(monkeypatch)
+    models = [sibling(tiny_static, tmp_path / f"m{i}", i) for i in range(2)]
+    (path,) = models[1].rglob("*.safetensors")
+    tables = [load_file(p)["embedding.weight"] for m in models for p in m.rglob("*.safetensors")]
+    save_file({"embeddings": tables[1]}, path, metadata={"format": "pt"})
+    (path.parent / "config.json").write_text('{"model_type": "model2vec", "normalize": true}')
+    for number, order in enumerate((models, models[::-1])):
+        told = run_cli("merge", *order, "-o", tmp_path / f"o{number}")
+        assert told.code == 0, told.err
+        (found,) = load_all(tmp_path / f"o{number}").values()
+        assert torch.allclose(found, (tables[0] + tables[1]) / 2, rtol=0, atol=1e-7)
+
+
 def test_no_torch_in_the_process_that_merges(tmp_path: Path) -> None:
     from tests.merge.siblings import make_files
 

@@ -1,0 +1,61 @@
+"""What is written beside the weights: config, tokenizer and modules, each from the model chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emb_tool.checkpoint.elements import FLOATS, widest
+from emb_tool.checkpoint.files import write_json
+from emb_tool.checkpoint.layout import Layout, write_layout
+from emb_tool.checkpoint.reader import copy_side_files
+
+if TYPE_CHECKING:
+    from emb_tool.merge.setup import Setup
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def write_side_files(setup: Setup, folder: Path) -> None:
+    """Everything but weights: tokenizer, config, modules."""
+    if setup.is_bare:
+        return
+    copy_side_files(setup.taken_from("tokenizer"), folder)
+    config: Mapping[str, Any] = config_of(setup)
+    if config:
+        write_json(folder / "config.json", config)
+    else:
+        (folder / "config.json").unlink(missing_ok=True)
+    write_layout(folder, layout_of(setup))
+
+
+def config_of(setup: Setup) -> dict[str, Any]:
+    """`config.json` as it is written: with the dtype that the weights have."""
+    config = dict(setup.taken_from("config").config)
+    dtypes = {slot.spec.dtype for slot in setup.slots if not slot.part} & set(FLOATS)
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    if dtypes and key in config:
+        config[key] = _DTYPES[widest(dtypes)]
+    return config
+
+
+def layout_of(setup: Setup) -> Layout:
+    """The modules as they are written."""
+    modules = setup.taken_from("modules").layout
+    pooling = setup.taken_from("pooling").layout
+    chosen = tuple(
+        (pooling.find("Pooling") or m) if m.kind == "Pooling" else m for m in modules.modules
+    )
+    prompts = setup.taken_from("prompts").layout
+    return replace(
+        modules,
+        modules=chosen,
+        prompts=prompts.prompts,
+        default_prompt_name=prompts.default_prompt_name,
+        pooling=pooling.pooling,
+        include_prompt=pooling.include_prompt,
+        max_length=setup.taken_from("max_length").layout.max_length,
+        similarity=setup.taken_from("similarity").layout.similarity,
+    )
