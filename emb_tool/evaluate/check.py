@@ -157,7 +157,7 @@ def check_merged(request: dict[str, Any]) -> Report:
     written = Checkpoint.open(folder)
     if not request["tasks"]:
         report.measures.append(Measure("weights", written.weight_bytes(), "B", model=name))
-    missing = [] if written.layout.find("StaticEmbedding") else _missing_in_transformers(folder)
+    missing = [] if written.layout.family == "static" else _missing_in_transformers(folder)
     if missing:
         report.warn(f"transformers makes up {', '.join(missing)}, which no model holds")
     mine = vectors_of(folder, **_like(request))

@@ -155,8 +155,9 @@ def compare_base(first: Checkpoint, base: Checkpoint) -> list[tuple[str, str]]:
 
 def _compare(first: Checkpoint, other: Checkpoint) -> Iterator[tuple[str, str]]:
     a, b = first.layout, other.layout
-    static = [x.modules[:1] and x.modules[0].kind == "StaticEmbedding" for x in (a, b)]
-    if not all(static):  # a table's config, if it has one, is model2vec's and decides nothing
+    if (
+        not a.family == b.family == "static"
+    ):  # a table's config, if it has one, is model2vec's and decides nothing
         if first.config.get("model_type") != other.config.get("model_type"):
             types = (c.config.get("model_type") for c in (other, first))
             yield "architecture", "{}, not {}".format(*types)
