@@ -25,6 +25,7 @@ from emb_tool.errors import Failed, Refused
 from emb_tool.ops.tokenizers import SENTENCEPIECE, lacks_sentencepiece
 from emb_tool.progress import quiet
 from emb_tool.runtime import Runtime
+from emb_tool.windows import SETTING, frame
 
 ROLES = ("query", "document")
 
@@ -199,8 +200,11 @@ class Encoder:
         return [np.array(ids, np.int32) for ids in batch["input_ids"]]
 
     def prompt_length(self, prompt: str) -> int:
-        """Tokens that a prompt takes, less a closing special token; 0 where pooling keeps it."""
-        if not prompt or self.layout.include_prompt:
+        """Tokens that a prompt takes, less a closing special token; 0 where nobody asks.
+
+        Pooling asks where it leaves the prompt out, windows where they repeat it.
+        """
+        if not prompt or (self.layout.include_prompt and not hasattr(self.model[0], SETTING)):
             return 0
         if prompt not in self._prompt_lengths:
             ids = self.tokenize([prompt])[0]
@@ -210,14 +214,7 @@ class Encoder:
 
     def frame(self, prompt: str = "") -> tuple[np.ndarray, np.ndarray]:
         """Token ids that stand before and behind every text: special ones, and the prompt's."""
-
-        def shared(a: np.ndarray, b: np.ndarray) -> int:
-            return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))
-
-        probes = self.tokenize(["a b", "z y"], prompt)
-        lead = probes[0][: shared(*probes)]
-        empty, some = self.tokenize(["", "a b"])
-        return lead, empty[shared(empty, some) :]
+        return frame(lambda texts: self.tokenize(texts, prompt))
 
     def collate(self, ids: Sequence[np.ndarray], prompt_length: int = 0) -> dict[str, Any]:
         """The model's input for one batch.

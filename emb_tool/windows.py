@@ -1,17 +1,21 @@
-"""Parallel windows as modules of sentence-transformers: long texts in pieces, their vectors' mean.
+"""Parallel windows: long texts in pieces, each with the special tokens and the prompt, then a mean.
 
-`modules.json` names them as `sentence_transformers.embtool.Transformer` and `.Pooling`, which are
-there after `import emb_tool.hub`; without it the checkpoint does not load.
+As modules of sentence-transformers, `modules.json` names them `sentence_transformers.embtool`'s
+`Transformer` and `Pooling`, which are there after `import emb_tool.hub`; without it the checkpoint
+does not load.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from emb_tool.progress import quiet
 
@@ -20,11 +24,37 @@ SETTING = "window"
 """Key of `sentence_bert_config.json`: tokens of a window, special ones counted."""
 
 
-def window_starts(count: int, room: int) -> list[int]:
-    """Where windows of `room` begin that cover `count` tokens, the last one full."""
-    if count <= room:
-        return [0]
-    return [*range(0, count - room, room), count - room]
+def frame(tokenize: Callable[[list[str]], Sequence[Any]]) -> tuple[Any, Any]:
+    """Token ids that stand before and behind every text.
+
+    Args:
+        tokenize: From texts to their ids, special ones and those of a prompt among them.
+    """
+
+    def shared(a: Any, b: Any) -> int:
+        return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))
+
+    one, other = tokenize(["a b", "z y"])
+    empty, some = tokenize(["", "a b"])
+    return one[: shared(one, other)], empty[shared(empty, some) :]
+
+
+def cut(ids: np.ndarray, lead: int, trail: int, window: int) -> list[np.ndarray]:
+    """A text in windows side by side; the last one reaches back to be full.
+
+    Args:
+        ids: (tokens,) of the whole text.
+        lead: Tokens at its beginning that every window begins with.
+        trail: Tokens at its end that every window ends with.
+        window: Tokens of a window, those at its ends counted.
+    """
+    head, inner, tail = np.split(ids, [lead, len(ids) - trail])
+    room = max(window - lead - trail, 1)
+    last = max(len(inner) - room, 0)
+    return [
+        np.concatenate([head, inner[start : start + room], tail])
+        for start in [*range(0, last, room), last]
+    ]
 
 
 def register() -> None:
@@ -41,36 +71,30 @@ def register() -> None:
             super().__init__(*args, **settings)
             self.window = window
 
+        @cached_property
+        def ends(self) -> tuple[int, int]:
+            """Special tokens before and behind every text."""
+            lead, trail = frame(lambda texts: self.tokenizer(texts)["input_ids"])
+            return len(lead), len(trail)
+
         def forward(self, features: dict[str, Any], **more: Any) -> dict[str, Any]:
             """Up to a window's length it is the model's own forward pass."""
-            if features["input_ids"].shape[1] <= self.window:
+            ids, mask = features["input_ids"], features["attention_mask"].bool()
+            if ids.shape[1] <= self.window:
                 return super().forward(features, **more)  # type: ignore[no-any-return]
-            pieces, owner = self._cut(features["input_ids"], features["attention_mask"])
-            kept = {k: v for k, v in features.items() if k not in ("input_ids", "token_type_ids")}
-            out = super().forward({**kept, **pieces}, **more)
-            out["windows"] = owner
-            return out  # type: ignore[no-any-return]
-
-        def _cut(self, ids: Tensor, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-            lead, trail = _frame(self.tokenizer)
-            room = self.window - len(lead) - len(trail)
-            rows, owner = [], []
-            for i, (row, there) in enumerate(zip(ids, mask.bool(), strict=True)):
-                text = row[there]
-                inner = text[len(lead) : len(text) - len(trail)]
-                for start in window_starts(len(inner), room):
-                    piece = inner[start : start + room]
-                    rows.append(
-                        torch.cat([text[: len(lead)], piece, text[len(text) - len(trail) :]])
-                    )
-                    owner.append(i)
-            longest = max(len(row) for row in rows)
-            padded = ids.new_full((len(rows), longest), self.tokenizer.pad_token_id or 0)
-            seen = torch.zeros_like(padded)
-            for i, row in enumerate(rows):
-                padded[i, : len(row)], seen[i, : len(row)] = row, 1
-            made = {"input_ids": padded, "attention_mask": seen}
-            return made, torch.tensor(owner, device=ids.device)
+            lead, trail = self.ends
+            lead = max(lead, int(features.get("prompt_length") or 0))
+            texts = [row[there].cpu().numpy() for row, there in zip(ids, mask, strict=True)]
+            pieces = [cut(text, lead, trail, self.window) for text in texts]
+            rows = [torch.from_numpy(piece) for text in pieces for piece in text]
+            padded = pad_sequence(rows, True, self.tokenizer.pad_token_id or 0)
+            seen = pad_sequence([torch.ones_like(row) for row in rows], True)
+            kept = {k: v for k, v in features.items() if k != "token_type_ids"}
+            kept |= {"input_ids": padded.to(ids.device), "attention_mask": seen.to(ids.device)}
+            out: dict[str, Any] = super().forward(kept, **more)
+            counts = torch.tensor([len(text) for text in pieces])
+            out["windows"] = torch.arange(len(texts)).repeat_interleave(counts).to(ids.device)
+            return out
 
     class WindowPooling(Pooling):  # type: ignore[misc]
         """Pooled windows, then the mean of each text's own."""
@@ -92,11 +116,3 @@ def register() -> None:
         cls.__module__ = NAMESPACE
         setattr(module, name, cls)
     sys.modules[NAMESPACE] = module
-
-
-def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Special ids before and behind every text."""
-    empty, some = tokenizer("")["input_ids"], tokenizer("a")["input_ids"]
-    pairs = enumerate(zip(empty, some, strict=False))
-    lead = next((i for i, (x, y) in pairs if x != y), len(empty))
-    return empty[:lead], empty[lead:]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emb_tool.windows import window_starts
+from emb_tool.windows import cut
 
 if TYPE_CHECKING:
     from emb_tool.encoder import Encoder
@@ -64,14 +64,12 @@ class Windows:
     ) -> Vectors:
         """(n, dim) float32 vectors, in the order of the texts."""
         lead, trail = self._bare.frame(prompt)
-        room = max(self.tokens - len(lead) - len(trail), 1)
         parts: list[np.ndarray] = []
         owner: list[int] = []
         for i, ids in enumerate(self._bare.tokenize(texts, prompt)):
-            inner = ids[len(lead) : len(ids) - len(trail)]
-            for start in window_starts(len(inner), room):
-                parts.append(np.concatenate([lead, inner[start : start + room], trail]))
-                owner.append(i)
+            pieces = cut(ids, len(lead), len(trail), self.tokens)
+            parts += pieces
+            owner += [i] * len(pieces)
         length = self._bare.prompt_length(prompt)
         vectors = self._bare.encode_ids(parts, length, batch_tokens=batch_tokens)
         total = np.zeros((len(texts), self.dim))

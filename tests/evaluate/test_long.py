@@ -15,7 +15,7 @@ from emb_tool.evaluate.pair import Pair
 from emb_tool.evaluate.task import parse_task
 from emb_tool.evaluate.windows import Windows, limited
 from emb_tool.runtime import Runtime
-from emb_tool.windows import window_starts
+from emb_tool.windows import cut
 from tests.conftest import make_sentences
 from tests.runs import write_texts
 
@@ -36,9 +36,14 @@ def test_documents_are_of_their_length_and_hold_their_needle_at_its_depth() -> N
 
 
 def test_windows_cover_a_text_and_the_last_is_full() -> None:
-    assert window_starts(5, 10) == [0]
-    assert window_starts(20, 10) == [0, 10]
-    assert window_starts(25, 10) == [0, 10, 15]
+    def windows(count: int) -> list[list[int]]:
+        ids = np.array([-1, -2, *range(count), -3])
+        return [piece.tolist() for piece in cut(ids, 2, 1, 7)]
+
+    assert windows(0) == [[-1, -2, -3]]
+    assert windows(3) == [[-1, -2, 0, 1, 2, -3]]
+    assert windows(8) == [[-1, -2, *part, -3] for part in ([0, 1, 2, 3], [4, 5, 6, 7])]
+    assert windows(9)[1:] == [[-1, -2, *part, -3] for part in ([4, 5, 6, 7], [5, 6, 7, 8])]
 
 
 def test_chunk_and_mean_is_the_mean_of_windows_without_their_norms(tiny_bert: Path) -> None:
@@ -50,7 +55,7 @@ def test_chunk_and_mean_is_the_mean_of_windows_without_their_norms(tiny_bert: Pa
     model = encoder.model
     total = torch.zeros(32, dtype=torch.float64)
     room = 20 - len(lead) - len(trail)
-    starts = window_starts(len(ids), room)
+    starts = [*range(0, len(ids) - room, room), len(ids) - room]
     assert len(starts) > 3
     for start in starts:
         window = np.concatenate([lead, ids[start : start + room], trail])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -81,7 +82,7 @@ def test_logn_scales_by_each_texts_own_length() -> None:
 
 
 @pytest.mark.parametrize("type_", ["nomic_bert", "llama"])
-def test_a_checkpoint_needs_the_package_and_keeps_short_inputs(
+def test_self_extend_is_found_by_its_name_and_keeps_short_inputs(
     run_cli: Callable[..., CliResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, type_: str
 ) -> None:
     from transformers import AutoModel
@@ -97,11 +98,33 @@ def test_a_checkpoint_needs_the_package_and_keeps_short_inputs(
         short = ids[:, :LENGTH]
         assert torch.equal(old(short).last_hidden_state, new(short).last_hidden_state)
         assert not torch.allclose(old(ids).last_hidden_state, new(ids).last_hidden_state, atol=1e-3)
-    if type_ == "nomic_bert":
-        code = f"from transformers import AutoModel; AutoModel.from_pretrained({str(out)!r})"
-        stock = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert stock.returncode
-        assert "embtool_self_extend" in stock.stderr
+
+
+def test_without_the_package_nothing_is_read_as_something_else(
+    run_cli: Callable[..., CliResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_here(monkeypatch)
+    bert, nomic = (make(type_, tmp_path / type_) for type_ in ("bert", "nomic_bert"))
+    asked = {
+        "self-extend": (nomic, "-m", "self-extend"), "logn": (bert, "--logn", "exact"),
+        "pcw": (bert, "-m", "pcw"), "pi": (bert, "-m", "pi", "--preserve-short"),
+    }  # fmt: skip
+    for name, (model, *argv) in asked.items():
+        told = run_cli("extend-context", model, "--to", 120, *argv, "-o", tmp_path / name)
+        assert told.code == 0, told.err
+    code = (
+        "import sys\nfrom sentence_transformers import SentenceTransformer\n"
+        "for path in sys.argv[1:]:\n"
+        "    try:\n        SentenceTransformer(path)\n        print('loaded', path)\n"
+        "    except Exception as error:\n        print(type(error).__name__, error)\n"
+    )
+    stock = subprocess.run(
+        [sys.executable, "-c", code, *(str(tmp_path / name) for name in asked)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "loaded" not in stock.stdout
+    assert "embtool_self_extend" in stock.stdout
+    assert "embtool_logn" in stock.stdout
 
 
 def test_logn_by_function_keeps_short_inputs_and_in_weights_scales_the_queries(
@@ -151,6 +174,14 @@ def test_parallel_windows_load_with_the_package_and_are_chunk_and_mean(
     told = run_cli("extend-context", model, "--to", 200, "-m", "pcw", "-o", out)
     assert told.code == 0, told.err
     texts = ["a cat", " ".join(make_sentences(6)), " ".join(make_sentences(11, 1))]
-    wanted = Windows(Encoder.open(model, Runtime.start("cpu")), LENGTH).encode(texts)
-    found = SentenceTransformer(str(out), device="cpu").encode(texts)
-    assert np.allclose(found, wanted, atol=1e-5)
+    runtime = Runtime.start("cpu")
+    for keeps in (True, False):
+        for folder in (model, out):
+            path = folder / "1_Pooling" / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"include_prompt": keeps}))
+        before, after = (Encoder.open(folder, runtime) for folder in (model, out))
+        stock = SentenceTransformer(str(out), device="cpu")
+        for prompt in ("", "a query: ")[: 1 + (type_ == "bert")]:
+            wanted = Windows(before, LENGTH).encode(texts, prompt)
+            assert np.allclose(stock.encode(texts, prompt=prompt), wanted, atol=1e-5)
+            assert np.allclose(after.encode(texts, prompt), wanted, atol=1e-5)
