@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, PrivateAttr
 
 from emb_tool.errors import Refused
-from emb_tool.evaluate.task import Score, Task
+from emb_tool.evaluate.task import Score, Task, stem
 from emb_tool.method import IntList
 from emb_tool.report import Measure, Table
 
@@ -26,6 +26,8 @@ BUCKETS = 5
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
+UNLIMITED = 1 << 40
+"""Tokens that no text has."""
 
 Window = Annotated[
     int | None,
@@ -39,17 +41,18 @@ class LongTask(Task):
     if TYPE_CHECKING:
         window: Window  # each task's own, so that its first field is its own, too
 
-    def baselines(self, pair: Pair) -> dict[str, Any]:
-        """The models that stand beside: name to a pair, or what the task measures itself."""
+    def baselines(self, pair: Pair) -> dict[str, Pair]:
+        """What stands beside a pair: the model reading less, in windows, and as it is."""
         from emb_tool.evaluate.pair import Pair
-        from emb_tool.evaluate.windows import Windows, limited
+        from emb_tool.evaluate.windows import Windows, computed_positions, limited
 
-        encoder = pair.document.encoder
-        window = self._window(pair)
-        return {
-            "truncation": Pair.of(limited(encoder, window), pair.label),
-            "chunk-and-mean": Pair.of(Windows(encoder, window), pair.label),
-        }
+        encoder, window = pair.document.encoder, self._window(pair)
+        found: dict[str, Any] = {
+            "truncation": limited(encoder, window), "chunk-and-mean": Windows(encoder, window),
+        }  # fmt: skip
+        if computed_positions(encoder):
+            found["untreated"] = limited(encoder, UNLIMITED)
+        return {name: Pair.of(other, pair.label) for name, other in found.items()}
 
     def _window(self, pair: Pair) -> int:
         limit = pair.document.encoder.max_length
@@ -125,9 +128,8 @@ class Synthetic(LongTask):
     @property
     def label(self) -> str:
         """The name, and that of the prose."""
-        return (
-            super().label if self.haystack is None else f"{self.name}:{self._stem(self.haystack)}"
-        )
+        prose = f":{stem(self.haystack)}" if self.haystack else ""
+        return self._label or self.name + prose
 
     def check(self) -> list[str]:
         """Read the prose."""
@@ -137,45 +139,35 @@ class Synthetic(LongTask):
 
     def score(self, pair: Pair, reference: Pair | None = None) -> Score:
         """Accuracy@1 and MRR at each length, and accuracy by depth."""
-        limit = pair.document.encoder.max_length
-        able = lengths_able(self.lengths, limit)
-        figures: dict[str, float | int] = {}
+        able = lengths_able(self.lengths, pair.document.encoder.max_length)
+        figures: dict[str, float | int] = {"queries": self.queries}
+        if not able:  # a reference that is short stands there for its baselines
+            return Score(figures)
         by_depth: list[list[float]] = [[] for _ in range(BUCKETS)]
         for tokens in able:
             hits, ranks = self._find(pair, tokens)
-            figures |= {f"accuracy@{tokens}": hits.mean(), f"mrr@{tokens}": (1 / ranks).mean()}
+            figures[f"accuracy@{tokens}"] = float(hits.mean())
+            figures[f"mrr@{tokens}"] = float((1 / ranks).mean())
             for hit, depth in zip(hits, self._hidden(tokens).depths, strict=True):
-                by_depth[min(int(depth * BUCKETS), BUCKETS - 1)].append(hit)
-        figures = {"queries": self.queries, **figures}
-        if not able:  # a reference that is short stands there for its baselines
-            return Score(figures)
-        mean = sum(figures[f"accuracy@{n}"] for n in able) / len(able)
-        figures = {"accuracy": mean, **figures}
+                by_depth[min(int(depth * BUCKETS), BUCKETS - 1)].append(float(hit))
+        share = 100 // BUCKETS
         for i, values in enumerate(by_depth):
             if values:
-                share = 100 // BUCKETS
-                figures[f"accuracy at depth {i * share}-{(i + 1) * share} %"] = sum(values) / len(
-                    values
-                )
-        return Score({name: _plain(value) for name, value in figures.items()})
+                name = f"accuracy at depth {i * share}-{(i + 1) * share} %"
+                figures[name] = sum(values) / len(values)
+        mean = sum(figures[f"accuracy@{n}"] for n in able) / len(able)
+        return Score({"accuracy": mean, **figures})
 
     def beside(self, pair: Pair) -> Score:
         """Truncation with its floor, chunk-and-mean, and the model as it is."""
-        from emb_tool.evaluate.pair import Pair
-        from emb_tool.evaluate.windows import computed_positions, limited
-
         figures: dict[str, float | int] = {}
-        others = self.baselines(pair)
-        encoder = pair.document.encoder
-        window = self._window(pair)
+        others, window = self.baselines(pair), self._window(pair)
         for tokens in self.lengths:
             for name, other in others.items():
-                hits, _ = self._find(other, tokens)
-                figures[f"accuracy@{tokens} {name}"] = _plain(hits.mean())
-            figures[f"accuracy@{tokens} floor"] = self._floor(encoder, tokens, window)
-            if tokens > window and computed_positions(encoder):
-                hits, _ = self._find(Pair.of(limited(encoder, tokens + 64), pair.label), tokens)
-                figures[f"accuracy@{tokens} untreated"] = _plain(hits.mean())
+                if name != "untreated" or tokens > window:
+                    hits, _ = self._find(other, tokens)
+                    figures[f"accuracy@{tokens} {name}"] = float(hits.mean())
+            figures[f"accuracy@{tokens} floor"] = self._floor(pair.document.encoder, tokens, window)
         return Score(figures)
 
     def table(self, rows: Mapping[str, Mapping[str, Measure]]) -> Table:
@@ -228,7 +220,7 @@ class Synthetic(LongTask):
 
         hidden = self._hidden(tokens)
         heads = [text[:end] for text, end in zip(hidden.documents, hidden.ends, strict=True)]
-        ids = limited(encoder, 1 << 40).tokenize(heads, encoder.prompt("document"))
+        ids = limited(encoder, UNLIMITED).tokenize(heads, encoder.prompt("document"))
         seen = sum(len(row) <= window for row in ids) / len(ids)
         return seen + (1 - seen) / len(ids)
 
@@ -252,16 +244,6 @@ class Synthetic(LongTask):
                 records = read_texts([self.haystack], field=self.text_field)
                 self._sentences = sentences_of([record.text for record in records])
         return self._sentences
-
-    @staticmethod
-    def _stem(path: str) -> str:
-        from emb_tool.evaluate.task import _stem
-
-        return _stem(path)
-
-
-def _plain(value: Any) -> float | int:
-    return value if isinstance(value, int) else float(value)
 
 
 def cell(row: Mapping[str, Measure], name: str) -> str:

@@ -41,17 +41,12 @@ class LongRetrieval(LongTask):
 
     def beside(self, pair: Pair) -> Score:
         """Truncation, chunk-and-mean, and the model as it is where its positions permit."""
-        from emb_tool.evaluate.pair import Pair
-        from emb_tool.evaluate.windows import computed_positions, limited
-
-        others = self.baselines(pair)
-        encoder = pair.document.encoder
-        if computed_positions(encoder):
-            others["untreated"] = Pair.of(limited(encoder, 1 << 40), pair.label)
-        figures = {}
-        for name, other in others.items():
-            figures[f"ndcg@10 {name}"] = self._retrieval().score(other).figures["ndcg@10"]
-        return Score(figures)
+        return Score(
+            {
+                f"ndcg@10 {name}": self._retrieval().score(other).figures["ndcg@10"]
+                for name, other in self.baselines(pair).items()
+            }
+        )
 
     def table(self, rows: Mapping[str, Mapping[str, Measure]]) -> Table:
         """A row a model or baseline."""

@@ -76,7 +76,7 @@ class Task(method.Measure):
         if self._label:
             return self._label
         path = getattr(self, "path", None)
-        return f"{self.name}:{_stem(path)}" if path else self.name
+        return f"{self.name}:{stem(path)}" if path else self.name
 
     def check(self) -> list[str]:
         """Read the task's files and refuse what is wrong with them, before any model is loaded.
@@ -227,7 +227,7 @@ def run_tasks(
     return measures
 
 
-def _stem(path: str) -> str:
+def stem(path: str) -> str:
     """A file's name without its endings, a folder's own name."""
     name = Path(path).expanduser().absolute().name if ":" not in path else path
     return re.sub(r"(\.(csv|tsv|jsonl|json|txt|parquet|gz))+$", "", name)
