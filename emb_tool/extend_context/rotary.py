@@ -16,6 +16,7 @@ from emb_tool.errors import Refused
 from emb_tool.extend_context.base import Context, Extension
 from emb_tool.extend_context.family import Kind
 from emb_tool.extend_context.limits import window_of
+from emb_tool.progress import quiet
 
 if TYPE_CHECKING:
     from emb_tool.ops.rotary import Frequencies, Rope
@@ -100,22 +101,35 @@ class Rotary(Extension):
     def carried(self, draft: Draft, context: Context) -> None:
         """The same with inputs up to the original length left as they were, to the bit."""
         rope = rope_of(draft.config, context)
-        write_settings(draft, context, carrier(rope, self.frequencies(rope)))
+        write_settings(draft, context, carrier(rope, self.parameters(rope)))
         expect(draft, self.frequencies(rope), 1.0, rope)
 
 
-def carrier(rope: Rope, frequencies: Frequencies) -> dict[str, Any]:
-    """Settings of `longrope` that give other frequencies to inputs beyond the original length.
+def carrier(rope: Rope, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `longrope` by which long inputs turn as others say, and short ones as before.
 
-    f_j = θ^(-2j/d) / long_factor_j there, θ^(-2j/d) up to it.
+    f_j = θ^(-2j/d) / long_factor_j beyond the original length, θ^(-2j/d) up to it.
+
+    Args:
+        rope: The model's positions.
+        settings: Of the scheme for long inputs.
     """
-    from emb_tool.ops.rotary import plain
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    factors = plain(rope) / frequencies
+    from emb_tool.ops.rotary import long_factors
+
+    with quiet():
+        config = LlamaConfig(
+            hidden_size=rope.dim, num_attention_heads=1, max_position_embeddings=rope.target,
+            rope_parameters=dict(settings),
+        )  # fmt: skip
+        wanted = LlamaRotaryEmbedding(config).inv_freq
+    factors = long_factors(rope, wanted)
     return {
         "rope_type": "longrope", "rope_theta": rope.theta, "factor": rope.scale,
         "original_max_position_embeddings": rope.original, "attention_factor": 1.0,
-        "short_factor": [1.0] * len(factors), "long_factor": [float(x) for x in factors],
+        "short_factor": [1.0] * len(factors), "long_factor": factors,
     }  # fmt: skip
 
 

@@ -7,10 +7,13 @@ other f_j. What transformers computes from a config is held against these.
 from __future__ import annotations
 
 from math import floor, log, pi
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Frequencies = NDArray[np.float64]
 
@@ -74,6 +77,21 @@ def yarn(rope: Rope, fast: float = 32.0, slow: float = 1.0) -> Frequencies:
     return np.asarray(plain(rope) * (1 - ramp) + linear(rope) * ramp)
 
 
-def logn(rope: Rope) -> float:
-    """The ratio ln n / ln L at the target n: by how much attention's logits grow there."""
-    return log(rope.target) / log(rope.original)
+def long_factors(rope: Rope, wanted: Tensor) -> list[float]:
+    """c_j such that 1 / (c_j θ^(2j/d)), in float32 as transformers computes it, is f_j to the bit.
+
+    An f_j that differs in its last bit is an angle that differs by 1e-4 radians after 2,048 tokens.
+    Where no float32 c_j gives f_j itself (a few pairs in a hundred) it is the number next to it.
+
+    Args:
+        rope: θ and d.
+        wanted: f_j, (d/2,) float32, as transformers computes them by other settings.
+    """
+    import torch
+
+    powers = rope.theta ** (torch.arange(0, rope.dim, 2).float() / rope.dim)
+    exact = (1 / (wanted.double() * powers.double())).float()
+    near = torch.stack([(exact.view(torch.int32) + i).view(torch.float32) for i in range(-3, 4)])
+    best = (1.0 / (near * powers) - wanted).abs().argmin(0)
+    factors: list[float] = near[best, torch.arange(len(best))].tolist()
+    return factors

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from emb_tool import registry
 from emb_tool.ops import rotary
 from emb_tool.ops.rotary import Rope
 from tests.conftest import CliResult
@@ -60,6 +61,30 @@ def test_ntk_slows_the_slowest_pair_s_times_and_the_fastest_not_at_all() -> None
     share = rotary.plain(ROPE) / made
     assert share[0] == 1
     assert share[-1] == pytest.approx(8)
+
+
+@pytest.mark.parametrize("scheme", ["pi", "ntk", "yarn"])
+def test_factors_of_the_carrier_turn_long_inputs_as_the_scheme_does_at_every_bit(
+    scheme: str,
+) -> None:
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    from emb_tool.extend_context.rotary import Rotary, carrier
+
+    method = registry.load("extend-context", scheme)()
+    assert isinstance(method, Rotary)
+
+    def turned(settings: dict[str, Any]) -> torch.Tensor:
+        config = LlamaConfig(hidden_size=64, num_attention_heads=1, rope_parameters=settings)
+        module = LlamaRotaryEmbedding(config)
+        module(torch.zeros(1), torch.arange(ROPE.target)[None])
+        return module.inv_freq
+
+    plain = turned(method.parameters(ROPE))
+    carried = turned(carrier(ROPE, method.parameters(ROPE)))
+    assert (carried == plain).float().mean() > 0.85
+    assert torch.allclose(carried, plain, rtol=1.3e-7, atol=0)  # the others by their last bit
 
 
 @pytest.fixture
@@ -133,7 +158,7 @@ def test_the_carrier_keeps_short_inputs_and_is_the_plain_scheme_on_long_ones(
     long = hidden(tmp_path / "out", 128)
     config = extend(model, "-m", plain, "--preserve-short")
     assert config["rope_scaling"]["rope_type"] == "longrope"
-    assert torch.allclose(hidden(tmp_path / "out", 128), long, atol=1e-5)
+    assert torch.equal(hidden(tmp_path / "out", 128), long)
     assert torch.equal(hidden(tmp_path / "out", LENGTH), hidden(model, LENGTH))
     assert extend(model, "-m", f"longrope:scheme={scheme}") == config
 
