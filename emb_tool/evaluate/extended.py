@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 SHARES = (0.02, 0.1, 0.25, 0.5, 0.75, 1.0)
 """Lengths of the short inputs, of the original length."""
 
-LONGEST = 2048
-"""Tokens of the longest input run here: time grows with their square."""
-
 ALIKE = 1 - 1e-5
 """Cosine from which two runs of a text in different batches count as the same vector."""
 
@@ -30,9 +27,10 @@ def check_extended(request: dict[str, Any], rename: Callable[[Report, str, str],
 
     Args:
         request: `folder`, `name`, `device`, `dtype`; `extended`, the input's path; `sample`, a
-            jsonl file of texts; `original` and `target` lengths in tokens; `exact`, whether short
-            inputs are to keep their vectors to the bit; `rows` of the table of positions or None;
-            `rotary`, what `_check_rotary` expects, or None; `tasks`.
+            jsonl file of texts; `original` and `target` lengths in tokens; `longest`, tokens of the
+            longest text run; `exact`, whether short inputs are to keep their vectors to the bit;
+            `rows` of the table of positions or None; `rotary`, what `_check_rotary` expects, or
+            None; `tasks`.
         rename: Lets a report call the folder by its final name.
 
     Raises:
@@ -72,7 +70,7 @@ def check_extended(request: dict[str, Any], rename: Callable[[Report, str, str],
     table.rows.append(["tokens read", f"{after.max_length:,}"])
     table.rows.append(_short(before, after, inputs, original, request["exact"], report))
     del before
-    table.rows.append(_batches(after, inputs, original, target, report))
+    table.rows.append(_batches(after, inputs, original, request["longest"], report))
     report.tables.append(table)
     return report
 
@@ -176,12 +174,12 @@ def _short(
 
 
 def _batches(
-    encoder: Encoder, inputs: Inputs, original: int, target: int, report: Report
+    encoder: Encoder, inputs: Inputs, original: int, longest: int, report: Report
 ) -> list[str]:
     """A text alone, padded beside a long one, and after a long one: is its vector the same?"""
-    long = inputs.cut(min(target, max(LONGEST, original + 1)))
-    probes = [inputs.cut(max(3, n), 31) for n in (original // 8, original, original + 8)]
-    probes = [p for p in probes if len(p) <= target]
+    long = inputs.cut(longest)
+    lengths = (original // 8, original, original + 8)
+    probes = [inputs.cut(max(3, n), 31) for n in lengths if n <= longest]
     everything = 1 << 40
     alone = np.concatenate([encoder.encode_ids([p]) for p in probes])
     vector = encoder.encode_ids([long])

@@ -23,11 +23,14 @@ class Context:
         positions: How the model knows positions.
         original: Tokens that it was trained at.
         target: Tokens that it is to read.
+        tuned: Whether the rows behind those of the original length are then trained: the method
+            gives these their beginning alone, and those stay as they were.
     """
 
     positions: Positions
     original: int
     target: int
+    tuned: bool = False
 
     @property
     def span(self) -> tuple[int, int]:
@@ -87,14 +90,22 @@ def lengthen(draft: Draft, context: Context, rows: Callable[[Tensor, int], Tenso
                 "the model is damaged; take another version",
             )
         made = rows(table[first:end], target).to(table.dtype)
+        if context.tuned:
+            made[: context.original] = table[first:end]
         return torch.cat([table[:first], made])
 
     draft.map(positions.table, replace(spec, shape=(first + target, *spec.shape[1:])), longer)
-    draft.config["max_position_embeddings"] = first + target
-    drop_position_ids(draft)
+    set_positions(draft, first + target)
 
 
-def drop_position_ids(draft: Draft) -> None:
-    """Leave out the numbers 0, 1, 2, ... that old versions saved and none reads."""
+def set_positions(draft: Draft, count: int) -> None:
+    """Say how many positions there are, and leave out the ids that old versions saved of them.
+
+    DeBERTa's table of distances is of that size too where nothing else is said: it keeps its own.
+    """
+    config, old = draft.config, draft.config.get("max_position_embeddings")
+    config["max_position_embeddings"] = count
+    if config.get("relative_attention") and (config.get("max_relative_positions") or -1) < 1:
+        config["max_relative_positions"] = old
     for name in [n for n in draft.tensors if n.endswith("embeddings.position_ids")]:
         del draft.tensors[name]

@@ -1,4 +1,4 @@
-"""How much memory a text of some length needs, from a config alone."""
+"""What a text of some length costs, from a config alone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from emb_tool.checkpoint.modules import hidden_size
 BYTES = 4
 """Of a float32 number."""
 
+WORK, MEMORY = 6e11, 6e8
+"""Operations and bytes that the check of a result may spend on one text: seconds of a CPU."""
 
-def estimate(config: Mapping[str, Any], tokens: int, eager: bool) -> int:
+
+def memory(config: Mapping[str, Any], tokens: int, eager: bool) -> int:
     """Bytes beside the weights for one text, in float32.
 
     One layer's activations at a time, 8 of the model's width and 2 of the feed-forward's a token;
@@ -30,6 +33,29 @@ def estimate(config: Mapping[str, Any], tokens: int, eager: bool) -> int:
     if eager:
         total += 2 * tokens**2 * heads
     return BYTES * total
+
+
+def work(config: Mapping[str, Any], tokens: int) -> int:
+    """Operations of one text: 24 w² a token for matrices of 12 w², 4 w for each pair of tokens."""
+    width, layers = hidden_size(config) or 0, _first(config, "num_hidden_layers", "n_layers") or 1
+    return layers * tokens * (24 * width**2 + 4 * width * tokens)
+
+
+def affordable(config: Mapping[str, Any], original: int, target: int, eager: bool) -> int:
+    """Tokens of the longest text that a check runs: the target, halved until that is soon done.
+
+    Args:
+        config: Of the model.
+        original: L; some tokens more are run in any case.
+        target: n.
+        eager: Whether attention holds its scores.
+    """
+    least, tokens = min(original + 8, target), target
+    while tokens > least and (
+        work(config, tokens) > WORK or memory(config, tokens, eager) > MEMORY
+    ):
+        tokens //= 2
+    return max(tokens, least)
 
 
 def _first(config: Mapping[str, Any], *keys: str) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from emb_tool.draft import Draft
-from emb_tool.extend_context.base import Context, drop_position_ids, lengthen
+from emb_tool.extend_context.base import Context, lengthen, set_positions
 from emb_tool.extend_context.family import Kind
 from emb_tool.extend_context.rotary import Rotary
 
@@ -46,8 +46,7 @@ class Pi(Rotary):
         draft.pack(
             positions.table.removesuffix(".weight"), spec, lambda table: Stride.fit(table, **spec)
         )
-        draft.config["max_position_embeddings"] = rows
-        drop_position_ids(draft)
+        set_positions(draft, rows)
         draft.notes.append("short inputs read the trained rows; import emb_tool.hub first")
 
     def frequencies(self, rope: Rope) -> Frequencies:

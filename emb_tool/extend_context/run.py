@@ -12,6 +12,7 @@ from emb_tool.checkpoint.output import clear
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.sample import sample_texts
 from emb_tool.data.texts import hashes
+from emb_tool.extend_context.cost import affordable
 from emb_tool.extend_context.job import ExtendJob
 from emb_tool.extend_context.setup import Setup
 from emb_tool.plan import Plan
@@ -54,8 +55,8 @@ class ExtendContext:
         return self.setup.plan()
 
     def work(self, folder: Path, state: Path, runtime: Runtime) -> None:
-        """Write the longer model into `folder`."""
-        clear(folder, state, *(path for path in state.iterdir() if path.is_dir()))
+        """Write the longer model into `folder`; a tuning in `state` is taken up."""
+        clear(folder, state)
         started = time.perf_counter()
         digests = Thread(target=self.setup.checkpoint.hashes, daemon=True)
         digests.start()  # while its pages are in memory
@@ -94,6 +95,9 @@ class ExtendContext:
             "sample": str(state / "sample.jsonl"),
             "original": context.original,
             "target": context.target,
+            "longest": affordable(
+                self.setup.checkpoint.config, *context.span, context.positions.family.eager
+            ),
             "exact": self.setup.keeps_short or self.job.preserve_short,
             "rotary": self.expected,
             "rows": self.rows,

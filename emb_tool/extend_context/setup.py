@@ -14,11 +14,11 @@ from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.evaluate.task import parse_tasks
 from emb_tool.extend_context.base import Context, Extension
+from emb_tool.extend_context.cost import memory
 from emb_tool.extend_context.family import SHOWN, Positions, positions_of
 from emb_tool.extend_context.job import ExtendJob
 from emb_tool.extend_context.limits import NO_LIMIT, set_lengths, window_of
 from emb_tool.extend_context.logn import by_function, by_weights
-from emb_tool.extend_context.memory import estimate
 from emb_tool.extend_context.rotary import Rotary
 from emb_tool.plan import Plan, Step
 from emb_tool.progress import Progress
@@ -61,13 +61,14 @@ class Setup:
                 f"--to {target}: {self.checkpoint.name} reads {original:,} tokens already",
                 "a higher number lengthens it; to read less, set max_seq_length",
             )
-        return Context(self.positions, original, target)
+        return Context(self.positions, original, target, tuned=bool(self.job.tune))
 
     def draft(self) -> Draft:
         """What will be written.
 
         Raises:
-            Refused: The method does not serve such positions, or the model is packed.
+            Refused: The method does not serve such positions, short inputs cannot be kept, the
+                model is packed or lengthened already.
         """
         method, kind = self.method, self.positions.kind
         if kind not in method.kinds:
@@ -88,17 +89,17 @@ class Setup:
                 "rp and hierarchical keep short inputs as they were, pi does with emb_tool.hub",
             )
         draft = Draft.of(self.checkpoint)
-        if needs_hub(draft.config, draft.layout) and not draft.config.get("quantization_config"):
-            raise Refused(
-                f"{self.checkpoint.name} is lengthened already",
-                "begin with the model it was made of",
-            )
         if draft.config.get("quantization_config"):
             raise Refused(
                 f"{self.checkpoint.name} is packed or quantised",
                 "lengthen the plain model, then compress it",
             )
-        if kind in method.keeps_short or not self.job.preserve_short:
+        if needs_hub(draft.config, draft.layout):
+            raise Refused(
+                f"{self.checkpoint.name} is lengthened already",
+                "begin with the model it was made of",
+            )
+        if self.keeps_short or not self.job.preserve_short:
             method.extend(draft, self.context)
         else:
             assert isinstance(method, Rotary)
@@ -118,12 +119,14 @@ class Setup:
     @cached_property
     def memory(self) -> int:
         """Bytes that one text of the target length needs beside the weights."""
-        return estimate(self.checkpoint.config, self.context.target, self.positions.family.eager)
+        return memory(self.checkpoint.config, self.context.target, self.positions.family.eager)
 
     @property
     def keeps_short(self) -> bool:
-        """Whether the method itself leaves short inputs as they were."""
-        return self.positions.kind in self.method.keeps_short and self.job.logn != "constant"
+        """Whether the method itself, or what is tuned, leaves short inputs as they were."""
+        kind = self.positions.kind
+        kept = kind in self.method.keeps_short or (kind == "learned" and bool(self.job.tune))
+        return kept and self.job.logn != "constant"
 
     @property
     def _carries(self) -> bool:
@@ -141,10 +144,9 @@ class Setup:
                 )
             name = self.positions.table
             assert name is not None
-            if name not in draft.tensors or draft.spec(name) == self.checkpoint.tensors[name]:
+            if draft.spec(name) == self.checkpoint.tensors[name]:
                 raise Refused(
-                    f"--tune: -m {self.method.name} as asked for adds no rows",
-                    "rp and hierarchical do, and what they keep stays to the bit",
+                    f"--tune: -m {self.method.name} adds no rows", "rp, hierarchical, gp, pi do"
                 )
             scan(self.job.tune, self.job.text_field)
         for task in self.tasks:

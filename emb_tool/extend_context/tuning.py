@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,10 @@ from emb_tool.evaluate.windows import Windows
 from emb_tool.extend_context.base import Context
 from emb_tool.extend_context.job import ExtendJob
 from emb_tool.progress import Progress
+from emb_tool.training.space import Space
+from emb_tool.training.store import VectorStore
+from emb_tool.training.targets import gather_targets
+from emb_tool.training.teacher import CheckpointTeacher
 from emb_tool.training.tune import Tune, tune
 
 if TYPE_CHECKING:
@@ -33,17 +39,19 @@ class Skips:
     text, u uniform up to where the text would end at the target (arXiv:2309.10400, with two chunks
     of which the first begins at 0, as every text's does). Long texts stand as they are.
 
+    Training draws from torch's own generator, whose state is saved with that of the training;
+    every measuring draws the same gaps.
+
     Args:
         encoder: The student; what it collates is noted.
         context: Lengths, and where positions begin.
-        seed: Decides the places.
+        seed: Of the gaps of a measuring.
     """
 
     def __init__(self, encoder: Encoder, context: Context, seed: int) -> None:
         self.context, self.seed = context, seed
-        self.measuring = False
+        self._measured: torch.Generator | None = None
         self._lengths = torch.ones(1, dtype=torch.long)
-        self._draw = torch.Generator().manual_seed(seed)
         collate = encoder.collate
 
         def noted(ids: Sequence[np.ndarray], prompt_length: int = 0) -> dict[str, Any]:
@@ -52,25 +60,22 @@ class Skips:
 
         encoder.collate = noted  # type: ignore[method-assign]
 
-    def begin_measuring(self) -> Tensor:
-        """From here on the same gaps as in every measuring; returns what `end_measuring` takes."""
-        state = self._draw.get_state()
-        self._draw.manual_seed(self.seed + 1)
-        self.measuring = True
-        return state
-
-    def end_measuring(self, state: Tensor) -> None:
-        """Go on drawing where training was."""
-        self._draw.set_state(state)
-        self.measuring = False
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Gaps without a gradient, too, and the same ones every time."""
+        self._measured = torch.Generator().manual_seed(self.seed)
+        try:
+            yield
+        finally:
+            self._measured = None
 
     def __call__(self, module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """The position ids with gaps: a forward pre-hook of the table."""
-        if not (torch.is_grad_enabled() or self.measuring):
+        if not (torch.is_grad_enabled() or self._measured):
             return None
         (ids,), lengths = args, self._lengths
         first, (original, target) = self.context.positions.first, self.context.span
-        draw = torch.rand(2, len(lengths), generator=self._draw, dtype=torch.float64)
+        draw = torch.rand(2, len(lengths), generator=self._measured, dtype=torch.float64)
         place = 1 + (draw[0] * (lengths - 1)).long()
         room = torch.where(lengths <= original, target - lengths, 0)
         gap = (draw[1] * (room + 1)).long()
@@ -80,21 +85,32 @@ class Skips:
         return (torch.where(ids < first, ids.expand_as(moved), moved),)
 
 
-class WindowTargets:
+class WindowTeacher(CheckpointTeacher):
     """What the original model says: its vector of a short text, the mean of windows of a long one.
 
     Args:
-        vectors: (texts, dim) float32, in a file.
-        normalises: Whether they have norm 1.
+        encoder: The original model.
+        context: Lengths.
+        prompt: Put before each text.
     """
 
-    def __init__(self, vectors: np.ndarray, normalises: bool) -> None:
-        self.vectors, self.normalises = vectors, normalises
-        self.dim = int(vectors.shape[1])
+    shard_texts = 256
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """(k, dim) vectors of texts."""
-        return np.asarray(self.vectors[indices])
+    def __init__(self, encoder: Encoder, context: Context, prompt: str) -> None:
+        super().__init__(encoder, query_prompt=prompt, document_prompt=prompt)
+        self._windows, self._prompt = Windows(encoder, *context.span), prompt
+        self._span = context.span
+
+    def space(self, role: str) -> Space:
+        """That of the model, but for the windows."""
+        own, (original, target) = super().space(role), self._span
+        return replace(own, pooling=f"{own.pooling}+windows of {original}", max_length=target)
+
+    def vectors(
+        self, texts: Sequence[str], role: str, progress: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """See `Teacher.vectors`."""
+        return self._windows.encode(texts, self._prompt, progress=progress)
 
 
 def tune_positions(
@@ -113,37 +129,43 @@ def tune_positions(
         original: The model that it was made from, the teacher.
         context: Lengths, and the table.
         job: Texts and settings.
-        state: Folder for what is needed on the way.
+        state: Folder for what is needed on the way, and for a run that is taken up.
         runtime: Where.
         progress: Bar and warnings.
 
     Returns:
         Figures for the report.
     """
-    corpus = Corpus.build(
-        state / "tune-corpus", job.tune, field=job.text_field, limit=job.limit, holdout=job.holdout
+    kept = state / "tune-corpus"
+    corpus = Corpus.open(kept) or Corpus.build(
+        kept, job.tune, field=job.text_field, limit=job.limit, holdout=job.holdout
     )
     teacher = Encoder.open(original, runtime)
     prompt = teacher.prompt(job.prompt_name)
-    targets = _targets(corpus, teacher, prompt, context, state, progress)
+    with progress.task("teacher", len(corpus), "texts") as advance:
+        targets = gather_targets(
+            corpus,
+            WindowTeacher(teacher, context, prompt),
+            VectorStore(VectorStore.default_root(), progress.warn),
+            progress=advance,
+        )
     del teacher
+    runtime.reseed()  # what came before depends on whether the run was taken up
     checkpoint = Checkpoint.open(folder)
     student = Encoder.open(checkpoint, runtime, training=True)
     for parameter in student.model.parameters():
         parameter.requires_grad_(False)
     body = student.model[0].auto_model
     table = next(m for n, m in body.named_modules() if n.endswith("position_embeddings"))
-    kept = context.positions.first + context.original
+    end = context.positions.first + context.original
     table.weight.requires_grad_(True)
-    table.weight.register_hook(lambda gradient: gradient.index_fill(0, _count(kept, gradient), 0))
+    table.weight.register_hook(lambda gradient: gradient.index_fill(0, _count(end, gradient), 0))
     skips = Skips(student, context, job.seed)
     table.register_forward_pre_hook(skips)
 
     def encode(texts: Sequence[str]) -> np.ndarray:
-        resumed = skips.begin_measuring()
-        vectors = student.encode(texts, prompt)
-        skips.end_measuring(resumed)
-        return vectors
+        with skips.measuring():
+            return student.encode(texts, prompt)
 
     # decay would move rows that no gradient reaches
     method = Tune(epochs=job.epochs, lr=job.lr, batch_tokens=job.batch_tokens, weight_decay=0.0)
@@ -154,35 +176,21 @@ def tune_positions(
     draft = Draft.of(checkpoint)
     name = context.positions.table
     assert name is not None
-    draft.map(name, draft.spec(name), lambda old: torch.cat([old[:kept], trained[kept:].to(old)]))
+    draft.map(name, draft.spec(name), lambda old: torch.cat([old[:end], trained[end:].to(old)]))
     tuned = state / "tuned"
+    shutil.rmtree(tuned, ignore_errors=True)
     draft.write(tuned)
     for path in tuned.rglob("*.safetensors"):
         path.replace(folder / path.relative_to(tuned))
-    shutil.rmtree(tuned)
     return {
         "texts": outcome.texts,
-        "parameters": trained[kept:].numel(),
+        "parameters": trained[end:].numel(),
         "best_at": outcome.best,
         "seconds": outcome.seconds,
         "history": outcome.history,
+        "resumed_at": outcome.resumed_at,
     }
 
 
 def _count(rows: int, like: Tensor) -> Tensor:
     return torch.arange(rows, device=like.device)
-
-
-def _targets(
-    corpus: Corpus, teacher: Encoder, prompt: str, context: Context, state: Path, progress: Progress
-) -> WindowTargets:
-    """The teacher's vectors of a corpus, kept in a file."""
-    windows = Windows(teacher, *context.span)
-    made = np.lib.format.open_memmap(
-        state / "targets.npy", "w+", np.float32, (len(corpus), teacher.dim)
-    )
-    with progress.task("teacher", len(corpus), "texts") as advance:
-        for start in range(0, len(corpus), 1024):
-            texts = corpus.texts(range(start, min(start + 1024, len(corpus))))
-            made[start : start + len(texts)] = windows.encode(texts, prompt, progress=advance)
-    return WindowTargets(made, teacher.normalises)
