@@ -155,9 +155,8 @@ def compare_base(first: Checkpoint, base: Checkpoint) -> list[tuple[str, str]]:
 
 def _compare(first: Checkpoint, other: Checkpoint) -> Iterator[tuple[str, str]]:
     a, b = first.layout, other.layout
-    if (
-        not a.family == b.family == "static"
-    ):  # a table's config, if it has one, is model2vec's and decides nothing
+    # a table's config, if it has one, is model2vec's and decides nothing
+    if not a.family == b.family == "static":
         if first.config.get("model_type") != other.config.get("model_type"):
             types = (c.config.get("model_type") for c in (other, first))
             yield "architecture", "{}, not {}".format(*types)
