@@ -240,6 +240,8 @@ def main() -> None:
         if "ahead" in request:
             with suppress(EmbToolError):  # told when they are asked for
                 vectors_of(request["ahead"], **_like(request))
+    if "folder" not in request:  # the work has ended without files
+        return
     answer: dict[str, Any]
     try:
         report = check(request)

@@ -56,8 +56,12 @@ class Regmean(Statistical):
             for module in encoder.model.modules()
             if type(module) is nn.Linear and id(module.weight) in weights
         }
+        turned = sum(type(m).__name__ == "Conv1D" for m in encoder.model.modules())
         if not layers:
-            raise Refused(f"{bench.names[0]} has no linear layers", "merge it with linear")
+            kind = ", GPT-2's Conv1D is another kind" if turned else ""
+            raise Refused(f"{bench.names[0]} has no linear layers{kind}", "merge it with linear")
+        if turned:
+            bench.progress.warn(f"regmean: {turned} layers are Conv1D, which are averaged")
 
         def batch(features: dict[str, Any]) -> Batch:
             mask = features["attention_mask"].bool()
