@@ -29,4 +29,4 @@ def disjoint_mean(deltas: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarr
         mean += part * agrees  # `where` takes three times as long: masks are not foreseen
         count += agrees
     # a masked division takes several times as long
-    return np.divide(mean, np.maximum(count, 1), out=mean)
+    return np.asarray(np.divide(mean, np.maximum(count, 1), out=mean))
