@@ -35,7 +35,7 @@ from emb_tool.report import Measure, Report, Table
 if TYPE_CHECKING:
     from emb_tool.runtime import Runtime
 
-SAMPLE = 16
+SAMPLE = 8
 """Sentences on which the result is compared with the first model: that it opens and gives sensible
 vectors, not how good it is."""
 
@@ -142,7 +142,8 @@ class MergeModels:
 
     def _take_digests(self) -> None:
         """sha256 of the inputs, while their pages are in memory; kept by `checkpoint.files`."""
-        with ThreadPoolExecutor(2, thread_name_prefix="digest") as pool:
+        beside = max(1, min(len(self.inputs), thread_count() - 1))  # the merge comes first
+        with ThreadPoolExecutor(beside, thread_name_prefix="digest") as pool:
             list(pool.map(lambda checkpoint: checkpoint.hashes(), self.inputs.values()))
 
     # -- after the files are written --------------------------------------------------------------
