@@ -189,8 +189,9 @@ class Checkpoint:
 
     def hashes(self) -> dict[str, str]:
         """sha256 of each of `files()`, by relative name."""
-        root = self.path.parent if self.path.is_file() else self.path
-        return {name: sha256(inside(root, name)) for name in self.files()}
+        if self.path.is_file():  # named by the user: a link may lead anywhere
+            return {self.path.name: sha256(self.path)}
+        return {name: sha256(inside(self.path, name)) for name in self.files()}
 
     def fingerprint(self) -> str:
         """sha256 over the names and digests of `files()`: the same wherever the folder lies."""

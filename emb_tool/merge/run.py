@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Any, cast
 
-import emb_tool
 from emb_tool.checkpoint.card import read_front
 from emb_tool.checkpoint.files import read_json, write_json
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import replace_metadata
-from emb_tool.config import dump
 from emb_tool.data.sample import sample_texts
 from emb_tool.host import Host
 from emb_tool.merge.base import Merge
@@ -24,6 +19,7 @@ from emb_tool.merge.bench import DATA, Bench
 from emb_tool.merge.finding import Finding, Looking, found_before, keep_found
 from emb_tool.merge.job import MergeJob
 from emb_tool.merge.order import FAR, canonical_order, sampled_distances
+from emb_tool.merge.origin import describe, digesting
 from emb_tool.merge.setup import Setup
 from emb_tool.merge.side import write_side_files
 from emb_tool.merge.stream import CHUNK, Slot, Stream, thread_count
@@ -83,8 +79,7 @@ class MergeModels:
         """Write the merged model into `folder`."""
         if isinstance(self.method, Looking):
             self._look(state, cast("Runtime", runtime))
-        digests = Thread(target=self._take_digests, daemon=True)
-        digests.start()
+        digests = digesting(self.inputs.values())
         started = time.perf_counter()
         self._warn_of_distances()
         write_merge(
@@ -92,7 +87,8 @@ class MergeModels:
             metadata=describe(self.setup, self.method, known=False),
         )  # fmt: skip
         self.report.timings["merge_seconds"] = time.perf_counter() - started
-        digests.join()
+        for thread in digests:
+            thread.join()
         self._warn_of_copies()
         metadata = describe(self.setup, self.method, known=True)
         for path in sorted(folder.rglob("*.safetensors")):
@@ -139,12 +135,6 @@ class MergeModels:
         self.method = found.method
         self.papers = list(dict.fromkeys([*self.papers, *filter(None, [self.method.paper])]))
         self.report.timings["look_seconds"] = time.perf_counter() - started
-
-    def _take_digests(self) -> None:
-        """sha256 of the inputs, while their pages are in memory; kept by `checkpoint.files`."""
-        beside = max(1, min(len(self.inputs), thread_count() - 1))  # the merge comes first
-        with ThreadPoolExecutor(beside, thread_name_prefix="digest") as pool:
-            list(pool.map(lambda checkpoint: checkpoint.hashes(), self.inputs.values()))
 
     # -- after the files are written --------------------------------------------------------------
 
@@ -270,32 +260,6 @@ def write_merge(
                     f"rounding to 16 bits takes {share:.1%} of what the merge changed; --out-dtype"
                     " fp32 keeps it"
                 )
-
-
-def describe(setup: Setup, method: Merge, *, known: bool) -> dict[str, str]:
-    """What a file's header says of its making: no paths, and no order that makes no difference.
-
-    Args:
-        setup: The inputs.
-        method: How they are merged.
-        known: Whether the inputs' digests are; zeros of the same length stand for them else.
-    """
-    prints = [c.fingerprint() if known else "0" * 64 for c in setup.models]
-    order = list(range(len(prints)))
-    if method.symmetric:
-        order.sort(key=lambda i: prints[i])
-    settings = dump(method)
-    for selector, numbers in (settings.get("weights") or {}).items():
-        settings["weights"][selector] = [numbers[i] for i in order]
-    said = {
-        "tool": f"embtool {emb_tool.__version__}",
-        "method": json.dumps(settings),
-        "models": ",".join(prints[i] for i in order),
-        "seed": str(setup.job.seed),
-    }
-    if setup.base is not None:
-        said["base"] = setup.base.fingerprint() if known else "0" * 64
-    return said
 
 
 def ordered(setup: Setup, method: Merge) -> tuple[Sequence[Slot], list[int]]:

@@ -307,6 +307,24 @@ def test_model2vecs_name_of_the_table_is_the_same_tensor(
         assert torch.allclose(found, (tables[0] + tables[1]) / 2, rtol=0, atol=1e-7)
 
 
+def test_a_link_to_a_file_is_that_file(
+    run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.merge.siblings import make_files
+
+    check_here(monkeypatch)
+    (tmp_path / "there").mkdir()
+    models, base = make_files(tmp_path / "there", 2)
+    links = [tmp_path / Path(name).name for name in (*models, base)]
+    for link in links:
+        link.symlink_to(tmp_path / "there" / link.name)
+    for out, (*some, zero) in {"a": (*models, base), "b": links}.items():
+        told = run_cli("merge", *some, "--base", zero, "-m", "ties", "-o", tmp_path / out)
+        assert told.code == 0, told.err
+    one, two = ((tmp_path / x / "model.safetensors").read_bytes() for x in "ab")
+    assert one == two
+
+
 def test_no_torch_in_the_process_that_merges(tmp_path: Path) -> None:
     from tests.merge.siblings import make_files
 
