@@ -141,9 +141,11 @@ def check_merged(request: dict[str, Any]) -> Report:
 
     name, folder = request["name"], request["folder"]
     if "bare" in request:
-        written = Checkpoint.open(Path(folder) / "model.safetensors")
-        check_finite(written)
-        return Report("check", measures=[Measure("weights", written.weight_bytes(), "B")])
+        files = [Checkpoint.open(path) for path in sorted(Path(folder).glob("*.safetensors"))]
+        for file in files:
+            check_finite(file)
+        size = sum(file.weight_bytes() for file in files)
+        return Report("check", measures=[Measure("weights", size, "B")])
     runtime = Runtime.start(request["device"], request["dtype"])
     report = Report("check")
     inputs: dict[str, str] = request["inputs"]

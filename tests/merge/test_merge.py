@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from emb_tool.checkpoint.header import read_header
 from emb_tool.checkpoint.layout import read_layout
 from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.merge.job import MergeJob
 from tests.conftest import CliResult
 from tests.runs import check_here
 
@@ -307,7 +308,7 @@ def test_model2vecs_name_of_the_table_is_the_same_tensor(
         assert torch.allclose(found, (tables[0] + tables[1]) / 2, rtol=0, atol=1e-7)
 
 
-def test_a_link_to_a_file_is_that_file(
+def test_bare_files_may_be_links_and_come_in_shards(
     run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.merge.siblings import make_files
@@ -323,6 +324,10 @@ def test_a_link_to_a_file_is_that_file(
         assert told.code == 0, told.err
     one, two = ((tmp_path / x / "model.safetensors").read_bytes() for x in "ab")
     assert one == two
+    monkeypatch.setattr(MergeJob, "max_shard", 1 << 16)
+    told = run_cli("merge", *models, "-o", tmp_path / "shards", "--json")
+    assert told.code == 0, told.err
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
 
 
 def test_no_torch_in_the_process_that_merges(tmp_path: Path) -> None:
