@@ -22,8 +22,8 @@ _BINS = 1 << 16
 _SAMPLE = 1 << 16
 """Numbers of the smallest sample; sequences up to this size are looked at whole."""
 
-_KEPT = 1 << 24
-"""Numbers kept between bounds at most: 64 MB."""
+_KEPT = 1 << 25
+"""Numbers kept between bounds at most, those of all sequences together: 128 MB."""
 
 
 class Blocks(Protocol):
