@@ -14,6 +14,7 @@ from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import replace_metadata
 from emb_tool.data.sample import sample_texts
 from emb_tool.host import Host
+from emb_tool.merge.adapter import Adapter
 from emb_tool.merge.base import Merge
 from emb_tool.merge.bench import DATA, Bench
 from emb_tool.merge.finding import Finding, Looking, found_before, keep_found
@@ -145,7 +146,7 @@ class MergeModels:
         return {
             "folder": str(folder),
             "texts": self._sample(),
-            "inputs": {c.name: str(c.path) for c in self.setup.models},
+            "inputs": self._runnable(),
             "tasks": list(self.job.eval),
         }
 
@@ -153,7 +154,13 @@ class MergeModels:
         """What that process can do while the files are being written."""
         if self.setup.is_bare or isinstance(self.method, Looking):
             return None
-        return {"ahead": str(self.setup.lead.path), "texts": self._sample()}
+        return {"ahead": next(iter(self._runnable().values())), "texts": self._sample()}
+
+    def _runnable(self) -> dict[str, str]:
+        """Name to folder of the inputs as they can be opened: the base in the place of adapters."""
+        base = self.setup.base
+        opened = [base if isinstance(c, Adapter) and base else c for c in self.setup.models]
+        return {checkpoint.name: str(checkpoint.path) for checkpoint in opened}
 
     @staticmethod
     def _sample() -> list[str]:

@@ -241,6 +241,9 @@ def test_a_lora_adapter_is_its_base_and_a_product(
     for key, tensor in merged.items():
         change = 2 * b @ a if key == f"{name}.weight" else 0
         torch.testing.assert_close(tensor, plain[key] + change, rtol=1e-6, atol=1e-6)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    compared = {m["model"] for m in report["measures"] if m["name"] == "cosine mean"}
+    assert compared == {str(tiny_bert)}  # an adapter cannot be opened by itself
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
     told = run_cli("merge", adapter, *given, "--overwrite")
     assert told.code == 2
