@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emb_tool.errors import Failed
+from emb_tool.evaluate.windows import limited
 from emb_tool.report import Measure, Report, Table
 
 if TYPE_CHECKING:
@@ -136,9 +137,7 @@ class Inputs:
     """
 
     def __init__(self, encoder: Encoder, text: str) -> None:
-        limit, encoder.max_length = encoder.max_length, None
-        whole = encoder.tokenize([text])[0]
-        encoder.max_length = limit
+        whole = limited(encoder).tokenize([text])[0]
         self._lead, self._trail = encoder.frame()
         self._inner = whole[len(self._lead) : len(whole) - len(self._trail)]
 

@@ -26,9 +26,6 @@ BUCKETS = 5
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
-UNLIMITED = 1 << 40
-"""Tokens that no text has."""
-
 Window = Annotated[
     int | None,
     Field(ge=8, description="tokens that the baselines read at once [the reference's limit]"),
@@ -51,7 +48,7 @@ class LongTask(Task):
             "truncation": limited(encoder, window), "chunk-and-mean": Windows(encoder, window),
         }  # fmt: skip
         if computed_positions(encoder):
-            found["untreated"] = limited(encoder, UNLIMITED)
+            found["untreated"] = limited(encoder)
         return {name: Pair.of(other, pair.label) for name, other in found.items()}
 
     def _window(self, pair: Pair) -> int:
@@ -220,7 +217,7 @@ class Synthetic(LongTask):
 
         hidden = self._hidden(tokens)
         heads = [text[:end] for text, end in zip(hidden.documents, hidden.ends, strict=True)]
-        ids = limited(encoder, UNLIMITED).tokenize(heads, encoder.prompt("document"))
+        ids = limited(encoder).tokenize(heads, encoder.prompt("document"))
         seen = sum(len(row) <= window for row in ids) / len(ids)
         return seen + (1 - seen) / len(ids)
 

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from emb_tool.evaluate.pair import Vectors
 
 
-def limited(encoder: Encoder, tokens: int) -> Encoder:
+UNLIMITED = 1 << 40
+"""Tokens that no text has."""
+
+
+def limited(encoder: Encoder, tokens: int = UNLIMITED) -> Encoder:
     """The same model, reading so many tokens of a text; its own limit is not asked."""
     other = copy.copy(encoder)
     other.max_length, other.truncated = tokens, 0

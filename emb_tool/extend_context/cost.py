@@ -37,7 +37,8 @@ def memory(config: Mapping[str, Any], tokens: int, eager: bool) -> int:
 
 def work(config: Mapping[str, Any], tokens: int) -> int:
     """Operations of one text: 24 w² a token for matrices of 12 w², 4 w for each pair of tokens."""
-    width, layers = hidden_size(config) or 0, _first(config, "num_hidden_layers", "n_layers") or 1
+    width = hidden_size(config) or 0
+    layers = _first(config, "num_hidden_layers", "n_layers", "num_layers", "n_layer") or 1
     return layers * tokens * (24 * width**2 + 4 * width * tokens)
 
 

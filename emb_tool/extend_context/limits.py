@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from emb_tool.checkpoint.files import join, read_json
+from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.draft import Draft
 from emb_tool.extend_context.family import FAMILIES
 
@@ -24,6 +26,20 @@ def window_of(config: Mapping[str, Any]) -> int | None:
     if family and family.layered:  # old configs of such types name no layers
         return None
     return window if set(config.get("layer_types") or ()) <= {"sliding_attention"} else None
+
+
+def stated_lengths(checkpoint: Checkpoint) -> dict[str, int]:
+    """Every length that the files of a checkpoint state, by key."""
+    config, layout = checkpoint.config, checkpoint.layout
+    transformer = layout.find("Transformer")
+    tokenizer = read_json(checkpoint.path, join(layout.main, "tokenizer_config.json")) or {}
+    found = {
+        "max_position_embeddings": config.get("max_position_embeddings"),
+        "max_seq_length": transformer.config.get("max_seq_length") if transformer else None,
+        "model_max_length": tokenizer.get("model_max_length"),
+        "sliding_window": window_of(config),
+    }
+    return {k: int(v) for k, v in found.items() if isinstance(v, int | float) and 0 < v < NO_LIMIT}
 
 
 _TRUNCATION = re.compile(rb'("truncation"\s*:\s*\{[^}]*?"max_length"\s*:\s*)(\d+)')

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, cast
 
 from emb_tool import registry
-from emb_tool.checkpoint.files import join, read_json
 from emb_tool.checkpoint.layout import needs_hub
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.texts import scan
@@ -17,7 +16,7 @@ from emb_tool.extend_context.base import Context, Extension
 from emb_tool.extend_context.cost import memory
 from emb_tool.extend_context.family import SHOWN, Positions, positions_of
 from emb_tool.extend_context.job import ExtendJob
-from emb_tool.extend_context.limits import NO_LIMIT, set_lengths, window_of
+from emb_tool.extend_context.limits import set_lengths, stated_lengths
 from emb_tool.extend_context.logn import by_function, by_weights
 from emb_tool.extend_context.rotary import Rotary
 from emb_tool.plan import Plan, Step
@@ -67,9 +66,29 @@ class Setup:
         """What will be written.
 
         Raises:
-            Refused: The method does not serve such positions, short inputs cannot be kept, the
-                model is packed or lengthened already.
+            Refused: The method does not serve such positions or such lengths, short inputs cannot
+                be kept, the model is packed or lengthened already.
         """
+        self._refuse()
+        draft, method = Draft.of(self.checkpoint), self.method
+        if self.keeps_short or not self.job.preserve_short:
+            method.extend(draft, self.context)
+        else:
+            assert isinstance(method, Rotary)
+            method.carried(draft, self.context)
+        if self.job.logn == "exact":
+            by_function(draft, self.context)
+        elif self.job.logn == "constant":
+            by_weights(draft, self.context)
+        set_lengths(draft, self.context.target)
+        draft.notes.append(
+            f"a text of {self.context.target:,} tokens needs about {self.memory / 1e6:,.0f} MB "
+            "beside the weights"
+        )
+        draft.facts["memory at target length"] = self.memory
+        return draft
+
+    def _refuse(self) -> None:
         method, kind = self.method, self.positions.kind
         if kind not in method.kinds:
             table = registry.methods("extend-context")
@@ -88,33 +107,17 @@ class Setup:
                 f"--preserve-short: -m {method.name} moves every position of such a model",
                 "rp and hierarchical keep short inputs as they were, pi does with emb_tool.hub",
             )
-        draft = Draft.of(self.checkpoint)
-        if draft.config.get("quantization_config"):
+        config, layout = self.checkpoint.config, self.checkpoint.layout
+        if config.get("quantization_config"):
             raise Refused(
                 f"{self.checkpoint.name} is packed or quantised",
                 "lengthen the plain model, then compress it",
             )
-        if needs_hub(draft.config, draft.layout):
+        if needs_hub(config, layout):
             raise Refused(
                 f"{self.checkpoint.name} is lengthened already",
                 "begin with the model it was made of",
             )
-        if self.keeps_short or not self.job.preserve_short:
-            method.extend(draft, self.context)
-        else:
-            assert isinstance(method, Rotary)
-            method.carried(draft, self.context)
-        if self.job.logn == "exact":
-            by_function(draft, self.context)
-        elif self.job.logn == "constant":
-            by_weights(draft, self.context)
-        set_lengths(draft, self.context.target)
-        draft.notes.append(
-            f"a text of {self.context.target:,} tokens needs about {self.memory / 1e6:,.0f} MB "
-            "beside the weights"
-        )
-        draft.facts["memory at target length"] = self.memory
-        return draft
 
     @cached_property
     def memory(self) -> int:
@@ -186,7 +189,7 @@ def original_length(checkpoint: Checkpoint, positions: Positions, job: ExtendJob
         return given or rows
     if given:
         return given
-    said = limits(checkpoint)
+    said = stated_lengths(checkpoint)
     least = min(said.values(), default=None)
     if least is None:
         raise Refused(
@@ -201,17 +204,3 @@ def original_length(checkpoint: Checkpoint, positions: Positions, job: ExtendJob
             "say it with --original-length N; the model's card has it",
         )
     return least
-
-
-def limits(checkpoint: Checkpoint) -> dict[str, int]:
-    """Every length that the files of a checkpoint state, by key."""
-    config, layout = checkpoint.config, checkpoint.layout
-    transformer = layout.find("Transformer")
-    tokenizer = read_json(checkpoint.path, join(layout.main, "tokenizer_config.json")) or {}
-    found = {
-        "max_position_embeddings": config.get("max_position_embeddings"),
-        "max_seq_length": transformer.config.get("max_seq_length") if transformer else None,
-        "model_max_length": tokenizer.get("model_max_length"),
-    }
-    found["sliding_window"] = window_of(config)
-    return {k: int(v) for k, v in found.items() if isinstance(v, int | float) and 0 < v < NO_LIMIT}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +51,3 @@ def make(type_: str, folder: Path, **settings: Any) -> Path:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     pooling = "lasttoken" if decoder else "mean"
     return save_model(folder, model, tokenizer, pooling=pooling, max_length=LENGTH, prompts={})
-
-
-Extend = Callable[..., Any]
