@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import arguments, embtool, finish, write_texts
+from common import arguments, embtool, figure, finish, write_texts
 
 LEARNED = ("rp", "hierarchical", "gp", "pi")
 ROTARY = ("pi", "ntk", "yarn", "longrope", "self-extend")
@@ -106,12 +106,19 @@ def main() -> int:
                 row = [measures.get((str(model), f"accuracy@{n}{end}")) for n in lengths]
                 rows.append([kind or label, target, *row, *[None] * (len(LENGTHS) - len(row))])
                 rows[-1].append(measures.get((str(model), f"ndcg@10{end}")))
+    prose = args.data / "texts.jsonl"
+    found = results["prose"] = embtool(
+        "eval", args.model, "--task",
+        f"passkey:haystack={prose},lengths=512,queries={args.queries},window=512",
+    )  # fmt: skip
+    own = figure(found, "accuracy@512 truncation")
+    rows.append(["the model, passkeys in prose", None, own, *[None] * 4])
     causal = args.causal or args.data / "stories260K"
     for name in args.rotary:
         out = args.work / f"extend-{name}-causal"
         results[f"{name} causal"] = embtool(
             "extend-context", causal, "--to", 2048, "-m", name, "-o", out, "--overwrite",
-            "--eval", f"perplexity:{args.data / 'texts.jsonl'}",
+            "--eval", f"perplexity:{prose}",
         )  # fmt: skip
         measures = {
             (m.get("model"), m["name"]): m["value"] for m in results[f"{name} causal"]["measures"]
