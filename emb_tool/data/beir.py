@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emb_tool.data import files
-from emb_tool.data.texts import titled
+from emb_tool.data.fields import titled
 from emb_tool.errors import Refused
 
 _QRELS = ("qrels/test.tsv", "qrels/dev.tsv", "qrels/train.tsv", "qrels.tsv", "qrels.jsonl")

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 from emb_tool.errors import Refused
@@ -34,7 +34,7 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 _BOM = b"\xef\xbb\xbf"
 
 
-def format_of(path: Path) -> str | None:
+def format_of(path: PurePath) -> str | None:
     """The format that the extension names, `.gz` left aside; None if it names none."""
     suffixes = [s.lower() for s in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from emb_tool.checkpoint.files import sha256
 from emb_tool.data import files
-from emb_tool.errors import EmbToolError, Failed, Refused
-from emb_tool.registry import did_you_mean
+from emb_tool.data.fields import Picker, pick_texts
+from emb_tool.data.streams import HUB, Shards, is_address, list_address, split_hub
+from emb_tool.errors import Refused
 
 STDIN = "-"
-HUB = "hub:"
 
 
 class Record(NamedTuple):
@@ -38,8 +38,9 @@ def read_texts(sources: Sequence[str], *, field: str | None = None) -> Iterator[
 
     A source is a file (.jsonl, .ndjson, .csv, .tsv, .parquet, .txt, each also .gz), a folder of
     them (recursive, sorted, hidden files and other extensions passed over),
-    `hub:NAME[:CONFIG[:SPLIT]]` (the train split, unless named) or `-` (stdin: JSON lines if it
-    begins with `{`, else one text a line). Blank lines are no records.
+    `hub:NAME[:CONFIG[:SPLIT]]` (the train split, unless named), an address of a file or folder that
+    fsspec opens (`s3://bucket/folder`), or `-` (stdin: JSON lines if it begins with `{`, else one
+    text a line). Blank lines are no records.
 
     Args:
         sources: What to read.
@@ -63,7 +64,7 @@ def read_texts(sources: Sequence[str], *, field: str | None = None) -> Iterator[
 def scan(sources: Sequence[str], field: str | None = None) -> None:
     """Refuse before work what can be seen cheaply: every local file down to its first record.
 
-    Hub sets and stdin are left alone.
+    Stdin is left alone, and of hub sets and addresses only the name is looked at.
 
     Args:
         sources: As for `read_texts`.
@@ -74,29 +75,26 @@ def scan(sources: Sequence[str], field: str | None = None) -> None:
     """
     for source in sources:
         if source.startswith(HUB):
-            _split_hub(source)
+            split_hub(source)
+        elif is_address(source):
+            list_address(source)
         elif source != STDIN:
-            firsts = [next(_read_file(path, field), None) for path in _expand(source)]
+            firsts = [next(_read_file(path, field), None) for path in expand(source)]
             if not any(firsts):
                 raise _without_texts(source)
 
 
 def hashes(sources: Sequence[str]) -> dict[str, dict[str, str]]:
-    """sha256 of every local file, by source and by name within it; hub sets and stdin have none."""
+    """sha256 of every local file, by source and by name within it; what is streamed has none."""
     found = {}
     for source in sources:
-        if source != STDIN and not source.startswith(HUB):
+        if source != STDIN and not source.startswith(HUB) and not is_address(source):
             root = Path(source).expanduser()
             names = {
-                p: str(p.relative_to(root)) if root.is_dir() else p.name for p in _expand(source)
+                p: str(p.relative_to(root)) if root.is_dir() else p.name for p in expand(source)
             }
             found[source] = {name: sha256(path) for path, name in names.items()}
     return found
-
-
-def titled(title: Any, text: str) -> str:
-    """A BEIR document as one text: title, space, text."""
-    return f"{title} {text}".strip() if isinstance(title, str) else text
 
 
 def _without_texts(source: str) -> Refused:
@@ -104,7 +102,7 @@ def _without_texts(source: str) -> Refused:
     return Refused(f"{what} is empty: it holds no texts", "leave it out, or fill it")
 
 
-def _expand(source: str) -> list[Path]:
+def expand(source: str) -> list[Path]:
     """The files of a local source."""
     path = files.locate(Path(source).expanduser())
     if not path.is_dir():
@@ -126,63 +124,13 @@ def _expand(source: str) -> list[Path]:
     return found
 
 
-class _Picker:
-    """Takes the text out of the records of one file.
-
-    Args:
-        field: The field asked for, or None.
-        fields: All fields of the first record.
-        strings: Those of them that hold strings.
-        where: Place of the first record.
-    """
-
-    def __init__(
-        self, field: str | None, fields: Sequence[str], strings: Sequence[str], where: str
-    ) -> None:
-        if field is not None:
-            if field not in fields:
-                raise _missing(field, fields, where)
-            self.column = field
-        elif "text" in fields:
-            self.column = "text"
-        elif len(strings) == 1:
-            self.column = strings[0]
-        else:
-            raise Refused(
-                f"{where}: no field 'text', and {len(strings)} others hold strings; "
-                f"there are: {', '.join(fields)}",
-                "name the one that holds the text with --text-field",
-            )
-        self.titled = field is None and self.column == "text" and "_id" in fields
-
-    def __call__(self, record: Mapping[str, Any], where: str) -> str:
-        try:
-            text = record[self.column]
-        except KeyError:
-            raise _missing(self.column, list(record), where) from None
-        if not isinstance(text, str):
-            raise Refused(
-                f"{where}: field {self.column!r} holds {files.shown(text)}, not a string",
-                "correct or remove the record, or name another field with --text-field",
-            )
-        return titled(record.get("title"), text) if self.titled else text
-
-
-def _missing(field: str, fields: Sequence[str], where: str) -> Refused:
-    near = did_you_mean(field, fields)
-    return Refused(
-        f"{where}: no field {field!r}; there are: {', '.join(fields)}",
-        near if near.startswith("did") else "name the one that holds the text with --text-field",
-    )
-
-
 def _read_source(source: str, field: str | None) -> Iterator[tuple[str, str]]:
     if source == STDIN:
         yield from _read_stdin(field)
-    elif source.startswith(HUB):
-        yield from _read_hub(source, field)
+    elif source.startswith(HUB) or is_address(source):
+        yield from Shards([source], field).texts()
     else:
-        for path in _expand(source):
+        for path in expand(source):
             yield from _read_file(path, field)
 
 
@@ -209,7 +157,7 @@ def _read_lines(lines: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[s
 def _read_json(
     lines: Iterator[tuple[int, str]], name: str, field: str | None
 ) -> Iterator[tuple[str, str]]:
-    yield from _pick(files.json_records(lines, name), field)
+    yield from pick_texts(files.json_records(lines, name), field)
 
 
 def _read_table(
@@ -226,7 +174,7 @@ def _read_table(
             )
         record = dict(zip(header, row, strict=True))
         if pick is None:
-            pick = _Picker(field, header, [k for k, v in record.items() if not _number(v)], where)
+            pick = Picker(field, header, [k for k, v in record.items() if not _number(v)], where)
         yield pick(record, where), where
 
 
@@ -253,7 +201,7 @@ def _read_parquet(path: Path, field: str | None) -> Iterator[tuple[str, str]]:
             table = pq.ParquetFile(stream)
             schema = table.schema_arrow
             strings = [f.name for f in schema if is_text(f.type)]
-            pick = _Picker(field, schema.names, strings, str(path))
+            pick = Picker(field, schema.names, strings, str(path))
             if pick.column not in strings:
                 raise Refused(
                     f"{path}: column {pick.column!r} holds {schema.field(pick.column).type}, "
@@ -281,48 +229,3 @@ def _read_stdin(field: str | None) -> Iterator[tuple[str, str]]:
                 yield from _read_json(whole, "stdin", field)
             else:
                 yield from _read_lines(whole, "stdin")
-
-
-def _split_hub(source: str) -> tuple[str, str | None, str]:
-    """`hub:NAME[:CONFIG[:SPLIT]]`, taken apart."""
-    name, *rest = source.removeprefix(HUB).split(":")
-    if not name or len(rest) > 2:
-        raise Refused(f"{source!r} is no hub set", "write hub:NAME, hub:NAME:CONFIG:SPLIT")
-    config, split, *_ = *rest, "", ""
-    return name, config or None, split or "train"
-
-
-def _read_hub(source: str, field: str | None) -> Iterator[tuple[str, str]]:
-    import datasets
-
-    name, config, split = _split_hub(source)
-    try:
-        records = datasets.load_dataset(name, config, split=split, streaming=True)
-    except Exception as error:  # a library of many errors: every one means this set cannot be had
-        raise Refused(
-            f"{source}: cannot be opened ({type(error).__name__}: {error})",
-            "check the name, configuration and split, and the network (HF_HUB_OFFLINE)",
-        ) from error
-
-    def numbered() -> Iterator[tuple[Mapping[str, Any], str]]:
-        for number, record in enumerate(records, 1):
-            yield record, f"{source}:row {number}"
-
-    try:
-        yield from _pick(numbered(), field)
-    except EmbToolError:
-        raise
-    except Exception as error:
-        raise Failed(f"{source}: reading stopped ({type(error).__name__}: {error})") from error
-
-
-def _pick(
-    records: Iterator[tuple[Mapping[str, Any], str]], field: str | None
-) -> Iterator[tuple[str, str]]:
-    """The text of each record, by what the first one holds."""
-    pick = None
-    for record, where in records:
-        if pick is None:
-            strings = [key for key, value in record.items() if isinstance(value, str)]
-            pick = _Picker(field, list(record), strings, where)
-        yield pick(record, where), where

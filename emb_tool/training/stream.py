@@ -7,8 +7,6 @@ is therefore named by (epoch, window, batch), and a resumed run tokenises one wi
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +15,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emb_tool.data.batches import plan_batches
+from emb_tool.training.ahead import ahead
 
 WINDOW = 8192
 """Texts among which lengths are sorted."""
 
 
 class Place(NamedTuple):
-    """Where a run stands: the next batch, and the texts used before it."""
+    """Where a run stands: the next batch, and the texts used before it.
+
+    Args:
+        epoch: Counted from 0.
+        window: Of the epoch.
+        batch: Of the window.
+        texts: Used so far.
+        began: Of streamed texts, those used before the epoch.
+        lanes: Of streamed texts, where each lane stood before the window: JSON.
+    """
 
     epoch: int = 0
     window: int = 0
     batch: int = 0
     texts: int = 0
+    began: int = 0
+    lanes: dict[str, Any] | None = None
 
 
 @dataclass
@@ -143,6 +153,16 @@ class Stream:
         self.rank, self.world = rank, world
         self.size = sum(len(pool) for pool in self.pools)
 
+    def sample(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """Two texts of the first epoch: their token ids, targets and indices."""
+        first = self.order(0)[:2]
+        self.cache.lengths(first)
+        return self.cache.ids(first), self.read_targets(first), first
+
+    def close(self) -> None:
+        """Let go of the tokens on disk."""
+        self.cache.close()
+
     def order(self, epoch: int) -> np.ndarray:
         """The texts of an epoch, shuffled: (size,) corpus indices.
 
@@ -194,7 +214,7 @@ class Stream:
 
     def batches(self, place: Place) -> Iterator[Batch]:
         """Every batch from a place on."""
-        epoch, first_window, first_batch, texts = place
+        epoch, first_window, first_batch, texts = place[:4]
         while texts < self.total:
             order = self.order(epoch)
             for window in range(first_window, -(-self.size // WINDOW)):
@@ -217,34 +237,4 @@ class Stream:
 
     def ahead(self, place: Place, depth: int = 8) -> Iterator[Batch]:
         """`batches`, made by a thread that stays `depth` batches ahead."""
-        ready: queue.Queue[Any] = queue.Queue(depth)
-        stop = threading.Event()
-
-        def put(item: Any) -> bool:
-            while not stop.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                    return True
-                except queue.Full:
-                    continue
-            return False
-
-        def work() -> None:
-            try:
-                for batch in self.batches(place):
-                    if not put(batch):
-                        return
-                put(None)
-            except BaseException as error:  # handed to the thread that trains
-                put(error)
-
-        thread = threading.Thread(target=work, name="batches", daemon=True)
-        thread.start()
-        try:
-            while (item := ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            thread.join()
+        return ahead(self.batches(place), depth)

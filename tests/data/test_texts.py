@@ -310,3 +310,21 @@ def test_hub_names_are_checked_before_work() -> None:
     with pytest.raises(Refused, match="no hub set"):
         scan(["hub:a:b:c:d"])
     assert "cannot be opened" in refusal("hub:nobody/no-such-set").message
+
+
+def test_addresses_are_read_through_fsspec() -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for name, number in (("b.jsonl", 2), ("a.jsonl", 1), (".hidden.jsonl", 9), ("README.md", 9)):
+        with memory.open(f"/somewhere/{name}", "wt") as file:
+            file.write(json.dumps({"n": number, "text": f"text {number}"}) + "\n")
+    with memory.open("/somewhere/sub/c.txt", "wt") as file:
+        file.write("text 3\n")
+    address = "memory://somewhere"
+    scan([address])
+    assert texts(address) == ["text 1", "text 2", "text 3"]
+    assert texts(f"{address}/b.jsonl") == ["text 2"]
+    assert "no field 'body'" in refusal(f"{address}/b.jsonl", field="body").message
+    assert "not found" in refusal("memory://elsewhere").message
+    assert "cannot be opened" in refusal("nothing://at-all").message
