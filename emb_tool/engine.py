@@ -170,7 +170,6 @@ def _merge(job: Any, options: Options) -> Report:
 def _extend(job: Any, options: Options) -> Report:
     from emb_tool.extend_context.run import ExtendContext
 
-    _refuse_several(job)
     return make(job, options, ExtendContext)
 
 
@@ -223,7 +222,7 @@ def make(job: Any, options: Options, worker: Any) -> Report:
         if runtime.on_main(begin) if runtime else begin():
             return _read_report(out)
         runtime = runtime or (work.start() if hasattr(work, "start") else _runtime(job))
-        ahead = work.ahead() if hasattr(work, "ahead") else None
+        ahead = work.ahead() if hasattr(work, "ahead") and progress.is_main else None
         checking = stack.enter_context(child.running(runtime, ahead)) if ahead else None
         work.work(folder.partial, folder.partial / ".state", runtime)
 

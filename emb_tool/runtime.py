@@ -13,7 +13,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from emb_tool.errors import EmbToolError, Followed, Interrupted, Refused
+from emb_tool.errors import EmbToolError, Failed, Followed, Interrupted, Refused
 from emb_tool.signals import DeferredSignals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_BUCKET = 8 << 20  # numbers that travel at a time
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -99,6 +100,7 @@ class Runtime:
             torch.cuda.set_device(chosen)
         if world > 1:
             _ = runtime.accelerator  # joins the process group
+            _ = runtime._patient
         runtime.reseed()
         return runtime
 
@@ -183,18 +185,96 @@ class Runtime:
         return self.device.type in ("cpu", "cuda")
 
     def barrier(self) -> None:
-        """Wait for every process."""
+        """Wait for every process, however long."""
         if self.world > 1:
-            self.accelerator.wait_for_everyone()
+            with self._company():
+                torch.distributed.barrier(group=self._patient)
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over the processes."""
+        return self._reduce(values, torch.distributed.ReduceOp.SUM)
+
+    def largest(self, *values: float) -> list[float]:
+        """The largest of each value over the processes."""
+        return self._reduce(values, torch.distributed.ReduceOp.MAX)
+
+    def _reduce(self, values: Sequence[float], how: Any) -> list[float]:
+        """On the host: nothing waits for the device, and who has died is noticed at once."""
         if self.world == 1:
             return list(values)
-        total = self.accelerator.reduce(
-            torch.tensor(values, dtype=torch.float64, device=self.device), "sum"
-        )
+        total = torch.tensor(values, dtype=torch.float64)
+        with self._company():
+            torch.distributed.all_reduce(total, how, group=self._patient)
         return [float(value) for value in total]
+
+    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Sum dense tensors of one dtype over the processes, in place."""
+        if self.world == 1:
+            return
+        bucket: list[torch.Tensor] = []
+        for last, tensor in enumerate(tensors, 1 - len(tensors)):
+            bucket.append(tensor)
+            if last < 0 and sum(t.numel() for t in bucket) < _BUCKET:
+                continue
+            flat = torch.cat([t.reshape(-1) for t in bucket])
+            with self._company():
+                torch.distributed.all_reduce(flat)
+            parts = flat.split([t.numel() for t in bucket])
+            torch._foreach_copy_(bucket, [p.view_as(t) for p, t in zip(parts, bucket, strict=True)])
+            bucket = []
+
+    def add_up_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """The sum of sparse (n, dim) tensors over the processes; only rows that any has travel."""
+        if self.world == 1:
+            return rows.coalesce()
+        rows = rows.coalesce()
+        (mine,) = rows.indices()
+        present = torch.zeros(rows.shape[0], dtype=torch.uint8, device=rows.device)
+        present[mine] = 1
+        with self._company():
+            torch.distributed.all_reduce(present, torch.distributed.ReduceOp.MAX)
+            (indices,) = present.nonzero(as_tuple=True)
+            values = rows.values().new_zeros(len(indices), rows.shape[1])
+            values[torch.searchsorted(indices, mine)] = rows.values()
+            torch.distributed.all_reduce(values)
+        return torch.sparse_coo_tensor(
+            indices[None], values, rows.shape, is_coalesced=True, check_invariants=False
+        )
+
+    def take_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Put what rank 0 has into tensors of every process."""
+        if self.world > 1:
+            for tensor in tensors:
+                with self._company():
+                    torch.distributed.broadcast(tensor, 0)
+
+    @contextmanager
+    def _company(self) -> Iterator[None]:
+        """Tell in our words that another process is gone; two do, in case one of them is it."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.is_out_of_memory(error):
+                raise
+            if self.rank > 1:
+                raise Followed(1) from error
+            raise Failed(
+                f"another of the {self.world} processes has ended, or cannot be reached",
+                "see what it said; then go on with --resume, with any number of processes",
+            ) from error
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Keeps small gradients of fp16 from vanishing; does nothing for other dtypes."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def gather(self, told: Any) -> list[Any]:
+        """What each process tells, in the order of their ranks."""
+        if self.world == 1:
+            return [told]
+        found: list[Any] = [None] * self.world
+        with self._company():
+            torch.distributed.all_gather_object(found, told, group=self._patient)
+        return found
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -256,10 +336,11 @@ class Runtime:
     def _from_main(self, code: int, found: bool, group: Any) -> tuple[int, bool]:
         """Two numbers of rank 0, on every rank."""
         told = torch.tensor([code, found])
-        sent = torch.distributed.broadcast(told, 0, group=group, async_op=True)
-        while not sent.is_completed():  # a second Ctrl-C is heard in between
-            time.sleep(0.02)
-        sent.wait()
+        with self._company():
+            sent = torch.distributed.broadcast(told, 0, group=group, async_op=True)
+            while not sent.is_completed():  # a second Ctrl-C is heard in between
+                time.sleep(0.02)
+            sent.wait()
         return int(told[0]), bool(told[1])
 
     @staticmethod

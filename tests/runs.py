@@ -83,7 +83,10 @@ def check_here(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> dict[str, Any]:
         from emb_tool.evaluate.check import check
 
-        report = check({**request, "device": "cpu", "dtype": "fp32", "name": name})
+        with pytest.MonkeyPatch.context() as patch:  # the child is one process, too
+            patch.setenv("WORLD_SIZE", "1")
+            patch.setenv("RANK", "0")
+            report = check({**request, "device": "cpu", "dtype": "fp32", "name": name})
         return report.to_json() | {"tables": [table.to_json() for table in report.tables]}
 
     monkeypatch.setattr("emb_tool.evaluate.child.ask", check)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from emb_tool.method import IntList, Training
+from emb_tool.training.spread import spread_out, spread_share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,15 +44,23 @@ class Leaf(Training):
         float, Field(ge=0, description="weight of the spread-out term, which helps binary codes")
     ] = 0.0
 
-    def loss(self, vectors: Tensor, targets: Tensor) -> Tensor:
+    def loss(
+        self,
+        vectors: Tensor,
+        targets: Tensor,
+        moment: Tensor | None = None,
+        count: int | None = None,
+    ) -> Tensor:
         """Loss of each text.
 
         Args:
             vectors: (batch, dim) of the student.
             targets: (batch, dim) of the teacher.
+            moment: (dim, dim) `second_moment` of all vectors of a step, where these are some.
+            count: How many all are.
 
         Returns:
-            (batch,), not averaged; the spread-out term is the same for each text.
+            (batch,), not averaged; the mean of the spread-out term over a step is G.
         """
         from torch.nn.functional import cosine_similarity, normalize
 
@@ -62,24 +71,8 @@ class Leaf(Training):
                 losses = losses + prefix.square().sum(-1)
         if self.cosine:
             losses = losses + self.cosine * (1 - cosine_similarity(vectors, targets, dim=-1))
-        if self.gor and len(vectors) > 1:
+        if self.gor and moment is not None and count is not None and count > 1:
+            losses = losses + self.gor * spread_share(vectors, moment, count)
+        elif self.gor and moment is None and len(vectors) > 1:
             losses = losses + self.gor * spread_out(vectors)
         return losses
-
-
-def spread_out(vectors: Tensor) -> Tensor:
-    """Mean squared cosine of all pairs of a batch, G = 1/(B(B−1)) Σ_{i≠j} (x_i · x_j)².
-
-    Args:
-        vectors: (B, dim); they are normalised first.
-
-    Paper:
-        Global orthogonal regularisation, arXiv:1708.06320, eq. 6 (second moment), as used by
-        EmbeddingGemma, arXiv:2509.20354.
-    """
-    from torch.nn.functional import normalize
-
-    unit = normalize(vectors, dim=-1)
-    gram = (unit @ unit.T).square()
-    count = len(vectors)
-    return (gram.sum() - gram.diagonal().sum()) / (count * (count - 1))

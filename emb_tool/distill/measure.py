@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emb_tool.data.corpus import Corpus
+from emb_tool.evaluate.shared import encode_together
 from emb_tool.evaluate.task import run_tasks
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report
@@ -35,14 +36,14 @@ def tokenize_roles(
 def encode_roles(
     encoder: Encoder, corpus: Corpus, indices: np.ndarray, prompts: dict[str, str]
 ) -> np.ndarray:
-    """Vectors of corpus texts, each with the prompt of its role, (n, dim) float32."""
+    """Vectors of corpus texts, each with the prompt of its role, (n, dim)."""
     roles = np.asarray(corpus.roles[indices])
     vectors = np.empty((len(indices), encoder.dim), np.float32)
     truncated = encoder.truncated
     for role, name in enumerate(("document", "query")):
         mine = roles == role
         if mine.any():
-            vectors[mine] = encoder.encode(corpus.texts(indices[mine]), prompts[name])
+            vectors[mine] = encode_together(encoder, corpus.texts(indices[mine]), prompts[name])
     encoder.truncated = truncated
     return vectors
 

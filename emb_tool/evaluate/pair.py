@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from emb_tool.errors import Failed, Refused
+from emb_tool.evaluate.shared import encode_together
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,8 +87,8 @@ class Embedder:
                 if self.progress:
                     self.progress(self.label, done, len(texts))
 
-            vectors = self.encoder.encode(
-                texts, prompt, batch_tokens=self.batch_tokens, progress=count
+            vectors = encode_together(
+                self.encoder, texts, prompt, batch_tokens=self.batch_tokens, progress=count
             )
             self.remember(texts, prompt_name, vectors)
         return self._known[key]

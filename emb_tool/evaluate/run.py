@@ -35,6 +35,8 @@ class Opened(NamedTuple):
 def evaluate(job: EvalJob, runtime: Runtime, *, progress: Progress | None = None) -> Report:
     """Measure the models of a job, one in memory at a time beside reference and query model.
 
+    Several processes share out the texts; each has all vectors, and works out the same figures.
+
     Args:
         job: What to measure.
         runtime: Where.
@@ -50,15 +52,22 @@ def evaluate(job: EvalJob, runtime: Runtime, *, progress: Progress | None = None
     report = Report("eval", job=job.recipe())
     report.facts["runtime"] = runtime.facts()
     tasks = job.tasks()
-    if job.plot:
-        plot.check_plot(job.plot)
     names = list(dict.fromkeys(job.models))
-    checkpoints = {
-        name: Checkpoint.open(name) for name in (*names, job.reference, job.query_model) if name
-    }
-    for task in tasks:
-        for sentence in task.check():
-            report.warn(sentence)
+    checkpoints: dict[str, Checkpoint] = {}
+
+    def prepare() -> None:
+        if job.plot:
+            plot.check_plot(job.plot)
+        for name in (*names, job.reference, job.query_model):
+            if name:
+                checkpoints[name] = Checkpoint.open(name)
+        for task in tasks:
+            for sentence in task.check():
+                report.warn(sentence)
+
+    runtime.on_main(prepare)  # what is refused, one process says
+    if not runtime.is_main:
+        prepare()
 
     def clock(what: str, seconds: float) -> None:
         report.timings[what] = report.timings.get(what, 0.0) + seconds
@@ -82,10 +91,10 @@ def evaluate(job: EvalJob, runtime: Runtime, *, progress: Progress | None = None
             tasks, pair, against, clock=lambda task, seconds: clock(task.label, seconds)
         )
         for side in {id(e): e for e in (pair.query, pair.document)}.values():
-            cut = getattr(side.encoder, "truncated", 0)
+            (cut,) = runtime.sum(getattr(side.encoder, "truncated", 0))
             if cut:
                 limit = side.encoder.max_length
-                report.warn(f"{side.label}: {cut} texts were cut at {limit} tokens")
+                report.warn(f"{side.label}: {cut:.0f} texts were cut at {limit} tokens")
 
     reference = opened(job.reference, keep=True).pair if job.reference else None
     queries = opened(job.query_model, keep=True).query if job.query_model else None
@@ -113,7 +122,7 @@ def evaluate(job: EvalJob, runtime: Runtime, *, progress: Progress | None = None
         if isinstance(task, LongTask) and reference_label:
             for sentence in task.verdicts(by_model(report, task), reference_label):
                 report.warn(sentence)
-    if job.plot:
+    if job.plot and runtime.is_main:
         _draw(report, tasks, reference_label, job.plot)
         report.facts["plot"] = job.plot
     return report

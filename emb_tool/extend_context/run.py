@@ -55,7 +55,22 @@ class ExtendContext:
         return self.setup.plan()
 
     def work(self, folder: Path, state: Path, runtime: Runtime) -> None:
-        """Write the longer model into `folder`; a tuning in `state` is taken up."""
+        """Write the longer model into `folder`; of several processes rank 0 does it alone.
+
+        All of them tune; a tuning in `state` is taken up.
+        """
+        runtime.on_main(lambda: self._extend(folder, state))
+        if self.job.tune:
+            from emb_tool.extend_context.tuning import tune_positions
+
+            started = time.perf_counter()
+            self.report.facts["tuning"] = tune_positions(
+                folder, self.setup.checkpoint, self.setup.context, self.job, state, runtime,
+                self.progress,
+            )  # fmt: skip
+            self.report.timings["tune_seconds"] = time.perf_counter() - started
+
+    def _extend(self, folder: Path, state: Path) -> None:
         clear(folder, state)
         started = time.perf_counter()
         digests = Thread(target=self.setup.checkpoint.hashes, daemon=True)
@@ -72,15 +87,6 @@ class ExtendContext:
             self.rows = spec["shape"][0] if spec else draft.spec(table).shape[0]
         digests.join()
         self.report.facts |= {"steps": list(draft.notes), **draft.facts}
-        if self.job.tune:
-            from emb_tool.extend_context.tuning import tune_positions
-
-            started = time.perf_counter()
-            self.report.facts["tuning"] = tune_positions(
-                folder, self.setup.checkpoint, self.setup.context, self.job, state, runtime,
-                self.progress,
-            )  # fmt: skip
-            self.report.timings["tune_seconds"] = time.perf_counter() - started
 
     # -- after the files are written --------------------------------------------------------------
 

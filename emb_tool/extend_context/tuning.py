@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.corpus import Corpus
 from emb_tool.draft import Draft
 from emb_tool.encoder import Encoder
+from emb_tool.evaluate.shared import encode_together
 from emb_tool.evaluate.windows import Windows
 from emb_tool.extend_context.base import Context
 from emb_tool.extend_context.job import ExtendJob
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from emb_tool.runtime import Runtime
+    from emb_tool.training.loop import Trainer
 
 
 class Skips:
@@ -39,23 +43,27 @@ class Skips:
     text, u uniform up to where the text would end at the target (arXiv:2309.10400, with two chunks
     of which the first begins at 0, as every text's does). Long texts stand as they are.
 
-    Training draws from torch's own generator, whose state is saved with that of the training;
-    every measuring draws the same gaps.
+    A draw hangs on the text, the step and the seed alone, not on what stands beside it in a batch, a
+    process or a sitting; every measuring draws the same gaps.
 
     Args:
         encoder: The student; what it collates is noted.
         context: Lengths, and where positions begin.
-        seed: Of the gaps of a measuring.
+        seed: Of the gaps.
+
+    Attributes:
+        step: The step that training is at.
     """
 
     def __init__(self, encoder: Encoder, context: Context, seed: int) -> None:
         self.context, self.seed = context, seed
-        self._measured: torch.Generator | None = None
-        self._lengths = torch.ones(1, dtype=torch.long)
+        self.step: Callable[[], int] = lambda: 0
+        self._measured = False
+        self._ids: Sequence[np.ndarray] = ()
         collate = encoder.collate
 
         def noted(ids: Sequence[np.ndarray], prompt_length: int = 0) -> dict[str, Any]:
-            self._lengths = torch.tensor([len(row) for row in ids])
+            self._ids = ids
             return collate(ids, prompt_length)
 
         encoder.collate = noted  # type: ignore[method-assign]
@@ -63,19 +71,26 @@ class Skips:
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Gaps without a gradient, too, and the same ones every time."""
-        self._measured = torch.Generator().manual_seed(self.seed)
+        self._measured = True
         try:
             yield
         finally:
-            self._measured = None
+            self._measured = False
+
+    def _draws(self) -> Tensor:
+        """Two numbers in [0, 1) for each text of the batch, (2, batch) float64."""
+        key = struct.pack("<qq", self.seed, -1 if self._measured else self.step())
+        found = [blake2b(row.tobytes(), digest_size=16, key=key).digest() for row in self._ids]
+        numbers = np.frombuffer(b"".join(found), "<u8") >> np.uint64(11)
+        return torch.from_numpy(numbers.reshape(-1, 2).T * 2.0**-53)
 
     def __call__(self, module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """The position ids with gaps: a forward pre-hook of the table."""
         if not (torch.is_grad_enabled() or self._measured):
             return None
-        (ids,), lengths = args, self._lengths
+        (ids,), lengths = args, torch.tensor([len(row) for row in self._ids])
         first, (original, target) = self.context.positions.first, self.context.span
-        draw = torch.rand(2, len(lengths), generator=self._measured, dtype=torch.float64)
+        draw = self._draws()
         place = 1 + (draw[0] * (lengths - 1)).long()
         room = torch.where(lengths <= original, target - lengths, 0)
         gap = (draw[1] * (room + 1)).long()
@@ -137,9 +152,10 @@ def tune_positions(
         Figures for the report.
     """
     kept = state / "tune-corpus"
-    corpus = Corpus.open(kept) or Corpus.build(
-        kept, job.tune, field=job.text_field, limit=job.limit, holdout=job.holdout
-    )
+    with runtime.main_first():
+        corpus = Corpus.open(kept) or Corpus.build(
+            kept, job.tune, field=job.text_field, limit=job.limit, holdout=job.holdout
+        )
     teacher = Encoder.open(original, runtime)
     prompt = teacher.prompt(job.prompt_name)
     with progress.task("teacher", len(corpus), "texts") as advance:
@@ -148,6 +164,8 @@ def tune_positions(
             WindowTeacher(teacher, context, prompt),
             VectorStore(VectorStore.default_root(), progress.warn),
             progress=advance,
+            rank=runtime.rank,
+            world=runtime.world,
         )
     del teacher
     runtime.reseed()  # what came before depends on whether the run was taken up
@@ -165,23 +183,30 @@ def tune_positions(
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         with skips.measuring():
-            return student.encode(texts, prompt)
+            return encode_together(student, texts, prompt)
+
+    def watch(trainer: Trainer) -> None:
+        skips.step = lambda: trainer.outcome.steps
 
     # decay would move rows that no gradient reaches
     method = Tune(epochs=job.epochs, lr=job.lr, batch_tokens=job.batch_tokens, weight_decay=0.0)
     outcome = tune(
-        student, corpus, targets, prompt, method, runtime, state / "tune", progress, encode
+        student, corpus, targets, prompt, method, runtime, state / "tune", progress, encode, watch
     )
     trained = table.weight.detach().cpu()
-    draft = Draft.of(checkpoint)
     name = context.positions.table
     assert name is not None
-    draft.map(name, draft.spec(name), lambda old: torch.cat([old[:end], trained[end:].to(old)]))
-    tuned = state / "tuned"
-    shutil.rmtree(tuned, ignore_errors=True)
-    draft.write(tuned)
-    for path in tuned.rglob("*.safetensors"):
-        path.replace(folder / path.relative_to(tuned))
+
+    def replace_files() -> None:
+        draft = Draft.of(checkpoint)
+        draft.map(name, draft.spec(name), lambda old: torch.cat([old[:end], trained[end:].to(old)]))
+        tuned = state / "tuned"
+        shutil.rmtree(tuned, ignore_errors=True)
+        draft.write(tuned)
+        for path in tuned.rglob("*.safetensors"):
+            path.replace(folder / path.relative_to(tuned))
+
+    runtime.on_main(replace_files)
     return {
         "texts": outcome.texts,
         "parameters": trained[end:].numel(),

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,21 +25,28 @@ from emb_tool.method import Training
 from emb_tool.ops.products import quicken
 from emb_tool.runtime import Runtime
 from emb_tool.signals import DeferredSignals
+from emb_tool.training.optimizer import Optimizer
+from emb_tool.training.spread import second_moment
 from emb_tool.training.state import States, load_tensors, save_tensors
 from emb_tool.training.stream import Batch, Place, Stream
+from emb_tool.training.streamed import StreamedTexts
 
 SAVE_SECONDS = 50.0
 """A stop repeats at most this much work (and the step under way)."""
 
 TOGETHER = 20
-"""Steps after which the loss is read and processes ask one another whether to stop: both wait."""
+"""Steps after which the loss is read, which waits for the device."""
 
 
 class Loss(Protocol):
     """What a training method adds to the loop's settings."""
 
     def loss(self, vectors: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each text: (batch,) from (batch, dim) vectors and targets."""
+        """Loss of each text: (batch,) from (batch, dim) vectors and targets.
+
+        A method with a weight `gor` that is not 0 has a term over all pairs of a step: where a step
+        is in parts, `loss` is also given the second moment of all vectors, and their number.
+        """
 
 
 @dataclass
@@ -138,7 +144,7 @@ class Trainer:
         self,
         encoder: Encoder,
         method: Training,
-        stream: Stream,
+        stream: Stream | StreamedTexts,
         runtime: Runtime,
         folder: Path,
         *,
@@ -157,6 +163,7 @@ class Trainer:
         self.progress, self.on_warning = progress, on_warning
         self.metrics, self.log = metrics, log
         self.prompt_length = prompt_length
+        self.signals = DeferredSignals()
         self.outcome = Outcome(split=method.accumulate)
         self.place = Place()
         self.student = Student(encoder)
@@ -167,70 +174,42 @@ class Trainer:
         wrapped = self.student
         if method.compile:
             wrapped = torch.compile(wrapped, dynamic=True)  # type: ignore[assignment]
-        self.optimizers = self._optimizers()
-        self.module = self._distribute(wrapped) if runtime.world > 1 else wrapped
+        self.module = wrapped
+        self.optimizer = Optimizer(self.student, encoder.token_table(), method, runtime)
+        self.optimizers = self.optimizer.optimizers
         self._sum = torch.zeros((), device=runtime.device)
-        self._sum_texts = 0
+        self._sum_texts = self._tokens = self._padded = 0
         self._loss = math.nan
         self._lr = 0.0
+        self._leave = 0
 
     def _freeze_what_the_loss_does_not_reach(self) -> None:
-        """Poolers and heads that no vector depends on: DDP would wait for their gradients."""
-        first = self.stream.order(0)[:2]
-        self.stream.cache.lengths(first)
-        ids, targets = self.stream.cache.ids(first), self.stream.read_targets(first)
-        self._sample = ids, torch.from_numpy(targets).to(self.runtime.device), first
-        self._losses(self.student, *self._sample).sum().backward()
+        """Poolers and heads that no vector depends on."""
+        ids, targets, indices = self.stream.sample()
+        goal = torch.from_numpy(targets).to(self.runtime.device)
+        self._losses(self.student, ids, goal, indices).sum().backward()
         for parameter in self.student.parameters():
             if parameter.grad is None:
                 parameter.requires_grad_(False)
             parameter.grad = None
 
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
-        """AdamW, and for the token table its row-wise form.
-
-        Weights of matrices decay, biases and norms don't. A step sees a few hundred of the table's
-        tens of thousands of rows: those alone are read and written (`SparseAdam`), which on a CPU
-        saves a sixth of a step; a row's moments rest while its token does not occur.
-        """
-        self.table = self.encoder.token_table()
-        rows = self.table.weight if self.table is not None else None
-        if self.table is not None:
-            self.table.sparse = rows is not None and rows.requires_grad
-        trained = [p for p in self.student.parameters() if p.requires_grad and p is not rows]
-        groups = [
-            {
-                "params": [p for p in trained if p.ndim > 1],
-                "weight_decay": self.method.weight_decay,
-            },
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        optimizers: list[torch.optim.Optimizer] = []
-        if groups:
-            fused = self.runtime.has_fused_optimizer
-            optimizers.append(torch.optim.AdamW(groups, lr=self.method.lr, fused=fused))
-        if rows is not None and rows.requires_grad:
-            optimizers.append(torch.optim.SparseAdam([rows], lr=self.method.lr))
-        return optimizers
-
-    def _distribute(self, module: nn.Module) -> nn.Module:
-        """The student under DDP, but for the table, whose sparse gradient is summed in `_clip`."""
-        if self.table is not None and self.table.sparse:
-            ours = [name for name, p in module.named_parameters() if p is self.table.weight]
-            DistributedDataParallel = torch.nn.parallel.DistributedDataParallel
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ours)
-        prepared: nn.Module = self.runtime.accelerator.prepare(module)
-        return prepared
-
     def _losses(
-        self, module: nn.Module, ids: list[np.ndarray], targets: Tensor, indices: np.ndarray
+        self,
+        module: nn.Module,
+        ids: list[np.ndarray],
+        targets: Tensor,
+        indices: np.ndarray,
+        *of_all: Any,
     ) -> Tensor:
+        vectors = self._vectors(module, ids, indices)
+        losses: Tensor = self.method.loss(vectors, targets, *of_all)  # type: ignore[attr-defined]
+        return losses
+
+    def _vectors(self, module: nn.Module, ids: list[np.ndarray], indices: np.ndarray) -> Tensor:
         features = self.encoder.collate(ids, self.prompt_length(indices))
         with self.runtime.autocast():
-            vectors = module(features)
-        losses: Tensor = self.method.loss(vectors, targets)  # type: ignore[attr-defined]
-        return losses
+            vectors: Tensor = module(features)
+        return vectors
 
     def run(self) -> Outcome:
         """Train to the end, or until interrupted.
@@ -244,16 +223,17 @@ class Trainer:
             self.place = Place(*facts["place"])
             self.outcome = Outcome(**facts["outcome"])
             self.outcome.resumed_at = self.place.texts
+            self.optimizer.scaler.load_state_dict(facts["scaler"])
             if self.runtime.is_main:  # what the others had is missing in one line of metrics
-                self._sum += facts["loss"][0]
-                self._sum_texts = facts["loss"][1]
+                loss, self._sum_texts, self._tokens, self._padded = facts["loss"]
+                self._sum += loss
         self._forget_metrics_after(self.place.texts if facts else -1)
         if not facts:
             self._measure()
         done = self.outcome
         next_score = self._next_score()
         saved = clock = time.perf_counter()
-        with DeferredSignals() as signals:
+        with self.signals as signals:
             batches = self.stream.ahead(self.place)
             for batch in batches:
                 waited = time.perf_counter()
@@ -265,8 +245,8 @@ class Trainer:
                 self.place = batch.after
                 done.steps += 1
                 done.texts = self.place.texts
-                done.tokens += sum(len(row) for row in batch.ids)
-                done.padded += len(batch.ids) * max((len(row) for row in batch.ids), default=0)
+                self._tokens += sum(len(row) for row in batch.ids)
+                self._padded += len(batch.ids) * max((len(row) for row in batch.ids), default=0)
                 self._read_loss(done.steps)
                 self.progress(batch.texts, self._loss)
                 now = time.perf_counter()
@@ -276,22 +256,18 @@ class Trainer:
                     self._measure()
                     next_score = self._next_score()
                     clock = time.perf_counter()
-                if self._stop(signals):
+                if self.runtime.world == 1:
+                    self._leave = signals.number
+                if self._leave:
                     self._save()
                     self.runtime.barrier()
                     batches.close()  # type: ignore[attr-defined]
-                    raise Interrupted(signals.number or signal.SIGTERM, "go on with --resume")
+                    raise Interrupted(self._leave, "go on with --resume")
                 if now - saved > SAVE_SECONDS:
                     self._save()
                     saved = clock = time.perf_counter()
         self._save()
         return done
-
-    def _stop(self, signals: DeferredSignals) -> bool:
-        """Whether to save and leave; processes look together, so that none waits for another."""
-        if self.runtime.world == 1:
-            return signals.number > 0
-        return self.outcome.steps % TOGETHER == 0 and self.runtime.sum(signals.number)[0] > 0
 
     def _forget_metrics_after(self, texts: int) -> None:
         """Leave out the lines of work that is about to be done again."""
@@ -305,84 +281,101 @@ class Trainer:
         return (math.floor(self.place.texts / step + 1e-9) + 1) * step
 
     def _step(self, batch: Batch) -> None:
+        """One step of the optimiser."""
         while True:
-            try:
-                self._accumulate(batch)
+            of_all: tuple[Any, ...] = ()
+            if self._needs_moment():
+                moment = self._agree(batch, partial(self._moment, batch))
+                if moment is None:
+                    continue
+                self.runtime.add_up([moment])
+                of_all = moment, batch.texts
+            total = self._agree(batch, partial(self._accumulate, batch, *of_all))
+            if total is not None:
                 break
-            except Exception as error:
-                if not Runtime.is_out_of_memory(error):
-                    raise
-                self._forget_gradients()
-                self.runtime.free_memory()
-                if self.outcome.split >= len(batch.ids):
-                    longest = max(len(row) for row in batch.ids)
-                    raise Failed(
-                        f"memory ran out for one text of {longest} tokens",
-                        "lower --max-length, then go on with --resume",
-                    ) from error
-                self.outcome.split *= 2
-                self.on_warning(
-                    f"memory ran out: steps are now split into {self.outcome.split} parts"
-                )
-        self._clip()
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self._lr
-            optimizer.step()
-        self._forget_gradients()
-
-    def _forget_gradients(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-
-    def _clip(self) -> None:
-        """Scale the gradients so that the norm of all of them together is at most `clip`."""
-        rows: Any = self.table.weight if self.table is not None else None
-        if rows is not None and rows.grad is not None:
-            if self.runtime.world > 1:  # DDP leaves the table alone: it knows dense gradients only
-                total = self.runtime.accelerator.reduce(rows.grad.to_dense(), "sum")
-                rows.grad = (total / self.runtime.world).to_sparse(1)
-            rows.grad = rows.grad.coalesce()
-        if not self.method.clip:
-            return
-        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
-        gradients = [g._values() if g.is_sparse else g for g in gradients]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        scale = (self.method.clip / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, scale)
-
-    def _accumulate(self, batch: Batch) -> None:
-        """Gradients of the mean loss over the whole step, whatever the split and the world."""
-        device = self.runtime.device
-        parts = [p for p in np.array_split(np.arange(len(batch.ids)), self.outcome.split) if len(p)]
-        total = torch.zeros((), device=device)
-        for number, part in enumerate(parts):
-            targets = self.runtime.move(torch.from_numpy(batch.targets[part]))
-            last = number == len(parts) - 1
-            module: Any = self.module
-            quiet = nullcontext() if last or self.runtime.world == 1 else module.no_sync()
-            with quiet:
-                ids = [batch.ids[i] for i in part]
-                losses = self._losses(self.module, ids, targets, batch.indices[part])
-                # DDP divides by the number of processes; the step's mean is over all its texts
-                (losses.sum() * (self.runtime.world / batch.texts)).backward()
-            total += losses.detach().sum()
-        if not parts:  # fewer texts than processes: the others wait for our gradients all the same
-            (self._losses(self.module, *self._sample).sum() * 0).backward()
         self._sum += total
         self._sum_texts += len(batch.ids)
+        self.optimizer.step(self._lr)
+
+    def _agree(self, batch: Batch, work: Callable[[], Tensor]) -> Tensor | None:
+        """Do a part of a step; if memory runs out, here or elsewhere, let all do it in more parts.
+
+        A signal that any of them has got is noted on the way: all leave after the same step.
+
+        Returns:
+            What the work returns; None if it is to be done again.
+        """
+        found, state, longest = None, 0, 0
+        try:
+            found = work()
+        except Exception as error:
+            if not Runtime.is_out_of_memory(error):
+                raise
+            state = 1
+            if self.outcome.split >= len(batch.ids):
+                state, longest = 2, max(len(row) for row in batch.ids)
+        told = self.runtime.largest(state, longest, self.signals.number)
+        state, longest, self._leave = map(int, told)
+        if not state:
+            return found
+        self.optimizer.forget()
+        self.runtime.free_memory()
+        if state == 2:
+            raise Failed(
+                f"memory ran out for one text of {longest} tokens",
+                "lower --max-length, then go on with --resume",
+            )
+        self.outcome.split *= 2
+        self.on_warning(f"memory ran out: steps are now split into {self.outcome.split} parts")
+        return None
+
+    def _parts(self, batch: Batch) -> list[np.ndarray]:
+        parts = np.array_split(np.arange(len(batch.ids)), self.outcome.split)
+        return [part for part in parts if len(part)]
+
+    def _needs_moment(self) -> bool:
+        """Whether a loss over pairs is made in parts, which then need to know of one another."""
+        parts = self.runtime.world * self.outcome.split
+        return parts > 1 and bool(getattr(self.method, "gor", 0))
+
+    @torch.no_grad()
+    def _moment(self, batch: Batch) -> Tensor:
+        """Σ x xᵀ over the unit vectors of this process's texts, (dim, dim): a forward pass more."""
+        total = torch.zeros(batch.targets.shape[1], batch.targets.shape[1])
+        total = total.to(self.runtime.device)
+        for part in self._parts(batch):
+            ids = [batch.ids[i] for i in part]
+            total += second_moment(self._vectors(self.module, ids, batch.indices[part]))
+        return total
+
+    def _accumulate(self, batch: Batch, *of_all: Any) -> Tensor:
+        """Gradients of the mean loss over the whole step, whatever the split and the world."""
+        total = torch.zeros((), device=self.runtime.device)
+        for part in self._parts(batch):
+            targets = self.runtime.move(torch.from_numpy(batch.targets[part]))
+            ids = [batch.ids[i] for i in part]
+            losses = self._losses(self.module, ids, targets, batch.indices[part], *of_all)
+            self.optimizer.backward(losses.sum() / batch.texts)
+            total += losses.detach().sum()
+        return total
 
     def _read_loss(self, step: int) -> None:
         """The mean loss since it was last read; not at each step, since it waits for the device."""
         if step % TOGETHER and self.place.texts < self.stream.total:
             return
-        losses, texts = self.runtime.sum(float(self._sum), self._sum_texts)
+        losses, texts, tokens, padded = self.runtime.sum(*self._counts())
+        self.outcome.tokens += int(tokens)
+        self.outcome.padded += int(padded)
         self._loss = losses / texts
         if not math.isfinite(self._loss):
             raise self._diverged("loss is")
         self._sum.zero_()
-        self._sum_texts = 0
+        self._sum_texts = self._tokens = self._padded = 0
         self._write({"loss": self._loss, "lr": self._lr})
+
+    def _counts(self) -> tuple[float, int, int, int]:
+        """This process's losses, texts, tokens and padded tokens since the loss was last read."""
+        return float(self._sum), self._sum_texts, self._tokens, self._padded
 
     def _diverged(self, what: str) -> Failed:
         return Failed(
@@ -399,16 +392,16 @@ class Trainer:
             self.log(figures, self.place.texts)
 
     def _measure(self) -> None:
-        """Score the student and keep it if it is the best so far."""
+        """Score the student, all processes together, and keep it if it is the best so far."""
         started = time.perf_counter()
-        if self.runtime.is_main:
-            score = self.score()
-            self.student.train(self.method.dropout)
-            self.outcome.history.append({"texts": self.place.texts, **score.figures})
-            self._write(score.figures)
-            if score.key is None or score.key > self.outcome.best_key:
-                self.outcome.best = self.place.texts
-                self.outcome.best_key = -math.inf if score.key is None else score.key
+        score = self.score()
+        self.student.train(self.method.dropout)
+        self.outcome.history.append({"texts": self.place.texts, **score.figures})
+        self._write(score.figures)
+        if score.key is None or score.key > self.outcome.best_key:
+            self.outcome.best = self.place.texts
+            self.outcome.best_key = -math.inf if score.key is None else score.key
+            if self.runtime.is_main:
                 save_tensors(self._best_file(), dict(self.student.state_dict()))
         self.runtime.barrier()
         self.outcome.score_seconds += time.perf_counter() - started
@@ -425,8 +418,12 @@ class Trainer:
             if not all(bool(p.isfinite().all()) for p in self.student.parameters()):
                 raise self._diverged("weights are")
             outcome = {**vars(self.outcome), "resumed_at": None}
-            loss = [float(self._sum), self._sum_texts]
-            facts = {"place": list(self.place), "outcome": outcome, "loss": loss}
+            facts = {
+                "place": list(self.place),
+                "outcome": outcome,
+                "loss": list(self._counts()),
+                "scaler": self.optimizer.scaler.state_dict(),
+            }
             self.states.save(self.student, self.optimizers, facts)
             for other in self.folder.glob("best-*.safetensors"):
                 if other != self._best_file():

@@ -15,6 +15,7 @@ import hashlib
 import json
 import mmap
 import os
+import resource
 import secrets
 import time
 from pathlib import Path
@@ -31,6 +32,13 @@ TEMPORARY = ".tmp-"
 _DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 _STALE = 24 * 3600  # seconds after which a temporary file is anyone's to remove
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def allow_open_files() -> None:
+    """Raise this process's limit of open files to the system's: a mapped shard stays open."""
+    with contextlib.suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def is_shard(name: str) -> bool:

@@ -21,7 +21,13 @@ from typing import NamedTuple
 
 from emb_tool.errors import EmbToolError, Refused
 from emb_tool.report import Measure, Report, Table
-from emb_tool.training.shards import PREFIX, TEMPORARY, Shard, is_shard
+from emb_tool.training.shards import (
+    PREFIX,
+    TEMPORARY,
+    Shard,
+    allow_open_files,
+    is_shard,
+)
 from emb_tool.training.space import SPACE_FILE, Space, SpaceStore, Warn
 
 __all__ = ["Entry", "Space", "SpaceStore", "VectorStore", "store_report"]
@@ -58,6 +64,7 @@ class VectorStore:
     def __init__(self, root: Path, on_warning: Warn | None = None) -> None:
         if root.exists() and not root.is_dir():
             raise Refused(f"--store {root}: is not a folder", "name a folder")
+        allow_open_files()
         self.root = root
         self._warn: Warn = on_warning or (lambda sentence: None)
         self._open: dict[str, SpaceStore] = {}

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from emb_tool.data.corpus import Corpus
+from emb_tool.evaluate.shared import encode_together
 from emb_tool.method import Training
 from emb_tool.progress import Progress
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from emb_tool.encoder import Encoder
     from emb_tool.runtime import Runtime
-    from emb_tool.training.loop import Outcome
+    from emb_tool.training.loop import Outcome, Trainer
     from emb_tool.training.targets import Targets
 
 
@@ -46,6 +47,7 @@ def tune(
     state: Path,
     progress: Progress,
     encode: Callable[[Sequence[str]], np.ndarray] | None = None,
+    watch: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Outcome:
     """Train what requires a gradient; the encoder ends with the best state on the held-out texts.
 
@@ -59,6 +61,7 @@ def tune(
         state: Folder for the state of the run.
         progress: Bar and warnings.
         encode: Vectors of the held-out texts [those of the encoder].
+        watch: Called with the training before it begins.
     """
     from emb_tool.training.loop import Score, Trainer
     from emb_tool.training.stream import Stream, TokenCache
@@ -70,7 +73,7 @@ def tune(
     goal = targets.read(heldout)
 
     def score() -> Score:
-        vectors = encode(texts) if encode else encoder.encode(texts, prompt)
+        vectors = encode(texts) if encode else encode_together(encoder, texts, prompt)
         loss = float(np.square(vectors - goal).sum(1).mean()) if len(texts) else 0.0
         return Score(-loss if len(texts) else None, {"heldout_loss": loss})
 
@@ -103,6 +106,7 @@ def tune(
             on_warning=progress.warn,
             prompt_length=lambda indices: length,
         )
+        watch(trainer)
         outcome = trainer.run()
     cache.close()
     if runtime.is_main:

@@ -125,9 +125,7 @@ def test_dropout_is_off_unless_asked_for(
         batch = first_batch(trainer)
         losses[dropout] = []
         for _ in range(2):
-            trainer._accumulate(batch)
-            losses[dropout].append(float(trainer._sum))
-            trainer._sum.zero_()
+            losses[dropout].append(float(trainer._accumulate(batch)))
     assert losses[False][0] == losses[False][1]
     assert losses[True][0] != losses[True][1]
 
@@ -163,8 +161,11 @@ def test_what_does_not_fit_is_split_and_counts_the_same(
     found = {}
     for room in (10**6, 11):
         trainer, said = split_run(model, sentences[:30], tmp_path / str(room), room)
-        real, seen = trainer._clip, []
-        trainer._clip = lambda real=real, seen=seen, t=trainer: (real(), seen.append(gradients(t)))  # type: ignore[method-assign, misc]
+        real, seen = trainer.optimizer._clip, []
+        trainer.optimizer._clip = lambda real=real, seen=seen, t=trainer: (
+            real(),
+            seen.append(gradients(t)),
+        )  # type: ignore[method-assign, misc]
         for _ in range(2):
             trainer._step(first_batch(trainer))
         found[room] = seen
@@ -190,6 +191,49 @@ def test_accumulate_is_a_split_from_the_start(
         found.append(gradients(trainer))
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_over_pairs_is_that_of_the_whole_step_in_any_parts(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    found, sums = [], []
+    for parts in (1, 3, 20):
+        method = Leaf(batch_tokens=10_000, accumulate=parts, gor=20.0)
+        trainer = make_trainer(tiny_bert, sentences[:20], tmp_path / str(parts), method)
+        batch = first_batch(trainer)
+        of_all = (trainer._moment(batch), batch.texts) if trainer._needs_moment() else ()
+        sums.append(float(trainer._accumulate(batch, *of_all)))
+        found.append(gradients(trainer))
+    assert sums == pytest.approx([sums[0]] * 3, rel=1e-5)
+    for other in found[1:]:
+        for name in found[0]:
+            torch.testing.assert_close(found[0][name], other[name], rtol=1e-4, atol=1e-5)
+    plain = make_trainer(tiny_bert, sentences[:20], tmp_path / "plain", Leaf(batch_tokens=10_000))
+    assert float(plain._accumulate(first_batch(plain))) < 0.9 * sums[0]
+
+
+def test_gradients_that_overflow_are_left_out_and_scaled_down(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    """What fp16 does on GPUs without bf16; the scale goes through a resume."""
+    method = Leaf(batch_tokens=60, lr=1e-2)
+    trainer = make_trainer(tiny_bert, sentences[:40], tmp_path, method)
+    assert not trainer.optimizer.scaler.is_enabled()
+    start = weights(trainer)
+    trainer.optimizer.scaler = torch.amp.GradScaler("cpu")
+    trainer._accumulate(first_batch(trainer))
+    assert trainer.optimizer.dense[0].grad is not None
+    trainer.optimizer.dense[0].grad[0] = torch.inf
+    trainer.optimizer.step(1e-2)
+    assert all(torch.equal(value, start[name]) for name, value in weights(trainer).items())
+    assert trainer.optimizer.scaler.get_scale() == 2.0**15
+    trainer.optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    outcome = trainer.run()
+    assert outcome.history[-1]["heldout_loss"] < outcome.history[0]["heldout_loss"]
+    again = make_trainer(tiny_bert, sentences[:40], tmp_path, method)
+    again.optimizer.scaler = torch.amp.GradScaler("cpu")
+    again.run()
+    assert again.optimizer.scaler.get_scale() == 2.0**20
 
 
 def test_no_room_for_one_text_is_a_failure_that_can_be_resumed(
@@ -221,14 +265,13 @@ def test_clipping_is_torchs_over_dense_and_sparse_alike(
         tiny_bert, sentences[:30], tmp_path, Leaf(batch_tokens=10_000, clip=0.05)
     )
     trainer._accumulate(first_batch(trainer))
-    assert trainer.table is not None
-    assert trainer.table.weight.grad.is_sparse
+    assert trainer.optimizer.rows.grad.is_sparse
     copies = [torch.nn.Parameter(torch.zeros_like(g)) for g in gradients(trainer).values()]
     for copy, gradient in zip(copies, gradients(trainer).values(), strict=True):
         copy.grad = gradient.double().float()
     norm = torch.nn.utils.clip_grad_norm_(copies, 0.05)
     assert norm > 0.1  # else there is nothing to clip
-    trainer._clip()
+    trainer.optimizer.prepare()
     for copy, gradient in zip(copies, gradients(trainer).values(), strict=True):
         torch.testing.assert_close(gradient, copy.grad, rtol=1e-5, atol=1e-9)
 
@@ -239,7 +282,7 @@ def test_clip_0_leaves_gradients_free(
     trainer = make_trainer(tiny_bert, sentences[:9], tmp_path, Leaf(batch_tokens=10_000, clip=0))
     trainer._accumulate(first_batch(trainer))
     before = gradients(trainer)
-    trainer._clip()
+    trainer.optimizer.prepare()
     for name, value in gradients(trainer).items():
         torch.testing.assert_close(value, before[name])
 
@@ -252,16 +295,16 @@ def test_steps_are_adams_written_out(
     method = Leaf(batch_tokens=60, lr=1e-2, weight_decay=0.1, clip=0.0)
     trainer = make_trainer(request.getfixturevalue(family), sentences[:40], tmp_path, method)
     named = dict(trainer.student.named_parameters())
-    table = next(n for n, p in named.items() if trainer.table and p is trainer.table.weight)
+    table = next(n for n, p in named.items() if p is trainer.optimizer.rows)
     steps: list[tuple[float, dict[str, np.ndarray]]] = []
-    real = trainer._clip
+    real = trainer.optimizer._clip
 
     def spy() -> None:
         real()
         found = {n: g.double().numpy() for n, g in gradients(trainer).items()}
         steps.append((trainer._lr, found))
 
-    trainer._clip = spy  # type: ignore[method-assign]
+    trainer.optimizer._clip = spy  # type: ignore[method-assign]
     value = {n: p.detach().double().numpy().copy() for n, p in named.items()}
     trainer.run()
     assert len(steps) > 5
