@@ -8,15 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.forks import ended, fork
+from tests.conftest import CliResult
+from tests.forks import ended, fork, killed_at
 from tests.runs import check_here, write_texts
 
 TOLERANCE = 2e-5
@@ -70,7 +73,8 @@ def argv(
     return ["distill", "--teacher", str(tiny_bert), "--student-layers", "2", "--device", "cpu",
             "--texts", write_texts(folder / "documents.jsonl", [*sentences[:60], *long]),
             "--queries", write_texts(folder / "queries.jsonl", sentences[60:100]),
-            "--batch-tokens", "48", "--head", "linear", "--weight-decay", "0.1"]  # fmt: skip
+            "--batch-tokens", "48", "--head", "linear", "--weight-decay", "0.1",
+            "--gor", "0.3"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +150,121 @@ def test_a_signal_to_one_stops_both_and_another_number_goes_on(
     assert ended(pid) == 0, (tmp_path / "log").read_text()
     assert_same(out, alone)
     assert json.loads((out / "report.json").read_text())["facts"]["training"]["resumed_at"]
+
+
+def test_memory_that_runs_out_on_one_is_split_by_both(
+    argv: list[str], alone: Path, tmp_path: Path
+) -> None:
+    """In the middle of a backward pass, too, when the other has finished its own."""
+    out = tmp_path / "out"
+
+    def scarce() -> None:
+        from emb_tool.training import loop
+
+        real = loop.Trainer._losses
+
+        def losses(self: loop.Trainer, *args: Any) -> torch.Tensor:
+            found = real(self, *args)
+            if hasattr(self, "optimizer") and len(found) > 1 and not self.runtime.is_main:
+                found.register_hook(lambda gradient: (_ for _ in ()).throw(MemoryError()))
+            return found
+
+        loop.Trainer._losses = losses  # type: ignore[method-assign, assignment]
+
+    job = [*argv, "--store", str(tmp_path / "store"), "-o", str(out)]
+    codes = together(job, tmp_path, prepare=scarce)
+    assert codes == [0, 0], [(tmp_path / f"log-{r}").read_text() for r in (0, 1)]
+    assert "steps are now split" in (tmp_path / "log-0").read_text()
+    assert_same(out, alone)
+
+
+def test_a_process_that_is_killed_ends_the_others_and_fewer_go_on(
+    argv: list[str], alone: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    job = [*argv, "--store", str(tmp_path / "store"), "-o", str(out)]
+
+    def fragile() -> None:
+        from emb_tool.training import loop
+
+        loop.SAVE_SECONDS = 0.0
+        if os.environ["RANK"] == "1":
+            killed_at("emb_tool.training.loop", "Trainer._step", 9)()
+
+    started = time.monotonic()
+    codes = together(job, tmp_path, prepare=fragile)
+    assert time.monotonic() - started < 60
+    assert codes == [1, -signal.SIGKILL]
+    log = (tmp_path / "log-0").read_text()
+    assert "another of the 2 processes has ended" in log
+    assert "--resume" in log
+    assert "Traceback" not in log
+    pid = fork([*job, "--resume"], tmp_path / "log")
+    assert ended(pid) == 0, (tmp_path / "log").read_text()
+    assert_same(out, alone)
+    assert json.loads((out / "report.json").read_text())["facts"]["training"]["resumed_at"]
+
+
+def test_eval_shares_out_the_texts(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path, run_cli: Callable[..., CliResult]
+) -> None:
+    """An odd number of texts, and a list of one: the figures are those of one process."""
+    pairs = [f"{sentences[i]}\t{sentences[i + i % 3]}\t{5 - i % 3}\n" for i in range(31)]
+    (tmp_path / "sts.tsv").write_text("sentence1\tsentence2\tscore\n" + "".join(pairs))
+    (tmp_path / "beir" / "qrels").mkdir(parents=True)
+    docs = [{"_id": f"d{i}", "text": text} for i, text in enumerate(sentences[:40])]
+    (tmp_path / "beir/corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in docs))
+    query = {"_id": "q", "text": sentences[3][:20]}
+    (tmp_path / "beir/queries.jsonl").write_text(json.dumps(query) + "\n")
+    (tmp_path / "beir/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td3\t1\n")
+    job = ["eval", str(tiny_bert), "--task", f"sts:{tmp_path / 'sts.tsv'}", "--task",
+           f"retrieval:{tmp_path / 'beir'}", "--device", "cpu", "--json"]  # fmt: skip
+    single = json.loads(run_cli(job).out)
+    assert together([*job, "-q"], tmp_path) == [0, 0]
+    shared = json.loads((tmp_path / "log-0").read_text())
+    assert (tmp_path / "log-1").read_text() == ""
+    assert shared["facts"]["runtime"]["world"] == 2
+    assert len(single["measures"]) == len(shared["measures"]) > 5
+    for mine, theirs in zip(single["measures"], shared["measures"], strict=True):
+        assert mine["name"] == theirs["name"]
+        assert mine["value"] == pytest.approx(theirs["value"], abs=1e-6)
+    assert together(["eval", str(tmp_path / "none"), *job[2:]], tmp_path) == [2, 2]
+    assert (tmp_path / "log-1").read_text() == ""
+
+
+def test_streamed_texts_and_added_positions_are_trained_on_by_both(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    from emb_tool.cli.app import main
+
+    for i in range(5):
+        write_texts(tmp_path / f"{i}.jsonl", sentences[i * 40 : i * 40 + 40])
+    streamed = ["distill", "--teacher", str(tiny_bert), "--student-layers", "2", "--device", "cpu",
+                "--texts", *(str(tmp_path / f"{i}.jsonl") for i in range(5)), "--stream",
+                "--limit", "150", "--holdout", "20", "--batch-tokens", "200",
+                "--buffer", "64"]  # fmt: skip
+    texts = write_texts(tmp_path / "texts.jsonl", sentences[:60])
+    longer = ["extend-context", str(tiny_bert), "--to", "160", "--tune", texts, "--holdout", "20",
+              "--batch-tokens", "200", "--lr", "0.02", "--device", "cpu"]  # fmt: skip
+    for name, job in (("streamed", streamed), ("longer", longer)):
+        store = ["--store", str(tmp_path / "store")] if name == "streamed" else []
+        assert main([*job, *store, "-o", str(tmp_path / f"{name}-1"), "-q"]) == 0
+        codes = together([*job, *store, "-o", str(tmp_path / f"{name}-2")], tmp_path)
+        assert codes == [0, 0], [(tmp_path / f"log-{r}").read_text() for r in (0, 1)]
+        assert (tmp_path / "log-1").read_text() == ""
+        one, two = (load_file(tmp_path / f"{name}-{n}" / "model.safetensors") for n in (1, 2))
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            if not key.endswith("key.bias"):
+                torch.testing.assert_close(value, two[key], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_four_processes_make_the_same_student(argv: list[str], alone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    job = [*argv, "--store", str(tmp_path / "store"), "-o", str(out)]
+    assert together(job, tmp_path, world=4) == [0] * 4
+    assert_same(out, alone)
 
 
 @pytest.mark.slow

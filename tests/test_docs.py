@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -126,6 +127,27 @@ def test_the_docs_name_no_method_that_is_gone() -> None:
         opening = page.read_text(encoding="utf-8").partition("| method |")[2].split("\n\n")[0]
         named = re.findall(r"^\| `([\w-]+)` \|", opening, re.MULTILINE)
         assert set(named) <= set(registry.methods(verb))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes" / "slurm").glob("*.sbatch")), ids=lambda p: p.stem
+)
+def test_a_slurm_script_is_bash_and_its_options_exist(
+    path: Path, run_cli: Callable[..., object]
+) -> None:
+    checked = subprocess.run(["bash", "-n", path], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert not checked.stderr
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    assert "#SBATCH --signal=B:TERM@" in text  # else the time's end kills without a word
+    (command,) = re.findall(r"-m emb_tool (.+)", text)
+    words = re.findall(r"\S+", command)
+    help_text = run_cli([words[0], "--help"])
+    known = re.findall(r"--?[\w-]+", help_text.out)  # type: ignore[attr-defined]
+    options = [word for word in words if word.startswith("-")]
+    assert len(options) > 4
+    assert set(options) <= set(known)
+    assert "--resume" in options
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)

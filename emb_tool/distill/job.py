@@ -46,17 +46,30 @@ class DistillJob(MethodJob):
     ] = False
     texts: Annotated[
         tuple[str, ...],
-        Field(description="texts: jsonl, csv, tsv, parquet, txt (.gz), folders, hub:NAME, -"),
+        Field(description="texts: jsonl, csv, tsv, parquet, txt (.gz), folders, hub:, s3://, -"),
     ] = ()
     queries: Annotated[
         tuple[str, ...], Field(description="queries, read as --texts, with the query prompt")
     ] = ()
+    stream: Annotated[
+        bool,
+        Field(
+            description="read --texts as they are trained on: no copy, no search for duplicates,"
+            " no vector store; for more texts than a disk or one pass of a teacher is for"
+        ),
+    ] = False
+    buffer: Annotated[
+        int, Field(ge=16, description="texts of a stream that are shuffled together")
+    ] = 8192
     text_field: Annotated[str | None, Field(description="field of --texts [text]")] = None
     query_field: Annotated[str | None, Field(description="field of --queries [text_field]")] = None
     prompt_name: Annotated[
         str, Field(description="prompt of --texts: document, query, none or one of the model's")
     ] = "document"
-    limit: Annotated[int | None, Field(ge=1, description="read this many texts at most")] = None
+    limit: Annotated[
+        int | None,
+        Field(ge=1, description="read this many texts at most; of a stream, in each epoch"),
+    ] = None
     sample: Annotated[
         FloatList,
         Field(
@@ -123,6 +136,9 @@ class DistillJob(MethodJob):
             raise ValueError(
                 f"--sample: {len(self.sample)} shares for {len(self.texts)} sources of --texts"
             )
+        if self.stream and (self.queries or self.sample or "-" in self.texts):
+            other = "--queries" if self.queries else "--sample" if self.sample else "stdin"
+            raise ValueError(f"--stream does not go with {other}")
         if self.student is None and self.student_layers is None:
             raise ValueError("no student: give --student, or --student-layers to cut the teacher")
         return self

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.data.corpus import Corpus
+from emb_tool.data.corpus import HELD_OUT_SHARE, Corpus
 from emb_tool.distill.job import DistillJob
 from emb_tool.distill.measure import score_student, tell, tokenize_roles
 from emb_tool.distill.setup import Setup
+from emb_tool.distill.streaming import follow, write_head
+from emb_tool.distill.teachers import open_teacher
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 from emb_tool.report import Report, Table
-from emb_tool.training.endpoint import EndpointTeacher
 from emb_tool.training.store import VectorStore
 from emb_tool.training.vectors_file import FileVectors
 
@@ -48,6 +49,7 @@ class Distill:
         self.method = job.method
         self.setup = Setup(job, progress)
         self.papers = [job.method.paper]
+        self._teacher: Any = None
 
     @property
     def inputs(self) -> dict[str, Checkpoint]:
@@ -76,20 +78,11 @@ class Distill:
             clock = now
 
         with runtime.main_first():
-            corpus = Corpus.open(state / "corpus")
-            if corpus is None:
-                corpus = Corpus.build(
-                    state / "corpus",
-                    job.texts,
-                    job.queries,
-                    field=job.text_field,
-                    query_field=self.setup.query_field,
-                    limit=job.limit,
-                    holdout=job.holdout,
-                    sample=job.sample,
-                    seed=job.seed,
-                )
+            corpus = Corpus.open(state / "corpus") or self._read(state)
         self.report.facts["texts"] = dict(corpus.counts)
+        if job.stream:
+            told = {"epoch": self.setup.epoch_texts, "head": corpus.counts}
+            self.report.facts["texts"] = told
         if corpus.counts["duplicates"]:
             self.progress.say(f"{corpus.counts['duplicates']:,} duplicate texts dropped")
         lap("read_seconds")
@@ -104,16 +97,33 @@ class Distill:
         runtime.barrier()
         lap("write_seconds")
 
+    def _read(self, state: Path) -> Corpus:
+        """The texts on disk; of a stream its head, for the measuring and for the head's start."""
+        job = self.job
+        texts, share = list(job.texts), HELD_OUT_SHARE
+        if job.stream:
+            texts = [write_head(self.setup.shards, state / "head.jsonl", job)]
+            share = 2
+        return Corpus.build(
+            state / "corpus",
+            texts,
+            job.queries,
+            field=None if job.stream else job.text_field,
+            query_field=self.setup.query_field,
+            limit=job.limit,
+            holdout=job.holdout,
+            share=share,
+            sample=job.sample,
+            seed=job.seed,
+        )
+
     def _targets(
         self, corpus: Corpus, state: Path, runtime: Runtime
     ) -> tuple[Targets, dict[str, str]]:
         """What the teacher says of each text, and the prompts that were used."""
-        from emb_tool.encoder import Encoder
         from emb_tool.training.targets import gather_targets
-        from emb_tool.training.teacher import CheckpointTeacher
 
         job = self.job
-        prompts = {"query": job.query_prompt or "", "document": job.document_prompt or ""}
         if self.setup.teacher_kind == "file":
             vectors = FileVectors(
                 Path(job.teacher),
@@ -123,32 +133,9 @@ class Distill:
                 scratch=state,
                 on_warning=self.progress.warn,
             )
-            return vectors, prompts
-        teacher: Any
-        if self.setup.teacher is not None:
-            encoder = Encoder.open(self.setup.teacher, runtime, max_length=job.teacher_max_length)
-            own_query, own_document = encoder.prompt("query"), encoder.prompt(job.prompt_name)
-            if job.query_prompt is None:
-                prompts["query"] = own_query
-            if job.document_prompt is None:
-                prompts["document"] = own_document
-            teacher = CheckpointTeacher(
-                encoder,
-                query_prompt=prompts["query"],
-                document_prompt=prompts["document"],
-                store_dtype=job.store_dtype,
-            )
-        else:
-            teacher = EndpointTeacher(
-                job.teacher,
-                query_prompt=prompts["query"],
-                document_prompt=prompts["document"],
-                key_variable=job.api_key_env,
-                store_dtype=job.store_dtype,
-                concurrency=job.concurrency,
-                on_warning=self.progress.warn,
-            )
-            self.setup.check_head(job.teacher_dim or teacher.dim)
+            return vectors, {"query": job.query_prompt or "", "document": job.document_prompt or ""}
+        teacher, prompts = open_teacher(self.setup, runtime, self.progress)
+        self._teacher = teacher
         store = VectorStore(
             Path(job.store).expanduser() if job.store else VectorStore.default_root(),
             self.progress.warn,
@@ -163,8 +150,8 @@ class Distill:
                 rank=runtime.rank,
                 world=runtime.world,
             )
-        cut_off = getattr(teacher, "truncated", 0)
-        self.report.facts["teacher"] = {"name": teacher.name, "texts_truncated": cut_off}
+        (cut,) = runtime.sum(getattr(teacher, "truncated", 0))
+        self.report.facts["teacher"] = {"name": teacher.name, "texts_truncated": int(cut)}
         self.report.facts["store"] = str(store.root)
         self.progress.say(f"teacher vectors are kept in {store.root} (embtool store)", level=2)
         return targets, prompts
@@ -224,35 +211,21 @@ class Distill:
         runtime: Runtime,
     ) -> None:
         from emb_tool.training.loop import Trainer
-        from emb_tool.training.stream import Stream, TokenCache, index_dtype
 
-        method = self.method
-        train, roles = corpus.train, corpus.roles
-        if not len(train):
-            raise Refused("no text is left to train on", "lower --holdout, or give more texts")
-
-        def tokenize(indices: np.ndarray) -> list[np.ndarray]:
-            return tokenize_roles(student, corpus, indices, prompts)
-
-        pools = [train]
-        if corpus.counts["queries"]:
-            dtype = index_dtype(len(corpus))
-            pools = [train[roles[train] == role].astype(dtype) for role in (0, 1)]
-        total = max(1, round(method.epochs * method.cycles * len(train)))
-        cache = TokenCache(state / f"tokens-{runtime.rank}.bin", len(corpus), tokenize)
+        method, roles = self.method, corpus.roles
         lengths = {name: student.prompt_length(prompt) for name, prompt in prompts.items()}
-        stream = Stream(
-            pools,
-            cache,
-            targets.read,
-            batch_tokens=method.batch_tokens,
-            total=total,
-            seed=runtime.seed,
-            share=method.query_share,
-            separate=len(set(lengths.values())) > 1,
-            rank=runtime.rank,
-            world=runtime.world,
-        )
+        stream: Any
+        if self.job.stream:
+            stream = follow(self.setup, corpus, student, self._teacher, prompts, runtime)
+        else:
+            separate = len(set(lengths.values())) > 1
+            stream = self._stream(student, corpus, targets, prompts, separate, state, runtime)
+        total = stream.total
+
+        def prompt_length(indices: np.ndarray) -> int:
+            is_query = not self.job.stream and roles[indices[0]]
+            return lengths["query" if is_query else "document"]
+
         with self.progress.task("training", total, "texts") as advance:
             trainer = Trainer(
                 student,
@@ -267,14 +240,53 @@ class Distill:
                 ),
                 on_warning=self.progress.warn,
                 metrics=folder / "metrics.jsonl",
-                prompt_length=lambda indices: lengths["query" if roles[indices[0]] else "document"],
+                prompt_length=prompt_length,
                 log=_tensorboard(folder) if runtime.is_main else None,
             )
             outcome = trainer.run()
-        cache.close()
+        stream.close()
+        (cut,) = runtime.sum(student.truncated)
+        student.truncated = int(cut)
         if runtime.is_main:
             trainer.take_best()
             tell(self.report, self.progress, outcome, student, total)
+
+    def _stream(
+        self,
+        student: Encoder,
+        corpus: Corpus,
+        targets: Targets,
+        prompts: dict[str, str],
+        separate: bool,
+        state: Path,
+        runtime: Runtime,
+    ) -> Any:
+        """Batches of the texts on disk."""
+        from emb_tool.training.stream import Stream, TokenCache, index_dtype
+
+        method, train, roles = self.method, corpus.train, corpus.roles
+        if not len(train):
+            raise Refused("no text is left to train on", "lower --holdout, or give more texts")
+        pools = [train]
+        if corpus.counts["queries"]:
+            dtype = index_dtype(len(corpus))
+            pools = [train[roles[train] == role].astype(dtype) for role in (0, 1)]
+        return Stream(
+            pools,
+            TokenCache(
+                state / f"tokens-{runtime.rank}.bin",
+                len(corpus),
+                lambda indices: tokenize_roles(student, corpus, indices, prompts),
+            ),
+            targets.read,
+            batch_tokens=method.batch_tokens,
+            total=max(1, round(method.epochs * method.cycles * len(train))),
+            seed=runtime.seed,
+            share=method.query_share,
+            separate=separate,
+            rank=runtime.rank,
+            world=runtime.world,
+        )
 
     def _write(
         self,

@@ -8,7 +8,8 @@ from typing import Any
 
 from emb_tool.checkpoint.files import sha256
 from emb_tool.checkpoint.reader import Checkpoint, check_finite
-from emb_tool.data.texts import hashes, scan
+from emb_tool.data.streams import HUB, Shards, is_address
+from emb_tool.data.texts import expand, hashes, scan
 from emb_tool.distill.job import DistillJob
 from emb_tool.errors import Refused
 from emb_tool.evaluate.task import parse_tasks
@@ -69,7 +70,8 @@ class Setup:
 
     def data(self) -> dict[str, dict[str, str]]:
         """Digests of the local files of texts and vectors, by the name that the user gave them."""
-        found = hashes([*self.job.texts, *self.job.queries])
+        # reading all of a stream once more, to hash it, may take days
+        found = {} if self.job.stream else hashes([*self.job.texts, *self.job.queries])
         if self.teacher_kind == "file":
             path = Path(self.job.teacher)
             found[self.job.teacher] = {path.name: sha256(path)}
@@ -130,13 +132,44 @@ class Setup:
                 )
             for sentence in task.check():
                 self.progress.warn(sentence)
-        for sources, field in ((job.texts, job.text_field), (job.queries, self.query_field)):
-            if sources:
-                scan(sources, field)
+        if job.stream:
+            _ = self.epoch_texts
+        else:
+            for sources, field in ((job.texts, job.text_field), (job.queries, self.query_field)):
+                if sources:
+                    scan(sources, field)
         check_finite(body)
         if self.teacher is not None and self.teacher is not body:
             check_finite(self.teacher)
         return plan
+
+    @cached_property
+    def shards(self) -> Shards:
+        """The shards of streamed texts."""
+        remote = [is_address(text) or text.startswith(HUB) for text in self.job.texts]
+        sources = [
+            name
+            for text, away in zip(self.job.texts, remote, strict=True)
+            for name in ([text] if away else map(str, expand(text)))
+        ]
+        return Shards(sources, self.job.text_field)
+
+    @cached_property
+    def epoch_texts(self) -> int:
+        """Texts of an epoch of streamed texts."""
+        if self.teacher_kind == "file":
+            raise Refused(
+                "--stream: a file of vectors belongs to texts in their order",
+                "leave --stream out, or name a checkpoint or an endpoint as --teacher",
+            )
+        count = self.job.limit or self.shards.count()
+        if count is None:
+            raise Refused(
+                "--stream: how many texts there are is not known, which the learning rate's"
+                " schedule needs",
+                "say how many to take in an epoch: --limit N",
+            )
+        return min(count, self.shards.count() or count)
 
     @property
     def query_field(self) -> str | None:
