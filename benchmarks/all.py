@@ -11,6 +11,7 @@ SCRIPTS = {
     "startup": False,
     "encode": True,
     "store": True,
+    "texts_scale": False,
     "train_step": False,
     "distill_vs_trainer": True,
     "distill_quality": True,

@@ -42,7 +42,10 @@ class Encoder:
         normalises: Whether its vectors have norm 1.
         prompts: Prompt by name.
         truncated: Texts cut so far.
+        sharded: Whether its weights are cut over the processes, which then compute together.
     """
+
+    sharded = False
 
     def __init__(
         self,
@@ -131,6 +134,23 @@ class Encoder:
             layout = replace(layout, truncate_dim=None)
         model.eval()
         return cls(model, checkpoint, runtime, max_length, layout)
+
+    def shard(self) -> None:
+        """Cut the weights over the processes, where there are several.
+
+        From here on every process must call `encode` whenever one does, be it with no texts.
+
+        Raises:
+            Refused: A Router, whose halves would be cut apart.
+        """
+        if self.runtime.world == 1:
+            return
+        if type(self.model[0]).__name__ == "Router":
+            raise Refused(
+                f"{self.checkpoint.name}: --fsdp does not cut a Router", "leave --fsdp out"
+            )
+        self.runtime.shard(self.model)
+        self.sharded = True
 
     def route(self, role: str) -> Encoder:
         """The encoder of that role where the model is a Router, else this one."""
@@ -288,7 +308,6 @@ class Encoder:
             ids, self.prompt_length(prompt), batch_tokens=batch_tokens, progress=progress
         )
 
-    @torch.inference_mode()
     def encode_ids(
         self,
         ids: Sequence[np.ndarray],
@@ -298,11 +317,24 @@ class Encoder:
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """Vectors of tokenised texts, in their order: see `encode`."""
+        # weights put together in inference mode could not be trained on afterwards
+        mode = torch.no_grad() if self.sharded else torch.inference_mode()
+        with mode, self.runtime.company():
+            return self._encode_ids(ids, prompt_length, batch_tokens, progress)
+
+    def _encode_ids(
+        self,
+        ids: Sequence[np.ndarray],
+        prompt_length: int,
+        batch_tokens: int,
+        progress: Callable[[int], None] | None,
+    ) -> np.ndarray:
         lengths = np.array([len(row) for row in ids], np.int64)
         vectors: np.ndarray | None = None
         training = self.model.training
         self.model.eval()
         todo = list(reversed(plan_batches(lengths, batch_tokens, None)))
+        more = int(self.runtime.largest(len(todo))[0]) - len(todo) if self.sharded else 0
         try:
             while todo:
                 batch = todo.pop()
@@ -311,9 +343,9 @@ class Encoder:
                 except Exception as error:
                     if not Runtime.is_out_of_memory(error):
                         raise
-                    if len(batch) == 1:
+                    if len(batch) == 1 or self.sharded:
                         raise Failed(
-                            f"memory ran out for one text of {lengths[batch[0]]} tokens",
+                            f"memory ran out for {len(batch)} texts of {lengths[batch[0]]} tokens",
                             "lower --max-length",
                         ) from error
                     todo += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
@@ -325,6 +357,8 @@ class Encoder:
                 vectors[batch] = rows
                 if progress:
                     progress(len(batch))
+            for _ in range(more):  # others go on, and need our part of the weights
+                self.forward(self.collate([np.zeros(1, np.int32)]))
         finally:
             self.model.train(training)
         return vectors if vectors is not None else np.zeros((0, self.dim), np.float32)

@@ -259,6 +259,32 @@ def test_streamed_texts_and_added_positions_are_trained_on_by_both(
                 torch.testing.assert_close(value, two[key], rtol=0, atol=TOLERANCE)
 
 
+def test_weights_cut_over_the_processes_are_trained_the_same(
+    argv: list[str], tmp_path: Path
+) -> None:
+    """FSDP of teacher and student: against one process, and taken up by one after a kill of two."""
+    from emb_tool.cli.app import main
+
+    def fragile() -> None:
+        from emb_tool.training import loop
+
+        loop.SAVE_SECONDS = 0.0
+        if os.environ["RANK"] == "1":
+            killed_at("emb_tool.training.loop", "Trainer._step", 9)()
+
+    job = [*argv, "--fsdp"]
+    one, two, again = (tmp_path / name for name in ("one", "two", "again"))
+    assert main([*job, "--store", str(tmp_path / "s1"), "-o", str(one), "-q"]) == 0
+    codes = together([*job, "--store", str(tmp_path / "s2"), "-o", str(two)], tmp_path)
+    assert codes == [0, 0], [(tmp_path / f"log-{r}").read_text() for r in (0, 1)]
+    assert_same(two, one)
+    third = [*job, "--store", str(tmp_path / "s2"), "-o", str(again)]
+    assert together(third, tmp_path, prepare=fragile) == [1, -signal.SIGKILL]
+    assert main([*third, "--resume", "-q"]) == 0
+    assert_same(again, one)
+    assert json.loads((again / "report.json").read_text())["facts"]["training"]["resumed_at"]
+
+
 @pytest.mark.slow
 def test_four_processes_make_the_same_student(argv: list[str], alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

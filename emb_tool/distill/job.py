@@ -120,6 +120,13 @@ class DistillJob(MethodJob):
         str, Field(description="environment variable that holds the endpoint's key")
     ] = "EMBTOOL_API_KEY"
     concurrency: Annotated[int, Field(ge=1, description="requests to the endpoint at a time")] = 8
+    fsdp: Annotated[
+        bool,
+        Field(
+            description="cut teacher and student over the processes (FSDP), where one device does"
+            " not hold them; slower where it does"
+        ),
+    ] = False
     allow_pickle: Annotated[
         bool,
         Field(description="open checkpoints whose weights are pickled (never do for strangers')"),

@@ -149,6 +149,7 @@ class Distill:
                 progress=advance,
                 rank=runtime.rank,
                 world=runtime.world,
+                meet=runtime.barrier if job.fsdp and self.setup.teacher is not None else None,
             )
         (cut,) = runtime.sum(getattr(teacher, "truncated", 0))
         self.report.facts["teacher"] = {"name": teacher.name, "texts_truncated": int(cut)}
@@ -242,6 +243,7 @@ class Distill:
                 metrics=folder / "metrics.jsonl",
                 prompt_length=prompt_length,
                 log=_tensorboard(folder) if runtime.is_main else None,
+                fsdp=self.job.fsdp,
             )
             outcome = trainer.run()
         stream.close()

@@ -162,14 +162,14 @@ class Setup:
                 "--stream: a file of vectors belongs to texts in their order",
                 "leave --stream out, or name a checkpoint or an endpoint as --teacher",
             )
-        count = self.job.limit or self.shards.count()
+        count = self.job.limit or self.shards.count()  # data that end before it end the epoch
         if count is None:
             raise Refused(
                 "--stream: how many texts there are is not known, which the learning rate's"
                 " schedule needs",
                 "say how many to take in an epoch: --limit N",
             )
-        return min(count, self.shards.count() or count)
+        return count
 
     @property
     def query_field(self) -> str | None:

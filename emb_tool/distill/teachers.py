@@ -31,6 +31,8 @@ def open_teacher(
     if setup.teacher is not None:
         encoder = Encoder.open(setup.teacher, runtime, max_length=job.teacher_max_length)
         own_query, own_document = encoder.prompt("query"), encoder.prompt(job.prompt_name)
+        if job.fsdp:
+            encoder.shard()
         if job.query_prompt is None:
             prompts["query"] = own_query
         if job.document_prompt is None:

@@ -43,8 +43,8 @@ class Skips:
     text, u uniform up to where the text would end at the target (arXiv:2309.10400, with two chunks
     of which the first begins at 0, as every text's does). Long texts stand as they are.
 
-    A draw hangs on the text, the step and the seed alone, not on what stands beside it in a batch, a
-    process or a sitting; every measuring draws the same gaps.
+    A draw hangs on the text, the step and the seed alone, not on what stands beside it in a batch,
+    a process or a sitting; every measuring draws the same gaps.
 
     Args:
         encoder: The student; what it collates is noted.

@@ -23,6 +23,7 @@ from emb_tool.encoder import Encoder
 from emb_tool.errors import Failed, Interrupted
 from emb_tool.method import Training
 from emb_tool.ops.products import quicken
+from emb_tool.processes import own_part, whole
 from emb_tool.runtime import Runtime
 from emb_tool.signals import DeferredSignals
 from emb_tool.training.optimizer import Optimizer
@@ -138,6 +139,7 @@ class Trainer:
         metrics: Lines of figures are added to this file.
         prompt_length: Tokens that pooling leaves out, for the texts of one batch.
         log: Called with figures and texts used, beside `metrics`.
+        fsdp: Cut the student over the processes.
     """
 
     def __init__(
@@ -155,6 +157,7 @@ class Trainer:
         metrics: Path | None = None,
         prompt_length: Callable[[np.ndarray], int] = lambda indices: 0,
         log: Callable[[dict[str, float], int], None] | None = None,
+        fsdp: bool = False,
     ) -> None:
         self.encoder, self.method, self.stream, self.runtime = encoder, method, stream, runtime
         self.states = States(folder)
@@ -171,23 +174,28 @@ class Trainer:
         if not method.compile:
             quicken(self.student)
         self._freeze_what_the_loss_does_not_reach()
+        if fsdp:
+            encoder.shard()
         wrapped = self.student
         if method.compile:
             wrapped = torch.compile(wrapped, dynamic=True)  # type: ignore[assignment]
         self.module = wrapped
-        self.optimizer = Optimizer(self.student, encoder.token_table(), method, runtime)
+        table = None if fsdp else encoder.token_table()
+        self.optimizer = Optimizer(self.student, table, method, runtime, encoder.sharded)
         self.optimizers = self.optimizer.optimizers
         self._sum = torch.zeros((), device=runtime.device)
         self._sum_texts = self._tokens = self._padded = 0
         self._loss = math.nan
         self._lr = 0.0
-        self._leave = 0
+        self._leave = self._due = 0
+        self._saved = time.perf_counter()
 
     def _freeze_what_the_loss_does_not_reach(self) -> None:
         """Poolers and heads that no vector depends on."""
         ids, targets, indices = self.stream.sample()
         goal = torch.from_numpy(targets).to(self.runtime.device)
-        self._losses(self.student, ids, goal, indices).sum().backward()
+        self._sample = ids, goal, indices
+        self._losses(self.student, *self._sample).sum().backward()
         for parameter in self.student.parameters():
             if parameter.grad is None:
                 parameter.requires_grad_(False)
@@ -216,8 +224,12 @@ class Trainer:
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM, after the state was saved.
-            Failed: A loss that is not finite; memory out for a single text.
+            Failed: A loss that is not finite; memory out for a single text; another process gone.
         """
+        with self.runtime.company():
+            return self._run()
+
+    def _run(self) -> Outcome:
         facts = self.states.load(self.student, self.optimizers)
         if facts:
             self.place = Place(*facts["place"])
@@ -232,7 +244,7 @@ class Trainer:
             self._measure()
         done = self.outcome
         next_score = self._next_score()
-        saved = clock = time.perf_counter()
+        clock = self._saved = time.perf_counter()
         with self.signals as signals:
             batches = self.stream.ahead(self.place)
             for batch in batches:
@@ -257,15 +269,15 @@ class Trainer:
                     next_score = self._next_score()
                     clock = time.perf_counter()
                 if self.runtime.world == 1:
-                    self._leave = signals.number
+                    self._leave, self._due = signals.number, now - self._saved > SAVE_SECONDS
                 if self._leave:
                     self._save()
                     self.runtime.barrier()
                     batches.close()  # type: ignore[attr-defined]
                     raise Interrupted(self._leave, "go on with --resume")
-                if now - saved > SAVE_SECONDS:
+                if self._due:
                     self._save()
-                    saved = clock = time.perf_counter()
+                    clock = self._saved = time.perf_counter()
         self._save()
         return done
 
@@ -314,8 +326,11 @@ class Trainer:
             state = 1
             if self.outcome.split >= len(batch.ids):
                 state, longest = 2, max(len(row) for row in batch.ids)
-        told = self.runtime.largest(state, longest, self.signals.number)
-        state, longest, self._leave = map(int, told)
+            if self.encoder.sharded:  # others wait for our part of the weights, not for a word
+                raise
+        due = time.perf_counter() - self._saved > SAVE_SECONDS
+        told = self.runtime.largest(state, longest, self.signals.number, due)
+        state, longest, self._leave, self._due = map(int, told)
         if not state:
             return found
         self.optimizer.forget()
@@ -331,7 +346,7 @@ class Trainer:
 
     def _parts(self, batch: Batch) -> list[np.ndarray]:
         parts = np.array_split(np.arange(len(batch.ids)), self.outcome.split)
-        return [part for part in parts if len(part)]
+        return [part for part in parts if len(part) or self.encoder.sharded]
 
     def _needs_moment(self) -> bool:
         """Whether a loss over pairs is made in parts, which then need to know of one another."""
@@ -345,6 +360,9 @@ class Trainer:
         total = total.to(self.runtime.device)
         for part in self._parts(batch):
             ids = [batch.ids[i] for i in part]
+            if not ids:
+                self._vectors(self.module, self._sample[0], self._sample[2])
+                continue
             total += second_moment(self._vectors(self.module, ids, batch.indices[part]))
         return total
 
@@ -352,6 +370,10 @@ class Trainer:
         """Gradients of the mean loss over the whole step, whatever the split and the world."""
         total = torch.zeros((), device=self.runtime.device)
         for part in self._parts(batch):
+            if not len(part):  # the others want our part of the weights all the same
+                nothing = self._vectors(self.module, self._sample[0], self._sample[2]).sum() * 0
+                self.optimizer.backward(nothing)
+                continue
             targets = self.runtime.move(torch.from_numpy(batch.targets[part]))
             ids = [batch.ids[i] for i in part]
             losses = self._losses(self.module, ids, targets, batch.indices[part], *of_all)
@@ -401,8 +423,9 @@ class Trainer:
         if score.key is None or score.key > self.outcome.best_key:
             self.outcome.best = self.place.texts
             self.outcome.best_key = -math.inf if score.key is None else score.key
+            weights = {name: whole(value) for name, value in self.student.state_dict().items()}
             if self.runtime.is_main:
-                save_tensors(self._best_file(), dict(self.student.state_dict()))
+                save_tensors(self._best_file(), weights)
         self.runtime.barrier()
         self.outcome.score_seconds += time.perf_counter() - started
 
@@ -410,21 +433,31 @@ class Trainer:
         return self.folder / f"best-{self.outcome.best}.safetensors"
 
     def take_best(self) -> None:
-        """Give the student its best state back."""
-        self.student.load_state_dict(load_tensors(self._best_file()))
+        """Give the student its best state back, whole where it was cut: to be saved, not run."""
+        best = load_tensors(self._best_file())
+        if not self.encoder.sharded:
+            self.student.load_state_dict(best)
+            return
+        for name, _ in list(self.student.named_parameters()):
+            home, _, last = name.rpartition(".")
+            part = nn.Parameter(best[name], requires_grad=False)
+            setattr(self.student.get_submodule(home), last, part)
 
     def _save(self) -> None:
-        if self.runtime.is_main:
-            if not all(bool(p.isfinite().all()) for p in self.student.parameters()):
-                raise self._diverged("weights are")
-            outcome = {**vars(self.outcome), "resumed_at": None}
-            facts = {
-                "place": list(self.place),
-                "outcome": outcome,
-                "loss": list(self._counts()),
-                "scaler": self.optimizer.scaler.state_dict(),
-            }
-            self.states.save(self.student, self.optimizers, facts)
-            for other in self.folder.glob("best-*.safetensors"):
-                if other != self._best_file():
-                    other.unlink()
+        """Write the state; all processes take part if the weights are cut over them."""
+        sharded, main = self.encoder.sharded, self.runtime.is_main
+        if not (main or sharded):
+            return
+        bad = not all(bool(own_part(p).isfinite().all()) for p in self.student.parameters())
+        if self.runtime.largest(bad)[0] if sharded else bad:
+            raise self._diverged("weights are")
+        facts = {
+            "place": list(self.place),
+            "outcome": {**vars(self.outcome), "resumed_at": None},
+            "loss": list(self._counts()),
+            "scaler": self.optimizer.scaler.state_dict(),
+        }
+        self.states.save(self.student, self.optimizers, facts, write=main)
+        for other in self.folder.glob("best-*.safetensors") if main else ():
+            if other != self._best_file():
+                other.unlink()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from emb_tool.method import Training
+from emb_tool.processes import own_part
 from emb_tool.runtime import Runtime
 
 
@@ -25,22 +26,29 @@ class Optimizer:
 
     Args:
         student: What is trained.
-        table: Its module that looks tokens up.
+        table: Its module that looks tokens up; None treats it as any other.
         method: Settings.
         runtime: Device and processes.
+        sharded: Whether the weights are cut over the processes; gradients then come summed.
     """
 
     def __init__(
-        self, student: nn.Module, table: nn.Module | None, method: Training, runtime: Runtime
+        self,
+        student: nn.Module,
+        table: nn.Module | None,
+        method: Training,
+        runtime: Runtime,
+        sharded: bool = False,
     ) -> None:
-        self.method, self.runtime = method, runtime
+        self.method, self.runtime, self.sharded = method, runtime, sharded
         self.scaler = runtime.scaler()
         rows: Any = table.weight if table is not None else None
         self.rows: Any = rows if rows is not None and rows.requires_grad else None
         if table is not None:
             table.sparse = self.rows is not None  # type: ignore[assignment]
         self.dense = [p for p in student.parameters() if p.requires_grad and p is not self.rows]
-        runtime.take_from_main([p.data for p in student.parameters()])
+        if not sharded:
+            runtime.take_from_main([p.data for p in student.parameters()])
         groups: list[dict[str, Any]] = [
             {
                 "params": [p for p in self.dense if p.ndim > 1],
@@ -51,13 +59,15 @@ class Optimizer:
         groups = [group for group in groups if group["params"]]
         self.optimizers: list[torch.optim.Optimizer] = []
         if groups:
-            fused = runtime.has_fused_optimizer
+            fused = runtime.has_fused_optimizer and not sharded
             self.optimizers.append(torch.optim.AdamW(groups, lr=method.lr, fused=fused))
         if self.rows is not None:
             self.optimizers.append(torch.optim.SparseAdam([self.rows], lr=method.lr))
 
     def backward(self, loss: Tensor) -> None:
         """Add a loss's gradients to those of this process."""
+        if self.sharded:  # which takes the mean over the processes
+            loss = loss * self.runtime.world
         self.scaler.scale(loss).backward()
 
     def step(self, lr: float) -> None:
@@ -83,7 +93,7 @@ class Optimizer:
             optimizer.zero_grad(set_to_none=True)
 
     def _sum_up(self) -> None:
-        if self.runtime.world > 1:
+        if self.runtime.world > 1 and not self.sharded:
             for parameter in self.dense:
                 if parameter.grad is None:  # no text of the step was this process's
                     parameter.grad = torch.zeros_like(parameter)
@@ -100,9 +110,13 @@ class Optimizer:
         """Scale the gradients so that the norm of all of them together is at most `clip`."""
         if not self.method.clip:
             return
-        gradients = [p.grad for p in self.dense if p.grad is not None]
+        gradients = [own_part(p.grad) for p in self.dense if p.grad is not None]
         if self.rows is not None and self.rows.grad is not None:
             gradients.append(self.rows.grad._values())
         norm = torch.nn.utils.get_total_norm(gradients)
+        if self.sharded:
+            squared = norm.square()
+            self.runtime.add_up([squared])
+            norm = squared.sqrt()
         scale = (self.method.clip / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, scale)

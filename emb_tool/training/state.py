@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from emb_tool.errors import Refused
+from emb_tool.processes import cut_like, whole
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -69,27 +70,36 @@ class States:
         module: torch.nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
         facts: dict[str, Any],
+        write: bool = True,
     ) -> None:
         """Write a state and let go of the one before.
+
+        Where weights are cut over processes all of them must call it, and one writes.
 
         Args:
             module: The student.
             optimizers: What they remember of each parameter is kept, their settings are not.
             facts: Anything that JSON holds.
+            write: Whether this process does.
         """
-        before = self._latest()
-        name = "b" if before == "a" else "a"
-        target = self.folder / name
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir()
-        save_tensors(target / "model.safetensors", dict(module.state_dict()))
+        weights = {name: whole(value) for name, value in module.state_dict().items()}
         tensors = {"rng": torch.get_rng_state()}
         numbers: dict[str, float] = {}
         for which, optimizer in enumerate(optimizers):
             for index, entry in optimizer.state_dict()["state"].items():
                 for key, value in entry.items():
-                    kept = tensors if isinstance(value, Tensor) else numbers
-                    kept[f"{which}.{index}.{key}"] = value
+                    if isinstance(value, Tensor):
+                        tensors[f"{which}.{index}.{key}"] = whole(value)
+                    else:
+                        numbers[f"{which}.{index}.{key}"] = value
+        if not write:
+            return
+        before = self._latest()
+        name = "b" if before == "a" else "a"
+        target = self.folder / name
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        save_tensors(target / "model.safetensors", weights)
         save_tensors(target / "optimizer.safetensors", tensors)
         write_atomically(target / "facts.json", json.dumps({**facts, "optimizer": numbers}))
         write_atomically(self.folder / "latest", name)
@@ -109,7 +119,9 @@ class States:
             return None
         source = self.folder / latest
         facts: dict[str, Any] = json.loads((source / "facts.json").read_text(encoding="utf-8"))
-        module.load_state_dict(load_tensors(source / "model.safetensors"))
+        now = module.state_dict()
+        weights = load_tensors(source / "model.safetensors")
+        module.load_state_dict({name: cut_like(weights[name], now[name]) for name in weights})
         tensors = load_tensors(source / "optimizer.safetensors")
         torch.set_rng_state(tensors.pop("rng"))
         remembered: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
@@ -117,6 +129,11 @@ class States:
             which, index, key = name.split(".", 2)
             remembered[int(which)].setdefault(int(index), {})[key] = value
         for optimizer, state in zip(optimizers, remembered, strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            for index, entry in state.items():
+                for key, value in entry.items():
+                    if isinstance(value, Tensor):
+                        entry[key] = cut_like(value, parameters[index])
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
         return facts

@@ -80,6 +80,7 @@ def gather_targets(
     world: int = 1,
     shard_texts: int | None = None,
     check_sample: int = 16,
+    meet: Callable[[], None] | None = None,
 ) -> StoredTargets:
     """Bring the vector of every text into the store, and give access to them.
 
@@ -100,6 +101,8 @@ def gather_targets(
         world: Number of processes.
         shard_texts: Texts of a shard; None leaves it to the teacher.
         check_sample: Texts to encode again, spread over what is there.
+        meet: Waits for the other processes. Where it is given, all of them encode at the same time,
+            each its own shard: the teacher is cut over them.
 
     Raises:
         Refused: Stored vectors that the teacher does not agree with, NaN, another width.
@@ -128,6 +131,17 @@ def gather_targets(
         del rows, there, lacking
     if progress:
         progress(known)
+    if meet:
+        meet()  # nobody writes before all have seen what is there
+        nothing = np.zeros(0, np.int64)
+        for start in range(0, len(shards), world):
+            turn = shards[start : start + world]
+            role, indices = turn[rank] if rank < len(turn) else (0, nothing)
+            _encode(corpus, teacher, role, spaces[role], indices, progress)
+        meet()
+        shards = []
+        for space in spaces:
+            space.refresh()
     own = shards[rank::world]
     others = [shard for i, shard in enumerate(shards) if i % world != rank]
     shared = False  # whether another process writes here too

@@ -44,7 +44,7 @@ def test_added_rows_alone_are_trained_and_get_better(
     assert not torch.equal(rows[64:128], before)
     history = json.loads((tmp_path / "a" / "report.json").read_text())["facts"]["tuning"]["history"]
     losses = [entry["heldout_loss"] for entry in history]
-    assert min(losses) < 0.95 * losses[0]
+    assert min(losses) < 0.97 * losses[0]
 
 
 @pytest.mark.parametrize("method", ["gp", "pi"])
