@@ -141,10 +141,13 @@ class Encoder:
         From here on every process must call `encode` whenever one does, be it with no texts.
 
         Raises:
-            Refused: A Router, whose halves would be cut apart.
+            Refused: A Router, whose halves would be cut apart; fp16, whose scaled gradients torch
+                does not look through where they are cut.
         """
         if self.runtime.world == 1:
             return
+        if self.runtime.dtype == torch.float16:
+            raise Refused("--fsdp does not go with fp16", "use --dtype bf16 or fp32")
         if type(self.model[0]).__name__ == "Router":
             raise Refused(
                 f"{self.checkpoint.name}: --fsdp does not cut a Router", "leave --fsdp out"

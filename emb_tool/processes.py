@@ -63,6 +63,10 @@ class Processes:
             torch.distributed.all_reduce(total, how, group=self._patient)
         return [float(value) for value in total]
 
+    def alike(self, error: EmbToolError) -> EmbToolError:
+        """What a process raises where all of them do: rank 0 alone says why."""
+        return error if self.is_main else Followed(error.exit_code)
+
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
         """Sum dense tensors of one dtype over the processes, in place."""
         if self.world == 1:

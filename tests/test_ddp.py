@@ -178,18 +178,20 @@ def test_memory_that_runs_out_on_one_is_split_by_both(
     assert_same(out, alone)
 
 
+def fragile() -> None:
+    """The second process is killed at its ninth step; the state is saved after each."""
+    from emb_tool.training import loop
+
+    loop.SAVE_SECONDS = 0.0
+    if os.environ["RANK"] == "1":
+        killed_at("emb_tool.training.loop", "Trainer._step", 9)()
+
+
 def test_a_process_that_is_killed_ends_the_others_and_fewer_go_on(
     argv: list[str], alone: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     job = [*argv, "--store", str(tmp_path / "store"), "-o", str(out)]
-
-    def fragile() -> None:
-        from emb_tool.training import loop
-
-        loop.SAVE_SECONDS = 0.0
-        if os.environ["RANK"] == "1":
-            killed_at("emb_tool.training.loop", "Trainer._step", 9)()
 
     started = time.monotonic()
     codes = together(job, tmp_path, prepare=fragile)
@@ -259,30 +261,40 @@ def test_streamed_texts_and_added_positions_are_trained_on_by_both(
                 torch.testing.assert_close(value, two[key], rtol=0, atol=TOLERANCE)
 
 
-def test_weights_cut_over_the_processes_are_trained_the_same(
-    argv: list[str], tmp_path: Path
-) -> None:
-    """FSDP of teacher and student: against one process, and taken up by one after a kill of two."""
+@pytest.fixture(scope="module")
+def whole(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With --fsdp the token table is trained as any other matrix, in one process too."""
     from emb_tool.cli.app import main
 
-    def fragile() -> None:
-        from emb_tool.training import loop
+    out = tmp_path_factory.mktemp("whole") / "out"
+    job = [*argv, "--fsdp", "--store", str(out.parent / "store"), "-o", str(out), "-q"]
+    assert main(job) == 0
+    return out
 
-        loop.SAVE_SECONDS = 0.0
-        if os.environ["RANK"] == "1":
-            killed_at("emb_tool.training.loop", "Trainer._step", 9)()
 
-    job = [*argv, "--fsdp"]
-    one, two, again = (tmp_path / name for name in ("one", "two", "again"))
-    assert main([*job, "--store", str(tmp_path / "s1"), "-o", str(one), "-q"]) == 0
-    codes = together([*job, "--store", str(tmp_path / "s2"), "-o", str(two)], tmp_path)
+def test_weights_cut_over_the_processes_are_trained_the_same(
+    argv: list[str], whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    job = [*argv, "--fsdp", "--store", str(tmp_path / "store"), "-o", str(out)]
+    codes = together(job, tmp_path)
     assert codes == [0, 0], [(tmp_path / f"log-{r}").read_text() for r in (0, 1)]
-    assert_same(two, one)
-    third = [*job, "--store", str(tmp_path / "s2"), "-o", str(again)]
-    assert together(third, tmp_path, prepare=fragile) == [1, -signal.SIGKILL]
-    assert main([*third, "--resume", "-q"]) == 0
-    assert_same(again, one)
-    assert json.loads((again / "report.json").read_text())["facts"]["training"]["resumed_at"]
+    assert_same(out, whole)
+
+
+@pytest.mark.slow
+def test_weights_that_were_cut_are_taken_up_whole(
+    argv: list[str], whole: Path, tmp_path: Path
+) -> None:
+    from emb_tool.cli.app import main
+
+    out = tmp_path / "out"
+    job = [*argv, "--fsdp", "--store", str(tmp_path / "store"), "-o", str(out)]
+    assert together(job, tmp_path, prepare=fragile) == [1, -signal.SIGKILL]
+    assert "another of the 2 processes has ended" in (tmp_path / "log-0").read_text()
+    assert main([*job, "--resume", "-q"]) == 0
+    assert_same(out, whole)
+    assert json.loads((out / "report.json").read_text())["facts"]["training"]["resumed_at"]
 
 
 @pytest.mark.slow

@@ -143,9 +143,11 @@ class DistillJob(MethodJob):
             raise ValueError(
                 f"--sample: {len(self.sample)} shares for {len(self.texts)} sources of --texts"
             )
-        if self.stream and (self.queries or self.sample or "-" in self.texts):
-            other = "--queries" if self.queries else "--sample" if self.sample else "stdin"
-            raise ValueError(f"--stream does not go with {other}")
+        against = {"--queries": self.queries, "--sample": self.sample, "--fsdp": self.fsdp}
+        against["texts from stdin"] = "-" in self.texts
+        for name, given in against.items():
+            if self.stream and given:
+                raise ValueError(f"--stream does not go with {name}")
         if self.student is None and self.student_layers is None:
             raise ValueError("no student: give --student, or --student-layers to cut the teacher")
         return self

@@ -79,10 +79,10 @@ class Distill:
 
         with runtime.main_first():
             corpus = Corpus.open(state / "corpus") or self._read(state)
-        self.report.facts["texts"] = dict(corpus.counts)
+        counts: dict[str, Any] = dict(corpus.counts)
         if job.stream:
-            told = {"epoch": self.setup.epoch_texts, "head": corpus.counts}
-            self.report.facts["texts"] = told
+            counts = {"epoch": self.setup.epoch_texts, "head": counts}
+        self.report.facts["texts"] = counts
         if corpus.counts["duplicates"]:
             self.progress.say(f"{corpus.counts['duplicates']:,} duplicate texts dropped")
         lap("read_seconds")

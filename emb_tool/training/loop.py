@@ -274,7 +274,7 @@ class Trainer:
                     self._save()
                     self.runtime.barrier()
                     batches.close()  # type: ignore[attr-defined]
-                    raise Interrupted(self._leave, "go on with --resume")
+                    raise self.runtime.alike(Interrupted(self._leave, "go on with --resume"))
                 if self._due:
                     self._save()
                     clock = self._saved = time.perf_counter()
@@ -336,10 +336,9 @@ class Trainer:
         self.optimizer.forget()
         self.runtime.free_memory()
         if state == 2:
-            raise Failed(
-                f"memory ran out for one text of {longest} tokens",
-                "lower --max-length, then go on with --resume",
-            )
+            said = f"memory ran out for one text of {longest} tokens"
+            hint = "lower --max-length, then go on with --resume"
+            raise self.runtime.alike(Failed(said, hint))
         self.outcome.split *= 2
         self.on_warning(f"memory ran out: steps are now split into {self.outcome.split} parts")
         return None
@@ -390,7 +389,7 @@ class Trainer:
         self.outcome.padded += int(padded)
         self._loss = losses / texts
         if not math.isfinite(self._loss):
-            raise self._diverged("loss is")
+            raise self.runtime.alike(self._diverged("loss is"))
         self._sum.zero_()
         self._sum_texts = self._tokens = self._padded = 0
         self._write({"loss": self._loss, "lr": self._lr})

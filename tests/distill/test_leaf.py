@@ -229,3 +229,25 @@ def test_the_router_needs_a_teacher_that_can_encode(
                      "--texts", texts, "-o", tmp_path / "out", "--router")  # fmt: skip
     assert result.code == 2
     assert "--router: documents go to the teacher" in result.err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--queries", "TEXTS"], "--stream does not go with --queries"),
+        (["--fsdp"], "--stream does not go with --fsdp"),
+        ([], "--limit N"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused_before_work(
+    more: list[str], said: str, run_cli: Callable[..., CliResult], tmp_path: Path, tiny_bert: Path
+) -> None:
+    texts = write_texts(tmp_path / "texts.jsonl", ["one text", "two texts"])
+    more = [word.replace("TEXTS", texts) for word in more]
+    told = run_cli(
+        "distill", "--stream", "--teacher", tiny_bert, "--student-layers", 2, "--texts", texts,
+        *more, "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert told.code == 2
+    assert said in told.err
+    assert list(tmp_path.iterdir()) == [tmp_path / "texts.jsonl"]
