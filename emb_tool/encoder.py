@@ -347,8 +347,9 @@ class Encoder:
                     if not Runtime.is_out_of_memory(error):
                         raise
                     if len(batch) == 1 or self.sharded:
+                        what = "one text" if len(batch) == 1 else f"{len(batch)} texts"
                         raise Failed(
-                            f"memory ran out for {len(batch)} texts of {lengths[batch[0]]} tokens",
+                            f"memory ran out for {what} of {lengths[batch[0]]} tokens",
                             "lower --max-length",
                         ) from error
                     todo += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
