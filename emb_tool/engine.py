@@ -190,8 +190,9 @@ def make(job: Any, options: Options, worker: Any) -> Report:
         job: Has an `output`.
         options: How to run it.
         worker: Class with `plan`, `work`, `check`, `summarise`, `inputs`, `data` and `papers`;
-            `start`, if it brings its own runtime, `card`, if it adds to the model card, and
-            `ahead`, if the check can begin before the files are written.
+            `before`, the checkpoint that size and parts are compared with, or None; `start`, if it
+            brings its own runtime, `card`, if it adds to the model card, and `ahead`, if the check
+            can begin before the files are written.
     """
     progress = options.progress
     report = Report(job.verb, job=job.recipe())
@@ -248,6 +249,8 @@ def _finish(
     from emb_tool.checkpoint.card import write_model_card
     from emb_tool.checkpoint.provenance import write_provenance
     from emb_tool.checkpoint.reader import Checkpoint
+    from emb_tool.ops.parts import parts_of
+    from emb_tool.page.page import write_page
 
     out, partial, digest = Path(job.output).expanduser(), folder.partial, job.digest()
     job = work.job  # a search has put what it found in its place
@@ -262,11 +265,20 @@ def _finish(
     for sentence in checked["warnings"]:
         progress.warn(sentence)
     report.output = str(out)
+    bare = all(c.path.is_file() for c in work.inputs.values())
+    before: Checkpoint | None = work.before
+    if before is not None:
+        report.measures.insert(0, Measure("weights before", before.weight_bytes(), "B"))
+    if not bare:
+        report.facts["parts"] = {
+            "before": parts_of(before) if before is not None else {},
+            "after": parts_of(Checkpoint.open(partial)),
+        }
     work.summarise(report)
     for sentence in progress.warnings:
         report.warn(sentence)
-    told = report.to_json() | {"tables": [t.to_json() for t in report.tables]}
-    (partial / "report.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    told = json.dumps(report.to_file(), indent=2)
+    (partial / "report.json").write_text(told + "\n", encoding="utf-8")
     write_provenance(
         partial,
         job=job.recipe(),
@@ -275,7 +287,6 @@ def _finish(
         papers=work.papers,
         extra={"digest": digest},
     )
-    bare = all(c.path.is_file() for c in work.inputs.values())
     write_model_card(
         partial,
         title=out.name,
@@ -285,6 +296,7 @@ def _finish(
         layout=None if bare else Checkpoint.open(partial).layout,
         front=work.card() if hasattr(work, "card") else None,
     )
+    write_page(partial)
     folder.seal()
 
 
@@ -302,18 +314,7 @@ def _planned(plan: Plan) -> Table:
 
 def _read_report(out: Path) -> Report:
     """The report of a finished output."""
-    data = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    return Report(
-        verb=data["verb"],
-        output=data["output"],
-        job=data["job"],
-        facts=data["facts"],
-        measures=[Measure(**m) for m in data["measures"]],
-        tables=[Table(**t) for t in data.get("tables", [])],
-        timings=data["timings"],
-        warnings=data["warnings"],
-        gate=data["gate"],
-    )
+    return Report.from_json(json.loads((out / "report.json").read_text(encoding="utf-8")))
 
 
 _VERBS = {

@@ -6,8 +6,11 @@ read without this code; `schema` is raised when a key changes its meaning.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from emb_tool.errors import Refused
 
 SCHEMA = 1
 
@@ -106,3 +109,33 @@ class Report:
             "warnings": self.warnings,
             "gate": self.gate,
         }
+
+    def to_file(self) -> dict[str, Any]:
+        """What stands in `report.json`: the document with the tables."""
+        return self.to_json() | {"tables": [table.to_json() for table in self.tables]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Report:
+        """Take up what `to_json` or `to_file` gave.
+
+        Raises:
+            Refused: It is no report, or one of a newer schema.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        if data.get("schema") != SCHEMA:
+            raise Refused(f"not a report of schema {SCHEMA}", None)
+        try:
+            report = TypeAdapter(cls).validate_python(
+                {k: v for k, v in data.items() if k != "schema"}
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise Refused(f"not a report: {where}: {first['msg']}", None) from None
+        return report
+
+
+def is_figure(cell: str) -> bool:
+    """Whether a table's cell is to stand right: a number, its unit, or nothing."""
+    return not cell or cell == "-" or cell.lstrip("+-.~<>").split(" ")[0][:1].isdigit()

@@ -87,7 +87,7 @@ def check_here(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setenv("WORLD_SIZE", "1")
             patch.setenv("RANK", "0")
             report = check({**request, "device": "cpu", "dtype": "fp32", "name": name})
-        return report.to_json() | {"tables": [table.to_json() for table in report.tables]}
+        return report.to_file()
 
     monkeypatch.setattr("emb_tool.evaluate.child.ask", check)
     monkeypatch.setattr("emb_tool.evaluate.child.running", lambda *_: nullcontext())

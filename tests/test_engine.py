@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from emb_tool.cli.app import main
+from emb_tool.page.page import page
+from emb_tool.report import Report
 from tests.conftest import CliResult
 from tests.runs import check_here, unit_vectors, weight_files, write_texts
 
@@ -93,9 +97,9 @@ def test_the_output_opens_as_it_is(first: Run, tiny_bert: Path, sentences: list[
 def test_everything_promised_is_there_and_nothing_else(first: Run) -> None:
     assert {path.name for path in first.out.iterdir()} - {"tensorboard"} == {
         "README.md", "config.json", "config_sentence_transformers.json", "metrics.jsonl",
-        "model.safetensors", "modules.json", "provenance.json", "recipe.yaml", "report.json",
-        "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json", "1_Pooling",
-        "2_Normalize",
+        "model.safetensors", "modules.json", "provenance.json", "recipe.yaml", "report.html",
+        "report.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json",
+        "1_Pooling", "2_Normalize",
     }  # fmt: skip
     assert [path.name for path in first.out.parent.glob("*.partial")] == []
     assert all(p.stat().st_mode & 0o044 == 0o044 for p in first.out.rglob("*") if p.is_file())
@@ -122,6 +126,29 @@ def test_the_report_on_stdout_is_the_one_in_the_folder(first: Run, tiny_bert: Pa
     assert (first.out / "config.json").exists()
     names = {m["name"] for m in told["measures"]}
     assert {"weights", "dimensions", "training speed", "cosine mean"} <= names
+
+
+def test_the_page_is_one_file_that_the_others_give_again(first: Run) -> None:
+    found = (first.out / "report.html").read_text(encoding="utf-8")
+    assert found == page(first.out)
+    assert str(first.out.parent) not in found
+    assert not re.search(r"<script|src=|@import|url\(|<link|<img", found)
+    assert set(re.findall(r'https?://[^/"]+', found)) == {"https://arxiv.org"}  # the paper's link
+    for heading in ("What was done", "Size and quality", "Where the bytes are", "Curves"):
+        assert f"<h2>{heading}</h2>" in found
+    assert found.count("<polyline") >= 2  # loss and rate have one point in so short a run
+    assert "of before" in found
+
+
+def test_the_card_has_the_figures_in_the_hubs_own_form(first: Run) -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(first.out / "README.md")
+    assert card.data.model_name == "out"
+    told = {r.metric_type: r.metric_value for r in card.data.eval_results}
+    report = Report.from_json(json.loads((first.out / "report.json").read_text()))
+    assert told["cosine-mean"] == report.value("cosine mean", of="held-out texts")
+    assert yaml.safe_load(card.data.to_yaml())["model-index"]  # and back
 
 
 def test_what_is_measured_are_the_files(first: Run, tiny_bert: Path, sentences: list[str]) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import emb_tool
 from emb_tool.checkpoint.layout import Layout
 from emb_tool.checkpoint.provenance import plain
-from emb_tool.report import Measure, Report
+from emb_tool.report import Measure, Report, Table
+from emb_tool.summary import Summary, cost, is_hub_id, public, public_name, shown
 
 
 def write_model_card(
@@ -47,14 +49,16 @@ def write_model_card(
         "pipeline_tag": "sentence-similarity",
         "tags": ["sentence-transformers", "feature-extraction", "sentence-similarity", "embtool"],
     }
-    hub = [name for name in base_models if _is_hub_id(name)]
+    hub = [name for name in base_models if is_hub_id(name)]
     if hub:
         front["base_model"] = hub if len(hub) > 1 else hub[0]
     if license:
         front["license"] = license
     front["tags"] += [tag for tag in more.pop("tags", ()) if tag not in front["tags"]]
     front |= more
-    names = ", ".join(f"`{_public_name(name)}`" for name in base_models)
+    if index := model_index(title, report):
+        front["model-index"] = index
+    names = ", ".join(f"`{public_name(name)}`" for name in base_models)
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
@@ -65,6 +69,7 @@ def write_model_card(
         f"Made by `embtool {report.verb}` {emb_tool.__version__}"
         + (f" from {names}." if names else "."),
         "",
+        *_cost(report),
         *_measures(report.measures),
         *_usage(layout),
         "## How it was made",
@@ -73,7 +78,7 @@ def write_model_card(
         "digests of the inputs.",
         "",
         "```yaml",
-        yaml.safe_dump(_public(plain(job)), sort_keys=False, allow_unicode=True).strip(),
+        yaml.safe_dump(public(plain(job)), sort_keys=False, allow_unicode=True).strip(),
         "```",
         "",
     ]
@@ -93,44 +98,96 @@ def read_front(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _is_hub_id(name: str) -> bool:
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
+def model_index(title: str, report: Report) -> list[dict[str, Any]]:
+    """The figures of the output as the hub's `model-index`, in sentence-transformers' words.
+
+    Args:
+        title: The model's name.
+        report: Its measures; those of other models and plain counts are left out.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for m in report.measures:
+        ours = m.of and m.model == report.output
+        score = isinstance(m.value, float) and m.unit in ("", "%") and isfinite(m.value)
+        if ours and score and not m.name.endswith((" low", " high", " floor")):
+            name = _METRICS.get(m.name, m.name)
+            metric = {"type": _slug(name), "value": m.value, "name": name.replace("_", " ")}
+            groups.setdefault(m.of, []).append(metric)
+    results = []
+    for of, metrics in groups.items():
+        kind, name = _TASKS.get(of.partition(":")[0], ("feature-extraction", "Embedding quality"))
+        data = str(public(of.partition(":")[2] or of)).partition(",")[0]
+        results.append(
+            {
+                "task": {"type": kind, "name": name},
+                "dataset": {"type": _slug(data), "name": data},
+                "metrics": metrics,
+            }
+        )
+    return [{"name": title, "results": results}] if results else []
 
 
-def _public_name(name: str) -> str:
-    return name if _is_hub_id(name) else Path(name).name
+_TASKS = {
+    "sts": ("semantic-similarity", "Semantic Similarity"),
+    "retrieval": ("information-retrieval", "Information Retrieval"),
+    "long-retrieval": ("information-retrieval", "Information Retrieval"),
+    "passkey": ("information-retrieval", "Information Retrieval"),
+    "needle": ("information-retrieval", "Information Retrieval"),
+}
+_METRICS = {
+    "spearman": "spearman_cosine", "ndcg@10": "cosine_ndcg@10", "recall@100": "cosine_recall@100",
+    "map@100": "cosine_map@100", "mrr@10": "cosine_mrr@10",
+    "retention": "share of the base model's figure kept, %",
+}  # fmt: skip
 
 
-def _public(value: Any) -> Any:
-    """The job with local paths shortened to their last part."""
-    if isinstance(value, dict):
-        return {key: _public(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_public(item) for item in value]
-    if isinstance(value, str) and not re.search(r"\s", value):
-        head, colon, tail = value.rpartition(":")  # sts:/data/file.tsv
-        if tail.startswith(("/", "~", "../", "./")) and not head.startswith("http"):
-            return head + colon + Path(tail).name
-    return value
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w@.-]+", "-", text).strip("-") or "data"
+
+
+def _markdown(table: Table) -> list[str]:
+    """A table for a card; a bar in a cell would end it."""
+
+    def row(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    rule = ["---", *("---:" for _ in table.columns[1:])]
+    return [row(table.columns), row(rule), *map(row, table.rows), ""] if table.rows else []
+
+
+def _cost(report: Report) -> list[str]:
+    """What was done and what it cost, as the page has it."""
+    summary = Summary.of(report)
+    lines = ["## What it is beside what it was made of", ""]
+    steps = report.facts.get("steps") or []
+    lines += [
+        *(f"{number}. {public(step)}" for number, step in enumerate(steps, 1)),
+        *([""] * bool(steps)),
+    ]
+    if report.gate:
+        lines += [f"Below the gate that was set: {public(report.gate)}", ""]
+    lines += _markdown(cost(report, summary))
+    parts = report.facts.get("parts") or {}
+    old, new = parts.get("before") or {}, parts.get("after") or {}
+    rows = [
+        [part, *(shown(side[part]["bytes"], "B") if part in side else "-" for side in (old, new))]
+        for part in dict.fromkeys([*old, *new])
+    ]
+    return [*lines, *_markdown(Table("", ["part", "before", "after"], rows))]
 
 
 def _measures(measures: list[Measure]) -> list[str]:
-    if not measures:
-        return []
-    lines = ["## Measured", "", "| on | model | measure | value |", "| --- | --- | --- | ---: |"]
-    for m in measures:
-        value = "-" if m.value is None else f"{m.value:,.4g}" if not m.unit else f"{m.value:,.6g}"
-        unit = f" {m.unit}" if m.unit else ""
-        note = f" ({m.note})" if m.note else ""
-        lines.append(
-            f"| {_public_task(m.of)} | {_public_name(m.model) if m.model else ''} | {m.name} |"
-            f" {value}{unit}{note} |"
-        )
-    return [*lines, ""]
-
-
-def _public_task(of: str) -> str:
-    return str(_public(of))
+    rows = [
+        [
+            str(public(m.of)),
+            public_name(m.model) if m.model else "",
+            m.name,
+            shown(m.value, m.unit) + (f" ({m.note})" if m.note else ""),
+        ]
+        for m in measures
+    ]
+    table = _markdown(Table("", ["on", "model", "measure", "value"], rows))
+    return ["## Measured", "", *table] if rows else []
 
 
 def _usage(layout: Layout | None) -> list[str]:

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "expand": ("emb_tool.cli.expand", "a packed checkpoint as a plain one"),
     "inspect": ("emb_tool.cli.inspect", "what a checkpoint holds, from its headers"),
     "methods": ("emb_tool.cli.methods", "the methods of each command, and their settings"),
+    "report": ("emb_tool.cli.report", "outputs side by side, from their own reports"),
     "run": ("emb_tool.cli.run", "carry out the jobs of a recipe"),
     "store": ("emb_tool.cli.store", "list or prune the stored teacher vectors"),
 }

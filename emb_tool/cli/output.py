@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from emb_tool.errors import EmbToolError
-from emb_tool.report import Report
+from emb_tool.report import Report, is_figure
 
 
 def show(reports: Sequence[Report], as_json: bool) -> None:
@@ -43,7 +43,7 @@ def _show(reports: Sequence[Report], as_json: bool) -> None:
             view = Table(box=None, pad_edge=False)
             for number, column in enumerate(table.columns):
                 cells = [row[number] for row in table.rows]
-                figures = number > 0 and all(_is_figure(cell) for cell in cells)
+                figures = number > 0 and all(is_figure(cell) for cell in cells)
                 view.add_column(Text(column), justify="right" if figures else "left")
             for row in table.rows:
                 view.add_row(*(Text(cell) for cell in row))
@@ -54,11 +54,6 @@ def _show(reports: Sequence[Report], as_json: bool) -> None:
         if report.gate:
             print(f"below the gate: {report.gate}", file=sys.stderr)
     sys.stdout.flush()
-
-
-def _is_figure(cell: str) -> bool:
-    """Whether a cell is to stand right: a number, its unit, or nothing."""
-    return not cell or cell == "-" or cell.lstrip("+-.~<>").split(" ")[0][:1].isdigit()
 
 
 def _widest(reports: Sequence[Report]) -> int:

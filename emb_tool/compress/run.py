@@ -22,10 +22,9 @@ from emb_tool.compress.tuning import tune_files, write_teacher
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.evaluate.task import run_tasks
-from emb_tool.ops.parts import parts_of
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
-from emb_tool.report import Measure, Report, Table
+from emb_tool.report import Report, Table
 from emb_tool.surgery import carry_out
 
 if TYPE_CHECKING:
@@ -65,7 +64,6 @@ class Compress:
         self.steps = self.setup.steps
         self.papers = list(dict.fromkeys(step.paper for step in self.steps if step.paper))
         self.missed: str | None = None
-        self.folder = Path(job.output)
         self._work: Work | None = None
         self._heldout: Heldout | None = None
         self._reference: Pair | None = None
@@ -74,6 +72,11 @@ class Compress:
     def inputs(self) -> dict[str, Checkpoint]:
         """The checkpoints read, by the name that the user gave them."""
         return self.setup.inputs
+
+    @property
+    def before(self) -> Checkpoint:
+        """The model."""
+        return self.setup.body
 
     def data(self) -> dict[str, dict[str, str]]:
         """Digests of the local files of texts."""
@@ -235,7 +238,6 @@ class Compress:
 
     def check(self, folder: Path, state: Path) -> dict[str, Any]:
         """What the engine's child process is to measure on the written files."""
-        self.folder = folder
         if self.setup.is_bare:
             return {"folder": str(folder), "tables": str(self.setup.body.path.resolve())}
         return {
@@ -249,8 +251,7 @@ class Compress:
 
     def summarise(self, report: Report) -> None:
         """The table on top: what went in, what came out; and the gate on size."""
-        before, after = self.setup.body.weight_bytes(), int(report.value("weights") or 0)
-        report.measures.insert(0, Measure("weights before", before, "B"))
+        before, after = (int(report.value(name) or 0) for name in ("weights before", "weights"))
         share = f"{after / before:.1%}"
         table = Table("compressed", ["", "before", "after", ""])
         table.rows.append(["weights", f"{before / 1e6:,.2f} MB", f"{after / 1e6:,.2f} MB", share])
@@ -258,13 +259,11 @@ class Compress:
         if resident is not None:
             table.rows.append(["resident weights", "", f"{resident / 1e6:,.2f} MB", ""])
         if not self.setup.is_bare:
-            old = parts_of(self.setup.body)
-            new = parts_of(Checkpoint.open(self.folder))
+            old, new = report.facts["parts"]["before"], report.facts["parts"]["after"]
             for part in dict.fromkeys([*old, *new]):
                 sizes = [parts.get(part, {"bytes": 0})["bytes"] for parts in (old, new)]
                 row = [f"{size / 1e6:,.2f} MB" for size in sizes]
                 table.rows.append([f"  {part}", *row, f"{sizes[1] / max(sizes[0], 1):.1%}"])
-            report.facts["parts"] = {"before": old, "after": new}
         dims = report.value("dimensions")
         if dims is not None:
             table.rows.append(["dimensions", str(self.setup.body.layout.dim), str(dims), ""])

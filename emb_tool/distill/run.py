@@ -56,6 +56,11 @@ class Distill:
         """The checkpoints read, by the name that the user gave them."""
         return self.setup.inputs
 
+    @property
+    def before(self) -> Checkpoint | None:
+        """The teacher, where it is a checkpoint."""
+        return self.setup.teacher
+
     def data(self) -> dict[str, dict[str, str]]:
         """Digests of the local files of texts and vectors, by the name that the user gave them."""
         return self.setup.data()

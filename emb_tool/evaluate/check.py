@@ -247,7 +247,7 @@ def main() -> None:
     answer: dict[str, Any]
     try:
         report = check(request)
-        answer = report.to_json() | {"tables": [table.to_json() for table in report.tables]}
+        answer = report.to_file()
     except EmbToolError as error:
         answer = {"error": error.message}
     json.dump(answer, sys.stdout)

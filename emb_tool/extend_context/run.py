@@ -17,7 +17,7 @@ from emb_tool.extend_context.job import ExtendJob
 from emb_tool.extend_context.setup import Setup
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
-from emb_tool.report import Measure, Report, Table
+from emb_tool.report import Report, Table
 
 if TYPE_CHECKING:
     from emb_tool.runtime import Runtime
@@ -45,6 +45,11 @@ class ExtendContext:
     def inputs(self) -> dict[str, Checkpoint]:
         """The checkpoints read, by the name that the user gave them."""
         return {self.setup.checkpoint.name: self.setup.checkpoint}
+
+    @property
+    def before(self) -> Checkpoint:
+        """The model."""
+        return self.setup.checkpoint
 
     def data(self) -> dict[str, dict[str, str]]:
         """Digests of the local files of texts."""
@@ -113,11 +118,10 @@ class ExtendContext:
     def summarise(self, report: Report) -> None:
         """The table on top."""
         context = self.setup.context
-        before = self.setup.checkpoint.weight_bytes()
+        before = int(report.value("weights before") or 0)
         after = int(
             report.value("weights", model=str(Path(self.job.output).expanduser())) or before
         )
-        report.measures.insert(0, Measure("weights before", before, "B"))
         table = Table("extended", ["", "before", "after"])
         table.rows += [
             ["tokens", f"{context.original:,}", f"{context.target:,}"],

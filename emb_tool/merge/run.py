@@ -60,6 +60,8 @@ class MergeModels:
         """The checkpoints read, by the name that the user gave them."""
         return self.setup.inputs
 
+    before = None  # several went in
+
     def data(self) -> dict[str, dict[str, str]]:
         """Digests of the local files of texts and pairs."""
         return self.setup.data.digests()

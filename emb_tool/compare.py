@@ -1,0 +1,148 @@
+"""`embtool report`: outputs side by side, from the reports that lie in their folders.
+
+No model is opened and torch is not imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from emb_tool.checkpoint.files import read_json
+from emb_tool.errors import Refused
+from emb_tool.evaluate.tables import short_names
+from emb_tool.report import Measure, Report, Table
+from emb_tool.summary import Summary, command, percent, public, shown
+
+
+def compare(sources: Sequence[str], page: str | None = None, overwrite: bool = False) -> Report:
+    """Read the reports of outputs and lay them side by side.
+
+    Args:
+        sources: Folders, or files that hold what `--json` printed.
+        page: Where to write them as one HTML page.
+        overwrite: Replace it.
+
+    Raises:
+        Refused: A folder without a report, a report without an output, a page that exists.
+    """
+    paths = list(dict.fromkeys(str(Path(source).expanduser().resolve()) for source in sources))
+    names = short_names(paths)
+    outputs = {names[path]: read_report(Path(path)) for path in paths}
+    summaries = {name: Summary.of(report) for name, report in outputs.items()}
+    commands = {name: command(report.job) for name, report in outputs.items()}
+    told = Report("report", tables=_tables(summaries))
+    told.facts["outputs"] = [
+        {**asdict(summary), "name": name, "command": commands[name], "kept": summary.kept,
+         "quality": [row._asdict() for row in summary.quality]}
+        for name, summary in summaries.items()
+    ]  # fmt: skip
+    for name, summary in summaries.items():
+        told.measures += _measures(name, summary)
+        if summary.gate:
+            told.warn(f"{name} is below its gate: {public(summary.gate)}")
+    if page:
+        _write_page(Path(page).expanduser(), paths, outputs, told, commands, overwrite)
+        told.output = page
+    return told
+
+
+def read_report(path: Path) -> Report:
+    """The report of an output folder, or of a file that holds one.
+
+    Raises:
+        Refused: There is none, or it is not one of a model written.
+    """
+    folder, name = (path, "report.json") if path.is_dir() else (path.parent, path.name)
+    data = read_json(folder, name)
+    if data is None:
+        raise Refused(
+            f"{path}: there is no report.json" if path.is_dir() else f"{path}: no such folder",
+            "name a folder that embtool wrote, or a file of what --json printed",
+        )
+    try:
+        report = Report.from_json(data)
+    except Refused as error:
+        raise Refused(
+            f"{folder / name}: {error.message}", "name a folder that embtool wrote"
+        ) from None
+    if not report.output or "verb" not in report.job:
+        raise Refused(
+            f"{folder / name}: a report of embtool {report.verb}, which writes no model",
+            "name outputs of distill, compress, merge or extend-context",
+        )
+    return report
+
+
+def _tables(summaries: Mapping[str, Summary]) -> list[Table]:
+    top = Table("outputs", ["", "by", "MB", "of before", "in memory", "kept", "neighbours", "time"])
+    for name, s in summaries.items():
+        top.rows.append(
+            [
+                name, s.verb, _mb(s.after), percent(s.share), _mb(s.resident), percent(s.kept),
+                percent(s.neighbours), f"{s.seconds:,.1f} s",
+            ]
+        )  # fmt: skip
+    made = Table("made by", ["", "methods"])
+    for name, s in summaries.items():
+        made.rows += [[name if not i else "", step] for i, step in enumerate(s.methods or ("-",))]
+    tables = [top, made]
+    for of, figure in dict.fromkeys(
+        (q.of, q.figure) for s in summaries.values() for q in s.quality
+    ):
+        table = Table(f"{public(of)}, {figure}", ["", "before", "after", "kept", "95 % interval"])
+        for name, s in summaries.items():
+            for q in s.quality:
+                if (q.of, q.figure) == (of, figure):
+                    bounds = "-" if q.low is None else f"{q.low:.1f} to {q.high:.1f}"
+                    kept = "-" if q.kept is None else f"{q.kept:.2f} %"
+                    table.rows.append([name, shown(q.before), shown(q.after), kept, bounds])
+        tables.append(table)
+    return tables
+
+
+def _mb(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e6:,.2f}"
+
+
+def _measures(name: str, s: Summary) -> list[Measure]:
+    figures = [
+        Measure("weights before", s.before, "B", model=name),
+        Measure("weights", s.after, "B", model=name),
+        Measure("resident", s.resident, "B", model=name),
+        Measure("neighbour overlap", s.neighbours, of="held-out texts", model=name),
+        Measure("time", s.seconds, "s", model=name),
+    ]
+    for q in s.quality:
+        figures += [
+            Measure(q.figure, q.after, of=q.of, model=name),
+            Measure("retention", q.kept, "%", of=q.of, model=name),
+        ]
+    return [figure for figure in figures if figure.value is not None]
+
+
+def _write_page(
+    path: Path,
+    folders: Sequence[str],
+    outputs: Mapping[str, Report],
+    told: Report,
+    commands: Mapping[str, str],
+    overwrite: bool,
+) -> None:
+    from emb_tool.page.page import page
+    from emb_tool.page.several import several
+
+    if path.is_dir() or (path.exists() and not overwrite):
+        hint = "name a file" if path.is_dir() else "choose another, or replace it with --overwrite"
+        raise Refused(f"--page {path}: exists already", hint)
+    alone = len(folders) == 1 and Path(folders[0]).is_dir()
+    made = page(Path(folders[0])) if alone else several(outputs, told.tables, commands)
+    half = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        half.write_text(made, encoding="utf-8")
+        half.replace(path)
+    except OSError as error:
+        half.unlink(missing_ok=True)
+        raise Refused(f"--page {path}: {error.strerror}", "choose another place") from None

@@ -1,0 +1,1 @@
+"""`report.html`: one page without scripts, fonts or pictures from elsewhere."""

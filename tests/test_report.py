@@ -1,0 +1,292 @@
+"""`embtool report`, the page and the card: figures as they are, names from strangers escaped."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from emb_tool import config
+from emb_tool.checkpoint.card import write_model_card
+from emb_tool.page import charts
+from emb_tool.page.charts import Axis, Point
+from emb_tool.page.page import page
+from emb_tool.report import Measure, Report, Table
+from emb_tool.summary import Summary, command, public
+from tests.conftest import CliResult
+
+Cli = Callable[..., CliResult]
+NASTY = '<script>alert("x")</script><img src=x onerror=alert(1)>|'
+
+
+def made(out: Path, size: int = 20_000_000, kept: float = 98.5, **facts: Any) -> Report:
+    """A report as `compress` writes it, without a model."""
+    name = str(out)
+    of = "sts:dev"
+    return Report(
+        "compress",
+        output=name,
+        job={
+            "verb": "compress", "model": "/home/someone/model", "output": name, "seed": 0,
+            "method": [{"name": "int", "bits": 4}], "texts": ["/home/someone/texts.jsonl"],
+        },
+        facts={"steps": ["int: 4 bits"], **facts},
+        measures=[
+            Measure("weights before", 90_000_000, "B"),
+            Measure("weights", size, "B", model=name),
+            Measure("weights", 90_000_000, "B", model="/home/someone/model"),
+            Measure("spearman", 0.85, of=of, model=name),
+            Measure("pairs", 1500, "pairs", of=of, model=name),
+            Measure("retention", kept, "%", of=of, model=name),
+            Measure("retention low", kept - 1, "%", of=of, model=name),
+            Measure("retention high", kept + 1, "%", of=of, model=name),
+            Measure("spearman", 0.863, of=of, model="/home/someone/model"),
+            Measure("resident", size, "B", model=name),
+            Measure("neighbour overlap", 0.93, of="held-out texts", model=name),
+        ],
+        tables=[Table("compressed", ["", "after"], [["weights", "20 MB"]])],
+        timings={"read_seconds": 1.0, "write_seconds": 2.5, "check_seconds": 4.0},
+    )  # fmt: skip
+
+
+def written(folder: Path, report: Report) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps(report.to_file()))
+    return folder
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def test_outputs_stand_side_by_side(run_cli: Cli, tmp_path: Path) -> None:
+    small = written(tmp_path / "small", made(tmp_path / "small", 10_000_000, 97.0))
+    large = written(tmp_path / "large", made(tmp_path / "large"))
+    said = run_cli("report", small, large)
+    assert said.code == 0
+    assert "/home/someone" not in said.out
+    row = next(line for line in said.out.splitlines() if line.startswith("small  compress"))
+    assert " ".join(row.split()) == "small compress 10.00 11.1 % 10.00 97.0 % 93.0 % 3.5 s"
+    assert max(len(line.rstrip()) for line in said.out.splitlines()) <= 80
+    assert "small  int:bits=4\n" in said.out.replace(" \n", "\n")
+    told = json.loads(run_cli("report", small, large, "--json").out)
+    first, second = told["facts"]["outputs"]
+    assert (first["name"], second["name"]) == ("small", "large")
+    assert first["before"] == 90_000_000
+    assert first["quality"][0] == {
+        "of": "sts:dev", "figure": "spearman", "before": 0.863, "after": 0.85, "kept": 97.0,
+        "low": 96.0, "high": 98.0,
+    }  # fmt: skip
+    assert (second["kept"], second["seconds"], second["check_seconds"]) == (0.985, 3.5, 4.0)
+
+
+def test_a_page_of_several_and_none_is_replaced_unasked(run_cli: Cli, tmp_path: Path) -> None:
+    parts = {"parts": {"before": {}, "after": {"layers": {"parameters": 9, "bytes": 7_000_000}}}}
+    folders = [
+        written(tmp_path / name, made(tmp_path / name, size * 1_000_000, kept, **parts))
+        for name, size, kept in (("a", 10, 97.0), ("b", 20, 98.0), ("c", 30, 96.0))
+    ]
+    target = tmp_path / "page.html"
+    assert run_cli("report", *folders, "--page", target).code == 0
+    found = target.read_text()
+    assert found.count("<circle") == 6  # three outputs in two scatters
+    assert found.count("7.00 MB</text>") == 3
+    again = run_cli("report", *folders, "--page", target)
+    assert again.code == 2
+    assert "exists already" in again.err
+    assert run_cli("report", *folders, "--page", target, "--overwrite").code == 0
+    assert target.read_text() == found
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no report.json"),
+        ("{", "not JSON"),
+        ("[]", "a JSON object is expected"),
+        ('{"schema": 9}', "not a report of schema 1"),
+        ('{"schema": 1, "verb": ["x"]}', "not a report: verb"),
+        ('{"schema": 1, "verb": "eval"}', "which writes no model"),
+    ],
+)
+def test_what_is_no_report_is_refused(
+    run_cli: Cli, tmp_path: Path, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "report.json").write_text(content)
+    said = run_cli("report", tmp_path)
+    assert said.code == 2
+    assert message in said.err
+
+
+# -- the page -------------------------------------------------------------------------------------
+
+
+class Tags(HTMLParser):
+    """Every element and attribute of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.attributes: set[str] = set()
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        if tag not in ("meta", "br", "line", "circle", "rect", "polyline", "i"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.open:
+            assert self.open.pop() == tag
+
+
+def test_names_from_strangers_stay_text(tmp_path: Path) -> None:
+    report = made(tmp_path / f"out{NASTY.replace('/', '')}")
+    report.job["method"] = [{"name": NASTY, "bits": NASTY}]
+    report.job["model"] = NASTY
+    report.facts = {
+        "steps": [NASTY],
+        "parts": {"before": {NASTY: {"bytes": 5}}, "after": {NASTY: {"bytes": 3}}},
+        "search": {
+            "aim": NASTY, "chosen": NASTY, "by": NASTY,
+            "tried": [{"chain": NASTY, "bytes": n, "kept": n / 9} for n in (4, 2)],
+        },
+        "training": {"best_at": 5, "history": [{"texts": 0, NASTY: 1.0}, {"texts": 5, NASTY: 2.0}]},
+    }  # fmt: skip
+    report.warn(NASTY)
+    report.gate = NASTY
+    report.tables = [Table(NASTY, [NASTY, NASTY], [[NASTY, NASTY]])]
+    report.measures.append(Measure(NASTY, 1.0, NASTY, of=NASTY, model=str(report.output)))
+    folder = written(tmp_path / "out", report)
+    provenance = {
+        "versions": {NASTY: NASTY}, "runtime": {NASTY: NASTY}, "papers": [NASTY, f"doi:{NASTY}"],
+        "inputs": {NASTY: {NASTY: NASTY}}, "created": NASTY,
+    }  # fmt: skip
+    (folder / "provenance.json").write_text(json.dumps(provenance))
+    found = page(folder)
+    assert "<script" not in found
+    assert "<img" not in found
+    tags = Tags(found)
+    assert not {"script", "img", "iframe", "object", "link"} & tags.names
+    assert not [name for name in tags.attributes if name.startswith("on")]
+    assert tags.open == []
+    assert "default-src &#x27;none&#x27;" in found
+
+
+def test_a_page_of_another_version_leaves_out_what_it_does_not_know(tmp_path: Path) -> None:
+    report = made(tmp_path / "out", steps="no list", parts=[1], search={"tried": 5}, training=7)
+    report.job = {"verb": "shrink", "method": "x"}
+    folder = written(tmp_path / "out", report)
+    (folder / "metrics.jsonl").write_text('{"texts": 1, "loss": 2}\n{"texts": "x"}\n{"text')
+    (folder / "provenance.json").write_text('{"versions": 3, "inputs": [], "papers": {}}')
+    found = page(folder)
+    assert "embtool shrink" in found
+    assert "Curves" not in found
+
+
+def test_a_page_shows_loss_frontier_and_figures(tmp_path: Path) -> None:
+    tried = [
+        {"chain": "-m a", "bytes": 10_000_000, "kept": 0.97},
+        {"chain": "-m b", "bytes": 20_000_000, "kept": 0.95},
+        {"chain": "-m c", "bytes": 30_000_000, "kept": None},
+    ]
+    report = made(
+        tmp_path / "out", search={"aim": "--target 12 MB", "chosen": "-m a", "tried": tried}
+    )
+    folder = written(tmp_path / "out", report)
+    lines = [json.dumps({"texts": 10 * i, "loss": 1 / i, "lr": 0.1}) for i in range(1, 6)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    found = page(folder)
+    assert "98.5&nbsp;% (97.5 to 99.5)" in found
+    assert "22.2&nbsp;% of before" in found
+    assert found.count('class="frontier"') == 1
+    assert found.count("<circle") == 5 + 5 + 3  # loss, rate; two chains and what they started from
+    assert found == page(folder)
+    assert "/home/someone" not in found
+
+
+def test_frontier_and_axes() -> None:
+    points = [Point(x, y, "", "") for x, y in ((3, 5), (1, 1), (2, 4), (2, 3), (4, 5))]
+    assert [(p.x, p.y) for p in charts.frontier(points)] == [(1, 1), (2, 4), (3, 5)]
+    axis = Axis.of([0.12, 0.88], 0, 100)
+    assert axis.ticks == (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    assert axis(0.5) == pytest.approx(50)
+    assert Axis.of([5, 5], 0, 1).low < 5 < Axis.of([5, 5], 0, 1).high
+    assert charts.lines({"x": [(0, float("nan")), (1, 2.0)]}, "texts") == ""
+    assert charts.number(1_200_000) == "1.2 M"
+
+
+# -- what may be published ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("private", "shown"),
+    [
+        ("/home/me/texts.jsonl", "texts.jsonl"),
+        ("sts:/home/me/dev.tsv", "sts:dev.tsv"),
+        ("m keeps 3 % of /home/me/m, less than", "m keeps 3 % of m, less than"),
+        ("s3://key:secret@bucket/a.parquet?token=x", "s3://bucket/a.parquet"),
+        ("https://host/v1#org/model", "https://host/v1#org/model"),
+        ("org/model", "org/model"),
+        ("1/2 of it, and/or more", "1/2 of it, and/or more"),
+        ("../up/x", "x"),
+    ],
+)
+def test_paths_and_secrets_are_left_out(private: str, shown: str) -> None:
+    assert public(private) == shown
+    assert public({"a": [private]}) == {"a": [shown]}
+
+
+def test_the_command_line_is_the_one_that_gives_the_job() -> None:
+    flags = {"model": "m", "texts": ("a.txt", "b.txt"), "output": "out", "limit": "5"}
+    methods = ["layers:keep=0,2", "int:bits=8"]
+    job = config.resolve("compress", flags=flags, method=methods)
+    words = shlex.split(command(job.recipe()))
+    assert words == ["embtool", "compress", "m", "--texts", "a.txt", "b.txt", "--limit", "5",
+                     "--output", "out", "-m", "layers:keep=0,2", "-m", "int:bits=8"]  # fmt: skip
+    again = config.resolve("compress", flags=flags, method=words[-3::2])
+    assert again.digest() == job.digest()
+
+
+# -- the card -------------------------------------------------------------------------------------
+
+
+def test_the_card_has_before_and_after_and_a_valid_model_index(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    report = made(tmp_path / "out")
+    report.measures.append(Measure("ndcg@10", 0.41, of="retrieval:a|b", model=str(report.output)))
+    report.facts["parts"] = {
+        "before": {"layers": {"bytes": 4_000_000}},
+        "after": {"x": {"bytes": 10}},
+    }
+    write_model_card(tmp_path, title="out", base_models=["org/m"], report=report, job=report.job)
+    text = (tmp_path / "README.md").read_text()
+    assert "| sts:dev, spearman | 0.8630 | 0.8500 | 98.5 % (97.5 to 99.5) |" in text
+    assert "| layers | 4.00 MB | - |" in text
+    assert "retrieval:a\\|b" in text
+    card = ModelCard(text)
+    found = {
+        (r.task_type, r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results
+    }
+    assert found["semantic-similarity", "dev", "spearman_cosine"] == 0.85
+    assert found["information-retrieval", "a|b", "cosine_ndcg@10"] == 0.41
+    assert found["feature-extraction", "held-out texts", "neighbour-overlap"] == 0.93
+    assert len(found) == 4  # with the share kept; no bounds, no counts, nothing of other models
+    front = yaml.safe_load(re.split(r"^---$", text, flags=re.MULTILINE)[1])
+    assert front["model-index"] == yaml.safe_load(card.data.to_yaml())["model-index"]
+
+
+def test_a_summary_of_what_has_no_figures() -> None:
+    told = Summary.of(Report("merge", output="/x/out", job={"verb": "merge"}))
+    assert (told.after, told.kept, told.quality, told.methods) == (None, None, (), ())
