@@ -100,6 +100,29 @@ class Runtime(Processes):
         runtime.reseed()
         return runtime
 
+    @classmethod
+    def describe(cls) -> dict[str, Any]:
+        """What there is to choose from, and what `auto` takes: for `embtool doctor`."""
+        started = cls.start()
+        found: dict[str, Any] = {
+            "chosen": str(started.device),
+            "dtype": started.dtype_name,
+            "why": started.reason,
+            "threads": torch.get_num_threads(),
+            "processor": torch.backends.cpu.get_cpu_capability(),
+        }
+        for index in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(index)
+            major, minor = torch.cuda.get_device_capability(index)
+            found[f"cuda:{index}"] = [
+                torch.cuda.get_device_name(index),
+                f"compute capability {major}.{minor}",
+                f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free",
+            ]
+        if torch.cuda.is_available():
+            found["CUDA"] = str(torch.version.cuda)
+        return found
+
     @staticmethod
     def _device(device: str, local_rank: int | None) -> tuple[torch.device, str]:
         kind = device.partition(":")[0]

@@ -37,7 +37,7 @@ ORDER = (
     ("surgery",),
     ("evaluate",),
     ("training",),
-    ("distill", "compress", "merge", "extend_context", "encode", "inspect", "compare"),
+    ("distill", "compress", "merge", "extend_context", "encode", "inspect", "compare", "doctor"),
     ("engine",),
     ("cli",),
     ("__main__",),

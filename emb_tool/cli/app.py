@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "merge": ("emb_tool.cli.merge", "one model of several: soups, task vectors, ties"),
     "extend-context": ("emb_tool.cli.extend_context", "let a model read longer texts"),
     "eval": ("emb_tool.cli.eval", "measure models: sts, retrieval, agreement, speed"),
+    "doctor": ("emb_tool.cli.doctor", "what this installation and this machine can do"),
     "encode": ("emb_tool.cli.encode", "texts to vectors, npy or parquet"),
     "expand": ("emb_tool.cli.expand", "a packed checkpoint as a plain one"),
     "inspect": ("emb_tool.cli.inspect", "what a checkpoint holds, from its headers"),

@@ -1,0 +1,28 @@
+"""What this installation and this machine can do: versions, devices, kernels, memory, disks.
+
+Ends with 3 where something is missing that embtool cannot do without.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from emb_tool.cli import output
+
+
+def command(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="leave out what needs torch to be imported")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
+) -> None:
+    """Print the tables."""
+    from emb_tool.doctor import examine
+    from emb_tool.progress import Progress
+
+    report = examine(quick, Progress().say)
+    output.show([report], json)
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
