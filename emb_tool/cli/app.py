@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import typer
 
 from emb_tool import __version__
-from emb_tool.cli import output
+from emb_tool.cli import completion, output
 from emb_tool.errors import EmbToolError, Followed, Interrupted
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -86,16 +87,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
-    wanted = wanted_command(words)
+    typed = completion.words()  # a shell asks what may come next
+    wanted = wanted_command(words if typed is None else typed)
     try:
-        if wanted and wanted not in COMMANDS:
+        if typed is not None and wanted not in COMMANDS:
+            wanted = None
+        elif wanted and wanted not in COMMANDS:
             from emb_tool import registry
 
             registry.choose(wanted, COMMANDS, "command")
         app, lists = build(wanted)
         from emb_tool.cli.options import spread_lists
 
-        code = app(args=spread_lists(words, lists), prog_name="embtool", standalone_mode=False)
+        asked = nullcontext() if typed is None else completion.handed(spread_lists(typed, lists))
+        with asked:
+            code = app(args=spread_lists(words, lists), prog_name="embtool", standalone_mode=False)
         return int(code or 0)
     except Followed as error:
         return error.exit_code

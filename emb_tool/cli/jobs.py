@@ -11,8 +11,8 @@ import typer
 
 from emb_tool import config
 from emb_tool.cli import output
+from emb_tool.cli.fields import kind
 from emb_tool.cli.options import command as make_command
-from emb_tool.cli.options import kind
 from emb_tool.errors import EmbToolError, Refused
 from emb_tool.report import Report, Table
 

@@ -7,14 +7,18 @@ from typing import Annotated
 import typer
 
 from emb_tool import config, registry
-from emb_tool.cli import output
-from emb_tool.cli.options import describe, kind
+from emb_tool.cli import completion, output
+from emb_tool.cli.fields import describe, kind
 from emb_tool.report import Report, Table
 
 
 def command(
-    verb: Annotated[str | None, typer.Argument(help="a command, e.g. distill")] = None,
-    method: Annotated[str | None, typer.Argument(help="one of its methods")] = None,
+    verb: Annotated[
+        str | None, typer.Argument(help="a command, e.g. distill", autocompletion=completion.verbs)
+    ] = None,
+    method: Annotated[
+        str | None, typer.Argument(help="one of its methods", autocompletion=completion.methods_of)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:
     """Print the tables; nothing heavy is imported."""

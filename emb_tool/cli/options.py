@@ -7,13 +7,15 @@ and a recipe is refused in the same words as a flag.
 from __future__ import annotations
 
 import inspect
-import types
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+from emb_tool.cli import completion
+from emb_tool.cli.fields import describe, kind
 
 EVERYWHERE = "Everywhere"
 SHORT = {"output": "-o"}
@@ -34,44 +36,6 @@ COMMON: dict[str, tuple[Any, Any, str, tuple[str, ...]]] = {
     "verbose": (bool, False, "more on stderr; tracebacks of refusals", ("-v",)),
 }
 """Options of every command that runs a job: type, default, help, short names."""
-
-
-def kind(field: FieldInfo) -> tuple[str, str]:
-    """What a field takes on the command line: (`flag`, `list` or `value`; its metavar)."""
-    parts = _unwrap(field.annotation)
-    if bool in parts:
-        return "flag", ""
-    names = []
-    for part in parts:
-        if get_origin(part) is Literal:
-            names.append("|".join(str(choice) for choice in get_args(part)))
-        elif get_origin(part) is tuple:
-            if get_args(part)[0] is str:
-                return "list", "TEXT..."
-            names.append("N,N,...")
-        else:
-            names.append({int: "N", float: "X"}.get(part, "TEXT"))
-    return "value", " or ".join(dict.fromkeys(names))
-
-
-def _unwrap(annotation: Any) -> list[Any]:
-    """The alternatives of an annotation, None and Annotated taken off."""
-    if get_origin(annotation) is Annotated:
-        return _unwrap(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [p for part in get_args(annotation) for p in _unwrap(part) if p is not type(None)]
-    return [annotation]
-
-
-def describe(field: FieldInfo) -> str:
-    """Help: the description, and the default where the description does not tell it."""
-    text = field.description or ""
-    default = field.default
-    if field.is_required() or default in (None, (), False) or "[" in text:
-        return text
-    if isinstance(default, tuple):
-        default = ",".join(str(part) for part in default)
-    return f"{text} [{default}]"
 
 
 def command(
@@ -126,6 +90,7 @@ def command(
             help=describe(field),
             metavar=metavar or None,
             show_default=False,
+            autocompletion=_completed(name, field) if what != "flag" else None,
             rich_help_panel=EVERYWHERE if name in ("device", "dtype", "seed") else title,
         )
         annotation = {"flag": bool | None, "list": list[str] | None, "value": str | None}[what]
@@ -137,6 +102,7 @@ def command(
             metavar="|".join(presets),
             help="settings to start from (embtool methods)",
             show_default=False,
+            autocompletion=completion.choices(presets),
         )
         add("preset", Annotated[str | None, option], None)
     if methods:
@@ -148,6 +114,7 @@ def command(
             if chain
             else "method and its settings (embtool methods)",
             show_default=False,
+            autocompletion=completion.methods(classes[0][1].verb),
         )
         add("method", Annotated[list[str] | None if chain else str | None, option], None)
     for name, (annotation, default, text, short) in COMMON.items():
@@ -170,6 +137,14 @@ def command(
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     return call
+
+
+def _completed(name: str, field: FieldInfo) -> Callable[[str], list[tuple[str, str]]] | None:
+    """What a shell offers after an option; None leaves it to the shell, which knows files."""
+    if name in ("task", "eval"):
+        return completion.tasks
+    values = completion.options(field.annotation)
+    return completion.choices(values) if values else None
 
 
 def spread_lists(argv: Sequence[str], lists: set[str]) -> list[str]:
