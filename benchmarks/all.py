@@ -1,4 +1,7 @@
-"""All benchmarks, one after another, each in its own process; `make bench DATA=folder`."""
+"""All benchmarks, one after another, each in its own process, then their summary.
+
+`make bench DATA=folder`; some hours on two cores.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,11 @@ SCRIPTS = {
     "compress": True,
     "precision": True,
     "tables": True,
+    "compress_peers": True,
     "merge": False,
     "merge_quality": True,
     "extend_context": True,
+    "growth": False,
 }
 """Script, and whether it reads the data."""
 
@@ -39,7 +44,9 @@ def main() -> int:
             command += ["--data", args.data]
         print(f"== {name}", file=sys.stderr, flush=True)
         failed += subprocess.run(command, check=False).returncode != 0
-    return failed
+    print("== summary", file=sys.stderr, flush=True)
+    summary = [sys.executable, str(Path(__file__).with_name("summary.py")), "--out", args.out]
+    return failed + (subprocess.run(summary, check=False).returncode != 0)
 
 
 if __name__ == "__main__":

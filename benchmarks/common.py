@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from math import nan
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from emb_tool import __version__
 
@@ -190,16 +190,47 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
+class Ratio(NamedTuple):
+    """One line of the summary: a figure of embtool over that of a peer, taken in one run.
+
+    Args:
+        what: What was measured, with its unit.
+        peer: Over whom.
+        value: Figure over figure.
+        higher: Whether more is better (texts a second); else less is (seconds, bytes, error).
+    """
+
+    what: str
+    peer: str
+    value: float
+    higher: bool = False
+
+
 def finish(
-    name: str, out: Path, results: dict[str, Any], columns: Sequence[str], rows: list[list[Any]]
+    name: str,
+    out: Path,
+    results: dict[str, Any],
+    columns: Sequence[str],
+    rows: list[list[Any]],
+    ratios: Sequence[Ratio] = (),
 ) -> None:
-    """Print the results as markdown and write them as `NAME.json` and `NAME.md`."""
+    """Print the results as markdown and write them as `NAME.json` and `NAME.md`.
+
+    Args:
+        name: Of the benchmark.
+        out: Folder of the results.
+        results: Everything that was measured.
+        columns: Of the table.
+        rows: Its rows.
+        ratios: The lines of it that stand in the summary (`summary.py`).
+    """
     where = machine()
     versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
     place = f"{where['gpu'] or where['cpu']}, {where['cores']} cores, {where['threads']} threads"
     text = f"### {name}\n\n{place}; {versions}; {where['date']}\n\n{markdown(columns, rows)}\n"
     out.mkdir(parents=True, exist_ok=True)
-    document = {"benchmark": name, "machine": where, **results}
+    lines = [ratio._asdict() for ratio in ratios]
+    document = {"benchmark": name, "machine": where, "ratios": lines, **results}
     (out / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     (out / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)

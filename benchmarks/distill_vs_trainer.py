@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import alternate, arguments, documents, embtool, finish, kept, write_texts
+from common import Ratio, alternate, arguments, documents, embtool, finish, kept, write_texts
 
 
 def ours(args: argparse.Namespace, texts: Path, targets: Path, epochs: float, out: Path) -> Any:
@@ -105,7 +105,10 @@ def main() -> int:
         "seconds": {student.name: value for student, value in spent.items()},
         "kept": {student.name: figures for student, figures in found.items()},
     }
-    finish("distill_vs_trainer", args.out, results, columns, rows)
+    peer = "sentence-transformers' trainer"
+    ratios = [Ratio("distillation, texts/s", peer, rows[0][3], True)]
+    ratios += [Ratio(f"distillation, {row[0]}", peer, row[3], True) for row in rows[1:]]
+    finish("distill_vs_trainer", args.out, results, columns, rows, ratios)
     return 0
 
 

@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from common import arguments, finish
+from common import Ratio, arguments, finish
 
 COLUMNS = [
     "merge", "by", "s", "s without the check", "over copies", "over embtool's", "peak MB",
@@ -206,16 +206,22 @@ def main() -> int:
     floor = median(copies(models, args.work / "merged") for _ in range(args.rounds))
     rows: list[list[Any]] = [["", "copies", floor, floor, 1.0, None, None]]
     results: dict[str, Any] = {"copies": floor}
+    ratios: list[Ratio] = []
     for method in args.methods:
-        mine = 0.0
+        mine = memory = 0.0
         for name, run in contenders(args, method, base, models).items():
             rounds = args.rounds if name == "embtool" else args.peer_rounds
             turns = np.array([run() for _ in range(rounds)])
             took, written, peak = np.median(turns, axis=0).tolist()
-            mine = mine or written
+            if name == "embtool":
+                mine, memory = written, peak
+                ratios.append(Ratio(f"merge by {method}, s", "copying the files", written / floor))
+            else:
+                ratios.append(Ratio(f"merge by {method}, s", name, mine / written))
+                ratios.append(Ratio(f"merge by {method}, memory", name, memory / peak))
             results[f"{method} {name}"] = turns.tolist()
             rows.append([method, name, took, written, written / floor, written / mine, peak])
-            finish("merge", args.out, results, COLUMNS, rows)
+            finish("merge", args.out, results, COLUMNS, rows, ratios)
     shutil.rmtree(args.work / "merged", ignore_errors=True)
     return 0
 

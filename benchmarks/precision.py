@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from common import arguments, finish
+from common import Ratio, arguments, finish
 
 PEERS = (
     ("faiss", "uint8"),
@@ -106,7 +106,14 @@ def main() -> int:
         rows.append([name, nbytes, recall, ndcg, 100 * ndcg / base])
     columns = ["", "bytes a vector", "recall@10 of float32's ranking", "nDCG@10", "% of float32"]
     results = {"model": str(args.model), "documents": len(documents), "rows": rows}
-    finish("precision", args.out, results, columns, rows)
+    recall_of = {row[0]: row[2] for row in rows}
+    ratios = [
+        Ratio(f"vectors as {ours}, recall@10", peer, recall_of[f"embtool, {ours}"] / recall, True)
+        for peer, recall in recall_of.items()
+        for ours, theirs in (("int8", "int8"), ("binary", "ubinary"), ("binary", "binary"))
+        if peer.startswith("sentence") and peer.endswith(f", {theirs}")
+    ]
+    finish("precision", args.out, results, columns, rows, ratios)
     return 0
 
 

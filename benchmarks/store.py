@@ -10,7 +10,7 @@ import shutil
 import sys
 from typing import Any
 
-from common import arguments, documents, embtool, finish, write_texts
+from common import Ratio, arguments, documents, embtool, finish, write_texts
 
 
 def main() -> int:
@@ -40,7 +40,8 @@ def main() -> int:
     size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
     columns = ["store", "teacher s", "training s", "share of the epoch %", "waiting for batches %"]
     results = {"bytes": size, "texts": reports[0]["facts"]["texts"], "runs": reports}
-    finish("store", args.out, results, columns, rows)
+    warm = Ratio("a warm vector store, s", "the epoch that it serves", rows[1][1] / rows[1][2])
+    finish("store", args.out, results, columns, rows, [warm])
     return 0
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import alternate, arguments, documents, figure, finish, seconds
+from common import Ratio, alternate, arguments, documents, figure, finish, seconds
 from torch import Tensor, nn
 
 from emb_tool.checkpoint.reader import Checkpoint
@@ -247,15 +247,24 @@ def main() -> int:
     if "fits" in args.parts:
         rows = fits(table, frequencies)
         columns = ["", "relative error", "weighted", "CPU s", "over faiss's"]
-        finish("tables-fits", args.out, {"rows": rows}, columns, rows)
+        ratios = [
+            Ratio(f"PQ at equal error: {row[0].removeprefix('embtool, ')}, s", "faiss", row[4])
+            for row in rows
+            if row[4] is not None
+        ]
+        finish("tables-fits", args.out, {"rows": rows}, columns, rows, ratios)
     if "lookups" in args.parts:
         rows = lookups(table, frequencies)
         columns = ["", "of float32", "ms, even ids", "x dense", "ms, by frequency", "x dense"]
-        finish("tables-lookups", args.out, {"rows": rows}, columns, rows)
+        ratios = [Ratio(f"look-up, {row[0]}, ms", "nn.Embedding", row[3]) for row in rows]
+        finish("tables-lookups", args.out, {"rows": rows}, columns, rows, ratios)
     if "texts" in args.parts:
         rows = texts(args.model, table, frequencies)
         columns = ["", *(f"{count} x {length} tokens" for count, length in BATCHES)]
-        finish("tables-texts", args.out, {"rows": rows}, columns, rows)
+        ratios = [
+            Ratio(f"encoding, table as {row[0]}, s", "the model as it is", row[1]) for row in rows
+        ]
+        finish("tables-texts", args.out, {"rows": rows}, columns, rows, ratios)
     return 0
 
 

@@ -1,0 +1,135 @@
+"""The summary of all results: a table in docs/benchmarks.md and a picture beside it.
+
+Reads the `ratios` of every `*.json` in the folder of results; nothing is measured here. Ratios are
+turned so that above 1 embtool is ahead: theirs over ours for seconds, bytes and errors, ours over
+theirs for texts a second and recall.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+BEGIN, END = "<!-- summary -->", "<!-- end of summary -->"
+
+
+class Line(NamedTuple):
+    """One ratio, `ahead` above 1 where embtool is."""
+
+    what: str
+    peer: str
+    ahead: float
+    script: str
+    machine: str
+
+
+def collect(folder: Path) -> list[Line]:
+    """The lines of every result, by script and in its order."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        where = told(document["machine"])
+        for ratio in document.get("ratios", ()):
+            value = ratio["value"]
+            ahead = value if ratio["higher"] else 1 / value
+            found.append(Line(ratio["what"], ratio["peer"], ahead, path.stem, where))
+    return found
+
+
+def told(machine: dict[str, Any]) -> str:
+    """Where a result is from, in one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    place = f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads"
+    return f"{place}; {versions}; {machine['date'].partition(' ')[0]}"
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Markdown: one row a line, and the machines below."""
+    machines = list(dict.fromkeys(line.machine for line in lines))
+    rows = ["| what | against | times as good | script |", "| --- | --- | --- | --- |"]
+    for line in lines:
+        mark = f" ({machines.index(line.machine) + 1})" if len(machines) > 1 else ""
+        bold = "**" if line.ahead >= 1 else ""
+        shown = f"{bold}{line.ahead:.2f}{bold}"
+        rows.append(f"| {line.what} | {line.peer} | {shown} | `{line.script}`{mark} |")
+    notes = [
+        f"{f'({number}) ' if len(machines) > 1 else ''}{machine}"
+        for number, machine in enumerate(machines, 1)
+    ]
+    return "\n".join([*rows, "", *notes])
+
+
+def put(page: Path, text: str, picture: str) -> None:
+    """Write the table between its marks, the picture above it.
+
+    Raises:
+        SystemExit: The page has no such marks.
+    """
+    old = page.read_text(encoding="utf-8")
+    if BEGIN not in old or END not in old:
+        raise SystemExit(f"{page}: {BEGIN} and {END} are missing")
+    before, _, rest = old.partition(BEGIN)
+    after = rest.partition(END)[2]
+    shown = f"![Times as good as each peer]({picture})"
+    page.write_text(f"{before}{BEGIN}\n{shown}\n\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def draw(lines: Sequence[Line], target: Path) -> None:
+    """A dot a line on a logarithmic scale, by script."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context({"font.size": 9}):
+        figure, axis = pyplot.subplots(figsize=(9, 1 + 0.27 * len(lines)), layout="constrained")
+        places = range(len(lines))
+        colours = ["C0" if line.ahead >= 1 else "C1" for line in lines]
+        axis.hlines(places, 1, [line.ahead for line in lines], color=colours, linewidth=2.5)
+        axis.scatter([line.ahead for line in lines], places, color=colours, s=30, zorder=3)
+        for place, line in zip(places, lines, strict=True):
+            side = 1 if line.ahead >= 1 else -1
+            axis.annotate(
+                f"{line.ahead:.2f}", (line.ahead, place), (7 * side, 0), va="center",
+                textcoords="offset points", ha="left" if side > 0 else "right", fontsize=8,
+            )  # fmt: skip
+        axis.set_yticks(places, [f"{line.what}  |  {line.peer}" for line in lines])
+        axis.invert_yaxis()
+        axis.set_xscale("log")
+        axis.margins(x=0.12)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.axvline(1, color="0.3", linewidth=1)
+        axis.grid(axis="x", color="0.9", zorder=0)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+        axis.set_xlabel("times as good as the peer (log scale); blue: ahead")
+        figure.savefig(target, dpi=130, metadata={"Software": None})
+        pyplot.close(figure)
+
+
+def main() -> int:
+    """Table and picture of a folder of results."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--page", type=Path, help="put them into this page [print the table]")
+    args = parser.parse_args()
+    lines = collect(args.out)
+    if not lines:
+        print(f"{args.out}: no result has ratios", file=sys.stderr)
+        return 2
+    if args.page:
+        draw(lines, args.page.with_name("summary.png"))
+        put(args.page, table(lines), "summary.png")
+    else:
+        draw(lines, args.out / "summary.png")
+        print(table(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
