@@ -110,8 +110,9 @@ def model_index(title: str, report: Report) -> list[dict[str, Any]]:
         ours = m.of and m.model == report.output
         score = isinstance(m.value, float) and m.unit in ("", "%") and isfinite(m.value)
         if ours and score and not m.name.endswith((" low", " high", " floor")):
-            name = _METRICS.get(m.name, m.name)
-            metric = {"type": _slug(name), "value": m.value, "name": name.replace("_", " ")}
+            kind = _METRICS.get(m.name, m.name)
+            told = _NAMES.get(m.name, kind.replace("_", " "))
+            metric = {"type": _slug(kind), "value": m.value, "name": told}
             groups.setdefault(m.of, []).append(metric)
     results = []
     for of, metrics in groups.items():
@@ -137,8 +138,8 @@ _TASKS = {
 _METRICS = {
     "spearman": "spearman_cosine", "ndcg@10": "cosine_ndcg@10", "recall@100": "cosine_recall@100",
     "map@100": "cosine_map@100", "mrr@10": "cosine_mrr@10",
-    "retention": "share of the base model's figure kept, %",
 }  # fmt: skip
+_NAMES = {"retention": "share of the base model's figure kept, %"}
 
 
 def _slug(text: str) -> str:
