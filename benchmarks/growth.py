@@ -3,7 +3,8 @@
 Each size is a process of its own: wall seconds and the peak of memory that it allocated itself
 (RssAnon). "Growth" is the exponent between a size and the one before, log(s / s') / log(n / n'): 1
 is linear, 0 costs nothing more. Models are files with holes (sparse), whose bytes are read and
-written as any others; sizes past `--largest-*` are extrapolated by the last exponent and marked ~.
+written as any others. Sizes past `--largest-*` are extrapolated by the last exponent and marked ~:
+starting takes seconds, so what is guessed from small sizes alone is too little.
 """
 
 from __future__ import annotations
@@ -63,18 +64,16 @@ def table_of(
         measured: Seconds and MB of each size up to that.
     """
     rows: list[list[Any]] = []
-    last, exponent = (0, 0.0), 1.0
+    last, exponent = (0, 0.0), None
     for size in sizes:
         if size <= largest:
             took, peak = next(measured)
-            grown = log(took / last[1]) / log(size / last[0]) if last[0] else None
-            exponent = exponent if grown is None else grown
-            rows.append([what, f"{size:,}", took, peak, grown])
+            exponent = log(took / last[1]) / log(size / last[0]) if last[0] else None
+            rows.append([what, f"{size:,}", took, peak, exponent])
             last = (size, took)
-        else:
-            rows.append(
-                [what, f"{size:,}", f"~{last[1] * (size / last[0]) ** exponent:.4g}", None, None]
-            )
+        elif exponent is not None:  # of two sizes measured at least
+            guess = last[1] * (size / last[0]) ** exponent
+            rows.append([what, f"{size:,}", f"~{guess:.4g}", None, None])
         print(*rows[-1], file=sys.stderr, flush=True)
     return rows
 
