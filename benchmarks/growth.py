@@ -13,7 +13,8 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from math import log
 from pathlib import Path
 from statistics import median
@@ -31,6 +32,9 @@ ROWS = (10**4, 10**5, 10**6, 10**7, 10**8)
 MODELS = {"20 M": 6, "100 M": 30, "560 M": 170, "1.5 B": 460, "8 B": 2440}
 """Parameters to layers of 3.28 M (hidden 512, inner 2,048, and a few for norms left out)."""
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768)
+
+Measured = Generator[tuple[float, float | None], None, None]
+"""Seconds and peak MB of each size."""
 
 READ = """
 import sys
@@ -52,9 +56,7 @@ print(time.perf_counter() - start)
 """
 
 
-def table_of(
-    what: str, sizes: Sequence[int], largest: int, measured: Iterator[tuple[float, float | None]]
-) -> list[list[Any]]:
+def table_of(what: str, sizes: Sequence[int], largest: int, measured: Measured) -> list[list[Any]]:
     """Rows with their growth; what is beyond the largest is extrapolated.
 
     Args:
@@ -71,14 +73,25 @@ def table_of(
             exponent = log(took / last[1]) / log(size / last[0]) if last[0] else None
             rows.append([what, f"{size:,}", took, peak, exponent])
             last = (size, took)
+            print(*rows[-1], file=sys.stderr, flush=True)
         elif exponent is not None:  # of two sizes measured at least
             guess = last[1] * (size / last[0]) ** exponent
             rows.append([what, f"{size:,}", f"~{guess:.4g}", None, None])
-        print(*rows[-1], file=sys.stderr, flush=True)
+    measured.close()  # what it made last is removed
     return rows
 
 
-def texts(args: argparse.Namespace) -> Iterator[tuple[float, float]]:
+@contextmanager
+def made_here(*paths: Path) -> Iterator[None]:
+    """Remove files and folders in the end."""
+    try:
+        yield
+    finally:
+        for path in paths:
+            remove(path)
+
+
+def texts(args: argparse.Namespace) -> Measured:
     """A corpus read, numbered and split, duplicates dropped."""
     rng = np.random.default_rng(0)
     words = np.array([f"w{i}" for i in range(5000)])
@@ -91,21 +104,19 @@ def texts(args: argparse.Namespace) -> Iterator[tuple[float, float]]:
                     json.dumps({"text": f"{start + i} {' '.join(row)}"}) + "\n"
                     for i, row in enumerate(picked)
                 )
-        yield watched([sys.executable, "-c", READ, str(path), str(out)], out)
-        remove(path)
-        remove(out)
+        with made_here(path, out):
+            yield watched([sys.executable, "-c", READ, str(path), str(out)], out)
 
 
-def rows(args: argparse.Namespace, step: str) -> Iterator[tuple[float, float]]:
+def rows(args: argparse.Namespace, step: str) -> Measured:
     """A table in a file of its own, packed by the command."""
     path, out = args.work / "growth.safetensors", args.work / "growth-out"
     block = np.random.default_rng(0).standard_normal((1 << 16, args.columns), np.float32)
     for size in ROWS:
         write_tensors(path, {"t": (size, args.columns)}, "F32", hole=False, block=block)
         command = ["compress", str(path), "-m", step, "-o", str(out), "--overwrite", "--json"]
-        yield watched([sys.executable, "-m", "emb_tool", *command], out)
-        remove(path)
-        remove(out)
+        with made_here(path, out):
+            yield watched([sys.executable, "-m", "emb_tool", *command], out)
 
 
 def write_tensors(
@@ -128,7 +139,7 @@ def write_tensors(
             file.write(block.data.cast("B")[:left])
 
 
-def models(args: argparse.Namespace, verb: str) -> Iterator[tuple[float, float]]:
+def models(args: argparse.Namespace, verb: str) -> Measured:
     """Headers alone (`inspect`), or two checkpoints read and one written (`merge`), bfloat16."""
     made = [args.work / "growth-a.safetensors", args.work / "growth-b.safetensors"]
     out = args.work / "growth-merged"
@@ -147,13 +158,12 @@ def models(args: argparse.Namespace, verb: str) -> Iterator[tuple[float, float]]
             "merge": ["merge", *map(str, made), "-m", "linear", "-o", str(out)],
         }[verb]
         command = [sys.executable, "-m", "emb_tool", *command]
-        runs = [watched(command, out) for _ in range(3 if verb == "inspect" else 1)]
-        yield median(run[0] for run in runs), max(run[1] for run in runs)
-        for path in (*made, out):
-            remove(path)
+        with made_here(*made, out):
+            runs = [watched(command, out) for _ in range(3 if verb == "inspect" else 1)]
+            yield median(run[0] for run in runs), max(run[1] for run in runs)
 
 
-def context(args: argparse.Namespace) -> Iterator[tuple[float, None]]:
+def context(args: argparse.Namespace) -> Measured:
     """One text as long as the extended model reads, on all threads."""
     out = args.work / "growth-context"
     for size in CONTEXTS:
@@ -166,8 +176,8 @@ def context(args: argparse.Namespace) -> Iterator[tuple[float, None]]:
             [sys.executable, "-c", ENCODE, folder, str(size)],
             stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
-        yield float(said.stdout), None
-        remove(out)
+        with made_here(out):
+            yield float(said.stdout), None
 
 
 def main() -> int:
