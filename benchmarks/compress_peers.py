@@ -51,7 +51,7 @@ def compared(
         over = None if name == "embtool" else ours / value
         lines.append([what, name, value, unit, (errors or {}).get(name), over])
         if over is not None:
-            ratios.append(Ratio(f"{what}, {unit}", name, over))
+            ratios.append(Ratio(", ".join(filter(None, (what, unit))), name, over))
 
 
 # -- rounding --------------------------------------------------------------------------------------

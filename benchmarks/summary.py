@@ -54,13 +54,18 @@ def table(lines: Sequence[Line]) -> str:
     for line in lines:
         mark = f" ({machines.index(line.machine) + 1})" if len(machines) > 1 else ""
         bold = "**" if line.ahead >= 1 else ""
-        shown = f"{bold}{line.ahead:.2f}{bold}"
+        shown = f"{bold}{figure(line.ahead)}{bold}"
         rows.append(f"| {line.what} | {line.peer} | {shown} | `{line.script}`{mark} |")
     notes = [
         f"{f'({number}) ' if len(machines) > 1 else ''}{machine}"
         for number, machine in enumerate(machines, 1)
     ]
     return "\n".join([*rows, "", *notes])
+
+
+def figure(ahead: float) -> str:
+    """With two decimals, small ones with two digits."""
+    return f"{ahead:.2f}" if ahead >= 0.1 else f"{ahead:.2g}"
 
 
 def put(page: Path, text: str, picture: str) -> None:
@@ -86,7 +91,7 @@ def draw(lines: Sequence[Line], target: Path) -> None:
     from matplotlib import pyplot
 
     with matplotlib.rc_context({"font.size": 9}):
-        figure, axis = pyplot.subplots(figsize=(9, 1 + 0.27 * len(lines)), layout="constrained")
+        drawn, axis = pyplot.subplots(figsize=(9, 1 + 0.27 * len(lines)), layout="constrained")
         places = range(len(lines))
         colours = ["C0" if line.ahead >= 1 else "C1" for line in lines]
         axis.hlines(places, 1, [line.ahead for line in lines], color=colours, linewidth=2.5)
@@ -94,11 +99,11 @@ def draw(lines: Sequence[Line], target: Path) -> None:
         for place, line in zip(places, lines, strict=True):
             side = 1 if line.ahead >= 1 else -1
             axis.annotate(
-                f"{line.ahead:.2f}", (line.ahead, place), (7 * side, 0), va="center",
+                figure(line.ahead), (line.ahead, place), (7 * side, 0), va="center",
                 textcoords="offset points", ha="left" if side > 0 else "right", fontsize=8,
             )  # fmt: skip
         axis.set_yticks(places, [f"{line.what}  |  {line.peer}" for line in lines])
-        axis.invert_yaxis()
+        axis.set_ylim(len(lines) - 0.5, -0.5)
         axis.set_xscale("log")
         axis.margins(x=0.12)
         axis.xaxis.set_major_formatter("{x:g}")
@@ -108,8 +113,8 @@ def draw(lines: Sequence[Line], target: Path) -> None:
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.tick_params(axis="y", length=0)
         axis.set_xlabel("times as good as the peer (log scale); blue: ahead")
-        figure.savefig(target, dpi=130, metadata={"Software": None})
-        pyplot.close(figure)
+        drawn.savefig(target, dpi=130, metadata={"Software": None})
+        pyplot.close(drawn)
 
 
 def main() -> int:
