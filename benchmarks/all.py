@@ -25,9 +25,10 @@ SCRIPTS = {
     "merge": False,
     "merge_quality": True,
     "extend_context": True,
+    "rotary_embedder": True,
     "growth": False,
 }
-"""Script, and whether it reads the data."""
+"""Script, and whether it reads the data. `merge_values.py`, which needs mergekit, is left out."""
 
 
 def main() -> int:
