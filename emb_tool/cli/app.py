@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import typer
@@ -99,7 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         app, lists = build(wanted)
         from emb_tool.cli.options import spread_lists
 
-        asked = nullcontext() if typed is None else completion.handed(spread_lists(typed, lists))
+        asked: AbstractContextManager[None] = nullcontext()
+        if typed is not None:
+            asked = completion.handed(spread_lists(typed, lists))
         with asked:
             code = app(args=spread_lists(words, lists), prog_name="embtool", standalone_mode=False)
         return int(code or 0)

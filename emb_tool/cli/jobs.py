@@ -56,7 +56,7 @@ def job_command(verb: str, title: str, positional: Sequence[str] = ()) -> Callab
         )
         carry_out([job], json, **common)
 
-    methods = "method" in cls.model_fields
+    methods = verb if "method" in cls.model_fields else None
     return make_command(run, classes, positional, methods=methods, chain=chain)
 
 

@@ -42,7 +42,7 @@ def command(
     run: Callable[..., None],
     classes: Sequence[tuple[str, type[BaseModel]]],
     positional: Sequence[str] = (),
-    methods: bool = False,
+    methods: str | None = None,
     chain: bool = False,
 ) -> Callable[..., None]:
     """A function with a signature that Typer reads.
@@ -51,7 +51,7 @@ def command(
         run: Called with `flags` (what was given, by field), and the common options by name.
         classes: Title and class of each group of fields.
         positional: Fields given without a name, in order.
-        methods: Whether there is a `-m`.
+        methods: The verb whose methods `-m` takes; None: there is no `-m`.
         chain: Whether there may be several.
     """
     parameters: list[inspect.Parameter] = []
@@ -114,7 +114,7 @@ def command(
             if chain
             else "method and its settings (embtool methods)",
             show_default=False,
-            autocompletion=completion.methods(classes[0][1].verb),
+            autocompletion=completion.methods(methods),
         )
         add("method", Annotated[list[str] | None if chain else str | None, option], None)
     for name, (annotation, default, text, short) in COMMON.items():
