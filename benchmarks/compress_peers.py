@@ -13,11 +13,10 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ BITS = (4, 8)
 
 
 def timed(
-    runs: dict[str, Callable[[], Any]], rounds: int, clock: Callable[..., float]
+    runs: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[..., float]
 ) -> dict[str, float]:
     """Median of each contender, warm and in turns."""
     timers = {name: partial(clock, run) for name, run in runs.items()}
@@ -89,6 +88,12 @@ def rounding(table: Tensor, rounds: int, lines: list[list[Any]], ratios: list[Ra
 # -- product quantisation --------------------------------------------------------------------------
 
 
+def decoded(peer: Any, codes: np.ndarray, ids: Tensor) -> np.ndarray:
+    """Rows of a peer's codes."""
+    rows: np.ndarray = peer.decode(codes[ids.numpy()])
+    return rows
+
+
 def products(table: Tensor, rounds: int, lines: list[list[Any]], ratios: list[Ratio]) -> None:
     """Fit at each one's defaults, and look-ups from codes."""
     plain = table.numpy()
@@ -103,14 +108,14 @@ def products(table: Tensor, rounds: int, lines: list[list[Any]], ratios: list[Ra
             peer = nanopq.PQ(M=m, Ks=256, verbose=False)
             fits = {
                 "embtool": partial(fitted, told, table),
-                "nanopq": lambda peer=peer: peer.fit(plain, seed=0),
+                "nanopq": partial(peer.fit, plain, seed=0),
             }
             took = {name: seconds(run) for name, run in fits.items()}  # nanopq takes minutes
             codes = peer.encode(plain)
             lost = np.square(peer.decode(codes) - plain).sum() / np.square(plain).sum()
             errors = {"embtool": relative_error(table, ours)[0], "nanopq": float(lost)}
             compared(lines, ratios, f"PQ, {m} sub-vectors", "s", took, errors)
-            looks["nanopq"] = lambda p=peer, c=codes: p.decode(c[ids.numpy()])
+            looks["nanopq"] = partial(decoded, peer, codes, ids)
         if find_spec("faiss"):
             import faiss
 
@@ -118,7 +123,7 @@ def products(table: Tensor, rounds: int, lines: list[list[Any]], ratios: list[Ra
             made = faiss.ProductQuantizer(table.shape[1], m, 8)
             made.train(plain)
             stored = made.compute_codes(plain)
-            looks["faiss"] = lambda f=made, c=stored: f.decode(c[ids.numpy()])
+            looks["faiss"] = partial(decoded, made, stored, ids)
         compared(lines, ratios, f"look-up, PQ {m}", "ms", timed(looks, 5 * rounds, milliseconds))
 
 
@@ -150,7 +155,9 @@ def vocabulary(args: argparse.Namespace, lines: list[list[Any]], ratios: list[Ra
         )  # fmt: skip
         return float(told["timings"]["calibrate_seconds"] + told["timings"]["write_seconds"])
 
-    turns = {"embtool": ours, "transformers, by hand": partial(seconds, plain)}
+    turns: dict[str, Callable[[], float]] = {
+        "embtool": ours, "transformers, by hand": partial(seconds, plain)
+    }  # fmt: skip
     took, _ = alternate(turns, args.rounds)
     compared(lines, ratios, f"vocabulary of {len(texts):,} texts", "s", took)
     for made in ("trimmed", "sliced.safetensors", "vocabulary.jsonl"):
@@ -177,8 +184,7 @@ def context(args: argparse.Namespace, lines: list[list[Any]], ratios: list[Ratio
         )  # fmt: skip
         return float(told["timings"]["write_seconds"])
 
-    took = {name: median(run() for _ in range(args.rounds)) for name, run in
-            {"embtool": ours, "copying the file": copy}.items()}  # fmt: skip
+    took, _ = alternate({"embtool": ours, "copying the file": copy}, args.rounds)
     compared(lines, ratios, "positions to 2,048", "s", took)
     remove(args.work / "extended")
     remove(target)

@@ -66,7 +66,8 @@ def table_of(what: str, sizes: Sequence[int], largest: int, measured: Measured) 
         measured: Seconds and MB of each size up to that.
     """
     rows: list[list[Any]] = []
-    last, exponent = (0, 0.0), None
+    last = (0, 0.0)
+    exponent: float | None = None
     for size in sizes:
         if size <= largest:
             took, peak = next(measured)
