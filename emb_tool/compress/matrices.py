@@ -87,9 +87,12 @@ class MatrixMethod(Surgery):
             draft.pack(matrix.module, spec, fit, tensor=matrix.tensor)
             counts["linear" if matrix.role == "linear" else "table"] += 1
         if not any(counts.values()):
+            why = "see its parts with: embtool inspect; take fewer bits"
+            if draft.packed:
+                why = "what is packed stays: leave this step out, or begin with the original"
             raise Refused(
                 f"{draft.checkpoint.name}: {self.name} finds nothing that it would make smaller",
-                "see its parts with: embtool inspect; take fewer bits",
+                why,
             )
         draft.notes.append(
             f"{self.name}: {counts['linear']} linear layers and {counts['table']} tables,"

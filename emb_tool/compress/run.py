@@ -208,9 +208,16 @@ class Compress:
         self.report.facts["search"] = {
             "aim": aim,
             "chosen": chosen.spelled,
-            "by": "the tasks of --eval" if job.eval else "held-out texts that are not reported on",
+            "by": "the tasks of --eval, which are reported, too"
+            if job.eval
+            else "held-out texts that are not reported on",
             "tried": search.told(),
         }
+        if job.eval:
+            self.progress.warn(
+                "the tasks of --eval have chosen the chain and are reported as well: of like chains"
+                " the luckiest is taken, so measure it once more on others, with embtool eval"
+            )
         self.report.tables.append(search.table(chosen))
         if job.plot:
             search.draw(job.plot, self.setup.body.weight_bytes(), chosen)
@@ -262,8 +269,9 @@ class Compress:
             old, new = report.facts["parts"]["before"], report.facts["parts"]["after"]
             for part in dict.fromkeys([*old, *new]):
                 sizes = [parts.get(part, {"bytes": 0})["bytes"] for parts in (old, new)]
-                row = [f"{size / 1e6:,.2f} MB" for size in sizes]
-                table.rows.append([f"  {part}", *row, f"{sizes[1] / max(sizes[0], 1):.1%}"])
+                row = [f"{size / 1e6:,.2f} MB" if size else "" for size in sizes]
+                share = f"{sizes[1] / sizes[0]:.1%}" if all(sizes) else ""
+                table.rows.append([f"  {part}", *row, share])
         dims = report.value("dimensions")
         if dims is not None:
             table.rows.append(["dimensions", str(self.setup.body.layout.dim), str(dims), ""])

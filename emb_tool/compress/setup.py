@@ -64,20 +64,22 @@ class Setup:
 
     def plan(self) -> Plan:
         """Every refusal that headers, settings and local files can give."""
+        if self.is_bare:
+            self._check_bare()
         draft = Draft.of(self.body)
+        if self.job.searches:
+            self._check_plain(draft)
         for step in self.steps:
             plan_step(step, draft)
         self._check_partner()
-        if self.is_bare:
-            self._check_bare()
         if self.job.format == "compressed-tensors":
+            export(draft)
             if find_spec("compressed_tensors") is None:
                 raise Refused(
                     "--format compressed-tensors: the package is not installed, and what is "
                     "written is opened to measure it",
                     "run: pip install compressed-tensors",
                 )
-            export(draft)
         for task in self.tasks:
             for sentence in task.check():
                 self.progress.warn(sentence)
@@ -112,9 +114,24 @@ class Setup:
             raise Refused("--with: no step shapes vectors", "add -m rotate or -m truncate")
         self.shaped(self.partner, {})
 
+    def _check_plain(self, draft: Draft) -> None:
+        """Refuse a search among ways to pack what is packed already."""
+        draft.refuse_quantized("--target")
+        if draft.packed:
+            raise Refused(
+                f"--target: {self.body.name} is packed already",
+                "begin with the model that it was made from",
+            )
+
     def _check_bare(self) -> None:
         """Refuse what needs a model, where there are only tensors."""
         job = self.job
+        shaping = [step.name for step in self.steps if step.stage != "weights"]
+        if shaping:
+            raise Refused(
+                f"{shaping[0]}: {self.body.name} is a file of tensors, there is no model",
+                "name a model's folder; a table is packed with -m int:bits=8, -m pq",
+            )
         for name, given in (
             ("--eval", job.eval), ("--tune", job.tune), ("--texts", job.texts),
             ("--target", job.searches), ("--min-retention", job.min_retention),

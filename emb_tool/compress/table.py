@@ -119,6 +119,7 @@ class TableMethod(Surgery):
 
     def plan(self, draft: Draft) -> None:
         """Announce a packed module for each table, by sizes alone: an upper bound of the bytes."""
+        draft.refuse_quantized(self.name)
         names = self.targets(draft)
         for name in names:
             if self.frequencies is not None:

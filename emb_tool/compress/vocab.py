@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from emb_tool.checkpoint.kept import Result
 from emb_tool.checkpoint.layout import POSITION_TABLE
 from emb_tool.draft import Draft
+from emb_tool.draft.tables import TABLE_NAMES
 from emb_tool.errors import Refused
 from emb_tool.method import TextList
 from emb_tool.registry import did_you_mean
@@ -216,9 +217,11 @@ class _Model:
         if not draft.layout.modules:
             raise Refused(f"{name} is a file of tensors, without a tokenizer", "name a folder")
         if draft.packed:
+            tables = [m for m in draft.packed if f"{m}.weight".endswith(TABLE_NAMES)]
+            packed = (tables or [*draft.packed])[0]
             raise Refused(
-                f"vocab: {next(iter(draft.packed))} is packed already: its rows stay together",
-                "-m vocab first, then what packs weights",
+                f"vocab: {packed} is packed already: its rows stay together",
+                "-m vocab first, then what packs weights, on the model that it was made from",
             )
         table = draft.table_name()
         count, tensors = _tensors(draft, table)

@@ -160,7 +160,7 @@ class Draft:
         if "quantization_config" in self.checkpoint.config:
             raise Refused(
                 f"{self.checkpoint.name} is quantised ({method}), {step} needs plain weights",
-                "truncate and rotate work on it; begin with the original for the rest",
+                "vocab, rotate and truncate work on it; begin with the original for the rest",
             )
         raise Refused(
             f"-m {step} after a step that writes {method}'s format, of which a checkpoint has one",

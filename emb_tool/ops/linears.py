@@ -66,5 +66,5 @@ def refuse_without_linears(name: str, family: str) -> None:
     Raises:
         Refused: Always.
     """
-    why = "is a static embedding: it has no linear layers" if family == "static" else "has none"
-    raise Refused(f"{name} {why}", "pack its table: -m int:bits=8, -m pq")
+    what = "is a static embedding: it has" if family == "static" else "has"
+    raise Refused(f"{name} {what} no linear layers", "pack its table: -m int:bits=8, -m pq")

@@ -18,6 +18,9 @@ from emb_tool.compress.bnb_fp4 import BnbFp4
 from emb_tool.compress.bnb_int8 import BnbInt8
 from emb_tool.compress.bnb_nf4 import BnbNf4
 from emb_tool.compress.cast import Cast
+from emb_tool.compress.rotate import Rotate
+from emb_tool.compress.svd import Svd
+from emb_tool.compress.truncate import Truncate
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from tests.conftest import make_bert
@@ -213,8 +216,12 @@ def test_what_cannot_be_combined_is_refused(tiny_bert: Path, tiny_static: Path, 
         draft.pack("embeddings.word_embeddings", {"kind": "int", "shape": [4, 4]}, lambda t: t)
     written(tiny_bert, tmp_path / "out", BnbNf4())
     again = Draft.of(Checkpoint.open(tmp_path / "out"))
-    with pytest.raises(Refused, match="needs plain weights"):
-        BnbNf4().plan(again)
+    for step in (BnbNf4(), Svd()):
+        with pytest.raises(Refused, match="needs plain weights") as refused:
+            step.plan(again)
+        assert "truncate work on it" in str(refused.value.hint)
+    for possible in (Rotate(), Truncate(dim=4)):
+        possible.plan(again)
 
 
 def test_a_weight_that_is_not_a_number_is_refused(tiny_bert: Path, tmp_path: Path) -> None:

@@ -137,6 +137,20 @@ def test_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_search_looks_at_plain_weights_and_says_what_it_chose_by(
+    compress: Callable[..., dict[str, Any]], run_cli: Callable[..., CliResult], tiny_bert: Path,
+    tmp_path: Path, sentences: list[str],
+) -> None:  # fmt: skip
+    pairs = [f"{i % 6}\t{text}\t{sentences[i + 1]}\n" for i, text in enumerate(sentences[:40])]
+    (tmp_path / "pairs.tsv").write_text("score\tsentence1\tsentence2\n" + "".join(pairs))
+    report = compress(tiny_bert, "--target", "1GB", "--eval", f"sts:{tmp_path / 'pairs.tsv'}")
+    assert any("measure it once more on others" in told for told in report["warnings"])
+    compress(tiny_bert, "-m", "int:bits=8", out="packed")
+    done = run_cli("compress", tmp_path / "packed", "--target", "1MB", "-o", tmp_path / "no")
+    assert done.code == 2
+    assert "is packed already" in done.err
+
+
 def test_settings_given_once_reach_every_step_that_has_them(
     compress: Callable[..., dict[str, Any]], tiny_bert: Path
 ) -> None:

@@ -74,7 +74,8 @@ def test_frequencies_are_given_by_a_file(
         (["-m", "pq"], "2 tables", "tensor=NAME"),
         (["-m", "int:bits=8", "--texts", "FILE"], "no model to run", "leave it out"),
         (["-m", "int:bits=8", "--min-retention", "0.9"], "no model to run", "leave it out"),
-        (["-m", "truncate:dim=4"], "width", "inspect"),
+        (["-m", "truncate:dim=4"], "a file of tensors, there is no model", "a model's folder"),
+        (["-m", "gptq"], "has no linear layers", "pack its table"),
     ],
 )
 def test_refused_before_anything_is_written(
