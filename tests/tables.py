@@ -47,6 +47,8 @@ def check_drop_in(made: Packed, budget: float | None = None) -> None:
     ids[0, :2] = torch.tensor([rows - 1, rows - 1])
     torch.testing.assert_close(made(ids), whole[ids], rtol=1e-5, atol=1e-5)
     assert made(ids[:0]).shape == (0, 5, columns)
+    again_and_again = torch.arange(800) % max(1, rows // 8)  # each of these rows is made once
+    torch.testing.assert_close(made(again_and_again), whole[again_and_again], rtol=1e-5, atol=1e-5)
 
     again = packed.empty(made.spec)
     again.load_state_dict(stored)

@@ -20,6 +20,12 @@ from emb_tool.errors import Refused
 
 ROLES = ("table", "linear", "bag")
 
+MANY, MOST = 512, 1 << 20
+"""Ids from which, and rows up to which, it is looked for ids that come again."""
+
+REPEATED = 0.6
+"""Share of distinct ids up to which each row is made once and then copied."""
+
 ALIGNMENT = 16
 """Bytes; the widest number that a part is looked at as."""
 
@@ -248,7 +254,7 @@ class Packed(nn.Module):
         """As the module that it stands for."""
         if self.role == "linear":
             return functional.linear(input, self.expand().to(input.dtype), self.bias)
-        rows = self.rows(input.reshape(-1)).to(self.dtype)
+        rows = self._rows_once(input.reshape(-1)).to(self.dtype)
         if self.role == "table":
             return rows.view(*input.shape, self.embedding_dim)
         assert offsets is not None
@@ -257,6 +263,25 @@ class Packed(nn.Module):
         owner = torch.repeat_interleave(torch.arange(len(offsets), device=rows.device), counts)
         sums = rows.new_zeros(len(offsets), self.embedding_dim).index_add_(0, owner, rows)
         return sums / counts.clamp(min=1).unsqueeze(1).to(rows.dtype)
+
+    def _rows_once(self, ids: Tensor) -> Tensor:
+        """`rows`, on a CPU each but once where many ids come again, as words of texts do."""
+        few = len(ids) < MANY or self.num_embeddings > MOST or not self.is_costly
+        if few or self._device().type != "cpu" or torch.compiler.is_compiling():
+            return self.rows(ids)
+        # instead of a sort: each id's last place, in an array over all ids of which few are touched
+        places, last = torch.arange(len(ids)), torch.empty(self.num_embeddings, dtype=torch.int64)
+        last[ids] = places
+        once = (last[ids] == places).nonzero().flatten()
+        if len(once) > REPEATED * len(ids):
+            return self.rows(ids)
+        last[ids[once]] = places[: len(once)]
+        return functional.embedding(last[ids], self.rows(ids[once]))
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether making a row takes longer than copying one."""
+        return True
 
     def _device(self) -> torch.device:
         held: Tensor = getattr(self, self.stored_name(next(iter(self._parts))))

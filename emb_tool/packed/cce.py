@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from emb_tool.ops.kmeans import kmeans
 from emb_tool.ops.rounding import pack_codes
 from emb_tool.ops.rows import row_weights
-from emb_tool.packed.codebooks import nearest_codes, subspaces, training_rows
+from emb_tool.packed.points import nearest_codes, subspaces, training_rows
 from emb_tool.packed.rq import Rq
 
 

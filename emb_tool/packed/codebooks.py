@@ -11,15 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from emb_tool.errors import Refused
-from emb_tool.ops.kmeans import assign
 from emb_tool.ops.rounding import pack_codes, unpack_codes
-from emb_tool.ops.rows import chunks, device_of, row_weights, sample, take
+from emb_tool.ops.rows import chunks, device_of, row_weights
 from emb_tool.packed.base import Packed
+from emb_tool.packed.points import most_frequent
 from emb_tool.packed.sizes import Sized
 from emb_tool.runtime import runs_triton
-
-TRAIN_ROWS = 256 * 256
-"""Rows that codebooks are trained on: more do not lower the error of 256 centroids any further."""
 
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 """Bytes of a sub-vector that a single number can carry, and its dtype."""
@@ -163,68 +160,77 @@ class Codebooks(Sized):
 
     def rows(self, ids: Tensor) -> Tensor:
         """See `Packed.rows`."""
-        step = max(1, BLOCK // self.embedding_dim)
         training = torch.is_grad_enabled() and self.books().requires_grad
-        if len(ids) <= step or training or self._device().type != "cpu":
-            return self._some(ids)
+        if training or self._device().type != "cpu" or runs_triton(self._device()):
+            return self._together(ids)
         found = torch.empty(len(ids), self.embedding_dim, dtype=self.dtype)
+        step = max(1, BLOCK // self.embedding_dim)
         for out, part in zip(found.split(step), ids.split(step), strict=True):
-            self._some(part, out)
+            self._fill(out, part)
         return found
 
-    def _some(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
-        """`rows`, all at once; into `out` if there is one."""
+    def _together(self, ids: Tensor) -> Tensor:
+        """`rows` without waiting for counts: rows with codes and hot ones are made for every id."""
         if "hot_ids" not in self._parts:
-            return self._cold(ids) if out is None else out.copy_(self._cold(ids))
+            return self._cold(ids)
+        slot, is_hot, place = self._places(ids)
+        if not self._parts["codes"].shape[0]:
+            return self._hot(slot)
+        return torch.where(is_hot.unsqueeze(1), self._hot(slot), self._cold(place))
+
+    def _fill(self, out: Tensor, ids: Tensor) -> None:
+        """`rows` into `out`: all as if they were of the kind that most are, then the others."""
+        if "hot_ids" not in self._parts:
+            self._cold(ids, out)
+            return
+        slot, is_hot, place = self._places(ids)
+        hot = is_hot.nonzero().flatten()
+        if 2 * len(hot) < len(ids):
+            self._cold(place, out)
+            if len(hot):
+                out.index_copy_(0, hot, self._hot(slot[hot]))
+            return
+        self._hot(slot, out)
+        if len(hot) < len(ids):
+            cold = (~is_hot).nonzero().flatten()
+            out.index_copy_(0, cold, self._cold(place[cold]))
+
+    def _places(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where ids would stand among the hot rows, whether they do, and where among the others."""
         hot_ids, narrow = self.value("hot_ids"), ids.to(torch.int32)
         before = torch.searchsorted(hot_ids, narrow, out_int32=True)
         slot = before.clamp(max=len(hot_ids) - 1)
-        is_hot = hot_ids.index_select(0, slot) == narrow
-        place = narrow - before
-        if ids.device.type != "cpu":  # no waiting for the counts
-            count = self._parts["codes"].shape[0]
-            if not count:
-                return self._hot(slot)
-            cold = self._cold(place.clamp(max=count - 1))
-            return torch.where(is_hot.unsqueeze(1), self._hot(slot), cold)
-        cold_at, hot_at = (~is_hot).nonzero().flatten(), is_hot.nonzero().flatten()
-        # a gather of both takes half the time of copying each to its places
-        both = torch.cat([self._hot(slot[hot_at]), self._cold(place[cold_at])])
-        order = torch.empty_like(ids)
-        order[torch.cat([hot_at, cold_at])] = torch.arange(len(ids))
-        if out is None:
-            return functional.embedding(order, both)
-        with torch.no_grad():
-            return torch.index_select(both, 0, order, out=out)
+        place = (narrow - before).clamp_(max=max(0, self._parts["codes"].shape[0] - 1))
+        return slot, hot_ids.index_select(0, slot) == narrow, place
 
-    def _cold(self, place: Tensor) -> Tensor:
-        """Rows by their places among those that have codes."""
-        codes, books = self.value("codes"), self.books()
-        if runs_triton(codes.device) and not books.requires_grad:
+    def _cold(self, place: Tensor, out: Tensor | None = None) -> Tensor:
+        """Rows by their places among those that have codes; into `out` if there is one."""
+        codes, books, bits = self.value("codes"), self.books(), self._bits(self.spec)
+        if out is None and runs_triton(codes.device) and not books.requires_grad:
             from emb_tool.ops.kernels.lookup import codeword_rows
 
-            bits = self._bits(self.spec)
             return self._turn(codeword_rows(codes, books, place, bits, self.dtype, self.scale))
-        return self._decode(self.value("codes").index_select(0, place))
+        return self._decode_codes(self._unpack(codes.index_select(0, place), bits), out)
 
-    def _hot(self, slot: Tensor) -> Tensor:
+    def _hot(self, slot: Tensor, out: Tensor | None = None) -> Tensor:
+        """Rows by their places among the hot ones; into `out` if there is one."""
         scales = self.value("hot_scales").index_select(0, slot).to(self.dtype)
         scales = scales * self.scale if "scale" in self.spec else scales
-        return self.value("hot_rows").index_select(0, slot).to(self.dtype).mul_(scales.unsqueeze(1))
-
-    def _decode(self, codes: Tensor) -> Tensor:
-        """Rows of the matrix from their codes as stored, (n, bytes) uint8."""
-        return self._decode_codes(self._unpack(codes, self._bits(self.spec)))
+        found = self.value("hot_rows").index_select(0, slot)
+        found = found.to(self.dtype) if out is None else out.copy_(found)
+        return found.mul_(scales.unsqueeze(1))
 
     def _unpack(self, codes: Tensor, bits: int) -> Tensor:
         columns = self.spec["stages"] * self.spec["subvectors"]
         return unpack_codes(codes, bits, columns) if len(codes) else codes.new_zeros(0, columns)
 
-    def _decode_codes(self, codes: Tensor) -> Tensor:
-        """Rows of the matrix from their codes, (n, sub-vectors · stages) uint8."""
-        found = self._gather(codes, self.books())
-        rows = found.reshape(len(codes), self.embedding_dim)
-        return self._turn(rows * self.scale if "scale" in self.spec else rows)
+    def _decode_codes(self, codes: Tensor, out: Tensor | None = None) -> Tensor:
+        """Rows from their codes, (n, sub-vectors · stages) uint8; into `out` if there is one."""
+        found = self._gather(codes, self.books()).view(len(codes), self.embedding_dim)
+        found = found.to(self.dtype) if out is None else out.copy_(found)
+        found = found.mul_(self.scale) if "scale" in self.spec else found
+        turned = self._turn(found)
+        return turned if out is None or turned is out else out.copy_(turned)
 
     def _turn(self, rows: Tensor) -> Tensor:
         """The last step of decoding, for kinds that have one."""
@@ -246,7 +252,7 @@ class Codebooks(Sized):
             self._lender = [lender]  # in a list, so that it is no part of this module
 
     def _gather(self, codes: Tensor, codebooks: Tensor) -> Tensor:
-        """The codewords of each sub-vector, summed over stages: (n · sub-vectors, width).
+        """The codewords of each sub-vector, summed over stages: (n · sub-vectors, width) floats.
 
         A codeword of float16 that is as wide as some number is moved as that number.
 
@@ -260,13 +266,12 @@ class Codebooks(Sized):
         books = codebooks.reshape(-1, width)
         if stages > 1:
             index = index.view(-1, stages)
-            return functional.embedding_bag(index, books.float(), mode="sum").to(self.dtype)
+            return functional.embedding_bag(index, books.float(), mode="sum")
         word = WORDS.get(2 * width) if codebooks.dtype == torch.float16 else None
         if word is None or (word.is_complex and codes.device.type != "cpu"):
-            return functional.embedding(index.view(-1), books).to(self.dtype)
+            return functional.embedding(index.view(-1), books)
         words = books.view(word).view(-1)
-        found = words.index_select(0, index.view(-1)).view(torch.float16)
-        return found.view(-1, width).to(self.dtype)
+        return words.index_select(0, index.view(-1)).view(torch.float16).view(-1, width)
 
     # -- from scratch -----------------------------------------------------------------------------
 
@@ -286,46 +291,3 @@ class Codebooks(Sized):
     def spread(self, name: str) -> float:
         """See `Packed.spread`."""
         return 1 / 127 if name == "hot_scales" else float(self.spec["stages"] ** -0.5)
-
-
-def training_rows(
-    table: Tensor, weights: Tensor | None, hot: Tensor, seed: int, limit: int = TRAIN_ROWS
-) -> tuple[Tensor, Tensor | None]:
-    """Rows to train on, without the hot ones, and their weights.
-
-    Of many rows some are drawn by weight.
-
-    Args:
-        table: (rows, columns).
-        weights: (rows,), or None.
-        hot: Ids of the hot rows.
-        seed: Of the draw.
-        limit: Rows at most.
-
-    Returns:
-        (n, columns) float32 on the computing device; (n,) or None.
-    """
-    free = torch.ones(len(table)) if weights is None else weights.cpu().clone()
-    if 0 < len(hot) < len(table):
-        free[hot] = 0
-    there = free.nonzero().flatten()
-    drawn, counted = sample(len(there), limit, None if weights is None else free[there], seed)
-    return take(table, there[drawn]), counted
-
-
-def subspaces(data: Tensor, count: int) -> Tensor:
-    """(n, columns) as (count, n, columns / count), contiguous."""
-    return data.reshape(len(data), count, -1).transpose(0, 1).contiguous()
-
-
-def nearest_codes(data: Tensor, codebooks: Tensor) -> Tensor:
-    """(m, n, width) and (m, k, width) to codes (n, m) uint8."""
-    return assign(data, codebooks)[0].t().contiguous()
-
-
-def most_frequent(frequencies: Tensor | None, count: int, rows: int) -> Tensor:
-    """Ids of the most frequent rows, ascending; without frequencies the first."""
-    if frequencies is None or count == 0:
-        return torch.arange(min(count, rows))
-    order = frequencies.argsort(descending=True, stable=True)
-    return order[:count].sort().values.cpu()

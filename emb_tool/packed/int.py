@@ -199,6 +199,11 @@ class Int(Packed):
             start, shift = stop, shift + part
         return found.reshape(count, self.groups * self.group)[:, : self.embedding_dim]
 
+    @property
+    def is_costly(self) -> bool:
+        """Whether making a row takes longer than copying one."""
+        return self.bits not in _BAGS
+
     def _is_quick(self) -> bool:
         """Whether torch has kernels for the parts of codes, where the bytes are."""
         return (

@@ -9,18 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from emb_tool.ops.kmeans import assign, kmeans, move, sums
+from emb_tool.ops.clusters import assign, move, sums
+from emb_tool.ops.kmeans import kmeans
 from emb_tool.ops.rounding import pack_codes, packed_bytes
 from emb_tool.ops.rows import sample, take
 from emb_tool.packed.base import Part
-from emb_tool.packed.codebooks import (
-    TRAIN_ROWS,
-    Codebooks,
-    Trained,
-    nearest_codes,
-    subspaces,
-    training_rows,
-)
+from emb_tool.packed.codebooks import Codebooks, Trained
+from emb_tool.packed.points import TRAIN_ROWS, nearest_codes, subspaces, training_rows
 
 
 class Mgqe(Codebooks):
@@ -97,5 +92,6 @@ class Mgqe(Codebooks):
         bits = self.spec["bits"]
         return {"hot_codes": pack_codes(self._encode(rows, bits, how), bits)}
 
-    def _hot(self, slot: Tensor) -> Tensor:
-        return self._decode_codes(self._unpack(self.value("hot_codes")[slot], self.spec["bits"]))
+    def _hot(self, slot: Tensor, out: Tensor | None = None) -> Tensor:
+        codes = self.value("hot_codes").index_select(0, slot)
+        return self._decode_codes(self._unpack(codes, self.spec["bits"]), out)

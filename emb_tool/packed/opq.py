@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from emb_tool.ops.kmeans import kmeans
+from emb_tool.ops.products import multiply
 from emb_tool.packed.base import Part
-from emb_tool.packed.codebooks import Trained, nearest_codes, subspaces, training_rows
+from emb_tool.packed.codebooks import Trained
+from emb_tool.packed.points import nearest_codes, subspaces, training_rows
 from emb_tool.packed.pq import Pq
 
 STEPS = 3
@@ -71,7 +73,7 @@ class Opq(Pq):
         return super()._encode(rows @ self.value("rotation").float(), bits, how)
 
     def _turn(self, rows: Tensor) -> Tensor:
-        return rows @ self.value("rotation").to(rows.dtype).t()
+        return multiply(rows, self.value("rotation").to(rows.dtype))
 
     def spread(self, name: str) -> float:
         """See `Packed.spread`."""

@@ -11,10 +11,9 @@ from torch import Tensor
 from emb_tool.errors import Refused
 from emb_tool.ops.kmeans import kmeans
 from emb_tool.ops.rows import device_of, row_weights
-from emb_tool.packed.codebooks import (
+from emb_tool.packed.codebooks import Codebooks, Trained
+from emb_tool.packed.points import (
     TRAIN_ROWS,
-    Codebooks,
-    Trained,
     most_frequent,
     nearest_codes,
     subspaces,

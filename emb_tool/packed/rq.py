@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from emb_tool.ops.kmeans import assign, kmeans
-from emb_tool.packed.codebooks import Codebooks, Trained, subspaces, training_rows
+from emb_tool.ops.clusters import assign
+from emb_tool.ops.kmeans import kmeans
+from emb_tool.packed.codebooks import Codebooks, Trained
+from emb_tool.packed.points import subspaces, training_rows
 
 BEAM_ROWS = 4096
 """Rows encoded at a time by beam search."""

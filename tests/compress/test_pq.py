@@ -103,6 +103,8 @@ def test_frequent_rows_are_kept_better() -> None:
     assert errors[2] < 0.5 * errors[0]
     top = COUNTS.argsort(descending=True)[:100].sort().values
     assert hot.value("hot_ids").tolist() == top.tolist()
+    mostly_hot = torch.cat([top[:60], torch.arange(40)])
+    assert torch.equal(hot.rows(mostly_hot), hot.expand()[mostly_hot])
 
 
 @pytest.mark.parametrize("budget", [0.1, 0.15, 0.25])
@@ -119,12 +121,11 @@ def test_budget_is_kept_and_used(budget: float, counts: torch.Tensor | None) -> 
 
 
 def test_many_rows_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    from emb_tool.packed import codebooks
+    from emb_tool.packed import points
 
     table, counts = make_table(6000, 8), zipf(6000)
     whole = Packed.fit(table, counts, subvectors=4, bits=5)
-    monkeypatch.setattr(codebooks, "TRAIN_ROWS", 2000)
-    monkeypatch.setattr(codebooks.training_rows, "__defaults__", (2000,))
+    monkeypatch.setattr(points.training_rows, "__defaults__", (2000,))
     some = Packed.fit(table, counts, subvectors=4, bits=5)
     weights = counts.clamp(min=1).sqrt()
     assert rel_error(table, some.expand(), weights) < 1.15 * rel_error(

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
+from emb_tool.ops import clusters, rows
 from emb_tool.ops import kmeans as module
-from emb_tool.ops import rows
-from emb_tool.ops.kmeans import assign, kmeans
+from emb_tool.ops.clusters import assign
+from emb_tool.ops.kmeans import kmeans
 
 
 def clustered(m: int, n: int, d: int, seed: int = 0) -> torch.Tensor:
@@ -62,7 +63,7 @@ def test_accelerator_path_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     w = torch.linspace(0.1, 3, 700)
     here = kmeans(x, 20, w, iterations=8, seed=3)
     start = module._begin(x, 20, w, 3)
-    monkeypatch.setattr(module, "GPU_ELEMENTS", 3 * 20 * 64)  # several blocks
+    monkeypatch.setattr(clusters, "GPU_ELEMENTS", 3 * 20 * 64)  # several blocks
     there = module._together(x, start, w, module._rounds(700, 20, 8, False), lambda count: None)
     torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-4)
 
@@ -73,7 +74,7 @@ def test_deterministic_and_independent_of_company(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(found, kmeans(x, 16, seed=5))
     assert torch.equal(found[:1], kmeans(x[:1], 16, seed=5))
     assert not torch.equal(found, kmeans(x, 16, seed=6))
-    monkeypatch.setattr(module, "BLOCK", 128 * 16)
+    monkeypatch.setattr(clusters, "BLOCK", 128 * 16)
     torch.testing.assert_close(found, kmeans(x, 16, seed=5), rtol=1e-5, atol=1e-5)
 
 
