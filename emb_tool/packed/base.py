@@ -271,7 +271,8 @@ class Packed(nn.Module):
             return self.rows(ids)
         # instead of a sort: each id's last place, in an array over all ids of which few are touched
         places, last = torch.arange(len(ids)), torch.empty(self.num_embeddings, dtype=torch.int64)
-        last[ids] = places
+        ids = ids.long()
+        last.scatter_(0, ids, places)  # and not last[ids], which takes negative ids
         once = (last[ids] == places).nonzero().flatten()
         if len(once) > REPEATED * len(ids):
             return self.rows(ids)
