@@ -80,7 +80,7 @@ def _understood(error: Exception) -> Failed | None:
 
 
 def _how_to_resume(job: Job) -> str | None:
-    return "go on with --resume" if hasattr(job, "output") and job.verb != "encode" else None
+    return "go on with --resume" if hasattr(job, "output") else None
 
 
 def _runtime(job: Job) -> Runtime:
@@ -128,9 +128,10 @@ def _encode(job: Any, options: Options) -> Report:
         from emb_tool.checkpoint.ranges import read_ranges_file
         from emb_tool.checkpoint.reader import Checkpoint
         from emb_tool.data.texts import scan
-        from emb_tool.encode.vectors import check_output
+        from emb_tool.encode.vectors import output_file
 
-        check_output(Path(job.output).expanduser(), options.overwrite)
+        path = Path(job.output).expanduser()
+        output_file(path, job.digest(), overwrite=options.overwrite, resume=options.resume).check()
         scan((*job.texts, *job.calibrate), job.text_field)
         dim = Checkpoint.open(job.model).layout.dim
         if job.ranges:
@@ -138,7 +139,10 @@ def _encode(job: Any, options: Options) -> Report:
         table = Table("would write", ["file", "width"], [[job.output, str(dim)]])
         return Report("encode", job=job.recipe(), tables=[table])
     with options.progress.task("encoding", job.limit, "texts") as advance:
-        report = encode(job, _runtime(job), overwrite=options.overwrite, progress=advance)
+        report = encode(
+            job, _runtime(job), overwrite=options.overwrite, resume=options.resume,
+            progress=advance, say=options.progress.say,
+        )  # fmt: skip
     for sentence in report.warnings:
         options.progress.warn(sentence)
     return report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -98,6 +99,16 @@ def _read_json(root: Path, relative: str, limit: int) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON as Hugging Face does: two spaces, a newline at the end."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file so that a reader, whatever happens, sees the old one or the new one."""
+    temporary = path.with_name(path.name + ".new")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 _digests: dict[tuple[str, int, int], str] = {}

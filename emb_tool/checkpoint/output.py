@@ -22,7 +22,7 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from emb_tool.checkpoint.files import read_json, write_json
+from emb_tool.checkpoint.files import read_json, write_atomically, write_json
 from emb_tool.errors import Failed, Refused
 
 
@@ -57,6 +57,7 @@ class OutputFolder:
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.state = self.partial / ".state"
         self.digest = job_digest
+        self._digest_file = self.state / "digest"
         self.overwrite = overwrite
         self.resume = resume
         self.resumed = False
@@ -97,11 +98,15 @@ class OutputFolder:
             raise Refused(f"{self.path} is a mount point", "name a folder inside it with -o")
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return False
-        if self.resume and _sealed_digest(self.path) == self.digest:
+        if self.resume and sealed_digest(self.path / "provenance.json") == self.digest:
             shutil.rmtree(self.path / ".state", ignore_errors=True)  # killed while sealing
             return True
         if not self.overwrite:
-            other = " with the result of another job" if _sealed_digest(self.path) else ""
+            other = (
+                " with the result of another job"
+                if sealed_digest(self.path / "provenance.json")
+                else ""
+            )
             raise Refused(
                 f"output folder {self.path} is not empty{other}",
                 "choose another -o, or replace it with --overwrite",
@@ -116,10 +121,8 @@ class OutputFolder:
     def _check_partial(self) -> None:
         """Decide what becomes of the partial, once it is locked."""
         found = [p for p in self.partial.iterdir() if p != self.state]
-        digest_file = self.state / "digest"
-        digest = digest_file.read_text().strip() if digest_file.is_file() else None
-        ours = digest == self.digest
-        empty = digest is None and not found
+        ours = self._ours()
+        empty = not found and not self._digest_file.exists()
         if self.resume and ours:
             self.resumed = True
         elif self.overwrite or empty:
@@ -135,7 +138,12 @@ class OutputFolder:
                 "go on with --resume, or begin anew with --overwrite",
             )
         if not self.resumed:
-            _write_durably(digest_file, self.digest + "\n")
+            write_atomically(self._digest_file, self.digest + "\n")
+
+    def _ours(self) -> bool:
+        """Whether the partial is of this job."""
+        file = self._digest_file
+        return file.is_file() and file.read_text(encoding="utf-8").strip() == self.digest
 
     def _empty(self) -> None:
         for path in [*self.partial.iterdir(), *self.state.iterdir()]:
@@ -199,13 +207,13 @@ class OutputFolder:
         """
         provenance = read_json(self.partial, "provenance.json") or {}
         write_json(self.partial / "provenance.json", provenance | {"digest": self.digest})
-        _sync_tree(self.partial)
+        sync_tree(self.partial)
         old = None
         if self.path.is_dir():
             old = self.path.with_name(f".{self.path.name}.old-{os.getpid()}")
             self.path.rename(old)
         self.partial.rename(self.path)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
         shutil.rmtree(self.path / ".state")
         self._release()
         if old is not None:
@@ -248,22 +256,17 @@ def _disk_full(error: BaseException) -> bool:
     return "No space left on device" in str(error) or "os error 28" in str(error)
 
 
-def _sealed_digest(path: Path) -> str | None:
+def sealed_digest(provenance: Path) -> str | None:
+    """The job that a finished output is the result of; None where that is not known."""
     try:
-        digest = json.loads((path / "provenance.json").read_text())["digest"]
+        digest = json.loads(provenance.read_text(encoding="utf-8"))["digest"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return str(digest)
 
 
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -271,10 +274,11 @@ def _sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def _sync_tree(root: Path) -> None:
+def sync_tree(root: Path) -> None:
+    """Flush a folder and all that is in it to the disk."""
     for path in [root, *root.rglob("*")]:
         if path.is_file() or path.is_dir():
-            _sync_folder(path)
+            sync_folder(path)
 
 
 def clear(folder: Path, state: Path, *more: Path) -> None:

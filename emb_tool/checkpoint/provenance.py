@@ -26,43 +26,50 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_provenance(
-    folder: Path,
+def provenance(
     *,
     job: dict[str, Any],
     inputs: dict[str, dict[str, str]],
     runtime: dict[str, Any],
     papers: list[str],
     extra: dict[str, Any] | None = None,
-) -> None:
-    """Write `provenance.json` and `recipe.yaml`.
+) -> dict[str, Any]:
+    """What an output was made from.
 
     Paths, times and traces of a resume belong here and nowhere else: weight files stay the same
     bytes for the same job.
 
     Args:
-        folder: The output.
         job: The resolved job, every value stated.
         inputs: Input (a model, a data file) to its files' sha256.
         runtime: Device, dtype, the reason for both, seed, number of processes.
         papers: What the methods were published as.
         extra: Further entries, e.g. from where a resumed run went on.
     """
-    import yaml
-
-    job = plain(job)
-    document = {
+    return {
         "versions": versions(),
         "platform": platform.platform(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "job": job,
+        "job": plain(job),
         "inputs": plain(inputs),
         "runtime": plain(runtime),
         "papers": papers,
         **plain(extra or {}),
     }
-    write_json(folder / "provenance.json", document)
-    text = yaml.safe_dump(job, sort_keys=False, allow_unicode=True, width=100)
+
+
+def write_provenance(folder: Path, *, job: dict[str, Any], **facts: Any) -> None:
+    """Write `provenance.json` and `recipe.yaml`.
+
+    Args:
+        folder: The output.
+        job: As for `provenance`.
+        **facts: The others.
+    """
+    import yaml
+
+    write_json(folder / "provenance.json", provenance(job=job, **facts))
+    text = yaml.safe_dump(plain(job), sort_keys=False, allow_unicode=True, width=100)
     head = "# Makes this output again: embtool run recipe.yaml\n"
     (folder / "recipe.yaml").write_text(head + text, encoding="utf-8")
 

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from functools import reduce
+from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from emb_tool.checkpoint.files import write_atomically, write_json
+from emb_tool.checkpoint.output_file import OutputFile
+from emb_tool.checkpoint.provenance import provenance
 from emb_tool.checkpoint.ranges import Ranges, read_ranges, read_ranges_file
-from emb_tool.data.texts import Record, read_texts, scan
+from emb_tool.data.texts import Record, hashes, read_texts, scan
 from emb_tool.encode.job import EncodeJob
-from emb_tool.encode.vectors import VectorFile, check_output
+from emb_tool.encode.vectors import PLAIN, beside, make_writer, output_file, provenance_of
 from emb_tool.encoder import ROLES, Encoder
 from emb_tool.errors import Refused
-from emb_tool.ops.codes import Code, ScalarCode, make_code
+from emb_tool.ops.codes import Code, ScalarCode, code_from_json, make_code
 from emb_tool.ops.precisions import CALIBRATED
 from emb_tool.report import Measure, Report, Table
 from emb_tool.runtime import Runtime
 
-# Texts sorted by length together: enough that batches are even, little enough for memory.
+# Texts sorted by length together: enough that batches are even, little enough that a kill loses
+# little.
 BLOCK_TEXTS = 8192
-BLOCK_CHARACTERS = 1 << 24
+BLOCK_CHARACTERS = 1 << 22
 
 CALIBRATION_TEXTS = 8192
 """Texts that give the ranges where neither the model nor the user does."""
@@ -32,50 +40,177 @@ CLIPPED = 0.01
 """Share of numbers outside the ranges from which on the user is told."""
 
 
+SAVE_SECONDS = 20.0
+"""A kill loses at most this much work (and the block under way)."""
+
+
+@dataclass
+class State:
+    """How far a run has come; what JSON holds of it lies beside the vectors.
+
+    Args:
+        texts: Texts encoded.
+        saved: What the writer goes on from.
+        digest: Of those texts.
+        outside: Numbers outside the ranges.
+        truncated: Texts that were cut.
+        seconds: Of work.
+        model: Fingerprint of the model.
+        code: How vectors are kept.
+        ranges: Where its ranges are from.
+        warnings: What the user was told of them.
+    """
+
+    texts: int = 0
+    saved: int = 0
+    digest: str = ""
+    outside: int = 0
+    truncated: int = 0
+    seconds: float = 0.0
+    model: str = ""
+    code: dict[str, Any] = field(default_factory=dict)
+    ranges: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Put it in place of the state before."""
+        write_atomically(path, json.dumps(asdict(self)))
+
+
 def encode(
     job: EncodeJob,
     runtime: Runtime,
     *,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Callable[[int], None] | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Report:
     """Encode every record of the texts, empty ones and duplicates included, in their order.
 
     The texts are read and the vectors written block by block, so memory does not grow with
-    their number. The file appears whole or not at all.
+    their number. The file appears whole or not at all; until then all is in `FILE.partial/`, from
+    which a run that was killed goes on.
 
     Args:
         job: What to do.
         runtime: Where.
         overwrite: Whether the output may be replaced.
+        resume: Whether to go on with an interrupted run.
         progress: Called with the number of texts done in each batch.
+        say: Called with a sentence.
 
     Raises:
         Refused: What `Encoder.open` and `read_texts` refuse, an output that cannot be written,
-            a text for which the model gives NaN, ranges that do not fit the model.
+            a text for which the model gives NaN, ranges that do not fit the model, other texts or
+            another model than those of the run that is gone on with.
     """
     output = Path(job.output).expanduser()
-    check_output(output, overwrite)
+    file = output_file(output, job.digest(), overwrite=overwrite, resume=resume)
     if runtime.world > 1:
         raise Refused(
             f"encode runs in one process, not in {runtime.world}", "start it without torchrun"
         )
-    scan(job.texts, job.text_field)
-    scan(job.calibrate, job.text_field)
-    ranges = read_ranges_file(Path(job.ranges).expanduser()) if job.ranges else None
-    origin = job.ranges
+    with file:
+        if file.finished:
+            say(f"{output} is finished already: nothing to do")
+            return Report("encode", output=str(output), job=job.recipe())
+        if resume and not file.resumed:
+            say(f"nothing to resume at {output}: starting from the beginning")
+        scan(job.texts, job.text_field)
+        scan(job.calibrate, job.text_field)
+        report = _Run(job, runtime, file, progress).go()
+        file.seal()
+    return report
 
-    began = time.perf_counter()
-    model = Encoder.open(job.model, runtime, max_length=job.max_length)
-    prompt = model.prompt(job.prompt_name)
-    model = model.route(job.prompt_name if job.prompt_name in ROLES else "document")
-    opened = time.perf_counter()
 
-    def stream(sources: Iterable[str], limit: int | None) -> Iterator[tuple[list[str], np.ndarray]]:
+class _Run:
+    """One sitting of a job."""
+
+    def __init__(
+        self,
+        job: EncodeJob,
+        runtime: Runtime,
+        file: OutputFile,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self.job, self.runtime, self.file, self.progress = job, runtime, file, progress
+        self.report = Report("encode", output=str(Path(job.output).expanduser()), job=job.recipe())
+        ranges = read_ranges_file(Path(job.ranges).expanduser()) if job.ranges else None
+        began = time.perf_counter()
+        model = Encoder.open(job.model, runtime, max_length=job.max_length)
+        self.prompt = model.prompt(job.prompt_name)
+        self.model = model.route(job.prompt_name if job.prompt_name in ROLES else "document")
+        self.opened = time.perf_counter()
+        self.report.timings["open"] = self.opened - began
+        self.given = ranges
+        self.target = file.partial / file.path.name
+        self.place = file.state / "place.json"
+        self.state = State(model=model.checkpoint.fingerprint())
+        self.digest = blake2b(digest_size=16)
+        self.resumed_at: int | None = None
+        if file.resumed and self.place.exists():
+            state = State(**json.loads(self.place.read_text(encoding="utf-8")))
+            if state.model != self.state.model:
+                raise Refused(
+                    f"{job.model} has changed since {file.partial.name} was begun",
+                    "put the model back, or begin anew with --overwrite",
+                )
+            self.state = state
+            self.resumed_at = state.texts
+
+    def go(self) -> Report:
+        """Encode what is left, and describe it."""
+        job, state = self.job, self.state
+        before, self.model.truncated = state.truncated, 0  # opening a model may have encoded
+        coming = self._stream(self._rest())
+        if state.code:
+            code = code_from_json(state.code, str(self.place))
+        else:
+            ranges, coming = self._ranges(coming)
+            code = make_code(job.precision, self.model.dim, ranges, job.seed)
+            state.code = code.to_json()
+        writer = make_writer(self.target, code, self.file.state, state.saved)
+        spent, saved = state.seconds, time.perf_counter()
+        for texts, vectors in coming:
+            if isinstance(code, ScalarCode):
+                state.outside += code.ranges.outside(vectors)
+            writer.append(texts, code.encode(vectors))
+            state.texts += len(texts)
+            for text in texts:
+                _add(self.digest, text)
+            state.truncated = before + self.model.truncated
+            state.seconds = spent + time.perf_counter() - self.opened
+            if time.perf_counter() - saved >= SAVE_SECONDS:
+                state.saved, state.digest = writer.save(), self.digest.hexdigest()
+                state.save(self.place)
+                saved = time.perf_counter()
+        writer.finish()
+        self._describe(code)
+        return self.report
+
+    def _rest(self) -> Iterator[Record]:
+        """The records that are not yet encoded; those that are must be the same as they were."""
+        job, state = self.job, self.state
+        records = islice(read_texts(job.texts, field=job.text_field), job.limit)
+        for record in islice(records, state.texts):
+            _add(self.digest, record.text)
+        if state.texts and self.digest.hexdigest() != state.digest:
+            raise Refused(
+                f"the texts have changed: the first {state.texts:,} are not those whose vectors"
+                f" are in {self.file.partial.name}",
+                "give the same texts, or begin anew with --overwrite",
+            )
+        return records
+
+    def _stream(self, records: Iterable[Record]) -> Iterator[tuple[list[str], np.ndarray]]:
         """Texts and their vectors, block by block."""
-        for block in blocks(islice(read_texts(tuple(sources), field=job.text_field), limit)):
+        job = self.job
+        for block in blocks(records):
             texts = [record.text for record in block]
-            vectors = model.encode(texts, prompt, batch_tokens=job.batch_tokens, progress=progress)
+            vectors = self.model.encode(
+                texts, self.prompt, batch_tokens=job.batch_tokens, progress=self.progress
+            )
             finite = np.isfinite(vectors).all(axis=1)
             if not finite.all():
                 bad = block[int(np.argmin(finite))]
@@ -85,80 +220,90 @@ def encode(
                 )
             yield texts, vectors
 
-    report = Report("encode", output=str(output), job=job.recipe())
-    coming = stream(job.texts, job.limit)
-    if job.precision in CALIBRATED and ranges is None:
-        if job.calibrate:
-            ranges = reduce(
-                Ranges.join, (Ranges.of(vectors) for _, vectors in stream(job.calibrate, None))
-            )
-            origin = "the calibration texts"
-        else:
-            ranges = read_ranges(model.checkpoint.path, model.dim)
-            origin = "stored with the model"
+    def _ranges(
+        self, coming: Iterator[tuple[list[str], np.ndarray]]
+    ) -> tuple[Ranges | None, Iterator[tuple[list[str], np.ndarray]]]:
+        """The ranges of the codes, and the vectors again, where the first of them gave those."""
+        job, state, ranges = self.job, self.state, self.given
+        if job.precision not in CALIBRATED:
+            return None, coming
+        state.ranges = job.ranges
+        if ranges is None and job.calibrate:
+            calibration = self._stream(read_texts(job.calibrate, field=job.text_field))
+            ranges = reduce(Ranges.join, (Ranges.of(vectors) for _, vectors in calibration))
+            state.ranges = "the calibration texts"
+        elif ranges is None:
+            ranges = read_ranges(self.model.checkpoint.path, self.model.dim)
+            state.ranges = "stored with the model"
         if ranges is None:
             head = list(_first(coming, CALIBRATION_TEXTS))
             coming = chain(head, coming)
             ranges = Ranges.of(np.concatenate([vectors for _, vectors in head]))
-            origin = "the texts themselves"
-            report.warn(
+            state.ranges = "the texts themselves"
+            state.warnings.append(
                 f"{job.model} stores no ranges: they were taken from the first {ranges.texts:,} of "
                 "these texts; for codes of other texts that go with these, give --ranges with the "
                 "file beside this output"
             )
-    code = make_code(job.precision, model.dim, ranges, job.seed)
+        return ranges, coming
 
-    count = outside = 0
-    with VectorFile(output, code) as file:
-        for texts, vectors in coming:
-            if isinstance(code, ScalarCode):
-                outside += code.ranges.outside(vectors)
-            file.append(texts, code.encode(vectors))
-            count += len(texts)
-    seconds = time.perf_counter() - opened
-    _fill(report, job, model, code, count, seconds, output)
-    report.facts["prompt"] = prompt
-    report.measures.append(Measure("peak memory", runtime.peak_memory(), "B"))
-    report.timings = {"open": opened - began, "encode": seconds}
-    if ranges is not None:
-        report.facts["ranges"] = {"from": origin, "texts": ranges.texts}
-    if isinstance(code, ScalarCode):
-        clipped = outside / (count * model.dim)
-        report.measures.append(
-            Measure("clipped", 100 * clipped, "%", note="numbers outside the ranges")
+    def _describe(self, code: Code) -> None:
+        """The files beside the vectors, and the report."""
+        job, model, state, report = self.job, self.model, self.state, self.report
+        if self.file.path.suffix == ".npy" and code.precision not in PLAIN:
+            write_json(self.file.partial / beside(self.file.path).name, code.to_json())
+        facts = provenance(
+            job=job.recipe(),
+            inputs={job.model: model.checkpoint.hashes(), **hashes(job.texts)},
+            runtime=self.runtime.facts(),
+            papers=[],
+            extra={"digest": job.digest(), "texts": state.texts, "resumed_at": self.resumed_at},
         )
-        if clipped > CLIPPED:
-            report.warn(
-                f"{100 * clipped:.1f} % of the numbers lie outside the ranges: other texts or "
-                "another model gave them; calibrate on texts like these: --calibrate TEXTS"
+        write_json(self.file.partial / provenance_of(self.file.path).name, facts)
+        for sentence in state.warnings:
+            report.warn(sentence)
+        _fill(report, job, model, code, state, self.target.stat().st_size)
+        report.facts |= {"prompt": self.prompt, "resumed_at": self.resumed_at}
+        report.measures.append(Measure("peak memory", self.runtime.peak_memory(), "B"))
+        report.timings["encode"] = state.seconds
+        ranges = getattr(code, "ranges", None)
+        if ranges is not None:
+            report.facts["ranges"] = {"from": state.ranges, "texts": ranges.texts}
+        if isinstance(code, ScalarCode):
+            clipped = state.outside / (state.texts * model.dim)
+            report.measures.append(
+                Measure("clipped", 100 * clipped, "%", note="numbers outside the ranges")
             )
-    if model.truncated:
-        report.warn(
-            f"{model.truncated:,} of {count:,} texts were longer than {model.max_length} tokens; "
-            "only their beginning was read"
-        )
-    return report
+            if clipped > CLIPPED:
+                report.warn(
+                    f"{100 * clipped:.1f} % of the numbers lie outside the ranges: other texts or "
+                    "another model gave them; calibrate on texts like these: --calibrate TEXTS"
+                )
+        if state.truncated:
+            report.warn(
+                f"{state.truncated:,} of {state.texts:,} texts were longer than {model.max_length} "
+                "tokens; only their beginning was read"
+            )
+
+
+def _add(digest: Any, text: str) -> None:
+    data = text.encode("utf-8", "surrogatepass")
+    digest.update(len(data).to_bytes(8, "little") + data)
 
 
 def _fill(
-    report: Report,
-    job: EncodeJob,
-    model: Encoder,
-    code: Code,
-    count: int,
-    seconds: float,
-    output: Path,
+    report: Report, job: EncodeJob, model: Encoder, code: Code, state: State, size: int
 ) -> None:
     """The figures of a run, and their table."""
-    size = output.stat().st_size
+    speed = state.texts / state.seconds
     report.facts |= {"normalised": model.normalises, "precision": job.precision}
     report.measures += [
-        Measure("texts", count),
+        Measure("texts", state.texts),
         Measure("dim", model.dim),
         Measure("bytes per vector", code.nbytes, "B"),
-        Measure("truncated", model.truncated, note="texts longer than the model reads"),
-        Measure("time", seconds, "s"),
-        Measure("speed", count / seconds, "texts/s"),
+        Measure("truncated", state.truncated, note="texts longer than the model reads"),
+        Measure("time", state.seconds, "s"),
+        Measure("speed", speed, "texts/s"),
         Measure("size", size, "B"),
     ]
     report.tables = [
@@ -167,12 +312,12 @@ def _fill(
             ["texts", "dim", "bytes each", "truncated", "time", "texts/s", "size"],
             [
                 [
-                    f"{count:,}",
+                    f"{state.texts:,}",
                     str(model.dim),
                     f"{code.nbytes:,}",
-                    f"{model.truncated:,}",
-                    f"{seconds:.1f} s",
-                    f"{count / seconds:,.0f}",
+                    f"{state.truncated:,}",
+                    f"{state.seconds:.1f} s",
+                    f"{speed:,.0f}",
                     f"{size / 1e6:,.1f} MB",
                 ]
             ],

@@ -10,12 +10,13 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 
-from emb_tool.checkpoint.files import read_json, write_json
+from emb_tool.checkpoint.files import read_json
+from emb_tool.checkpoint.output import sync_folder
+from emb_tool.checkpoint.output_file import OutputFile
 from emb_tool.errors import Refused
 from emb_tool.ops.codes import Code, code_from_json, make_code
 
@@ -27,62 +28,30 @@ KEY = "embtool"
 
 
 class Writer(Protocol):
-    """Takes rows in their order."""
+    """Takes rows in their order; killed at any moment, it goes on from what was last saved."""
 
     def append(self, texts: Sequence[str], codes: np.ndarray) -> None:
         """Write one block: its texts and the codes of their vectors, a row a text."""
 
-    def close(self) -> None:
-        """Finish the file."""
+    def save(self) -> int:
+        """Force to disk what was appended; returns what `make_writer` takes to go on from here."""
+
+    def finish(self) -> None:
+        """Make the file whole."""
 
 
-class VectorFile:
-    """A context in which a file of vectors is written beside its name, and renamed at the end.
-
-    When the context ends with an exception, nothing is left.
+def make_writer(path: Path, code: Code, parts: Path, saved: int = 0) -> Writer:
+    """Write a file of vectors, or go on with it.
 
     Args:
-        path: What to write; `.npy` or `.parquet`. Its folder exists.
+        path: What to write; `.npy` or `.parquet`.
         code: How the vectors are kept.
+        parts: A folder for what is not yet in the file.
+        saved: What `save` gave last; 0 begins anew.
     """
-
-    def __init__(self, path: Path, code: Code) -> None:
-        self.path = path
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        self._code = code
-
-    def __enter__(self) -> Writer:
-        kind = NpyWriter if self.path.suffix == ".npy" else ParquetWriter
-        self._writer: Writer = kind(self._partial, self._code)
-        return self._writer
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self._writer.close()
-            if error is None:
-                with self._partial.open("rb") as written:
-                    os.fsync(written.fileno())
-                self._describe()
-                self._partial.replace(self.path)
-        finally:
-            self._partial.unlink(missing_ok=True)
-
-    def _describe(self) -> None:
-        """Write the file beside codes; one that an overwritten file has left goes."""
-        if self.path.suffix != ".npy":
-            return
-        side = beside(self.path)
-        if self._code.precision in PLAIN:
-            side.unlink(missing_ok=True)
-        else:
-            partial = side.with_name(f".{side.name}.{os.getpid()}.partial")
-            write_json(partial, self._code.to_json())
-            partial.replace(side)
+    if path.suffix == ".npy":
+        return NpyWriter(path, code, saved)
+    return ParquetWriter(path, code, parts, saved)
 
 
 class NpyWriter:
@@ -91,12 +60,14 @@ class NpyWriter:
     Numpy leaves room in the header for any number of rows, so that its size stays the same.
     """
 
-    def __init__(self, path: Path, code: Code) -> None:
-        self._file = path.open("wb")
+    def __init__(self, path: Path, code: Code, saved: int = 0) -> None:
+        self._file = path.open("r+b" if saved else "wb")
         self._code = code
-        self._rows = 0
+        self._rows = saved
         self._header()
         self._start = self._file.tell()
+        self._file.truncate(self._start + saved * code.nbytes)
+        self._file.seek(0, os.SEEK_END)
 
     def _header(self) -> None:
         layout = {
@@ -111,7 +82,13 @@ class NpyWriter:
         self._file.write(np.ascontiguousarray(codes, self._code.dtype).data)
         self._rows += len(codes)
 
-    def close(self) -> None:
+    def save(self) -> int:
+        """Flush to the disk; the number of rows."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._rows
+
+    def finish(self) -> None:
         """Write the header again, now with the number of rows."""
         with self._file:
             self._file.seek(0)
@@ -122,12 +99,13 @@ class NpyWriter:
 class ParquetWriter:
     """A .parquet file of `text` and `embedding` (list of numbers); a block is a row group.
 
-    Of codes with a factor (rabitq) `embedding` is the bits, and `factor` a column of its own.
+    A parquet file cannot be gone on with, so what is saved lies in parts, which are put together at
+    the end. Of codes with a factor (rabitq) `embedding` is the bits, and `factor` a column of its
+    own.
     """
 
-    def __init__(self, path: Path, code: Code) -> None:
+    def __init__(self, path: Path, code: Code, parts: Path, saved: int = 0) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         self._pa: Any = pa
         bits = code.dtype["bits"] if code.dtype.names else None
@@ -138,7 +116,11 @@ class ParquetWriter:
             fields.append(("factor", pa.float32()))
         said = {} if code.precision in PLAIN else {KEY: json.dumps(code.to_json())}
         self._schema = pa.schema(fields, metadata=said or None)
-        self._writer = pq.ParquetWriter(path, self._schema)
+        self._path, self._parts, self._saved = path, parts, saved
+        self._writer: Any = None
+
+    def _part(self, number: int) -> Path:
+        return self._parts / f"part-{number:06}.parquet"
 
     def append(self, texts: Sequence[str], codes: np.ndarray) -> None:
         """Write one block."""
@@ -151,11 +133,34 @@ class ParquetWriter:
         ]
         if codes.dtype.names:
             columns.append(pa.array(np.ascontiguousarray(codes["factor"])))
+        if self._writer is None:
+            self._writer = self._open(self._part(self._saved))
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
 
-    def close(self) -> None:
-        """Write the footer."""
-        self._writer.close()
+    def _open(self, path: Path) -> Any:
+        import pyarrow.parquet as pq
+
+        return pq.ParquetWriter(path, self._schema)
+
+    def save(self) -> int:
+        """Close the part being written; the number of parts."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            sync_folder(self._part(self._saved))
+            self._saved += 1
+        return self._saved
+
+    def finish(self) -> None:
+        """Put the parts together, row group by row group."""
+        import pyarrow.parquet as pq
+
+        self.save()
+        with self._open(self._path) as whole:
+            for number in range(self._saved):
+                with pq.ParquetFile(self._part(number)) as part:
+                    for group in range(part.num_row_groups):
+                        whole.write_table(part.read_row_group(group))
 
 
 def read_vectors(path: Path) -> tuple[np.ndarray, Code]:
@@ -220,20 +225,27 @@ def beside(path: Path) -> Path:
     return path.with_suffix(".codes.json")
 
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """Refuse a file that cannot be written to, before work.
+def provenance_of(path: Path) -> Path:
+    """The file that says what a file of vectors was made from."""
+    return path.with_name(f"{path.name}.provenance.json")
+
+
+def output_file(
+    path: Path, digest: str = "", *, overwrite: bool = False, resume: bool = False
+) -> OutputFile:
+    """The output of a job.
 
     Args:
         path: The file to be.
+        digest: Of the job.
         overwrite: Whether one that exists may be replaced.
-
-    Raises:
-        Refused: No such folder, a folder of that name, or a file that must not be replaced.
+        resume: Whether to take up what an interrupted run has left.
     """
-    if not path.parent.is_dir():
-        raise Refused(f"{path}: there is no folder {path.parent}", "make it first")
-    if path.is_dir():
-        raise Refused(f"{path} is a folder", "name a file")
-    for file in (path, beside(path)) if path.suffix == ".npy" else (path,):
-        if file.exists() and not overwrite:
-            raise Refused(f"{file} exists already", "name another file, or give --overwrite")
+    return OutputFile(
+        path,
+        provenance=provenance_of(path),
+        beside=[beside(path)] if path.suffix == ".npy" else [],
+        job_digest=digest,
+        overwrite=overwrite,
+        resume=resume,
+    )

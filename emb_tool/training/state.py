@@ -16,18 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emb_tool.checkpoint.files import write_atomically
 from emb_tool.errors import Refused
 from emb_tool.processes import cut_like, whole
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file so that a reader sees the old one or the new one."""
-    temporary = path.with_name(path.name + ".new")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
