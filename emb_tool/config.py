@@ -21,6 +21,9 @@ from emb_tool import registry
 from emb_tool.errors import Refused
 from emb_tool.method import Method, Settings
 
+MAX_RECIPE, MAX_VALUES = 1_000_000, 100_000
+"""Characters of a recipe, and values in it."""
+
 
 class Job(Settings):
     """What every job has; each verb's `job.py` adds its own fields.
@@ -275,15 +278,22 @@ def read_recipe(path: str | Path) -> list[dict[str, Any]]:
 
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_RECIPE + 1)
     except FileNotFoundError:
         raise Refused(
             f"{path}: no such recipe", "recipes are YAML files: see docs/recipes.md"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"{path}: cannot be read: {error}", "recipes are YAML files") from None
+    if len(text) > MAX_RECIPE:
+        raise Refused(f"{path}: more than {MAX_RECIPE:,} characters", "this is no recipe")
     try:
         data = _load_yaml(text, path)
+        _check_extent(data)
+    except (RecursionError, ValueError, OverflowError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise Refused(f"{path}: not YAML that can be read: {why[:200]}", None) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -314,6 +324,24 @@ def read_recipe(path: str | Path) -> list[dict[str, Any]]:
             outputs[str(name)] = str(job["output"])
         resolved.append(job)
     return resolved
+
+
+def _check_extent(data: Any) -> None:
+    """Aliases (`&a`, `*a`) can make a short file endless.
+
+    Raises:
+        ValueError: It holds more values than any recipe.
+    """
+    todo, count = [data], 0
+    while todo:
+        value = todo.pop()
+        count += 1
+        if count > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES:,} values")
+        if isinstance(value, dict):
+            todo += value.values()
+        elif isinstance(value, list | tuple | set):
+            todo += value
 
 
 def _load_yaml(text: str, path: Path) -> Any:

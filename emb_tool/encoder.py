@@ -21,7 +21,7 @@ from torch import Tensor
 from emb_tool.checkpoint.layout import Layout, needs_hub, static_table, write_layout
 from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
 from emb_tool.data.batches import plan_batches
-from emb_tool.errors import Failed, Refused
+from emb_tool.errors import EmbToolError, Failed, Refused
 from emb_tool.ops.tokenizers import SENTENCEPIECE, lacks_sentencepiece
 from emb_tool.progress import quiet
 from emb_tool.runtime import Runtime
@@ -104,8 +104,8 @@ class Encoder:
         with quiet():
             from sentence_transformers import SentenceTransformer
 
-            modules = _integer_static(checkpoint)
             try:
+                modules = _integer_static(checkpoint)
                 model = SentenceTransformer(
                     None if modules else str(checkpoint.path),
                     modules=modules,
@@ -114,7 +114,10 @@ class Encoder:
                     trust_remote_code=False,
                     model_kwargs={"dtype": dtype},
                 )
-            except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            # of what a stranger's files can hold, the libraries mind little: any error may come
+            except BaseException as error:
+                if isinstance(error, EmbToolError) or not is_the_libraries(error):
+                    raise
                 if Runtime.is_out_of_memory(error):
                     raise Failed(
                         f"{checkpoint.name}: memory ran out while loading it", "use a larger device"
@@ -254,6 +257,7 @@ class Encoder:
         if self.static:
             flat = np.concatenate(ids) if len(ids) else np.zeros(0, np.int32)
             offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+            self._check_ids(flat)
             features = {
                 "input_ids": torch.from_numpy(flat.astype(np.int64)),
                 "offsets": torch.from_numpy(offsets.astype(np.int64)),
@@ -266,12 +270,24 @@ class Encoder:
             pad = self._tokenizer.pad_token_id
             padded = np.full((len(ids), longest), pad if pad is not None else 0, np.int64)
             padded[mask] = np.concatenate(ids)
+            self._check_ids(padded)
             features = {
                 "input_ids": torch.from_numpy(padded),
                 "attention_mask": torch.from_numpy(mask.astype(np.int64)),
             }
         features = {key: self.runtime.move(value) for key, value in features.items()}
         return {**features, "prompt_length": prompt_length} if prompt_length else features
+
+    def _check_ids(self, ids: np.ndarray) -> None:
+        """Refuse a tokenizer whose ids go beyond the table: on a GPU that kills the process."""
+        table = self.token_table()
+        rows = table.num_embeddings if table is not None else None
+        if rows is not None and ids.size and int(ids.max()) >= rows:
+            raise Refused(
+                f"{self.checkpoint.name}: its tokenizer gives id {int(ids.max())}, its table has"
+                f" {rows} rows",
+                "the tokenizer is another model's: copy it from where the model came from",
+            )
 
     def token_table(self) -> torch.nn.Embedding | torch.nn.EmbeddingBag | None:
         """The module that looks tokens up; None where a model has none of the usual kind."""
@@ -340,7 +356,7 @@ class Encoder:
         more = int(self.runtime.largest(len(todo))[0]) - len(todo) if self.sharded else 0
         try:
             while todo:
-                batch = todo.pop()
+                batch, out = todo.pop(), None
                 try:
                     out = self.forward(self.collate([ids[i] for i in batch], prompt_length))
                 except Exception as error:
@@ -352,6 +368,7 @@ class Encoder:
                             f"memory ran out for {what} of {lengths[batch[0]]} tokens",
                             "lower --max-length",
                         ) from error
+                if out is None:  # not before here does the error let go of what the pass had made
                     todo += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
                     self.runtime.free_memory()
                     continue
@@ -403,6 +420,11 @@ class Encoder:
                 target.mkdir(parents=True, exist_ok=True)
                 save_file(state, str(target / "model.safetensors"), metadata={"format": "pt"})
         readable(folder)
+
+
+def is_the_libraries(error: BaseException) -> bool:
+    """Whether an error may be of a library: a panic of `tokenizers` is no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _integer_static(checkpoint: Checkpoint) -> list[torch.nn.Module] | None:

@@ -5,16 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from emb_tool.checkpoint.stated import check_stated
 from emb_tool.errors import Refused
 
 MAX_JSON = 10_000_000
 """Bytes; the largest config that any published checkpoint carries is far below."""
 
+MAX_PATH, MAX_NAME = 1024, 255
+"""Characters of a path inside a checkpoint, bytes of a name in it: more no file system takes."""
+
 MAX_INDEX = 100_000_000
 """Bytes of a shard index or of a safetensors header; safetensors sets the same limit."""
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def join(part: str, name: str) -> str:
@@ -32,9 +40,11 @@ def inside(root: Path, relative: str) -> Path:
         Refused: The path is absolute, climbs with `..`, or is a link that leaves the checkpoint.
     """
     pure = PurePosixPath(relative.replace("\\", "/"))
-    if pure.is_absolute() or ".." in pure.parts or PureWindowsPath(relative).drive:
+    odd = not relative.isprintable() or len(relative) > MAX_PATH
+    odd = odd or any(len(part.encode()) > MAX_NAME for part in pure.parts)
+    if odd or pure.is_absolute() or ".." in pure.parts or PureWindowsPath(relative).drive:
         raise Refused(
-            f"{root}: the path {relative!r} leaves the checkpoint's folder",
+            f"{root}: the path {relative[:200]!r} leaves the checkpoint's folder, or is none",
             "a checkpoint names only files of its own; do not use this one, or mend its JSON files",
         )
     path = root / pure
@@ -53,11 +63,14 @@ def read_json(root: Path, relative: str, *, limit: int = MAX_JSON) -> dict[str, 
     """A JSON object of the checkpoint, or None if there is no such file.
 
     Raises:
-        Refused: Too large, not UTF-8, not JSON, nested too deeply, or not an object.
+        Refused: Too large, not UTF-8, not JSON, nested too deeply, not an object, or stating what
+            cannot be (`checkpoint.stated`).
     """
     value = _read_json(root, relative, limit)
     if value is not None and not isinstance(value, dict):
         raise Refused(f"{root / relative}: a JSON object is expected", "restore the original file")
+    if value is not None:
+        check_stated(root / relative, value)
     return value
 
 
@@ -83,7 +96,15 @@ def _read_json(root: Path, relative: str, limit: int) -> Any:
             f"{path} has {size:,} bytes; at most {limit:,} are read", "this is no model config"
         )
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        value = json.loads(text)
+        if _SURROGATE.search(text):  # halves of a character can be escaped, and never written
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except OSError as error:
+        raise Refused(f"{path}: cannot be read ({error.strerror})", "check its rights") from None
+    except UnicodeEncodeError:
+        raise Refused(f"{path}: halves of a character in it", "restore the original") from None
     except UnicodeDecodeError as error:
         raise Refused(f"{path}: not UTF-8 at byte {error.start}", "restore the original") from None
     except json.JSONDecodeError as error:

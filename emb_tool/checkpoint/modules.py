@@ -168,6 +168,8 @@ def read_pooling(folder: Path, module: ModuleSpec | None) -> tuple[str, ...]:
     if modes is None:
         return tuple(m for m, key in POOLING_KEYS.items() if module.config.get(key)) or ("mean",)
     modes = (modes,) if isinstance(modes, str) else tuple(modes)
+    if not modes:
+        raise Refused(f"{folder / module.path}/config.json: no pooling", "restore the original")
     for mode in modes:
         if mode not in POOLING_KEYS:
             raise Refused(

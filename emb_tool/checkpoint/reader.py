@@ -122,6 +122,7 @@ class Checkpoint:
             if need_tokenizer and not lenient:
                 raise Refused(sentence, "copy the tokenizer's files from where the model came from")
             notes.append(sentence)
+        read_json(path, join(layout.main, "tokenizer_config.json"))  # looked at, whoever reads it
         layout = read_layout(path, config, main.tensors, [] if lenient else None)
         checkpoint = cls(path, str(source), config, weights_by_part, layout, notes)
         for name in checkpoint.files():

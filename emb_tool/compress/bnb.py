@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
-from emb_tool.ops.linears import Linear, find_linears, model_on_meta, refuse_without_linears
+from emb_tool.ops.bare import model_on_meta
+from emb_tool.ops.linears import Linear, find_linears, refuse_without_linears
 from emb_tool.plan import TensorSpec
 from emb_tool.surgery import Surgery
 

@@ -145,7 +145,7 @@ def _config(draft: Draft, bits: int, group: int | None) -> dict[str, Any]:
     """
     from torch import nn
 
-    from emb_tool.ops.linears import model_on_meta
+    from emb_tool.ops.bare import model_on_meta
 
     model: Any = model_on_meta(draft.config)
     base = f"{model.base_model_prefix}."

@@ -308,7 +308,7 @@ def _tensors(draft: Draft, table: str) -> tuple[int, tuple[str, ...]]:
 
 def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config with what transformers takes where nothing is said; as it is for other types."""
-    from emb_tool.ops.layers import transformers_config
+    from emb_tool.ops.bare import transformers_config
 
     try:
         return {**transformers_config(config).to_dict(), **config}
@@ -327,7 +327,7 @@ def _check_padding(draft: Draft, ids: Mapping[int, int]) -> None:
         return
     if not any(POSITION_TABLE.search(name) for name in draft.tensors):
         return
-    from emb_tool.ops.linears import model_on_meta
+    from emb_tool.ops.bare import model_on_meta
 
     for name, module in model_on_meta(draft.config).named_modules():
         counted = getattr(module, "padding_idx", None) is not None

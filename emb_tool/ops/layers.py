@@ -17,6 +17,7 @@ from emb_tool.checkpoint.files import write_json
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import header
 from emb_tool.errors import Refused
+from emb_tool.ops.bare import model_on_meta, transformers_config
 from emb_tool.plan import Plan, Step, TensorSpec
 from emb_tool.progress import quiet
 
@@ -156,20 +157,6 @@ def _check_keep(keep: Sequence[int], total: int) -> None:
             raise Refused(f"layer {layer} is named twice", "each layer can be kept once")
 
 
-def transformers_config(raw: Mapping[str, Any]) -> Any:
-    """Transformers' own config class for a `config.json`; never code of the checkpoint's."""
-    from transformers import CONFIG_MAPPING
-
-    kind = str(raw.get("model_type"))
-    if kind not in CONFIG_MAPPING:
-        raise Refused(
-            f"transformers does not know the model type {kind!r}, and the checkpoint's own code"
-            " is not run",
-            "update transformers, or take a model of a type that it knows",
-        )
-    return CONFIG_MAPPING[kind].from_dict(dict(raw))
-
-
 def _config_edits(raw: Mapping[str, Any], keep: Sequence[int], total: int) -> dict[str, Any]:
     """Keys of `config.json` to change: the count, and whatever is listed by layer.
 
@@ -218,11 +205,7 @@ class _Expected:
     """The tensors of transformers' base model for a config: made without memory, on `meta`."""
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
-        import torch
-        from transformers import AutoModel
-
-        with torch.device("meta"):
-            model = AutoModel.from_config(transformers_config(raw))
+        model = model_on_meta(raw)
         self.base = f"{model.base_model_prefix}."
         self.shapes = {self.name(n): tuple(v.shape) for n, v in model.state_dict().items()}
         self.patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 from emb_tool.errors import Refused
-from emb_tool.ops.layers import transformers_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,26 +25,11 @@ class Linear(NamedTuple):
     transposed: bool = False
 
 
-def model_on_meta(config: Mapping[str, Any]) -> nn.Module:
-    """The model of a `config.json`, without memory.
-
-    Raises:
-        Refused: A model type that transformers does not know.
-    """
-    import torch
-    from transformers import AutoModel
-
-    settings = {k: v for k, v in config.items() if k != "quantization_config"}
-    with torch.device("meta"):
-        model: nn.Module = AutoModel.from_config(transformers_config(settings))
-    return model
-
-
 def find_linears(model: nn.Module, tensors: Iterable[str]) -> list[Linear]:
     """Its linear layers, in the order of the model.
 
     Args:
-        model: As `model_on_meta` gives it.
+        model: As `ops.bare.model_on_meta` gives it.
         tensors: Names in the checkpoint, with or without the prefix of the base model.
     """
     from torch import nn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
-from emb_tool.ops.linears import model_on_meta
+from emb_tool.ops.bare import model_on_meta
 
 
 class Matrix(NamedTuple):

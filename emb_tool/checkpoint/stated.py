@@ -1,0 +1,129 @@
+"""What the JSON files of a checkpoint state, held against what such a thing can be.
+
+A stranger's file may state a width of `"x"` or 10^9 layers. Every reader would have to mind that;
+instead it is refused where the file is read. What transformers alone reads is left to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from emb_tool.errors import Refused
+
+MAX_SIZE = 2**31
+"""Above every width, vocabulary and length; products of two still fit an int64."""
+
+MAX_COUNT = 4096
+"""Above every number of layers, heads and experts: each becomes an object in memory."""
+
+_COUNTED = ("layer", "head", "expert", "block", "stage", "group")
+"""In the names of what is counted by MAX_COUNT."""
+
+
+def _size(value: Any) -> bool:
+    return value is None or (type(value) is int and 0 <= value < MAX_SIZE)
+
+
+def _number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _texts(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(x, str) for x in value))
+
+
+def _mapping(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _prompts(value: Any) -> bool:
+    return _mapping(value) and all(map(_text, (value or {}).values()))
+
+
+def _switch(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _own(name: str) -> bool:
+    return "." not in name or name.startswith("sentence_transformers.")
+
+
+def _activation(value: Any) -> bool:
+    return _text(value) and ("." not in (value or "") or value.startswith("torch.nn."))
+
+
+_SIZE, _TEXT = "a whole number from 0 to 2^31", "a text"
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(
+        (
+            "hidden_size", "d_model", "dim", "n_embd", "hidden_dim", "embedding_size", "vocab_size",
+            "intermediate_size", "max_position_embeddings", "head_dim", "type_vocab_size",
+            "word_embedding_dimension", "embedding_dimension", "in_features", "out_features",
+            "max_seq_length", "truncate_dim", "original_max_position_embeddings", "sliding_window",
+        ),
+        (_SIZE, _size),
+    ),
+    **dict.fromkeys(
+        ("model_type", "similarity_fn_name", "default_prompt_name", "position_embedding_type",
+         "base_model_name_or_path"),
+        (_TEXT, _text),
+    ),
+    **dict.fromkeys(
+        ("is_decoder", "is_causal", "tie_word_embeddings", "include_prompt", "do_lower_case"),
+        ("true or false", _switch),
+    ),
+    **dict.fromkeys(
+        ("quantization_config", "rope_parameters", "rope_scaling", "auto_map"),
+        ("an object", _mapping),
+    ),
+    # dotted names are imported by sentence-transformers, and called
+    "activation_function": ("the name of a function, or a class of torch.nn", _activation),
+    "tokenizer_class": ("the name of a class", lambda value: _text(value) and _own(value or "")),
+    "architectures": ("a list of texts", _texts),
+    "model_max_length": ("a number", _number),
+    "prompts": ("an object of texts", _prompts),
+    "pooling_mode": ("a text or a list of them", lambda value: _text(value) or _texts(value)),
+}  # fmt: skip
+
+_CONFIGS = ("config.json", "tokenizer_config.json", "adapter_config.json", "router_config.json")
+
+
+def check_stated(path: Path, value: Mapping[str, Any]) -> None:
+    """Refuse a config that states what cannot be.
+
+    Args:
+        path: The file; only configs and `tokenizer.json` are looked at.
+        value: What it holds.
+
+    Raises:
+        Refused: Names the file, the key and what is wrong.
+    """
+    if path.name in _CONFIGS or path.name.startswith(("sentence_", "config_sentence_")):
+        _check(path, value, "")
+    elif path.name == "tokenizer.json":
+        added = value.get("added_tokens") or []
+        listed = isinstance(added, list) and all(isinstance(token, dict) for token in added)
+        if not _mapping(value.get("model")) or not listed:
+            raise Refused(
+                f"{path}: model is no object, or added_tokens no list of objects",
+                "restore the original file",
+            )
+
+
+def _check(path: Path, value: Mapping[str, Any], inside: str) -> None:
+    for key, held in value.items():
+        where = f"{path}: {inside}{key[:80]} is {str(held)[:80]}"
+        said, fits = _KINDS.get(key, ("", lambda value: True))
+        if not fits(held):
+            raise Refused(f"{where}, not {said}", "restore the original file")
+        counted = any(part in key for part in _COUNTED) and not key.endswith(("_size", "_dim"))
+        if counted and type(held) is int and not -1 <= held <= MAX_COUNT:
+            raise Refused(f"{where}; {MAX_COUNT:,} is the most", "restore the original file")
+        if isinstance(held, dict) and not inside.count("."):  # text_config and the like
+            _check(path, held, f"{inside}{key[:80]}.")

@@ -1,0 +1,60 @@
+"""What transformers makes of a `config.json`, without weights and without the checkpoint's code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from emb_tool.errors import EmbToolError, Refused
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def transformers_config(raw: Mapping[str, Any]) -> Any:
+    """Transformers' own config class for a `config.json`; never code of the checkpoint's."""
+    from transformers import CONFIG_MAPPING
+
+    kind = str(raw.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise Refused(
+            f"transformers does not know the model type {kind!r}, and the checkpoint's own code"
+            " is not run",
+            "update transformers, or take a model of a type that it knows",
+        )
+    with transformers_refuses():
+        return CONFIG_MAPPING[kind].from_dict(dict(raw))
+
+
+@contextmanager
+def transformers_refuses() -> Iterator[None]:
+    """What transformers raises over a config that it can make nothing of, as a refusal.
+
+    It checks little: anything from a `ZeroDivisionError` to an error class of its own may come.
+    """
+    try:
+        yield
+    except EmbToolError:
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [repr(error)])[0][:200]
+        raise Refused(
+            f"transformers can make no model of this config.json: {type(error).__name__}: {first}",
+            "restore the original file",
+        ) from error
+
+
+def model_on_meta(config: Mapping[str, Any]) -> nn.Module:
+    """The model of a `config.json`, without memory.
+
+    Raises:
+        Refused: A model type that transformers does not know, or values that it cannot use.
+    """
+    import torch
+    from transformers import AutoModel
+
+    made = transformers_config({k: v for k, v in config.items() if k != "quantization_config"})
+    with torch.device("meta"), transformers_refuses():
+        model: nn.Module = AutoModel.from_config(made)
+    return model

@@ -1,0 +1,109 @@
+"""Checkpoints and recipes as a stranger might have made them: strategies that spoil good files."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+from hypothesis import strategies as st
+
+DEEP = 100_000
+"""Brackets of a JSON bomb; Python's own reader gives up at about a thousand."""
+
+ODD = (
+    None, True, False, -1, 0, 1, 3, 2**31, 2**63, -(2**63), 10**30, 1.5, -0.0, 1e308, float("nan"),
+    float("inf"), "", "x", "\0", "../../x", "/etc/passwd", "C:\\x", "~", "none", "é" * 300,
+    "a" * 100_000, [], {}, [None], [[]], {"": None}, [0] * 5000, {"x": {"y": 1}}, [-1, 2**40],
+    "sentence_transformers.models.Transformer", "os.system", "torch.nn.Tanh",
+)  # fmt: skip
+"""What takes a value's place."""
+
+
+class Raw(str):
+    """Text that is written as it is, in place of a JSON value."""
+
+
+BOMBS = (
+    Raw("[" * DEEP), Raw('{"a":' * DEEP), Raw("9" * 10_000), Raw("1e999999999"),
+    Raw('{"a":1,"a":2}'), Raw("NaN"), Raw('"\\ud800"'),
+)  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where a JSON value has values: paths of keys and indices, the first of long lists alone."""
+    found = [path]
+    items: Any = ()
+    if isinstance(value, dict):
+        items = list(value.items())[:60]
+    elif isinstance(value, list):
+        items = list(enumerate(value))[:6]
+    for key, inner in items:
+        found += places(inner, (*path, key))
+    return found
+
+
+@st.composite
+def spoilt(draw: st.DrawFn, good: Any) -> str:
+    """The text of a JSON file, one to three of whose values are odd, gone or elsewhere."""
+    value = copy.deepcopy(good)
+    if draw(st.integers(0, 9)) == 0:
+        return damaged(draw, json.dumps(value))
+    raws: dict[str, Raw] = {}
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(places(value)))
+        drawn = draw(st.one_of(st.sampled_from(ODD), st.sampled_from(BOMBS), st.integers()))
+        new: Any = copy.deepcopy(drawn)  # or a later change would reach into the list of them
+        if isinstance(new, Raw):
+            mark = f"<raw {len(raws)}>"
+            raws[json.dumps(mark)] = new
+            new = mark
+        if not path:
+            value = new
+            continue
+        owner = value
+        for key in path[:-1]:
+            owner = owner[key]
+        what = draw(st.integers(0, 5))
+        if what == 0:
+            del owner[path[-1]]
+        elif what == 1:
+            other = draw(st.sampled_from(places(value)))
+            found = value
+            for key in other:
+                found = found[key]
+            owner[path[-1]] = copy.deepcopy(found)
+        elif what == 2 and isinstance(owner, dict):
+            owner[draw(st.sampled_from(("", "x", "../x", "a" * 1000, "\0")))] = new
+        else:
+            owner[path[-1]] = new
+    text = json.dumps(value)
+    for mark, raw in raws.items():
+        text = text.replace(mark, raw)
+    return text
+
+
+def damaged(draw: st.DrawFn, text: str) -> str:
+    """A text cut off, or with some characters in place of others."""
+    letters = list(text[: draw(st.integers(0, len(text)))] if draw(st.booleans()) else text)
+    for _ in range(draw(st.integers(0, 4))):
+        if letters:
+            letters[draw(st.integers(0, len(letters) - 1))] = draw(
+                st.sampled_from('{}[]",:\\0-e\n')
+            )
+    return "".join(letters)
+
+
+@st.composite
+def spoilt_weights(draw: st.DrawFn, good: bytes) -> bytes:
+    """A safetensors file with a spoilt header, length or end."""
+    length = int.from_bytes(good[:8], "little")
+    header, data = json.loads(good[8 : 8 + length]), good[8 + length :]
+    what = draw(st.integers(0, 5))
+    if what == 0:
+        return good[: draw(st.integers(0, len(good)))]
+    text = draw(spoilt(header)).encode() if what < 5 else good[8 : 8 + length]
+    stated = (
+        len(text) if what < 4 else draw(st.sampled_from((0, 1, len(text) - 1, len(good), 2**62)))
+    )
+    return stated.to_bytes(8, "little") + text + data

@@ -1,0 +1,250 @@
+"""Whatever a stranger has put into a checkpoint or a recipe: taken, or refused with a sentence.
+
+Never a traceback, never a file elsewhere, never memory or time out of proportion.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from emb_tool.cli.app import main
+from emb_tool.runtime import Runtime
+from tests.faults.strangers import spoilt, spoilt_weights
+from tests.runs import write_texts
+
+SECONDS, MEGABYTES = 10.0, 500
+"""What a command may take of the processor, and all of them together of memory."""
+
+Record = Callable[[str, object], None]
+
+
+def many(count: int) -> Any:
+    return settings(
+        max_examples=count, deadline=None, derandomize=True, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
+
+def told(argv: list[object]) -> tuple[int, str]:
+    """Exit code and stderr of a command."""
+    out, err = io.StringIO(), io.StringIO()
+    started = time.process_time()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(word) for word in argv])
+    assert time.process_time() - started < SECONDS
+    return code, err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def models(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_decoder: Path, tiny_static: Path
+) -> dict[str, Path]:
+    """Of each kind one: also in shards, and packed behind a Dense."""
+    folder = tmp_path_factory.mktemp("strangers")
+    sharded, packed = folder / "sharded", folder / "packed"
+    shutil.copytree(tiny_bert, sharded)
+    tensors = sorted(load_file(sharded / "model.safetensors").items())
+    where = {name: f"model-{i % 2}.safetensors" for i, (name, _) in enumerate(tensors)}
+    for file in set(where.values()):
+        save_file({n: x for n, x in tensors if where[n] == file}, sharded / file, {"format": "pt"})
+    (sharded / "model.safetensors").unlink()
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    steps = ["-m", "truncate:dim=8", "-m", "int:bits=8"]
+    assert main(["compress", str(tiny_bert), *steps, "-o", str(packed), "-q"]) in (0, 3)
+    return {
+        "bert": tiny_bert, "decoder": tiny_decoder, "static": tiny_static, "sharded": sharded,
+        "packed": packed,
+    }  # fmt: skip
+
+
+def commands(model: Path, good: Path, texts: str, out: Path) -> list[list[object]]:
+    """What reads a checkpoint; all but two of them without its weights."""
+    dry = ["-o", out / "dry", "--dry-run", "-q"]
+    return [
+        ["inspect", model, "--json"],
+        ["compress", model, "-m", "int:bits=8", *dry],
+        ["compress", model, "-m", "truncate:dim=4", "--texts", texts, *dry],
+        ["compress", model, "-m", "vocab", "-m", "layers:count=1", "--texts", texts, *dry],
+        ["merge", good, model, "-m", "linear", *dry],
+        ["extend-context", model, "--to", 256, *dry],
+        ["distill", "--teacher", good, "--student", model, "--texts", texts, *dry],
+        ["eval", model, "--task", "speed", "--dry-run", "-q"],
+        ["encode", model, texts, "-o", out / "vectors.npy", "-q"],
+        ["expand", model, "-o", out / "plain", "-q"],
+    ]
+
+
+@pytest.mark.parametrize("count", [25, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["bert", "decoder", "static", "sharded", "packed"])
+def test_spoilt_checkpoints(
+    tmp_path: Path, models: dict[str, Path], sentences: list[str], family: str, count: int,
+    record_property: Record,
+) -> None:  # fmt: skip
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(models[family], model)
+    kept = (".json", ".safetensors")
+    passed = ("provenance.json", "report.json")
+    good = {
+        str(path.relative_to(model)): path.read_bytes()
+        for path in model.rglob("*")
+        if path.suffix in kept and path.name not in passed
+    }
+    texts = write_texts(tmp_path / "texts.jsonl", sentences[:20])
+    lines = commands(model, models[family], texts, out)
+    out.mkdir()
+    for line in lines:  # what the libraries hold from now on does not count
+        told(line)
+        shutil.rmtree(out)
+        out.mkdir()
+    runtime, inputs = Runtime.start("cpu"), 0
+    runtime.reset_peak_memory()
+    before = runtime.peak_memory()
+    around = {*tmp_path.iterdir()}
+
+    @many(count)
+    @given(st.data())
+    def run(data: st.DataObject) -> None:
+        nonlocal inputs
+        inputs += 1
+        name = data.draw(st.sampled_from(sorted(good)))
+        if name.endswith(".json"):
+            bad = data.draw(spoilt(json.loads(good[name]))).encode("utf-8", "surrogatepass")
+        else:
+            bad = data.draw(spoilt_weights(good[name]))
+        line = data.draw(st.sampled_from(lines))
+        (model / name).write_bytes(bad)
+        try:
+            code, err = told(line)
+        finally:
+            (model / name).write_bytes(good[name])
+        assert code in (0, 2), err
+        assert code == 0 or not [*out.iterdir()]
+        assert {*tmp_path.iterdir()} == around
+        shutil.rmtree(out)
+        out.mkdir()
+
+    run()
+    assert runtime.peak_memory() - before < MEGABYTES * 1e6
+    record_property("spoilt checkpoints", inputs)
+
+
+RECIPES = sorted((Path(__file__).parent.parent.parent / "recipes").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(5000, marks=pytest.mark.slow)])
+def test_spoilt_recipes(
+    tmp_path: Path, tiny_bert: Path, sentences: list[str], count: int, record_property: Record
+) -> None:
+    import yaml
+
+    texts = write_texts(tmp_path / "texts.jsonl", sentences[:20])
+    given_ = {"model": str(tiny_bert), "texts": [texts], "output": str(tmp_path / "out")}
+    good = [
+        {"verb": "encode", **given_},
+        {"jobs": [{"verb": "compress", "name": "a", "method": ["int:bits=8"], **given_},
+                  {"verb": "encode", **given_, "model": "${a}", "output": "x.npy"}]},
+        *(yaml.safe_load(path.read_text(encoding="utf-8")) for path in RECIPES),
+    ]  # fmt: skip
+    path, inputs = tmp_path / "recipe.yaml", 0
+    around = {*tmp_path.iterdir(), path}
+
+    @many(count)
+    @given(st.sampled_from(good).flatmap(spoilt))
+    def run(text: str) -> None:
+        nonlocal inputs
+        inputs += 1
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        code, err = told(["run", path, "--dry-run", "-q"])
+        assert code in (0, 2), err
+        assert {*tmp_path.iterdir()} == around
+
+    run()
+    record_property("spoilt recipes", inputs)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "b0: &b0 [x, x]\n" + "".join(f"b{i}: &b{i} [*b{i - 1}, *b{i - 1}]\n" for i in range(1, 60)),
+        "verb: &a [*a]",
+        "verb: encode\nmodel: !!python/object/apply:os.system [touch executed]",
+        "[" * 50_000,
+        "verb: 2001-99-99",
+        "? [a, b]\n: c",
+        "a" * 1_000_001,
+    ],
+    ids=["laughs", "itself", "object", "deep", "date", "key", "long"],
+)  # fmt: skip
+def test_yaml_that_is_no_recipe(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(text)
+    code, err = told(["run", "recipe.yaml"])
+    assert code == 2
+    assert "recipe.yaml" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def edited(folder: Path, file: str, **changes: Any) -> None:
+    value = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(value | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; 4,096 is the most"),
+        ({"text_config": {"num_experts": 10**7}}, r"text_config\.num_experts is 10000000; 4,096"),
+        ({"hidden_size": "32"}, "hidden_size is 32, not a whole number"),
+        ({"vocab_size": 2**40}, "vocab_size is 1099511627776, not"),
+        ({"architectures": {"a": 1}}, "architectures is .*, not a list of texts"),
+        ({"hidden_act": "os.system"}, "KeyError: 'os.system'"),
+        ({"num_attention_heads": 5}, "transformers can make no model of this config.json"),
+    ],
+)  # fmt: skip
+def test_a_config_that_cannot_be(
+    tiny_bert: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    edited(model, "config.json", **changes)
+    code, err = told(["compress", model, "-m", "int:bits=8", "-o", tmp_path / "o", "--dry-run"])
+    assert code == 2
+    assert re.search(said, err), err
+
+
+def test_what_sentence_transformers_would_import_is_looked_at(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    """Versions before 6 call whatever class a Dense names as its activation."""
+    packed = tmp_path / "cut"
+    assert main(["compress", str(tiny_bert), "-m", "truncate:dim=8", "-o", str(packed), "-q"]) == 0
+    dense = next(packed.glob("*_Dense/config.json"))
+    edited(packed, str(dense.relative_to(packed)), activation_function="torch.hub.list")
+    (tmp_path / "in.txt").write_text("a river\n")
+    code, err = told(["encode", packed, tmp_path / "in.txt", "-o", tmp_path / "x.npy"])
+    assert code == 2
+    assert "activation_function is torch.hub.list, not" in err
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    """An id beyond the table is an IndexError on a CPU, and on a GPU the end of the process."""
+    model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    content = json.loads((model / "tokenizer.json").read_text())
+    content["model"]["vocab"]["river"] = 10_000
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "in.txt").write_text("a river\n")
+    code, err = told(["encode", model, tmp_path / "in.txt", "-o", tmp_path / "x.npy"])
+    assert code == 2
+    assert "its tokenizer gives id 10000, its table has" in err
