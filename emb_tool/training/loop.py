@@ -138,6 +138,7 @@ class Trainer:
         on_warning: Called with a sentence.
         metrics: Lines of figures are added to this file.
         prompt_length: Tokens that pooling leaves out, for the texts of one batch.
+        show: A text by its index, for a message about it.
         log: Called with figures and texts used, beside `metrics`.
         fsdp: Cut the student over the processes.
     """
@@ -156,6 +157,7 @@ class Trainer:
         on_warning: Callable[[str], None],
         metrics: Path | None = None,
         prompt_length: Callable[[np.ndarray], int] = lambda indices: 0,
+        show: Callable[[int], str] = lambda index: "",
         log: Callable[[dict[str, float], int], None] | None = None,
         fsdp: bool = False,
     ) -> None:
@@ -165,7 +167,7 @@ class Trainer:
         self.score, self.scores = score, scores
         self.progress, self.on_warning = progress, on_warning
         self.metrics, self.log = metrics, log
-        self.prompt_length = prompt_length
+        self.prompt_length, self.show = prompt_length, show
         self.signals = DeferredSignals()
         self.outcome = Outcome(split=method.accumulate)
         self.place = Place()
@@ -185,6 +187,7 @@ class Trainer:
         self.optimizers = self.optimizer.optimizers
         self._sum = torch.zeros((), device=runtime.device)
         self._sum_texts = self._tokens = self._padded = 0
+        self._recent: list[tuple[np.ndarray, Tensor]] = []  # texts of a step, and their losses
         self._loss = math.nan
         self._lr = 0.0
         self._leave = self._due = 0
@@ -302,10 +305,11 @@ class Trainer:
                     continue
                 self.runtime.add_up([moment])
                 of_all = moment, batch.texts
-            total = self._agree(batch, partial(self._accumulate, batch, *of_all))
-            if total is not None:
+            losses = self._agree(batch, partial(self._accumulate, batch, *of_all))
+            if losses is not None:
                 break
-        self._sum += total
+        self._recent.append((batch.indices, losses))
+        self._sum += losses.sum()
         self._sum_texts += len(batch.ids)
         self.optimizer.step(self._lr)
 
@@ -366,8 +370,12 @@ class Trainer:
         return total
 
     def _accumulate(self, batch: Batch, *of_all: Any) -> Tensor:
-        """Gradients of the mean loss over the whole step, whatever the split and the world."""
-        total = torch.zeros((), device=self.runtime.device)
+        """Gradients of the mean loss over the whole step, whatever the split and the world.
+
+        Returns:
+            The losses of this process's texts, (texts,).
+        """
+        found = [torch.zeros(0, device=self.runtime.device)]
         for part in self._parts(batch):
             if not len(part):  # the others want our part of the weights all the same
                 nothing = self._vectors(self.module, self._sample[0], self._sample[2]).sum() * 0
@@ -377,8 +385,8 @@ class Trainer:
             ids = [batch.ids[i] for i in part]
             losses = self._losses(self.module, ids, targets, batch.indices[part], *of_all)
             self.optimizer.backward(losses.sum() / batch.texts)
-            total += losses.detach().sum()
-        return total
+            found.append(losses.detach())
+        return torch.cat(found)
 
     def _read_loss(self, step: int) -> None:
         """The mean loss since it was last read; not at each step, since it waits for the device."""
@@ -390,6 +398,7 @@ class Trainer:
         self._loss = losses / texts
         if not math.isfinite(self._loss):
             raise self.runtime.alike(self._diverged("loss is"))
+        del self._recent[:-1]  # the weights that it led to have yet to show a loss
         self._sum.zero_()
         self._sum_texts = self._tokens = self._padded = 0
         self._write({"loss": self._loss, "lr": self._lr})
@@ -399,10 +408,38 @@ class Trainer:
         return float(self._sum), self._sum_texts, self._tokens, self._padded
 
     def _diverged(self, what: str) -> Failed:
+        state = self.states.texts()
+        kept = f"; the state after {state:,} texts is kept" if state is not None else ""
         return Failed(
-            f"the {what} not finite after {self.place.texts:,} texts: training diverged",
-            "start anew with a lower --lr (and --overwrite)",
+            f"the {what} not finite after {self.place.texts:,} texts: {self._culprit()}{kept}",
+            "leave out texts that are named, or start anew with a lower --lr (and --overwrite)",
         )
+
+    def _culprit(self) -> str:
+        """The first step whose losses are not finite, and its texts; or the step that led there."""
+        first = self.outcome.steps - len(self._recent) + 1
+        for step, (indices, losses) in enumerate(self._recent, first):
+            bad = indices[(~losses.isfinite()).cpu().numpy()]
+            if not len(bad):
+                continue
+            if len(bad) < len(indices) or len(indices) == 1:
+                return f"step {step} has no loss for {self._named(bad)}"
+            if step > first:  # all at once: the weights were broken by the step before
+                bad = self._recent[step - first - 1][0]
+                return f"step {step - 1} broke the weights, with {self._named(bad)}"
+            return f"step {step} has no loss for any of its texts, {self._named(bad)}"
+        if not self._recent or self.runtime.world > 1:
+            return "training diverged"
+        return (
+            f"step {self.outcome.steps} broke the weights, with {self._named(self._recent[-1][0])}"
+        )
+
+    def _named(self, indices: np.ndarray) -> str:
+        """Texts by their positions among those given, from 0; a few of them shown."""
+        shown = [self.show(int(i))[:60] for i in indices[:3]]
+        told = [f"{i} {s!r}" if s else str(i) for i, s in zip(indices, shown, strict=False)]
+        more = f" and {len(indices) - 3} more" if len(indices) > 3 else ""
+        return f"text {', '.join(told)}{more} (counted from 0 among the distinct texts)"
 
     def _write(self, figures: dict[str, float]) -> None:
         if self.metrics and self.runtime.is_main:

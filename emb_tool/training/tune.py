@@ -105,6 +105,7 @@ def tune(
             progress=lambda count, loss: advance(count, "" if isnan(loss) else f"loss {loss:.4f}"),
             on_warning=progress.warn,
             prompt_length=lambda indices: length,
+            show=lambda index: corpus.texts([index])[0],
         )
         watch(trainer)
         outcome = trainer.run()

@@ -368,16 +368,50 @@ def test_with_nothing_measured_the_last_state_is_kept(
 # -- trouble ------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(
-    tiny_bert: Path, sentences: list[str], tmp_path: Path
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_text(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A target that is NaN: found by its step's own losses, though they are read later."""
+    monkeypatch.setattr("emb_tool.training.loop.SAVE_SECONDS", 1e9)
     targets = unit_vectors(60, 32)
     targets[17] = np.nan
-    trainer = make_trainer(tiny_bert, sentences[:60], tmp_path, targets=targets)
+    trainer = make_trainer(
+        tiny_bert, sentences[:60], tmp_path, targets=targets, show=lambda i: sentences[i]
+    )
     trainer.score = lambda: Score(0.0, {"score": 0.0})
     with pytest.raises(Failed, match="loss is not finite after") as caught:
         trainer.run()
+    assert f"has no loss for text 17 '{sentences[17][:60]}' (counted" in str(caught.value)
     assert "--lr" in str(caught.value.hint)
+
+
+def test_a_step_that_breaks_the_weights_is_named_and_the_state_before_it_kept(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own losses are finite: those of all texts after it are not."""
+    monkeypatch.setattr("emb_tool.training.loop.SAVE_SECONDS", 0.0)
+    trainer = make_trainer(tiny_bert, sentences[:60], tmp_path)
+    trainer.score = lambda: Score(0.0, {"score": 0.0})
+    step, taken = trainer._step, []
+
+    def breaks(batch: Any) -> None:
+        step(batch)
+        taken.append(batch)
+        if len(taken) == 3:
+            monkeypatch.setattr("emb_tool.training.loop.SAVE_SECONDS", 1e9)
+            next(trainer.student.parameters()).data.fill_(float("inf"))
+
+    trainer._step = breaks  # type: ignore[method-assign]
+    with pytest.raises(Failed, match="step 3 broke the weights, with text") as caught:
+        trainer.run()
+    assert f"with text {taken[2].indices[0]} " in str(caught.value)
+    before = taken[1].after.texts
+    assert f"the state after {before} texts is kept" in str(caught.value)
+    again = make_trainer(tiny_bert, sentences[:60], tmp_path)
+    facts = again.states.load(again.student, again.optimizers)
+    assert facts is not None
+    assert facts["place"][3] == before
+    assert all(bool(value.isfinite().all()) for value in weights(again).values())
 
 
 def test_a_state_with_nan_is_never_saved(
