@@ -27,6 +27,8 @@ KEY_VARIABLE = "EMBTOOL_API_KEY"
 OPENAI_KEY_VARIABLE = "OPENAI_API_KEY"
 _TRY_AGAIN = (408, 425, 429)  # and every 5xx
 _PERHAPS_ONE_TEXT = (400, 413, 422)  # one text may be at fault, or the request too large
+_ANSWER_BYTES = 1 << 20  # a text's; a vector of 32,768 numbers is below
+_PATIENCE = 10  # timeouts that an answer may take that comes in drops
 _LONGEST_WAIT = 300.0  # seconds, also when the server asks for more
 
 
@@ -171,7 +173,7 @@ class Client:
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         try:
             with self._opener.open(request, timeout=self._timeout) as answer:
-                return json.loads(answer.read())
+                return json.loads(self._read(answer, len(inputs)))
         except urllib.error.HTTPError as error:
             with error:
                 self._refuse(error)
@@ -187,8 +189,21 @@ class Client:
             raise _Retry(f"no answer within {self._timeout:g} s") from None
         except (OSError, http.client.HTTPException) as error:
             raise _Retry(f"the connection broke ({type(error).__name__})") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _Retry("the answer is not JSON") from None
+
+    def _read(self, answer: http.client.HTTPResponse, texts: int) -> bytes:
+        """The body, as long as it is of a size, and comes at a speed, that an answer can have."""
+        limit, until = _ANSWER_BYTES * (texts + 1), time.monotonic() + _PATIENCE * self._timeout
+        parts, size = [], 0
+        while part := answer.read1(1 << 20):
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise _Retry(f"the answer is larger than {limit:,} bytes")
+            if time.monotonic() > until:
+                raise _Retry(f"the answer was not there after {_PATIENCE * self._timeout:g} s")
+        return b"".join(parts)
 
     def _refuse(self, error: urllib.error.HTTPError) -> NoReturn:
         """Turn an HTTP status into what is to be done about it."""
