@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FACTS = "facts"
+_FACTS, _SUM = "facts", "checksum"
 
 
 class Result(NamedTuple):
@@ -27,7 +27,7 @@ class Kept:
     """Results on disk; a run that is taken up finds those of the run before.
 
     A result is written under another name, forced to disk and renamed: it is there whole or not
-    at all.
+    at all. One of the run before that a disk has damaged is made again.
 
     Args:
         folder: Where they lie; None keeps nothing.
@@ -66,10 +66,17 @@ class Kept:
         path = self._path(kind, names)
         if self.folder is None or not path.exists():
             return None
-        if path in self._before:
-            self.taken[kind] += 1
-            self._before.remove(path)
-        return _read(path)
+        if path not in self._before:
+            return _read(path)[0]
+        self._before.remove(path)
+        try:
+            found, sound = _read(path)
+        except Exception:  # whatever safetensors and json say of a damaged file
+            return None
+        if not sound:
+            return None
+        self.taken[kind] += 1
+        return found
 
     def _path(self, kind: str, names: Sequence[str]) -> Path:
         key = json.dumps([kind, *names]).encode()
@@ -85,16 +92,31 @@ def _write(path: Path, made: Result) -> None:
     for name, tensor in tensors.items():
         if tensor.untyped_storage().nbytes() > tensor.nbytes:  # safetensors refuses shared memory
             tensors[name] = tensor.clone()
-    save_file(tensors, str(new), {_FACTS: json.dumps(made.facts)})
+    save_file(tensors, str(new), {_FACTS: json.dumps(made.facts), _SUM: _checksum(tensors)})
     with open(new, "rb+") as file:
         os.fsync(file.fileno())
     new.replace(path)
 
 
-def _read(path: Path) -> Result:
-    """Also what was just written, so that a run that is taken up sees the same to the bit."""
+def _read(path: Path) -> tuple[Result, bool]:
+    """A result, and whether it is what was written.
+
+    Also read is what was just written, so that a run that is taken up sees the same to the bit.
+    """
     from safetensors import safe_open
 
     with safe_open(str(path), "pt") as file:
         facts = json.loads(file.metadata()[_FACTS])
-        return Result({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Result(tensors, facts), _checksum(tensors) == file.metadata()[_SUM]
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """BLAKE2b of the bytes, by name."""
+    import torch
+
+    digest = blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -6,6 +6,7 @@ replaced atomically, so that a kill at any moment leaves a state that can be gon
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -43,6 +44,17 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: the saved state cannot be read: {error}", "start anew with --overwrite"
         ) from error
     return tensors
+
+
+_FILES = ("model.safetensors", "optimizer.safetensors")
+
+
+def _checksum(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return "none"
 
 
 class States:
@@ -92,7 +104,9 @@ class States:
         target.mkdir()
         save_tensors(target / "model.safetensors", weights)
         save_tensors(target / "optimizer.safetensors", tensors)
-        write_atomically(target / "facts.json", json.dumps({**facts, "optimizer": numbers}))
+        sums = {file: _checksum(target / file) for file in _FILES}
+        told = {**facts, "optimizer": numbers, "checksums": sums}
+        write_atomically(target / "facts.json", json.dumps(told))
         write_atomically(self.folder / "latest", name)
         if before:
             shutil.rmtree(self.folder / before, ignore_errors=True)
@@ -100,6 +114,24 @@ class States:
     def _latest(self) -> str | None:
         file = self.folder / "latest"
         return file.read_text(encoding="utf-8") if file.exists() else None
+
+    def texts(self) -> int | None:
+        """The texts used before the newest state; None where there is none."""
+        latest = self._latest()
+        if latest is None:
+            return None
+        return int(self._facts(self.folder / latest)["place"][3])
+
+    @staticmethod
+    def _facts(source: Path) -> dict[str, Any]:
+        try:
+            facts: dict[str, Any] = json.loads((source / "facts.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise Refused(
+                f"{source / 'facts.json'}: the saved state cannot be read: {error}",
+                "start anew with --overwrite",
+            ) from error
+        return facts
 
     def load(
         self, module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]
@@ -109,7 +141,13 @@ class States:
         if latest is None:
             return None
         source = self.folder / latest
-        facts: dict[str, Any] = json.loads((source / "facts.json").read_text(encoding="utf-8"))
+        facts = self._facts(source)
+        for name, wanted in facts.pop("checksums").items():
+            if _checksum(source / name) != wanted:
+                raise Refused(
+                    f"{source / name}: the saved state is damaged (its checksum is another)",
+                    "start anew with --overwrite",
+                )
         now = module.state_dict()
         weights = load_tensors(source / "model.safetensors")
         module.load_state_dict({name: cut_like(weights[name], now[name]) for name in weights})
