@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
+
+COUNTED = ("kills", "full disks", "spoilt checkpoints", "spoilt recipes")
+"""What tests of faults count with `record_property`; the sums are told at the end."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,3 +28,13 @@ def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
     for item in items:
         if item.get_closest_marker(marker):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    sums: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        if report.when == "call":
+            sums.update({k: int(v) for k, v in report.user_properties if k in COUNTED})  # type: ignore[call-overload]
+    if sums:
+        told = ", ".join(f"{sums[name]:,} {name}" for name in COUNTED if sums[name])
+        terminalreporter.write_line(f"faults: {told}")

@@ -6,7 +6,6 @@ report and model card -> rename to OUT.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emb_tool import registry
-from emb_tool.checkpoint.output import OutputFolder
+from emb_tool.checkpoint.output import OutputFolder, check_file_size, disk_full
 from emb_tool.config import Job
 from emb_tool.errors import EmbToolError, Failed, Interrupted, Refused
 from emb_tool.evaluate import child
@@ -65,9 +64,8 @@ def run(job: Job, options: Options) -> Report:
 
 def _understood(error: Exception) -> Failed | None:
     """A full disk and memory that ran out, in our words; None for a bug."""
-    # safetensors has an error of its own, which tells the cause in its text alone
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left on device" in str(error):
+    check_file_size(error)
+    if disk_full(error):
         name = getattr(error, "filename", None)
         where = f" ({name})" if name else ""
         return Failed(f"the disk is full{where}", "free some space, then go on with --resume")

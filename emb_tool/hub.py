@@ -23,7 +23,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from emb_tool.checkpoint.files import read_json, write_json
 from emb_tool.checkpoint.layout import PACKED, VERSION, packed_modules
-from emb_tool.checkpoint.output import OutputFolder
+from emb_tool.checkpoint.output import OutputFolder, clear
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import Refused
 from emb_tool.ops import attention
@@ -292,6 +292,7 @@ def expand(
     dtype: str = "fp32",
     *,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write a packed checkpoint as a plain one, tensor by tensor.
@@ -301,6 +302,7 @@ def expand(
         out: The folder to be.
         dtype: Of every float weight of the main part: `fp32`, `fp16` or `bf16`.
         overwrite: Replace what is there.
+        resume: Begin anew where a run was interrupted; leave alone what one has finished.
         progress: Shows a bar.
 
     Returns:
@@ -319,7 +321,10 @@ def expand(
     if not packed_modules(checkpoint.config):
         raise Refused(f"{checkpoint.name} holds no packed weights", "it is plain already")
     digest = hashlib.sha256(f"expand {checkpoint.fingerprint()} {dtype}".encode()).hexdigest()
-    with OutputFolder(out, job_digest=digest, overwrite=overwrite) as folder:
+    with OutputFolder(out, job_digest=digest, overwrite=overwrite, resume=resume) as folder:
+        if folder.finished:
+            return folder.path
+        clear(folder.partial, folder.state)
         write_plain(checkpoint, folder.partial, DTYPES[dtype], progress or Progress(0))
         return folder.seal()
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 
 from emb_tool.checkpoint.files import read_json, write_atomically, write_json
-from emb_tool.errors import Failed, Refused
+from emb_tool.errors import EmbToolError, Failed, Refused
 
 
 class OutputFolder:
@@ -74,7 +74,7 @@ class OutputFolder:
             self._take_lock()
         except OSError as error:
             self._remove_parents()
-            if _disk_full(error):
+            if disk_full(error):
                 raise self._full() from error
             raise Refused(
                 f"{error.filename}: cannot write there ({error.strerror})", "choose another -o"
@@ -236,8 +236,10 @@ class OutputFolder:
         if isinstance(error, Refused) and self._lock is not None and not self.resumed:
             self.discard()
         self._release()
-        if error is not None and _disk_full(error):
+        if error is not None and disk_full(error):
             raise self._full() from error
+        if error is not None:
+            check_file_size(error)
 
     def _full(self) -> Failed:
         written = sum(512 * p.stat().st_blocks for p in self.partial.rglob("*") if p.is_file())
@@ -249,11 +251,28 @@ class OutputFolder:
         )
 
 
-def _disk_full(error: BaseException) -> bool:
+def disk_full(error: BaseException) -> bool:
     """Also where a library has turned the errno into a text."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    return _is(error, (errno.ENOSPC, errno.EDQUOT), "No space left on device", "os error 28")
+
+
+def check_file_size(error: BaseException) -> None:
+    """Say so where an error means that a file may not be so large.
+
+    Raises:
+        Failed: It does.
+    """
+    if _is(error, (errno.EFBIG,), "File too large", "os error 27"):
+        raise Failed(
+            "a file has become larger than its file system or `ulimit -f` permits",
+            "lift the limit, or write to another disk, then go on with --resume",
+        ) from error
+
+
+def _is(error: BaseException, numbers: tuple[int, ...], *texts: str) -> bool:
+    if isinstance(error, OSError) and error.errno in numbers:
         return True
-    return "No space left on device" in str(error) or "os error 28" in str(error)
+    return not isinstance(error, EmbToolError) and any(text in str(error) for text in texts)
 
 
 def sealed_digest(provenance: Path) -> str | None:

@@ -15,6 +15,7 @@ def command(
     out: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="folder to write")],
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16")] = "fp32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what is there")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="after an interruption")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:
@@ -24,7 +25,7 @@ def command(
     from emb_tool.progress import Progress
 
     progress = Progress(0 if quiet else 1)
-    folder = hub.expand(model, out, dtype, overwrite=overwrite, progress=progress)
+    folder = hub.expand(model, out, dtype, overwrite=overwrite, resume=resume, progress=progress)
     before = Checkpoint.open(model, need_tokenizer=False).weight_bytes()
     after = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     rows = [["packed", f"{before / 1e6:,.1f} MB"], ["plain", f"{after / 1e6:,.1f} MB"]]

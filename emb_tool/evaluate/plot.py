@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from importlib.util import find_spec
 from math import ceil
@@ -93,7 +94,11 @@ def draw(
             for axis, points in zip(axes.flat, panels.values(), strict=False):  # not of curves
                 _labels(axis, points)
             target = Path(path).expanduser()
-            figure.savefig(target, dpi=150)
+            picture = io.BytesIO()
+            figure.savefig(picture, dpi=150, format=target.suffix[1:].lower())
+            partial = target.with_name(f".{target.name}.partial")
+            partial.write_bytes(picture.getvalue())
+            partial.replace(target)  # there whole or not at all
         except OSError as error:
             raise Failed(f"--plot {path}: {error.strerror}", "choose another place") from error
         finally:

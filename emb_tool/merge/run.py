@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from emb_tool.checkpoint.card import read_front
-from emb_tool.checkpoint.files import read_json, write_json
+from emb_tool.checkpoint.files import read_json, write_atomically
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import replace_metadata
 from emb_tool.data.sample import sample_texts
@@ -248,7 +248,7 @@ def write_merge(
 
     def on_shard(part: str, shard: str) -> None:
         done.setdefault(part, []).append(shard)
-        write_json(state / "shards.json", done)
+        write_atomically(state / "shards.json", json.dumps(done))
 
     with progress.task("merging", total, "B") as advance:
         stream = Stream(

@@ -116,7 +116,7 @@ def test_killed_while_it_is_moved(
     """The codes' description lies in its place, the codes do not yet."""
 
     def prepare() -> None:
-        real, count = Path.replace, [0]
+        real = Path.replace
 
         def replace(self: Path, target: Path) -> Path:
             if self.suffix == ".npy":

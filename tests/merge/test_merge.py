@@ -261,19 +261,19 @@ def test_a_killed_merge_leaves_a_partial_that_resumes_by_file(
     monkeypatch.setattr("emb_tool.merge.job.MergeJob.max_shard", property(lambda job: 30_000))
     given = ["merge", *models, "-m", "dare:density=0.5", "--base", tiny_bert]
     assert run_cli(*given, "-o", tmp_path / "whole").code == 0
-    real, count = module.write_json, 0
+    real, count = module.write_atomically, 0
 
-    def killed(path: Path, value: object) -> None:
+    def killed(path: Path, text: str) -> None:
         nonlocal count
-        real(path, value)
+        real(path, text)
         count += path.name == "shards.json"
         if count == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "write_json", killed)
+    monkeypatch.setattr(module, "write_atomically", killed)
     assert run_cli(*given, "-o", tmp_path / "out").code == 130
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(module, "write_json", real)
+    monkeypatch.setattr(module, "write_atomically", real)
     written: list[str] = []
     write = stream.StreamedTensor.write
 
