@@ -26,6 +26,10 @@ def _size(value: Any) -> bool:
     return value is None or (type(value) is int and 0 <= value < MAX_SIZE)
 
 
+def _length(value: Any) -> bool:
+    return _size(value) or value == -1  # of no limit, in some configs
+
+
 def _number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
@@ -63,11 +67,15 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
         (
             "hidden_size", "d_model", "dim", "n_embd", "hidden_dim", "embedding_size", "vocab_size",
-            "intermediate_size", "max_position_embeddings", "head_dim", "type_vocab_size",
-            "word_embedding_dimension", "embedding_dimension", "in_features", "out_features",
-            "max_seq_length", "truncate_dim", "original_max_position_embeddings", "sliding_window",
+            "intermediate_size", "head_dim", "type_vocab_size", "word_embedding_dimension",
+            "embedding_dimension", "in_features", "out_features", "truncate_dim",
         ),
         (_SIZE, _size),
+    ),
+    **dict.fromkeys(
+        ("max_position_embeddings", "original_max_position_embeddings", "max_seq_length",
+         "sliding_window"),
+        (_SIZE, _length),
     ),
     **dict.fromkeys(
         ("model_type", "similarity_fn_name", "default_prompt_name", "position_embedding_type",
