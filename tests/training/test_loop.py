@@ -404,7 +404,7 @@ def test_a_step_that_breaks_the_weights_is_named_and_the_state_before_it_kept(
     trainer._step = breaks  # type: ignore[method-assign]
     with pytest.raises(Failed, match="step 3 broke the weights, with text") as caught:
         trainer.run()
-    assert f"with text {taken[2].indices[0]} " in str(caught.value)
+    assert f"with text {taken[2].indices[0]}, " in str(caught.value)
     before = taken[1].after.texts
     assert f"the state after {before} texts is kept" in str(caught.value)
     again = make_trainer(tiny_bert, sentences[:60], tmp_path)
