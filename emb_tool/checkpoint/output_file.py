@@ -46,7 +46,8 @@ class OutputFile(OutputFolder):
             self._move(json.loads(self._sealing.read_text(encoding="utf-8")))
             return True
         if self.resume and self.path.is_file() and sealed_digest(self.provenance) == self.digest:
-            return True
+            # a partial that was being removed goes, too, once nobody else can hold it
+            return self._lock is not None or not self.partial.exists()
         for file in self.files:
             if file != self.provenance and file.exists() and not self.overwrite:
                 raise Refused(f"{file} exists already", "name another file, or give --overwrite")

@@ -71,7 +71,9 @@ def results(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.name.endswith(kept) and ".partial/" not in f"{path}" and "store/" not in f"{path}"
+        if path.name.endswith(kept)
+        and not {".state", "store"} & {*path.parts}
+        and ".partial/" not in f"{path}"
     }
 
 

@@ -80,6 +80,7 @@ def test_killed_anywhere(
         assert results(folder) == job.whole, asked
         left = [p for p in folder.iterdir() if p.name not in names(job.folder / "whole")]
         assert not left, asked
+        assert not list(folder.rglob(".state")), asked
         shutil.rmtree(folder)
     record_property("kills", kills)
     assert kills
