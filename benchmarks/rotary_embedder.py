@@ -7,6 +7,7 @@ the result is extended 8 times by every rotary method.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
@@ -76,6 +77,21 @@ def transplant(model: Path, folder: Path, length: int, theta: float) -> Path:
     return folder
 
 
+def heal(args: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """Make the embedder; the report of its distillation."""
+    began = transplant(Path(args.model), args.work / "transplanted", args.length, args.theta)
+    words, texts = round(0.75 * args.length), args.data / "texts.jsonl"
+    report = embtool(
+        "distill", "-r", HEAL, "--teacher", args.model, "--teacher-max-length", args.length,
+        "--student", began, "--texts", texts,
+        "--texts", paragraphs(texts, args.work / f"paragraphs-{words}.jsonl", words),
+        "--sample", f"{args.sentences},{args.paragraphs}", "-o", out, "--overwrite",
+    )  # fmt: skip
+    cosine = figure(report, "cosine mean")
+    print(f"healed: cosine {cosine:.3f} to the original on held-out texts", file=sys.stderr)
+    return report
+
+
 def main() -> int:
     """One row a method, the baselines first."""
     parser = arguments(str(__doc__).splitlines()[0])
@@ -84,19 +100,15 @@ def main() -> int:
     parser.add_argument("--theta", type=float, default=10000.0)
     parser.add_argument("--paragraphs", type=float, default=1.0, help="share of them")
     parser.add_argument("--sentences", type=float, default=0.2, help="share of them")
+    parser.add_argument("--healed", type=Path, help="one made before [it is made]")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--methods", nargs="*", default=list(ROTARY))
     args = parser.parse_args()
     work, target = args.work, args.length * args.times
-    began = transplant(Path(args.model), work / "transplanted", args.length, args.theta)
-    words = round(0.75 * args.length)
-    long = paragraphs(args.data / "texts.jsonl", work / f"paragraphs-{words}.jsonl", words)
-    healed = work / "healed"
-    results = {"heal": embtool(
-        "distill", "-r", HEAL, "--teacher", args.model, "--teacher-max-length", args.length,
-        "--student", began, "--texts", long, "--texts", args.data / "texts.jsonl",
-        "--sample", f"{args.paragraphs},{args.sentences}", "-o", healed, "--overwrite",
-    )}  # fmt: skip
+    results: dict[str, Any] = {}
+    healed = args.healed or work / "healed"
+    if args.healed is None:
+        results["heal"] = heal(args, healed)
     models = {name: work / f"rotary-{name}" for name in args.methods}
     for name, out in models.items():
         results[name] = embtool(
@@ -122,8 +134,6 @@ def main() -> int:
             row += [None if isnan(value) else value for value in values]
     shown = [f"{n:,}" for n in lengths]
     columns = ["method", *(f"{t} {n}" for t in ("passkey", "needle") for n in shown), "Cranfield"]
-    cosine = figure(results["heal"], "cosine mean")
-    print(f"healed: cosine {cosine:.3f} to the original on held-out texts", file=sys.stderr)
     finish("rotary_embedder", args.out, {"reports": results}, columns, list(rows.values()))
     return 0
 
