@@ -110,8 +110,10 @@ def killed_after_state(texts: int, more_steps: int = 0) -> Callable[[], None]:
         save, step = States.save, loop.Trainer._step
         left: list[int] = []
 
-        def saved(self: Any, module: Any, optimizers: Any, facts: dict[str, Any]) -> None:
-            save(self, module, optimizers, facts)
+        def saved(
+            self: Any, module: Any, optimizers: Any, facts: dict[str, Any], **more: Any
+        ) -> None:
+            save(self, module, optimizers, facts, **more)
             if facts["place"][3] >= texts and not left:
                 left.append(more_steps)
                 loop.SAVE_SECONDS = 1e9
