@@ -251,6 +251,7 @@ class Compress:
             "folder": str(folder),
             "heldout": [str(state / "heldout.jsonl"), str(state / "heldout.npy")],
             "against": "the input's vectors",
+            "turned": any(step.name == "rotate" for step in self.job.method),
             "tasks": list(self.job.eval),
             "reference": str(self.setup.body.path) if self.job.eval else None,
             "min_retention": self.job.min_retention,

@@ -27,7 +27,8 @@ def check(request: dict[str, Any]) -> Report:
         request: `folder`; `name` for the report; `heldout`, a jsonl file of texts with their
             prompts and the file of the vectors that they should have; `against`, whose these
             are; `tasks` and `reference` as of `embtool eval`; `device`, `dtype`, `min_retention`,
-            which gates the neighbours' overlap where there are no tasks.
+            which gates the neighbours' overlap where there are no tasks; `turned`, whether the
+            vectors are of another basis than those.
     """
     from emb_tool.checkpoint.reader import Checkpoint
     from emb_tool.encoder import Encoder
@@ -77,6 +78,8 @@ def check(request: dict[str, Any]) -> Report:
             mine = [i for i, line in enumerate(lines) if line["prompt"] == prompt]
             vectors[mine] = encoder.encode([lines[i]["text"] for i in mine], prompt)
         figures = likeness(vectors, goal)
+        if request.get("turned"):  # cosines to vectors of another basis say nothing
+            figures = {"neighbour overlap": figures["neighbour overlap"]}
         report.measures += [
             Measure(key, value, of="held-out texts", model=name) for key, value in figures.items()
         ]

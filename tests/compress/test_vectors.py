@@ -100,6 +100,9 @@ def test_a_dense_without_activation_takes_both_up(
     compress: Compress, tiny_bert: Path, sentences: list[str]
 ) -> None:
     first = compress(tiny_bert, "-m", "rotate", out="first")
+    told = {m["name"] for m in json.loads((first / "report.json").read_text())["measures"]}
+    assert "neighbour overlap" in told
+    assert "cosine mean" not in told  # of vectors in two bases
     second = compress(first, "-m", "truncate:dim=5", out="second")
     modules = json.loads((second / "modules.json").read_text())
     assert sum(m["type"].endswith("Dense") for m in modules) == 1
