@@ -140,7 +140,8 @@ class Distill:
             )
             return vectors, {"query": job.query_prompt or "", "document": job.document_prompt or ""}
         teacher, prompts = open_teacher(self.setup, runtime, self.progress)
-        self._teacher = teacher
+        if job.stream:  # else it is not asked again, and its memory is the student's
+            self._teacher = teacher
         store = VectorStore(
             Path(job.store).expanduser() if job.store else VectorStore.default_root(),
             self.progress.warn,
