@@ -225,6 +225,11 @@ class Encoder:
             )
         return [np.array(ids, np.int32) for ids in batch["input_ids"]]
 
+    def text(self, ids: np.ndarray) -> str:
+        """About what a text was before it became token ids, for a message."""
+        text: str = self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        return text
+
     def prompt_length(self, prompt: str) -> int:
         """Tokens that a prompt takes, less a closing special token; 0 where nobody asks.
 

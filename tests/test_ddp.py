@@ -182,6 +182,33 @@ def test_memory_that_runs_out_on_one_is_split_by_both(
     assert_same(out, alone)
 
 
+def test_a_text_without_a_loss_is_named_whoever_had_it(argv: list[str], tmp_path: Path) -> None:
+    """The weights of all are broken by it: none may take its own texts for the cause."""
+
+    def broken() -> None:
+        from emb_tool.training import loop
+
+        real = loop.Trainer._losses
+
+        def losses(self: loop.Trainer, *args: Any) -> torch.Tensor:
+            found = real(self, *args)
+            if hasattr(self, "losses") and self.outcome.steps == 4 and not self.runtime.is_main:
+                found = found * torch.tensor([torch.nan, *[1.0] * (len(found) - 1)])
+                indices = args[3]
+                (tmp_path / "culprit").write_text(str(indices[0]))
+            return found
+
+        loop.Trainer._losses = losses  # type: ignore[method-assign, assignment]
+
+    job = [*argv, "--store", str(tmp_path / "store"), "-o", str(tmp_path / "out")]
+    assert together(job, tmp_path, prepare=broken) == [1, 1]
+    log, silent = (" ".join((tmp_path / f"log-{r}").read_text().split()) for r in (0, 1))
+    index = (tmp_path / "culprit").read_text()
+    assert "the loss is not finite after" in log
+    assert f"step 5 has no loss for text {index} '" in log
+    assert silent == ""
+
+
 def fragile() -> None:
     """The second process is killed at its ninth step; the state is saved after each."""
     from emb_tool.training import loop

@@ -248,7 +248,7 @@ class Distill:
                 on_warning=self.progress.warn,
                 metrics=folder / "metrics.jsonl",
                 prompt_length=prompt_length,
-                show=lambda index: "" if self.job.stream else corpus.texts([index])[0],
+                show=None if self.job.stream else lambda index: corpus.texts([index])[0],
                 log=_tensorboard(folder) if runtime.is_main else None,
                 fsdp=self.job.fsdp,
             )

@@ -13,19 +13,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from emb_tool.checkpoint.files import write_atomically
 from emb_tool.encoder import Encoder
-from emb_tool.errors import Failed, Interrupted
+from emb_tool.errors import EmbToolError, Failed, Interrupted
 from emb_tool.method import Training
 from emb_tool.ops.products import quicken
 from emb_tool.processes import own_part, whole
 from emb_tool.runtime import Runtime
 from emb_tool.signals import DeferredSignals
+from emb_tool.training.losses import Counts, Losses
 from emb_tool.training.optimizer import Optimizer
 from emb_tool.training.spread import second_moment
 from emb_tool.training.state import States, load_tensors, save_tensors
@@ -42,7 +44,7 @@ TOGETHER = 20
 class Loss(Protocol):
     """What a training method adds to the loop's settings."""
 
-    def loss(self, vectors: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, vectors: Tensor, targets: Tensor, *of_all: Any) -> Tensor:
         """Loss of each text: (batch,) from (batch, dim) vectors and targets.
 
         A method with a weight `gor` that is not 0 has a term over all pairs of a step: where a step
@@ -138,7 +140,7 @@ class Trainer:
         on_warning: Called with a sentence.
         metrics: Lines of figures are added to this file.
         prompt_length: Tokens that pooling leaves out, for the texts of one batch.
-        show: A text by its index, for a message about it.
+        show: See `Losses`.
         log: Called with figures and texts used, beside `metrics`.
         fsdp: Cut the student over the processes.
     """
@@ -157,7 +159,7 @@ class Trainer:
         on_warning: Callable[[str], None],
         metrics: Path | None = None,
         prompt_length: Callable[[np.ndarray], int] = lambda indices: 0,
-        show: Callable[[int], str] = lambda index: "",
+        show: Callable[[int], str] | None = None,
         log: Callable[[dict[str, float], int], None] | None = None,
         fsdp: bool = False,
     ) -> None:
@@ -167,7 +169,7 @@ class Trainer:
         self.score, self.scores = score, scores
         self.progress, self.on_warning = progress, on_warning
         self.metrics, self.log = metrics, log
-        self.prompt_length, self.show = prompt_length, show
+        self.prompt_length = prompt_length
         self.signals = DeferredSignals()
         self.outcome = Outcome(split=method.accumulate)
         self.place = Place()
@@ -185,9 +187,7 @@ class Trainer:
         table = None if fsdp else encoder.token_table()
         self.optimizer = Optimizer(self.student, table, method, runtime, encoder.sharded)
         self.optimizers = self.optimizer.optimizers
-        self._sum = torch.zeros((), device=runtime.device)
-        self._sum_texts = self._tokens = self._padded = 0
-        self._recent: list[tuple[np.ndarray, Tensor]] = []  # texts of a step, and their losses
+        self.losses = Losses(encoder, show)
         self._loss = math.nan
         self._lr = 0.0
         self._leave = self._due = 0
@@ -213,8 +213,7 @@ class Trainer:
         *of_all: Any,
     ) -> Tensor:
         vectors = self._vectors(module, ids, indices)
-        losses: Tensor = self.method.loss(vectors, targets, *of_all)  # type: ignore[attr-defined]
-        return losses
+        return cast(Loss, self.method).loss(vectors, targets, *of_all)
 
     def _vectors(self, module: nn.Module, ids: list[np.ndarray], indices: np.ndarray) -> Tensor:
         features = self.encoder.collate(ids, self.prompt_length(indices))
@@ -239,9 +238,7 @@ class Trainer:
             self.outcome = Outcome(**facts["outcome"])
             self.outcome.resumed_at = self.place.texts
             self.optimizer.scaler.load_state_dict(facts["scaler"])
-            if self.runtime.is_main:  # what the others had is missing in one line of metrics
-                loss, self._sum_texts, self._tokens, self._padded = facts["loss"]
-                self._sum += loss
+            self.losses.take_up(Counts(*facts["loss"]))
         self._forget_metrics_after(self.place.texts if facts else -1)
         if not facts:
             self._measure()
@@ -260,8 +257,6 @@ class Trainer:
                 self.place = batch.after
                 done.steps += 1
                 done.texts = self.place.texts
-                self._tokens += sum(len(row) for row in batch.ids)
-                self._padded += len(batch.ids) * max((len(row) for row in batch.ids), default=0)
                 self._read_loss(done.steps)
                 self.progress(batch.texts, self._loss)
                 now = time.perf_counter()
@@ -289,7 +284,7 @@ class Trainer:
         if self.metrics and self.metrics.exists() and self.runtime.is_main:
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [x for x in lines if x.endswith("\n") and json.loads(x)["texts"] <= texts]
-            self.metrics.write_text("".join(kept), encoding="utf-8")
+            write_atomically(self.metrics, "".join(kept))
 
     def _next_score(self) -> float:
         step = self.stream.total / max(self.scores, 1)
@@ -308,9 +303,7 @@ class Trainer:
             losses = self._agree(batch, partial(self._accumulate, batch, *of_all))
             if losses is not None:
                 break
-        self._recent.append((batch.indices, losses))
-        self._sum += losses.sum()
-        self._sum_texts += len(batch.ids)
+        self.losses.add(batch, losses)
         self.optimizer.step(self._lr)
 
     def _agree(self, batch: Batch, work: Callable[[], Tensor]) -> Tensor | None:
@@ -392,54 +385,26 @@ class Trainer:
         """The mean loss since it was last read; not at each step, since it waits for the device."""
         if step % TOGETHER and self.place.texts < self.stream.total:
             return
-        losses, texts, tokens, padded = self.runtime.sum(*self._counts())
-        self.outcome.tokens += int(tokens)
-        self.outcome.padded += int(padded)
-        self._loss = losses / texts
+        counts = self.losses.of_all()
+        self.outcome.tokens += int(counts.tokens)
+        self.outcome.padded += int(counts.padded)
+        self._loss = counts.loss / counts.texts
         if not math.isfinite(self._loss):
-            raise self.runtime.alike(self._diverged("loss is"))
-        del self._recent[:-1]  # the weights that it led to have yet to show a loss
-        self._sum.zero_()
-        self._sum_texts = self._tokens = self._padded = 0
+            raise self._diverged("loss is")
+        self.losses.begin_anew()
         self._write({"loss": self._loss, "lr": self._lr})
 
-    def _counts(self) -> tuple[float, int, int, int]:
-        """This process's losses, texts, tokens and padded tokens since the loss was last read."""
-        return float(self._sum), self._sum_texts, self._tokens, self._padded
-
-    def _diverged(self, what: str) -> Failed:
-        state = self.states.texts()
+    def _diverged(self, what: str) -> EmbToolError:
+        """What all processes end with: rank 0 says which texts it was, whoever had them."""
+        state = self.states.texts() if self.runtime.is_main else None
         kept = f"; the state after {state:,} texts is kept" if state is not None else ""
-        return Failed(
-            f"the {what} not finite after {self.place.texts:,} texts: {self._culprit()}{kept}",
-            "leave out texts that are named, or start anew with a lower --lr (and --overwrite)",
+        culprit = self.losses.culprit(self.outcome.steps)
+        return self.runtime.alike(
+            Failed(
+                f"the {what} not finite after {self.place.texts:,} texts: {culprit}{kept}",
+                "leave out texts that are named, or start anew with a lower --lr (and --overwrite)",
+            )
         )
-
-    def _culprit(self) -> str:
-        """The first step whose losses are not finite, and its texts; or the step that led there."""
-        first = self.outcome.steps - len(self._recent) + 1
-        for step, (indices, losses) in enumerate(self._recent, first):
-            bad = indices[(~losses.isfinite()).cpu().numpy()]
-            if not len(bad):
-                continue
-            if len(bad) < len(indices) or len(indices) == 1:
-                return f"step {step} has no loss for {self._named(bad)}"
-            if step > first:  # all at once: the weights were broken by the step before
-                bad = self._recent[step - first - 1][0]
-                return f"step {step - 1} broke the weights, with {self._named(bad)}"
-            return f"step {step} has no loss for any of its texts, {self._named(bad)}"
-        if not self._recent or self.runtime.world > 1:
-            return "training diverged"
-        return (
-            f"step {self.outcome.steps} broke the weights, with {self._named(self._recent[-1][0])}"
-        )
-
-    def _named(self, indices: np.ndarray) -> str:
-        """Texts by their positions among those given, from 0; a few of them shown."""
-        shown = [self.show(int(i))[:60] for i in indices[:3]]
-        told = [f"{i} {s!r}" if s else str(i) for i, s in zip(indices, shown, strict=False)]
-        more = f" and {len(indices) - 3} more" if len(indices) > 3 else ""
-        return f"text {', '.join(told)}{more} (counted from 0 among the distinct texts)"
 
     def _write(self, figures: dict[str, float]) -> None:
         if self.metrics and self.runtime.is_main:
@@ -480,17 +445,18 @@ class Trainer:
             setattr(self.student.get_submodule(home), last, part)
 
     def _save(self) -> None:
-        """Write the state; all processes take part if the weights are cut over them."""
+        """Write the state; all processes take part, and one writes."""
         sharded, main = self.encoder.sharded, self.runtime.is_main
+        bad = not all(bool(own_part(p).isfinite().all()) for p in self.student.parameters())
+        if self.runtime.largest(bad)[0]:
+            raise self._diverged("weights are")
+        losses = self.losses.of_all()
         if not (main or sharded):
             return
-        bad = not all(bool(own_part(p).isfinite().all()) for p in self.student.parameters())
-        if self.runtime.largest(bad)[0] if sharded else bad:
-            raise self._diverged("weights are")
         facts = {
             "place": list(self.place),
             "outcome": {**vars(self.outcome), "resumed_at": None},
-            "loss": list(self._counts()),
+            "loss": list(losses),
             "scaler": self.optimizer.scaler.state_dict(),
         }
         self.states.save(self.student, self.optimizers, facts, write=main)

@@ -390,7 +390,7 @@ def test_a_step_that_breaks_the_weights_is_named_and_the_state_before_it_kept(
 ) -> None:
     """Its own losses are finite: those of all texts after it are not."""
     monkeypatch.setattr("emb_tool.training.loop.SAVE_SECONDS", 0.0)
-    trainer = make_trainer(tiny_bert, sentences[:60], tmp_path)
+    trainer = make_trainer(tiny_bert, sentences[:60], tmp_path, show=lambda i: sentences[i])
     trainer.score = lambda: Score(0.0, {"score": 0.0})
     step, taken = trainer._step, []
 
@@ -404,7 +404,7 @@ def test_a_step_that_breaks_the_weights_is_named_and_the_state_before_it_kept(
     trainer._step = breaks  # type: ignore[method-assign]
     with pytest.raises(Failed, match="step 3 broke the weights, with text") as caught:
         trainer.run()
-    assert f"with text {taken[2].indices[0]}, " in str(caught.value)
+    assert f"with text {taken[2].indices[0]} '" in str(caught.value)
     before = taken[1].after.texts
     assert f"the state after {before} texts is kept" in str(caught.value)
     again = make_trainer(tiny_bert, sentences[:60], tmp_path)
@@ -427,6 +427,21 @@ def test_a_state_with_nan_is_never_saved(
     again = make_trainer(tiny_bert, sentences[:60], tmp_path)
     again.states.load(again.student, again.optimizers)
     assert all(bool(value.isfinite().all()) for value in weights(again).values())
+
+
+def test_of_streamed_texts_the_words_are_told(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    """Their indices are places in a window."""
+    targets = unit_vectors(60, 32)
+    targets[17] = np.nan
+    trainer = make_trainer(tiny_bert, sentences[:60], tmp_path, targets=targets)
+    trainer.score = lambda: Score(0.0, {"score": 0.0})
+    with pytest.raises(Failed, match="has no loss for text '") as caught:
+        trainer.run()
+    told = str(caught.value).partition("for text '")[2].partition("'")[0]
+    assert told == trainer.encoder.text(trainer.encoder.tokenize([sentences[17]])[0])[:60]
+    assert "counted" not in str(caught.value)
 
 
 @pytest.fixture
