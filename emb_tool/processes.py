@@ -136,15 +136,6 @@ class Processes:
             torch.distributed.all_gather_object(found, told, group=self._patient)
         return found
 
-    @contextmanager
-    def main_first(self) -> Iterator[None]:
-        """Rank 0 goes through the block before the others."""
-        if not self.is_main:
-            self.barrier()
-        yield
-        if self.is_main:
-            self.barrier()
-
     @cached_property
     def _patient(self) -> Any:
         """A group for waits of any length, on the host: NCCL gives up after ten minutes."""

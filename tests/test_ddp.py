@@ -209,6 +209,18 @@ def test_a_text_without_a_loss_is_named_whoever_had_it(argv: list[str], tmp_path
     assert silent == ""
 
 
+def test_texts_that_are_refused_on_the_way_are_told_of_once(
+    argv: list[str], tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "a first record that is well"}\nand no JSON\n')
+    job = [*argv, "--store", str(tmp_path / "store"), "-o", str(tmp_path / "out")]
+    job[job.index("--texts") + 1] = str(texts)
+    assert together(job, tmp_path) == [2, 2]
+    assert "texts.jsonl:2: not JSON" in (tmp_path / "log-0").read_text().replace("\n", "")
+    assert (tmp_path / "log-1").read_text() == ""
+
+
 def fragile() -> None:
     """The second process is killed at its ninth step; the state is saved after each."""
     from emb_tool.training import loop

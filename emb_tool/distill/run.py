@@ -82,8 +82,8 @@ class Distill:
             self.report.timings[name] = self.report.timings.get(name, 0.0) + now - clock
             clock = now
 
-        with runtime.main_first():
-            corpus = Corpus.open(state / "corpus") or self._read(state)
+        runtime.on_main(lambda: self._corpus(state))
+        corpus = self._corpus(state)
         counts: dict[str, Any] = dict(corpus.counts)
         if job.stream:
             counts = {"epoch": self.setup.epoch_texts, "head": counts}
@@ -102,9 +102,11 @@ class Distill:
         runtime.barrier()
         lap("write_seconds")
 
-    def _read(self, state: Path) -> Corpus:
+    def _corpus(self, state: Path) -> Corpus:
         """The texts on disk; of a stream its head, for the measuring and for the head's start."""
-        job = self.job
+        job, known = self.job, Corpus.open(state / "corpus")
+        if known:
+            return known
         texts, share = list(job.texts), HELD_OUT_SHARE
         if job.stream:
             texts = [write_head(self.setup.shards, state / "head.jsonl", job)]
@@ -178,15 +180,8 @@ class Distill:
         job = self.job
         body = self.setup.body
         if self.setup.keep is not None:
-            with runtime.main_first():
-                if not (state / "body").exists():
-                    half = state / "body.new"
-                    shutil.rmtree(half, ignore_errors=True)
-                    draft = Draft.of(body)
-                    draft.keep_layers(self.setup.keep)
-                    draft.write(half)
-                    half.rename(state / "body")
-            body = Checkpoint.open(state / "body")
+            runtime.on_main(lambda: self._cut(state))
+            body = Checkpoint.open(self._cut(state))
         runtime.reseed()  # what came before depends on whether the run was taken up
         encoder = Encoder.open(body, runtime, max_length=self.method.max_length, training=True)
         if job.from_scratch:
@@ -206,6 +201,17 @@ class Distill:
         student.truncated = 0
         fit_head(student, ids, targets.read(sample))
         return student
+
+    def _cut(self, state: Path) -> Path:
+        """The student's body with the layers that it keeps, on disk."""
+        cut, half, draft = state / "body", state / "body.new", Draft.of(self.setup.body)
+        if not cut.exists():
+            assert self.setup.keep is not None
+            shutil.rmtree(half, ignore_errors=True)
+            draft.keep_layers(self.setup.keep)
+            draft.write(half)
+            half.rename(cut)
+        return cut
 
     def _train(
         self,

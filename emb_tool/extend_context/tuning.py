@@ -151,11 +151,15 @@ def tune_positions(
     Returns:
         Figures for the report.
     """
-    kept = state / "tune-corpus"
-    with runtime.main_first():
-        corpus = Corpus.open(kept) or Corpus.build(
+
+    def read() -> Corpus:
+        kept = state / "tune-corpus"
+        return Corpus.open(kept) or Corpus.build(
             kept, job.tune, field=job.text_field, limit=job.limit, holdout=job.holdout
         )
+
+    runtime.on_main(read)
+    corpus = read()
     teacher = Encoder.open(original, runtime)
     prompt = teacher.prompt(job.prompt_name)
     with progress.task("teacher", len(corpus), "texts") as advance:
