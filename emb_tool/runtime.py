@@ -13,20 +13,17 @@ import random
 import resource
 import sys
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from emb_tool.errors import Refused
 from emb_tool.processes import Processes
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -61,7 +58,6 @@ class Runtime(Processes):
     rank: int = 0
     world: int = 1
     seed: int = 0
-    _memory_base: int = field(default=0, repr=False)
 
     @classmethod
     def start(cls, device: str = "auto", dtype: str = "auto", seed: int = 0) -> Runtime:
@@ -95,7 +91,9 @@ class Runtime(Processes):
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
         if world > 1:
-            _ = runtime.accelerator  # joins the process group
+            from accelerate import PartialState
+
+            PartialState(cpu=chosen.type == "cpu")  # joins the process group
             _ = runtime._patient
         runtime.reseed()
         return runtime
@@ -155,20 +153,6 @@ class Runtime(Processes):
     def dtype_name(self) -> str:
         """`fp32`, `bf16` or `fp16`."""
         return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
-
-    @cached_property
-    def accelerator(self) -> Accelerator:
-        """Accelerate, for what is data-parallel."""
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState, PartialState
-
-        if self.world == 1:  # a second job in one process may ask for another device
-            AcceleratorState._reset_state(reset_partial_state=True)
-            PartialState._reset_state()
-        return Accelerator(
-            cpu=self.device.type == "cpu",
-            mixed_precision="no" if self.dtype == torch.float32 else self.dtype_name,
-        )
 
     def reseed(self) -> None:
         """Set every seed to `seed`."""
