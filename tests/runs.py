@@ -15,7 +15,8 @@ from emb_tool.distill.leaf import Leaf
 from emb_tool.encoder import Encoder
 from emb_tool.method import Training
 from emb_tool.runtime import Runtime
-from emb_tool.training.loop import Score, Trainer
+from emb_tool.training.loop import Trainer
+from emb_tool.training.outcome import Score
 from emb_tool.training.stream import Stream, TokenCache
 
 

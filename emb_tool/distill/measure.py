@@ -15,7 +15,7 @@ from emb_tool.report import Measure, Report
 
 if TYPE_CHECKING:
     from emb_tool.encoder import Encoder
-    from emb_tool.training.loop import Outcome, Score
+    from emb_tool.training.outcome import Outcome, Score
     from emb_tool.training.targets import Targets
 
 
@@ -57,7 +57,7 @@ def score_student(
 ) -> Score:
     """The student on held-out texts and on the `--eval` tasks."""
     from emb_tool.evaluate.pair import Pair
-    from emb_tool.training.loop import Score
+    from emb_tool.training.outcome import Score
 
     figures: dict[str, float] = {}
     key: float | None = None

@@ -10,7 +10,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -29,8 +28,9 @@ from emb_tool.runtime import Runtime
 from emb_tool.signals import DeferredSignals
 from emb_tool.training.losses import Counts, Losses
 from emb_tool.training.optimizer import Optimizer
+from emb_tool.training.outcome import Outcome, Score
 from emb_tool.training.spread import second_moment
-from emb_tool.training.state import States, load_tensors, save_tensors
+from emb_tool.training.state import States, check_saved, checksum, load_tensors, save_tensors
 from emb_tool.training.stream import Batch, Place, Stream
 from emb_tool.training.streamed import StreamedTexts
 
@@ -50,51 +50,6 @@ class Loss(Protocol):
         A method with a weight `gor` that is not 0 has a term over all pairs of a step: where a step
         is in parts, `loss` is also given the second moment of all vectors, and their number.
         """
-
-
-@dataclass
-class Score:
-    """One measuring of the student on the way.
-
-    Args:
-        key: What decides which state is best, higher is better; None: nothing was measured, and
-            the newest state is kept.
-        figures: Everything measured, by name.
-    """
-
-    key: float | None
-    figures: dict[str, float]
-
-
-@dataclass
-class Outcome:
-    """What a run did.
-
-    Args:
-        texts: Texts used, repeats counted.
-        tokens: Tokens of those, without padding.
-        padded: Tokens with padding.
-        steps: Optimiser steps.
-        seconds: Of training alone, over all sittings.
-        wait_seconds: Of those, waiting for the next batch.
-        score_seconds: Measuring on the way, not in `seconds`.
-        history: Every `Score`, with the texts used before it.
-        best: Texts used before the best state; 0 is the initialisation.
-        resumed_at: Texts used when the run was taken up; None if it ran in one go.
-    """
-
-    texts: int = 0
-    tokens: int = 0
-    padded: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-    wait_seconds: float = 0.0
-    score_seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: int = 0
-    best_key: float = -math.inf
-    resumed_at: int | None = None
-    split: int = 1
 
 
 class Student(nn.Module):
@@ -427,6 +382,7 @@ class Trainer:
             weights = {name: whole(value) for name, value in self.student.state_dict().items()}
             if self.runtime.is_main:
                 save_tensors(self._best_file(), weights)
+                self.outcome.best_sum = checksum(self._best_file())
         self.runtime.barrier()
         self.outcome.score_seconds += time.perf_counter() - started
 
@@ -435,6 +391,7 @@ class Trainer:
 
     def take_best(self) -> None:
         """Give the student its best state back, whole where it was cut: to be saved, not run."""
+        check_saved(self._best_file(), self.outcome.best_sum)
         best = load_tensors(self._best_file())
         if not self.encoder.sharded:
             self.student.load_state_dict(best)

@@ -49,12 +49,27 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 _FILES = ("model.safetensors", "optimizer.safetensors")
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """Of a file; `none` where it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return "none"
+
+
+def check_saved(path: Path, wanted: str) -> None:
+    """Refuse a file that is not as it was saved.
+
+    Args:
+        path: The file.
+        wanted: Its `checksum` then.
+    """
+    if checksum(path) != wanted:
+        raise Refused(
+            f"{path}: the saved state is damaged (its checksum is another)",
+            "start anew with --overwrite",
+        )
 
 
 class States:
@@ -104,7 +119,7 @@ class States:
         target.mkdir()
         save_tensors(target / "model.safetensors", weights)
         save_tensors(target / "optimizer.safetensors", tensors)
-        sums = {file: _checksum(target / file) for file in _FILES}
+        sums = {file: checksum(target / file) for file in _FILES}
         told = {**facts, "optimizer": numbers, "checksums": sums}
         write_atomically(target / "facts.json", json.dumps(told))
         write_atomically(self.folder / "latest", name)
@@ -143,11 +158,7 @@ class States:
         source = self.folder / latest
         facts = self._facts(source)
         for name, wanted in facts.pop("checksums").items():
-            if _checksum(source / name) != wanted:
-                raise Refused(
-                    f"{source / name}: the saved state is damaged (its checksum is another)",
-                    "start anew with --overwrite",
-                )
+            check_saved(source / name, wanted)
         now = module.state_dict()
         weights = load_tensors(source / "model.safetensors")
         module.load_state_dict({name: cut_like(weights[name], now[name]) for name in weights})

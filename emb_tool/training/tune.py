@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from emb_tool.encoder import Encoder
     from emb_tool.runtime import Runtime
-    from emb_tool.training.loop import Outcome, Trainer
+    from emb_tool.training.loop import Trainer
+    from emb_tool.training.outcome import Outcome
     from emb_tool.training.targets import Targets
 
 
@@ -63,7 +64,8 @@ def tune(
         encode: Vectors of the held-out texts [those of the encoder].
         watch: Called with the training before it begins.
     """
-    from emb_tool.training.loop import Score, Trainer
+    from emb_tool.training.loop import Trainer
+    from emb_tool.training.outcome import Score
     from emb_tool.training.stream import Stream, TokenCache
 
     state.mkdir(parents=True, exist_ok=True)

@@ -16,9 +16,10 @@ import torch
 
 from emb_tool.distill.leaf import Leaf
 from emb_tool.encoder import Encoder
-from emb_tool.errors import Failed, Interrupted
+from emb_tool.errors import Failed, Interrupted, Refused
 from emb_tool.method import Training
-from emb_tool.training.loop import Score, Trainer, rate
+from emb_tool.training.loop import Trainer, rate
+from emb_tool.training.outcome import Score
 from emb_tool.training.stream import Batch, Place
 from tests.runs import make_trainer, unit_vectors
 
@@ -349,7 +350,12 @@ def test_the_best_state_is_the_one_taken(
     trainer.take_best()
     for name, value in trainer.encoder.model.state_dict().items():
         assert torch.equal(value, seen[2][name])
-    assert len(list((tmp_path / "state").glob("best-*"))) == 1
+    (file,) = (tmp_path / "state").glob("best-*")
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(Refused, match=r"best-\d+.safetensors: the saved state is damaged"):
+        trainer.take_best()
 
 
 def test_with_nothing_measured_the_last_state_is_kept(
