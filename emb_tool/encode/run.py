@@ -10,7 +10,7 @@ from functools import reduce
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,6 +75,20 @@ class State:
     def save(self, path: Path) -> None:
         """Put it in place of the state before."""
         write_atomically(path, json.dumps(asdict(self)))
+
+
+class Block(NamedTuple):
+    """Texts that are encoded.
+
+    Args:
+        texts: The texts.
+        vectors: (texts, dim) float32.
+        truncated: How many of them were cut.
+    """
+
+    texts: list[str]
+    vectors: np.ndarray
+    truncated: int
 
 
 def encode(
@@ -162,7 +176,6 @@ class _Run:
     def go(self) -> Report:
         """Encode what is left, and describe it."""
         job, state = self.job, self.state
-        before, self.model.truncated = state.truncated, 0  # opening a model may have encoded
         coming = self._stream(self._rest())
         if state.code:
             code = code_from_json(state.code, str(self.place))
@@ -172,14 +185,14 @@ class _Run:
             state.code = code.to_json()
         writer = make_writer(self.target, code, self.file.state, state.saved)
         spent, saved = state.seconds, time.perf_counter()
-        for texts, vectors in coming:
+        for texts, vectors, truncated in coming:
             if isinstance(code, ScalarCode):
                 state.outside += code.ranges.outside(vectors)
             writer.append(texts, code.encode(vectors))
             state.texts += len(texts)
             for text in texts:
                 _add(self.digest, text)
-            state.truncated = before + self.model.truncated
+            state.truncated += truncated
             state.seconds = spent + time.perf_counter() - self.opened
             if time.perf_counter() - saved >= SAVE_SECONDS:
                 state.saved, state.digest = writer.save(), self.digest.hexdigest()
@@ -203,11 +216,11 @@ class _Run:
             )
         return records
 
-    def _stream(self, records: Iterable[Record]) -> Iterator[tuple[list[str], np.ndarray]]:
+    def _stream(self, records: Iterable[Record]) -> Iterator[Block]:
         """Texts and their vectors, block by block."""
         job = self.job
         for block in blocks(records):
-            texts = [record.text for record in block]
+            texts, before = [record.text for record in block], self.model.truncated
             vectors = self.model.encode(
                 texts, self.prompt, batch_tokens=job.batch_tokens, progress=self.progress
             )
@@ -218,11 +231,9 @@ class _Run:
                     f"{bad.where}: {job.model} gives NaN or infinity for this text (row {bad.row})",
                     "try --dtype fp32; if that does not help, the model's weights are broken",
                 )
-            yield texts, vectors
+            yield Block(texts, vectors, self.model.truncated - before)
 
-    def _ranges(
-        self, coming: Iterator[tuple[list[str], np.ndarray]]
-    ) -> tuple[Ranges | None, Iterator[tuple[list[str], np.ndarray]]]:
+    def _ranges(self, coming: Iterator[Block]) -> tuple[Ranges | None, Iterator[Block]]:
         """The ranges of the codes, and the vectors again, where the first of them gave those."""
         job, state, ranges = self.job, self.state, self.given
         if job.precision not in CALIBRATED:
@@ -230,7 +241,7 @@ class _Run:
         state.ranges = job.ranges
         if ranges is None and job.calibrate:
             calibration = self._stream(read_texts(job.calibrate, field=job.text_field))
-            ranges = reduce(Ranges.join, (Ranges.of(vectors) for _, vectors in calibration))
+            ranges = reduce(Ranges.join, (Ranges.of(block.vectors) for block in calibration))
             state.ranges = "the calibration texts"
         elif ranges is None:
             ranges = read_ranges(self.model.checkpoint.path, self.model.dim)
@@ -238,7 +249,7 @@ class _Run:
         if ranges is None:
             head = list(_first(coming, CALIBRATION_TEXTS))
             coming = chain(head, coming)
-            ranges = Ranges.of(np.concatenate([vectors for _, vectors in head]))
+            ranges = Ranges.of(np.concatenate([block.vectors for block in head]))
             state.ranges = "the texts themselves"
             state.warnings.append(
                 f"{job.model} stores no ranges: they were taken from the first {ranges.texts:,} of "
@@ -325,13 +336,11 @@ def _fill(
     ]
 
 
-def _first(
-    stream: Iterator[tuple[list[str], np.ndarray]], texts: int
-) -> Iterator[tuple[list[str], np.ndarray]]:
+def _first(stream: Iterator[Block], texts: int) -> Iterator[Block]:
     """Blocks until so many texts are together."""
     count = 0
     while count < texts and (block := next(stream, None)) is not None:
-        count += len(block[0])
+        count += len(block.texts)
         yield block
 
 

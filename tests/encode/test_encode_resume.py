@@ -74,8 +74,9 @@ def test_killed_twice_and_taken_up(
     job: Callable[..., list[str]], tmp_path: Path, run_cli: Callable[..., CliResult],
     suffix: str, precision: str,
 ) -> None:  # fmt: skip
-    given = ["--precision", precision]
-    assert run_cli(job(f"whole{suffix}", *given)).code == 0
+    given = ["--precision", precision, "--max-length", "4"]
+    whole = run_cli(job(f"whole{suffix}", *given, "--json"))
+    assert whole.code == 0
     log, out = tmp_path / "log", f"out{suffix}"
     for more in ([], ["--resume"]):
         assert ended(fork(job(out, *given, *more), log, killed_in(3))) == -signal.SIGKILL
@@ -84,6 +85,12 @@ def test_killed_twice_and_taken_up(
     assert told.code == 0, told.err
     facts = json.loads(told.out)["facts"]
     assert facts["resumed_at"] == 60  # of the blocks 3 and 6 the kill came before the state
+    counted = [
+        {m["name"]: m["value"] for m in json.loads(ran.out)["measures"]} for ran in (whole, told)
+    ]
+    assert 0 < counted[0]["truncated"] < 100
+    for name in {"truncated", "clipped", "texts"} & counted[0].keys():
+        assert counted[0][name] == counted[1][name]
     assert files(tmp_path, out) == files(tmp_path, f"whole{suffix}")
     assert not list(tmp_path.glob("*.partial"))
     finished = (tmp_path / out).stat().st_mtime_ns
