@@ -106,14 +106,14 @@ class Losses:
             (_together([bad for bad, _ in parts]), _together([all_ for _, all_ in parts]))
             for parts in zip(*told, strict=True)
         ]
-        for step, (bad, texts) in enumerate(steps, last - len(steps) + 1):
+        for at, (bad, texts) in enumerate(steps):
+            step = last - len(steps) + 1 + at
             if not bad.count:
                 continue
             if bad.count < texts.count or texts.count == 1:
                 return f"step {step} has no loss for {self._said(bad)}"
-            before = step - 1 - (last - len(steps) + 1)
-            if before >= 0:  # all at once: the weights were broken by the step before
-                return f"step {step - 1} broke the weights, with {self._said(steps[before][1])}"
+            if at:  # all at once: the weights were broken by the step before
+                return f"step {step - 1} broke the weights, with {self._said(steps[at - 1][1])}"
             return f"step {step} has no loss for any of its texts, {self._said(bad)}"
         if not steps:
             return "training diverged"
