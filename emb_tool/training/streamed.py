@@ -18,7 +18,7 @@ import numpy as np
 
 from emb_tool.data.batches import plan_batches
 from emb_tool.data.streams import Lane, Shards
-from emb_tool.errors import Refused
+from emb_tool.errors import Failed, Refused
 from emb_tool.training.ahead import ahead
 from emb_tool.training.stream import WINDOW, Batch, Place
 
@@ -133,7 +133,12 @@ class StreamedTexts:
             yield Part(list(self.tokenize(texts)), self.teach(texts), counts, after)
 
     def ahead(self, place: Place) -> Iterator[Batch]:
-        """Every batch from a place on; the next window is read while one is trained on."""
+        """Every batch from a place on; the next window is read while one is trained on.
+
+        Raises:
+            Refused: A text that the data or the teacher is at fault for, before anything is learnt.
+            Failed: The same, later: what is learnt is kept.
+        """
         while place.texts < self.total:
             parts = ahead(self._parts(place.epoch, place.lanes), 1)
             try:
@@ -145,6 +150,12 @@ class StreamedTexts:
                     if not len(lengths) or place.texts == self._end(place):
                         break
                     place = place._replace(window=place.window + 1, batch=0, lanes=after)
+            except Refused as error:
+                if not place.texts:
+                    raise
+                # days of training shall not go with the partial output of what is refused
+                hint = f"{error.hint}; then go on with --resume" if error.hint else None
+                raise Failed(error.message, hint or "go on with --resume") from error
             finally:
                 parts.close()  # type: ignore[attr-defined]
             if place.texts == place.began:

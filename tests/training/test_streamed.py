@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emb_tool.data.streams import Shards
-from emb_tool.errors import Refused
+from emb_tool.errors import Failed, Refused
 from emb_tool.training.stream import Batch, Place
 from emb_tool.training.streamed import StreamedTexts
 
@@ -45,9 +45,10 @@ def make(shards: Shards, **settings: Any) -> StreamedTexts:
         return [np.full(int(text) % 7 + 1, int(text), np.int32) for text in texts]
 
     options: dict[str, Any] = {
+        "tokenize": tokenize, "teach": teach,
         "batch_tokens": 30, "epoch_texts": COUNT, "total": 2 * COUNT + 20, "seed": 0, "buffer": 48,
     }  # fmt: skip
-    return StreamedTexts(shards, tokenize, teach, **{**options, **settings})
+    return StreamedTexts(shards, **{**options, **settings})
 
 
 def numbers(batch: Batch) -> list[int]:
@@ -148,6 +149,27 @@ def test_a_place_is_reached_without_reading_what_came_before(
     stream = make(shards, total=late.texts + 1)
     next(iter(stream.ahead(late)))
     assert len(opened) < len(shards)
+
+
+@pytest.mark.parametrize(("window", "kind"), [(1, Refused), (3, Failed)])
+def test_a_text_at_fault_takes_nothing_with_it_that_is_learnt(
+    shards: Shards, window: int, kind: type[Exception]
+) -> None:
+    """What is refused removes the partial output, a failure keeps it."""
+    calls = 0
+
+    def teach(texts: Sequence[str]) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls == window:
+            raise Refused("row 9 holds 3, not a string", "correct or remove the record")
+        return np.zeros((len(texts), 1), np.float32)
+
+    with pytest.raises(kind, match="row 9 holds 3") as caught:
+        list(make(shards, teach=teach).ahead(BEGINNING))
+    hint = str(caught.value.hint)  # type: ignore[attr-defined]
+    assert hint.startswith("correct or remove the record")
+    assert ("--resume" in hint) == (kind is Failed)
 
 
 def test_a_folder_of_texts_is_counted(shards: Shards, tmp_path: Path) -> None:
