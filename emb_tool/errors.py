@@ -35,6 +35,15 @@ class Failed(EmbToolError):
     exit_code = 1
 
 
+def met_late(error: Refused) -> Failed:
+    """A fault of the data that is met when there is work to keep.
+
+    What is refused takes the partial output with it, what fails does not.
+    """
+    hint = f"{error.hint}; then go on with --resume" if error.hint else "go on with --resume"
+    return Failed(error.message, hint)
+
+
 class Followed(EmbToolError):
     """Another process of the same run has ended, and told why; this one ends alike and is silent.
 

@@ -22,7 +22,7 @@ from emb_tool.data.texts import Record, hashes, read_texts, scan
 from emb_tool.encode.job import EncodeJob
 from emb_tool.encode.vectors import PLAIN, beside, make_writer, output_file, provenance_of
 from emb_tool.encoder import ROLES, Encoder
-from emb_tool.errors import Refused
+from emb_tool.errors import Refused, met_late
 from emb_tool.ops.codes import Code, ScalarCode, code_from_json, make_code
 from emb_tool.ops.precisions import CALIBRATED
 from emb_tool.report import Measure, Report, Table
@@ -118,6 +118,7 @@ def encode(
         Refused: What `Encoder.open` and `read_texts` refuse, an output that cannot be written,
             a text for which the model gives NaN, ranges that do not fit the model, other texts or
             another model than those of the run that is gone on with.
+        Failed: A text at fault, when vectors of others are saved: these are kept.
     """
     output = Path(job.output).expanduser()
     file = output_file(output, job.digest(), overwrite=overwrite, resume=resume)
@@ -133,7 +134,13 @@ def encode(
             say(f"nothing to resume at {output}: starting from the beginning")
         scan(job.texts, job.text_field)
         scan(job.calibrate, job.text_field)
-        report = _Run(job, runtime, file, progress).go()
+        run = _Run(job, runtime, file, progress)
+        try:
+            report = run.go()
+        except Refused as error:
+            if file.resumed or not run.state.saved:  # nothing is removed, or nothing is lost
+                raise
+            raise met_late(error) from error
         file.seal()
     return report
 

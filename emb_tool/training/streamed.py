@@ -18,7 +18,7 @@ import numpy as np
 
 from emb_tool.data.batches import plan_batches
 from emb_tool.data.streams import Lane, Shards
-from emb_tool.errors import Failed, Refused
+from emb_tool.errors import Refused, met_late
 from emb_tool.training.ahead import ahead
 from emb_tool.training.stream import WINDOW, Batch, Place
 
@@ -153,9 +153,7 @@ class StreamedTexts:
             except Refused as error:
                 if not place.texts:
                     raise
-                # days of training shall not go with the partial output of what is refused
-                hint = f"{error.hint}; then go on with --resume" if error.hint else None
-                raise Failed(error.message, hint or "go on with --resume") from error
+                raise met_late(error) from error
             finally:
                 parts.close()  # type: ignore[attr-defined]
             if place.texts == place.began:

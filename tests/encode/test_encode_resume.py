@@ -117,6 +117,25 @@ def test_what_is_left_is_not_of_this_job(
     assert np.load(tmp_path / "out.npy").shape == (120, 32)
 
 
+def test_a_text_at_fault_takes_no_vectors_with_it(
+    job: Callable[..., list[str]], tmp_path: Path, run_cli: Callable[..., CliResult],
+    sentences: list[str],
+) -> None:  # fmt: skip
+    assert run_cli(job("whole.npy")).code == 0
+    write_texts(tmp_path / "in.jsonl", [*sentences[:75], 3, *sentences[76:100]])  # type: ignore[list-item]
+    told = run_cli(job("out.npy"))
+    assert told.code == 1
+    assert "in.jsonl:76" in told.err
+    assert "then go on with --resume" in told.err
+    write_texts(tmp_path / "in.jsonl", sentences[:100])
+    told = run_cli(job("out.npy", "--resume", "--json"))
+    assert json.loads(told.out)["facts"]["resumed_at"] == 70
+    assert files(tmp_path, "out.npy") == files(tmp_path, "whole.npy")
+    write_texts(tmp_path / "in.jsonl", [*sentences[:5], 3])  # type: ignore[list-item]
+    assert run_cli(job("early.npy")).code == 2  # there is nothing to keep
+    assert not list(tmp_path.glob("early*"))
+
+
 def test_killed_while_it_is_moved(
     job: Callable[..., list[str]], tmp_path: Path, run_cli: Callable[..., CliResult]
 ) -> None:
