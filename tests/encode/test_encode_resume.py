@@ -129,6 +129,7 @@ def test_a_text_at_fault_takes_no_vectors_with_it(
     assert "then go on with --resume" in told.err
     write_texts(tmp_path / "in.jsonl", sentences[:100])
     told = run_cli(job("out.npy", "--resume", "--json"))
+    assert told.code == 0, told.out
     assert json.loads(told.out)["facts"]["resumed_at"] == 70
     assert files(tmp_path, "out.npy") == files(tmp_path, "whole.npy")
     write_texts(tmp_path / "in.jsonl", [*sentences[:5], 3])  # type: ignore[list-item]
