@@ -54,7 +54,7 @@ def test_awkward_texts_survive_every_format(tmp_path: Path, kind: str, gz: bool)
             writer.writerows(enumerate(AWKWARD))
     if gz:
         packed = tmp_path / f"t.{kind}.gz"
-        packed.write_bytes(gzip.compress(path.read_bytes()))
+        packed.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
         path = packed
     assert texts(path) == AWKWARD
 
@@ -218,7 +218,7 @@ def test_csv_faults_name_the_line(tmp_path: Path) -> None:
         ("e.jsonl", b""),
         ("e.txt", b"\n  \n"),
         ("e.csv", b"text\n"),
-        ("e.txt.gz", gzip.compress(b"")),
+        ("e.txt.gz", gzip.compress(b"", mtime=0)),
     ],
 )
 def test_an_empty_file_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
@@ -248,7 +248,7 @@ def test_pointers_and_broken_archives_are_not_read_as_texts(tmp_path: Path) -> N
     pointer = tmp_path / "t.txt"
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     assert "git-LFS pointer" in refusal(pointer).message
-    whole = gzip.compress(b"some words\n" * 5000)
+    whole = gzip.compress(b"some words\n" * 5000, mtime=0)
     cut = tmp_path / "cut.txt.gz"
     cut.write_bytes(whole[: len(whole) // 2])
     assert "broken gzip" in refusal(cut).message
