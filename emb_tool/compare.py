@@ -5,12 +5,11 @@ No model is opened and torch is not imported.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from emb_tool.checkpoint.files import read_json
+from emb_tool.checkpoint.files import read_json, write_atomically
 from emb_tool.errors import Refused
 from emb_tool.evaluate.tables import short_names
 from emb_tool.report import Measure, Report, Table
@@ -139,10 +138,7 @@ def _write_page(
         raise Refused(f"--page {path}: exists already", hint)
     alone = len(folders) == 1 and Path(folders[0]).is_dir()
     made = page(Path(folders[0])) if alone else several(outputs, told.tables, commands)
-    half = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        half.write_text(made, encoding="utf-8")
-        half.replace(path)
+        write_atomically(path, made)
     except OSError as error:
-        half.unlink(missing_ok=True)
         raise Refused(f"--page {path}: {error.strerror}", "choose another place") from None

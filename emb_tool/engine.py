@@ -271,10 +271,11 @@ def _finish(
     before: Checkpoint | None = work.before
     if before is not None:
         report.measures.insert(0, Measure("weights before", before.weight_bytes(), "B"))
-    if not bare:
+    written = None if bare else Checkpoint.open(partial)
+    if written is not None:
         report.facts["parts"] = {
             "before": parts_of(before) if before is not None else {},
-            "after": parts_of(Checkpoint.open(partial)),
+            "after": parts_of(written),
         }
     work.summarise(report)
     for sentence in progress.warnings:
@@ -295,7 +296,7 @@ def _finish(
         base_models=list(work.inputs),
         report=report,
         job=job.recipe(),
-        layout=None if bare else Checkpoint.open(partial).layout,
+        layout=written.layout if written is not None else None,
         front=work.card() if hasattr(work, "card") else None,
     )
     write_page(partial)

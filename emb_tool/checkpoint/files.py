@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -122,14 +123,27 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file so that a reader, whatever happens, sees the old one or the new one."""
-    temporary = path.with_name(path.name + ".new")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a small file so that a reader, whatever happens, sees the old one or the new one.
+
+    Args:
+        path: The file.
+        content: Its bytes, or text to be written as UTF-8.
+
+    Raises:
+        OSError: It cannot be written; what was begun is removed.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 _digests: dict[tuple[str, int, int], str] = {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emb_tool.errors import Failed
-from emb_tool.evaluate.windows import limited
+from emb_tool.evaluate.windows import UNLIMITED, limited
 from emb_tool.report import Measure, Report, Table
 
 if TYPE_CHECKING:
@@ -179,13 +179,12 @@ def _batches(
     long = inputs.cut(longest)
     lengths = (original // 8, original, original + 8)
     probes = [inputs.cut(max(3, n), 31) for n in lengths if n <= longest]
-    everything = 1 << 40
     alone = np.concatenate([encoder.encode_ids([p]) for p in probes])
     vector = encoder.encode_ids([long])
     if not np.isfinite(vector).all():
         raise Failed(f"the vector of a text of {len(long)} tokens is not finite", None)
     after = np.concatenate([encoder.encode_ids([p]) for p in probes])
-    beside = encoder.encode_ids([*probes, long], batch_tokens=everything)[: len(probes)]
+    beside = encoder.encode_ids([*probes, long], batch_tokens=UNLIMITED)[: len(probes)]
     worst = {"after a long text": _cosines(alone, after).min()}
     worst["beside a long text"] = _cosines(alone, beside).min()
     for what, value in worst.items():

@@ -9,6 +9,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from emb_tool.checkpoint.files import write_atomically
 from emb_tool.errors import Failed, Refused
 
 PLACES = tuple(
@@ -96,9 +97,7 @@ def draw(
             target = Path(path).expanduser()
             picture = io.BytesIO()
             figure.savefig(picture, dpi=150, format=target.suffix[1:].lower())
-            partial = target.with_name(f".{target.name}.partial")
-            partial.write_bytes(picture.getvalue())
-            partial.replace(target)  # there whole or not at all
+            write_atomically(target, picture.getvalue())
         except OSError as error:
             raise Failed(f"--plot {path}: {error.strerror}", "choose another place") from error
         finally:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from emb_tool import registry
+from emb_tool.checkpoint.files import write_atomically
 from emb_tool.config import dump
 from emb_tool.merge.base import Merge
 from emb_tool.merge.linear import Linear
@@ -69,9 +70,8 @@ def keep_found(state: Path, found: Found) -> None:
     """Keep what was found until the merge is whole: a resume must go on with the same weights."""
     method = dump(found.method)
     table = found.table.to_json() if found.table else None
-    half = state / "found.new"
-    half.write_text(json.dumps({"method": method, "facts": found.facts, "table": table}), "utf-8")
-    half.rename(state / FOUND)
+    told = {"method": method, "facts": found.facts, "table": table}
+    write_atomically(state / FOUND, json.dumps(told))
 
 
 def found_before(state: Path) -> Found | None:
