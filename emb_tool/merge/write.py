@@ -88,8 +88,8 @@ def _flushed(writer: ShardWriter) -> Iterator[None]:
             writer.flush()
 
     with ThreadPoolExecutor(1, thread_name_prefix="flush") as beside:
-        future = beside.submit(flush)
-        try:
+        try:  # a signal may come as the thread starts
+            future = beside.submit(flush)
             yield
         finally:
             done.set()

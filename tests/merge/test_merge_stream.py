@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +19,8 @@ from safetensors.torch import save_file as save_torch
 
 from emb_tool import registry
 from emb_tool.checkpoint.elements import FLOATS, all_finite, from_float64, to_float64
-from emb_tool.errors import Refused
+from emb_tool.errors import Interrupted, Refused
+from emb_tool.merge import write
 from emb_tool.merge.base import Merge
 from emb_tool.merge.finding import Looking
 from tests.merge.siblings import make_files, merge
@@ -138,3 +143,25 @@ def test_every_number_that_is_not_finite_is_seen(dtype: str) -> None:
     assert all_finite(stored[:0], dtype)
     for bad in (np.inf, -np.inf, np.nan, -np.nan):
         assert not all_finite(from_float64(np.array([*numbers, bad]), dtype), dtype)
+
+
+def test_a_signal_while_the_flushing_thread_starts_does_not_leave_it_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    submit = ThreadPoolExecutor.submit
+
+    def interrupted(pool: ThreadPoolExecutor, *given: Any) -> Any:
+        submit(pool, *given)
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    flushed: list[int] = []
+
+    def flush() -> None:
+        flushed.append(1)
+        raise OSError  # or it would go on, and this test with it
+
+    writer: Any = SimpleNamespace(flush=flush)
+    with pytest.raises(Interrupted), write._flushed(writer):
+        pass
+    assert not flushed
