@@ -163,17 +163,17 @@ def test_memory_that_runs_out_on_one_is_split_by_both(
     out = tmp_path / "out"
 
     def scarce() -> None:
-        from emb_tool.training import loop
+        from emb_tool.training import step
 
-        real = loop.Trainer._losses
+        real = step.Gradients._losses
 
-        def losses(self: loop.Trainer, *args: Any) -> torch.Tensor:
+        def losses(self: step.Gradients, *args: Any) -> torch.Tensor:
             found = real(self, *args)
             if hasattr(self, "optimizer") and len(found) > 1 and not self.runtime.is_main:
                 found.register_hook(lambda gradient: (_ for _ in ()).throw(MemoryError()))
             return found
 
-        loop.Trainer._losses = losses  # type: ignore[method-assign, assignment]
+        step.Gradients._losses = losses  # type: ignore[method-assign, assignment]
 
     job = [*argv, "--store", str(tmp_path / "store"), "-o", str(out)]
     codes = together(job, tmp_path, prepare=scarce)
@@ -186,19 +186,23 @@ def test_a_text_without_a_loss_is_named_whoever_had_it(argv: list[str], tmp_path
     """The weights of all are broken by it: none may take its own texts for the cause."""
 
     def broken() -> None:
-        from emb_tool.training import loop
+        from emb_tool.training import step
 
-        real = loop.Trainer._losses
+        real = step.Gradients._losses
 
-        def losses(self: loop.Trainer, *args: Any) -> torch.Tensor:
+        calls = 0
+
+        def losses(self: step.Gradients, *args: Any) -> torch.Tensor:
+            nonlocal calls
             found = real(self, *args)
-            if hasattr(self, "losses") and self.outcome.steps == 4 and not self.runtime.is_main:
+            calls += 1  # the first is of a sample
+            if calls == 6 and not self.runtime.is_main:
                 found = found * torch.tensor([torch.nan, *[1.0] * (len(found) - 1)])
                 indices = args[3]
                 (tmp_path / "culprit").write_text(str(indices[0]))
             return found
 
-        loop.Trainer._losses = losses  # type: ignore[method-assign, assignment]
+        step.Gradients._losses = losses  # type: ignore[method-assign, assignment]
 
     job = [*argv, "--store", str(tmp_path / "store"), "-o", str(tmp_path / "out")]
     assert together(job, tmp_path, prepare=broken) == [1, 1]

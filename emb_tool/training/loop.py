@@ -1,7 +1,7 @@
 """The training loop: AdamW over token-budget batches, watched, and resumed to the bit.
 
-What is trained and against what is the caller's; the loop owns the optimiser, the schedule, the
-state on disk, the measuring on the way and the way out when it is interrupted.
+What is trained and against what is the caller's, a step's gradients are `step`'s; the loop owns the
+schedule, the state on disk, the measuring on the way and the way out when it is interrupted.
 """
 
 from __future__ import annotations
@@ -12,25 +12,22 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from emb_tool.checkpoint.files import write_atomically
 from emb_tool.encoder import Encoder
 from emb_tool.errors import EmbToolError, Failed, Interrupted
 from emb_tool.method import Training
-from emb_tool.ops.products import quicken
 from emb_tool.processes import own_part, whole
 from emb_tool.runtime import Runtime
 from emb_tool.signals import DeferredSignals
 from emb_tool.training.losses import Counts, Losses
-from emb_tool.training.optimizer import Optimizer
 from emb_tool.training.outcome import Outcome, Score
-from emb_tool.training.spread import second_moment
 from emb_tool.training.state import States, check_saved, checksum, load_tensors, save_tensors
+from emb_tool.training.step import Gradients
 from emb_tool.training.stream import Batch, Place, Stream
 from emb_tool.training.streamed import StreamedTexts
 
@@ -39,30 +36,6 @@ SAVE_SECONDS = 50.0
 
 TOGETHER = 20
 """Steps after which the loss is read, which waits for the device."""
-
-
-class Loss(Protocol):
-    """What a training method adds to the loop's settings."""
-
-    def loss(self, vectors: Tensor, targets: Tensor, *of_all: Any) -> Tensor:
-        """Loss of each text: (batch,) from (batch, dim) vectors and targets.
-
-        A method with a weight `gor` that is not 0 has a term over all pairs of a step: where a step
-        is in parts, `loss` is also given the second moment of all vectors, and their number.
-        """
-
-
-class Student(nn.Module):
-    """An encoder as one module, so that Accelerate and torch.compile wrap the whole of it."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.model = encoder.model
-
-    def forward(self, features: dict[str, Any]) -> Tensor:
-        """Vectors of a batch, (batch, dim) float32."""
-        vectors: Tensor = self.model(dict(features))["sentence_embedding"]
-        return vectors.float()
 
 
 def rate(method: Training, done: float) -> float:
@@ -124,57 +97,18 @@ class Trainer:
         self.score, self.scores = score, scores
         self.progress, self.on_warning = progress, on_warning
         self.metrics, self.log = metrics, log
-        self.prompt_length = prompt_length
         self.signals = DeferredSignals()
         self.outcome = Outcome(split=method.accumulate)
         self.place = Place()
-        self.student = Student(encoder)
-        self.student.train(method.dropout)
-        if not method.compile:
-            quicken(self.student)
-        self._freeze_what_the_loss_does_not_reach()
-        if fsdp:
-            encoder.shard()
-        wrapped = self.student
-        if method.compile:
-            wrapped = torch.compile(wrapped, dynamic=True)  # type: ignore[assignment]
-        self.module = wrapped
-        table = None if fsdp else encoder.token_table()
-        self.optimizer = Optimizer(self.student, table, method, runtime, encoder.sharded)
-        self.optimizers = self.optimizer.optimizers
+        self.gradients = Gradients(
+            encoder, method, runtime, stream.sample(), prompt_length, fsdp=fsdp
+        )
+        self.student, self.optimizer = self.gradients.student, self.gradients.optimizer
         self.losses = Losses(encoder, show)
         self._loss = math.nan
         self._lr = 0.0
         self._leave = self._due = 0
         self._saved = time.perf_counter()
-
-    def _freeze_what_the_loss_does_not_reach(self) -> None:
-        """Poolers and heads that no vector depends on."""
-        ids, targets, indices = self.stream.sample()
-        goal = torch.from_numpy(targets).to(self.runtime.device)
-        self._sample = ids, goal, indices
-        self._losses(self.student, *self._sample).sum().backward()
-        for parameter in self.student.parameters():
-            if parameter.grad is None:
-                parameter.requires_grad_(False)
-            parameter.grad = None
-
-    def _losses(
-        self,
-        module: nn.Module,
-        ids: list[np.ndarray],
-        targets: Tensor,
-        indices: np.ndarray,
-        *of_all: Any,
-    ) -> Tensor:
-        vectors = self._vectors(module, ids, indices)
-        return cast(Loss, self.method).loss(vectors, targets, *of_all)
-
-    def _vectors(self, module: nn.Module, ids: list[np.ndarray], indices: np.ndarray) -> Tensor:
-        features = self.encoder.collate(ids, self.prompt_length(indices))
-        with self.runtime.autocast():
-            vectors: Tensor = module(features)
-        return vectors
 
     def run(self) -> Outcome:
         """Train to the end, or until interrupted.
@@ -187,7 +121,7 @@ class Trainer:
             return self._run()
 
     def _run(self) -> Outcome:
-        facts = self.states.load(self.student, self.optimizers)
+        facts = self.states.load(self.student, self.optimizer.optimizers)
         if facts:
             self.place = Place(*facts["place"])
             self.outcome = Outcome(**facts["outcome"])
@@ -248,14 +182,15 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         """One step of the optimiser."""
         while True:
+            split = self.outcome.split
             of_all: tuple[Any, ...] = ()
-            if self._needs_moment():
-                moment = self._agree(batch, partial(self._moment, batch))
+            if self.gradients.needs_moment(split):
+                moment = self._agree(batch, partial(self.gradients.moment, batch, split))
                 if moment is None:
                     continue
                 self.runtime.add_up([moment])
                 of_all = moment, batch.texts
-            losses = self._agree(batch, partial(self._accumulate, batch, *of_all))
+            losses = self._agree(batch, partial(self.gradients.add, batch, split, *of_all))
             if losses is not None:
                 break
         self.losses.add(batch, losses)
@@ -294,47 +229,6 @@ class Trainer:
         self.outcome.split *= 2
         self.on_warning(f"memory ran out: steps are now split into {self.outcome.split} parts")
         return None
-
-    def _parts(self, batch: Batch) -> list[np.ndarray]:
-        parts = np.array_split(np.arange(len(batch.ids)), self.outcome.split)
-        return [part for part in parts if len(part) or self.encoder.sharded]
-
-    def _needs_moment(self) -> bool:
-        """Whether a loss over pairs is made in parts, which then need to know of one another."""
-        parts = self.runtime.world * self.outcome.split
-        return parts > 1 and bool(getattr(self.method, "gor", 0))
-
-    @torch.no_grad()
-    def _moment(self, batch: Batch) -> Tensor:
-        """Σ x xᵀ over the unit vectors of this process's texts, (dim, dim): a forward pass more."""
-        total = torch.zeros(batch.targets.shape[1], batch.targets.shape[1])
-        total = total.to(self.runtime.device)
-        for part in self._parts(batch):
-            ids = [batch.ids[i] for i in part]
-            if not ids:
-                self._vectors(self.module, self._sample[0], self._sample[2])
-                continue
-            total += second_moment(self._vectors(self.module, ids, batch.indices[part]))
-        return total
-
-    def _accumulate(self, batch: Batch, *of_all: Any) -> Tensor:
-        """Gradients of the mean loss over the whole step, whatever the split and the world.
-
-        Returns:
-            The losses of this process's texts, (texts,).
-        """
-        found = [torch.zeros(0, device=self.runtime.device)]
-        for part in self._parts(batch):
-            if not len(part):  # the others want our part of the weights all the same
-                nothing = self._vectors(self.module, self._sample[0], self._sample[2]).sum() * 0
-                self.optimizer.backward(nothing)
-                continue
-            targets = self.runtime.move(torch.from_numpy(batch.targets[part]))
-            ids = [batch.ids[i] for i in part]
-            losses = self._losses(self.module, ids, targets, batch.indices[part], *of_all)
-            self.optimizer.backward(losses.sum() / batch.texts)
-            found.append(losses.detach())
-        return torch.cat(found)
 
     def _read_loss(self, step: int) -> None:
         """The mean loss since it was last read; not at each step, since it waits for the device."""
@@ -416,7 +310,7 @@ class Trainer:
             "loss": list(losses),
             "scaler": self.optimizer.scaler.state_dict(),
         }
-        self.states.save(self.student, self.optimizers, facts, write=main)
+        self.states.save(self.student, self.optimizer.optimizers, facts, write=main)
         for other in self.folder.glob("best-*.safetensors") if main else ():
             if other != self._best_file():
                 other.unlink()

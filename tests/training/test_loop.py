@@ -33,6 +33,17 @@ def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: g.to_dense().clone() if g.is_sparse else g.clone() for name, g in found.items()}
 
 
+def accumulate(trainer: Trainer, batch: Batch, *of_all: Any) -> torch.Tensor:
+    return trainer.gradients.add(batch, trainer.outcome.split, *of_all)
+
+
+def moment(trainer: Trainer, batch: Batch) -> tuple[Any, ...]:
+    split = trainer.outcome.split
+    if not trainer.gradients.needs_moment(split):
+        return ()
+    return trainer.gradients.moment(batch, split), batch.texts
+
+
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in trainer.student.state_dict().items()}
 
@@ -126,7 +137,7 @@ def test_dropout_is_off_unless_asked_for(
         batch = first_batch(trainer)
         losses[dropout] = []
         for _ in range(2):
-            losses[dropout].append(float(trainer._accumulate(batch).sum()))
+            losses[dropout].append(float(accumulate(trainer, batch).sum()))
     assert losses[False][0] == losses[False][1]
     assert losses[True][0] != losses[True][1]
 
@@ -140,7 +151,7 @@ def split_run(model: Path, texts: list[str], folder: Path, room: int) -> tuple[T
     trainer = make_trainer(
         model, texts, folder, Leaf(batch_tokens=10_000, clip=0.0), on_warning=said.append
     )
-    real = trainer._losses
+    real = trainer.gradients._losses
 
     def scarce(module: Any, ids: list[np.ndarray], *rest: Any) -> torch.Tensor:
         losses = real(module, ids, *rest)
@@ -150,7 +161,7 @@ def split_run(model: Path, texts: list[str], folder: Path, room: int) -> tuple[T
                                "allocate memory: you tried to allocate 1 bytes")  # fmt: skip
         return losses
 
-    trainer._losses = scarce  # type: ignore[method-assign]
+    trainer.gradients._losses = scarce  # type: ignore[method-assign]
     return trainer, said
 
 
@@ -188,7 +199,7 @@ def test_accumulate_is_a_split_from_the_start(
     for parts in (1, 3):
         method = Leaf(batch_tokens=10_000, accumulate=parts)
         trainer = make_trainer(tiny_bert, sentences[:20], tmp_path / str(parts), method)
-        trainer._accumulate(first_batch(trainer))
+        accumulate(trainer, first_batch(trainer))
         found.append(gradients(trainer))
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-4, atol=1e-6)
@@ -202,15 +213,15 @@ def test_a_loss_over_pairs_is_that_of_the_whole_step_in_any_parts(
         method = Leaf(batch_tokens=10_000, accumulate=parts, gor=20.0)
         trainer = make_trainer(tiny_bert, sentences[:20], tmp_path / str(parts), method)
         batch = first_batch(trainer)
-        of_all = (trainer._moment(batch), batch.texts) if trainer._needs_moment() else ()
-        sums.append(float(trainer._accumulate(batch, *of_all).sum()))
+        of_all = moment(trainer, batch)
+        sums.append(float(accumulate(trainer, batch, *of_all).sum()))
         found.append(gradients(trainer))
     assert sums == pytest.approx([sums[0]] * 3, rel=1e-5)
     for other in found[1:]:
         for name in found[0]:
             torch.testing.assert_close(found[0][name], other[name], rtol=1e-4, atol=1e-5)
     plain = make_trainer(tiny_bert, sentences[:20], tmp_path / "plain", Leaf(batch_tokens=10_000))
-    assert float(plain._accumulate(first_batch(plain)).sum()) < 0.9 * sums[0]
+    assert float(accumulate(plain, first_batch(plain)).sum()) < 0.9 * sums[0]
 
 
 def test_gradients_that_overflow_are_left_out_and_scaled_down(
@@ -222,7 +233,7 @@ def test_gradients_that_overflow_are_left_out_and_scaled_down(
     assert not trainer.optimizer.scaler.is_enabled()
     start = weights(trainer)
     trainer.optimizer.scaler = torch.amp.GradScaler("cpu")
-    trainer._accumulate(first_batch(trainer))
+    accumulate(trainer, first_batch(trainer))
     assert trainer.optimizer.dense[0].grad is not None
     trainer.optimizer.dense[0].grad[0] = torch.inf
     trainer.optimizer.step(1e-2)
@@ -251,7 +262,7 @@ def test_other_errors_are_not_taken_for_memory(
     tiny_bert: Path, sentences: list[str], tmp_path: Path
 ) -> None:
     trainer = make_trainer(tiny_bert, sentences[:8], tmp_path)
-    trainer._losses = lambda *args: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    trainer.gradients._losses = lambda *args: 1 / 0  # type: ignore[method-assign, assignment, return-value]
     with pytest.raises(ZeroDivisionError):
         trainer.run()
 
@@ -265,7 +276,7 @@ def test_clipping_is_torchs_over_dense_and_sparse_alike(
     trainer = make_trainer(
         tiny_bert, sentences[:30], tmp_path, Leaf(batch_tokens=10_000, clip=0.05)
     )
-    trainer._accumulate(first_batch(trainer))
+    accumulate(trainer, first_batch(trainer))
     assert trainer.optimizer.rows.grad.is_sparse
     copies = [torch.nn.Parameter(torch.zeros_like(g)) for g in gradients(trainer).values()]
     for copy, gradient in zip(copies, gradients(trainer).values(), strict=True):
@@ -281,7 +292,7 @@ def test_clip_0_leaves_gradients_free(
     tiny_bert: Path, sentences: list[str], tmp_path: Path
 ) -> None:
     trainer = make_trainer(tiny_bert, sentences[:9], tmp_path, Leaf(batch_tokens=10_000, clip=0))
-    trainer._accumulate(first_batch(trainer))
+    accumulate(trainer, first_batch(trainer))
     before = gradients(trainer)
     trainer.optimizer.prepare()
     for name, value in gradients(trainer).items():
@@ -414,7 +425,7 @@ def test_a_step_that_breaks_the_weights_is_named_and_the_state_before_it_kept(
     before = taken[1].after.texts
     assert f"the state after {before} texts is kept" in str(caught.value)
     again = make_trainer(tiny_bert, sentences[:60], tmp_path)
-    facts = again.states.load(again.student, again.optimizers)
+    facts = again.states.load(again.student, again.optimizer.optimizers)
     assert facts is not None
     assert facts["place"][3] == before
     assert all(bool(value.isfinite().all()) for value in weights(again).values())
@@ -431,7 +442,7 @@ def test_a_state_with_nan_is_never_saved(
     with pytest.raises(Failed, match="weights are not finite after"):
         trainer.run()
     again = make_trainer(tiny_bert, sentences[:60], tmp_path)
-    again.states.load(again.student, again.optimizers)
+    again.states.load(again.student, again.optimizer.optimizers)
     assert all(bool(value.isfinite().all()) for value in weights(again).values())
 
 
@@ -519,7 +530,7 @@ def test_a_kill_between_two_states_leaves_one(
             with pytest.raises(KeyboardInterrupt):
                 trainer._save()
         again = make_trainer(tiny_bert, sentences[:20], tmp_path)
-        assert again.states.load(again.student, again.optimizers)
+        assert again.states.load(again.student, again.optimizer.optimizers)
         assert all(torch.equal(value, kept[n]) for n, value in weights(again).items())
 
 

@@ -1,0 +1,159 @@
+"""The gradients of one step: of the mean loss over its texts, in as many parts as fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from emb_tool.encoder import Encoder
+from emb_tool.method import Training
+from emb_tool.ops.products import quicken
+from emb_tool.runtime import Runtime
+from emb_tool.training.optimizer import Optimizer
+from emb_tool.training.spread import second_moment
+from emb_tool.training.stream import Batch
+
+
+class Loss(Protocol):
+    """What a training method adds to the loop's settings."""
+
+    def loss(self, vectors: Tensor, targets: Tensor, *of_all: Any) -> Tensor:
+        """Loss of each text: (batch,) from (batch, dim) vectors and targets.
+
+        A method with a weight `gor` that is not 0 has a term over all pairs of a step: where a step
+        is in parts, `loss` is also given the second moment of all vectors, and their number.
+        """
+
+
+class Student(nn.Module):
+    """An encoder as one module, so that Accelerate and torch.compile wrap the whole of it."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.model = encoder.model
+
+    def forward(self, features: dict[str, Any]) -> Tensor:
+        """Vectors of a batch, (batch, dim) float32."""
+        vectors: Tensor = self.model(dict(features))["sentence_embedding"]
+        return vectors.float()
+
+
+class Gradients:
+    """Forward and backward passes of the student, and the optimiser that takes what they leave.
+
+    Args:
+        encoder: The student, weights in float32, on the device.
+        method: Settings and loss.
+        runtime: Device and processes.
+        sample: Token ids, targets (texts, dim) and indices of a few texts of the run.
+        prompt_length: Tokens that pooling leaves out, for the texts of one batch.
+        fsdp: Cut the student over the processes.
+
+    Attributes:
+        student: What is trained; what no loss reaches is frozen.
+        optimizer: AdamW over the rest.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        method: Training,
+        runtime: Runtime,
+        sample: tuple[list[np.ndarray], np.ndarray, np.ndarray],
+        prompt_length: Callable[[np.ndarray], int] = lambda indices: 0,
+        *,
+        fsdp: bool = False,
+    ) -> None:
+        self.encoder, self.method, self.runtime = encoder, method, runtime
+        self.prompt_length = prompt_length
+        self.student = Student(encoder)
+        self.student.train(method.dropout)
+        if not method.compile:
+            quicken(self.student)
+        self._freeze_what_the_loss_does_not_reach(sample)
+        if fsdp:
+            encoder.shard()
+        self.module: nn.Module = self.student
+        if method.compile:
+            self.module = torch.compile(self.student, dynamic=True)  # type: ignore[assignment]
+        table = None if fsdp else encoder.token_table()
+        self.optimizer = Optimizer(self.student, table, method, runtime, encoder.sharded)
+
+    def _freeze_what_the_loss_does_not_reach(
+        self, sample: tuple[list[np.ndarray], np.ndarray, np.ndarray]
+    ) -> None:
+        """Poolers and heads that no vector depends on."""
+        ids, targets, indices = sample
+        self._sample = ids, indices
+        goal = torch.from_numpy(targets).to(self.runtime.device)
+        self._losses(self.student, ids, goal, indices).sum().backward()
+        for parameter in self.student.parameters():
+            if parameter.grad is None:
+                parameter.requires_grad_(False)
+            parameter.grad = None
+
+    def needs_moment(self, split: int) -> bool:
+        """Whether a loss over pairs is made in parts, which then need to know of one another."""
+        return self.runtime.world * split > 1 and bool(getattr(self.method, "gor", 0))
+
+    @torch.no_grad()
+    def moment(self, batch: Batch, split: int) -> Tensor:
+        """Σ x xᵀ over the unit vectors of this process's texts, (dim, dim): a forward pass more."""
+        total = torch.zeros(batch.targets.shape[1], batch.targets.shape[1])
+        total = total.to(self.runtime.device)
+        for part in self._parts(batch, split):
+            ids = [batch.ids[i] for i in part]
+            if not ids:
+                self._vectors(self.module, *self._sample)
+                continue
+            total += second_moment(self._vectors(self.module, ids, batch.indices[part]))
+        return total
+
+    def add(self, batch: Batch, split: int, *of_all: Any) -> Tensor:
+        """Add the gradients of the mean loss over the whole step, whatever the split and the world.
+
+        Args:
+            batch: This process's share of the step.
+            split: Parts to make it in.
+            of_all: See `Loss`.
+
+        Returns:
+            The losses of this process's texts, (texts,).
+        """
+        found = [torch.zeros(0, device=self.runtime.device)]
+        for part in self._parts(batch, split):
+            if not len(part):  # the others want our part of the weights all the same
+                nothing = self._vectors(self.module, *self._sample).sum() * 0
+                self.optimizer.backward(nothing)
+                continue
+            targets = self.runtime.move(torch.from_numpy(batch.targets[part]))
+            ids = [batch.ids[i] for i in part]
+            losses = self._losses(self.module, ids, targets, batch.indices[part], *of_all)
+            self.optimizer.backward(losses.sum() / batch.texts)
+            found.append(losses.detach())
+        return torch.cat(found)
+
+    def _parts(self, batch: Batch, split: int) -> list[np.ndarray]:
+        parts = np.array_split(np.arange(len(batch.ids)), split)
+        return [part for part in parts if len(part) or self.encoder.sharded]
+
+    def _losses(
+        self,
+        module: nn.Module,
+        ids: list[np.ndarray],
+        targets: Tensor,
+        indices: np.ndarray,
+        *of_all: Any,
+    ) -> Tensor:
+        vectors = self._vectors(module, ids, indices)
+        return cast(Loss, self.method).loss(vectors, targets, *of_all)
+
+    def _vectors(self, module: nn.Module, ids: list[np.ndarray], indices: np.ndarray) -> Tensor:
+        features = self.encoder.collate(ids, self.prompt_length(indices))
+        with self.runtime.autocast():
+            vectors: Tensor = module(features)
+        return vectors
