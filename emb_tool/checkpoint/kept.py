@@ -56,7 +56,9 @@ class Kept:
             return make()
         found = self.find(kind, names)
         if found is None:
-            _write(self._path(kind, names), make())
+            made = make()
+            stated = {_FACTS: json.dumps(made.facts), _SUM: _checksum(made.tensors)}
+            save_tensors(self._path(kind, names), made.tensors, stated)
             found = self.find(kind, names)
         assert found is not None
         return found
@@ -84,15 +86,24 @@ class Kept:
         return (self.folder or Path()) / name
 
 
-def _write(path: Path, made: Result) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write named tensors: the file is there whole and on disk, or not at all.
+
+    Memory that several names share is written once for each.
+    """
     from safetensors.torch import save_file
 
-    new = path.with_suffix(".new")
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in made.tensors.items()}
-    for name, tensor in tensors.items():
-        if tensor.untyped_storage().nbytes() > tensor.nbytes:  # safetensors refuses shared memory
-            tensors[name] = tensor.clone()
-    save_file(tensors, str(new), {_FACTS: json.dumps(made.facts), _SUM: _checksum(tensors)})
+    new = path.with_name(f"{path.name}.new")
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    seen: set[int] = set()
+    for name, tensor in whole.items():  # safetensors refuses shared memory
+        memory = tensor.untyped_storage()
+        if memory.nbytes() > tensor.nbytes or memory.data_ptr() in seen:
+            whole[name] = tensor.clone()
+        seen.add(memory.data_ptr())
+    save_file(whole, str(new), dict(metadata) if metadata else None)
     with open(new, "rb+") as file:
         os.fsync(file.fileno())
     new.replace(path)
@@ -118,5 +129,6 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     digest = blake2b(digest_size=16)
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+        data = tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(data.numpy().data)
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from pydantic import Field, PrivateAttr
 
 from emb_tool.checkpoint.elements import Files
 from emb_tool.checkpoint.header import read_header
+from emb_tool.checkpoint.kept import save_tensors
 from emb_tool.errors import Refused
 from emb_tool.merge.base import Averaging
 from emb_tool.merge.finding import Found, Looking
@@ -74,7 +75,7 @@ class Statistical(Looking, Averaging):
                         "give --texts or --pairs to gather it from",
                     )
                 bench.mixture.set(np.eye(len(bench.names))[number])
-                save(path, self.gather(bench))
+                save_tensors(path, self.gather(bench))
                 facts["gathered"] += 1
         if bench.has_texts and facts["gathered"] < len(paths) and self.statistics:
             bench.progress.warn(
@@ -128,15 +129,6 @@ def batches(bench: Bench, tokens: int, batch_tokens: int) -> Iterator[dict[str, 
                 break
         for batch in plan_batches(np.array([len(row) for row in ids]), batch_tokens, rng):
             yield encoder.collate([ids[i] for i in batch], encoder.prompt_length(prompt))
-
-
-def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write statistics, whole or not at all."""
-    from safetensors.torch import save_file
-
-    half = path.with_suffix(".new")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, half)
-    half.rename(path)
 
 
 def _identity(bench: Bench, number: int) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from emb_tool.checkpoint.files import write_atomically
+from emb_tool.checkpoint.kept import save_tensors
 from emb_tool.encoder import Encoder
 from emb_tool.errors import EmbToolError, Failed, Interrupted
 from emb_tool.method import Training
@@ -26,7 +27,7 @@ from emb_tool.runtime import Runtime
 from emb_tool.signals import DeferredSignals
 from emb_tool.training.losses import Counts, Losses
 from emb_tool.training.outcome import Outcome, Score
-from emb_tool.training.state import States, check_saved, checksum, load_tensors, save_tensors
+from emb_tool.training.state import States, check_saved, checksum, load_tensors
 from emb_tool.training.step import Gradients
 from emb_tool.training.stream import Batch, Place, Stream
 from emb_tool.training.streamed import StreamedTexts

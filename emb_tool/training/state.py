@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,18 +17,9 @@ import torch
 from torch import Tensor
 
 from emb_tool.checkpoint.files import write_atomically
+from emb_tool.checkpoint.kept import save_tensors
 from emb_tool.errors import Refused
 from emb_tool.processes import cut_like, whole
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write named tensors; shared memory is written once for each name."""
-    from safetensors.torch import save_file
-
-    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    save_file(copies, str(path))
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
