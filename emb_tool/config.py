@@ -317,6 +317,7 @@ def read_recipe(path: str | Path) -> list[dict[str, Any]]:
         where = f"{path}, job {number}"
         if "verb" not in job:
             raise Refused(f"{where}: verb is missing", "known: " + ", ".join(registry.VERBS))
+        _check_keys(job, where)
         registry.choose(str(job["verb"]), registry.VERBS, "verb")
         name = job.pop("name", None)
         job = _substitute(job, outputs, where)
@@ -324,6 +325,24 @@ def read_recipe(path: str | Path) -> list[dict[str, Any]]:
             outputs[str(name)] = str(job["output"])
         resolved.append(job)
     return resolved
+
+
+def _check_keys(job: Mapping[Any, Any], where: str) -> None:
+    """Settings have names, and so have methods: YAML takes anything for a key.
+
+    Raises:
+        Refused: A key or a method's name that is no text.
+    """
+    given = job.get("method")
+    steps = [step for step in (given if isinstance(given, list) else [given]) if step is not None]
+    for settings in (job, *(step for step in steps if isinstance(step, Mapping))):
+        for key in settings:
+            if not isinstance(key, str):
+                raise Refused(f"{where}: the key {key!r:.80} is no text", "see docs/recipes.md")
+    for step in steps:
+        name = step.get("name", "") if isinstance(step, Mapping) else step
+        if not isinstance(name, str):
+            raise Refused(f"{where}: method: {name!r:.80} is no name", "write method: {name: pq}")
 
 
 def _check_extent(data: Any) -> None:
@@ -350,11 +369,14 @@ def _load_yaml(text: str, path: Path) -> Any:
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            names = [key.value for key, _ in node.value]
-            for (key, _), name in zip(node.value, names, strict=True):
-                if names.count(name) > 1:
+            known: set[str] = set()
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    continue  # no key that a mapping takes: told as such
+                if key.value in known:
                     where = f"{path}:{key.start_mark.line + 1}"
-                    raise Refused(f"{where}: {name!r} is given twice", "leave one of them out")
+                    raise Refused(f"{where}: {key.value!r} is given twice", "leave one of them out")
+                known.add(key.value)
             return super().construct_mapping(node, deep)
 
     return yaml.load(text, Loader)

@@ -56,7 +56,7 @@ def choose(name: str, known: Iterable[str], what: str) -> str:
     known = list(known)
     if name in known:
         return name
-    raise Refused(f"unknown {what} {name!r}", did_you_mean(name, known))
+    raise Refused(f"unknown {what} {name!r:.200}", did_you_mean(name, known))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -117,5 +117,5 @@ def build(cls: type[pydantic.BaseModel], values: Mapping[str, Any], origin: Any 
             elif fault["type"] == "missing":
                 sentences.append(f"{key} is missing{where}")
             else:
-                sentences.append(f"{key}={fault['input']!r}{where}: {said}")
+                sentences.append(f"{key}={fault['input']!r:.200}{where}: {said}")
         raise Refused("; ".join(sentences), hint) from None

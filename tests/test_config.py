@@ -179,7 +179,7 @@ def test_the_digest_names_what_decides_the_result() -> None:
     [
         ("verb: distill\nlr: [1, 2\ntexts: x\n", "r.yaml:3: not YAML"),
         ("verb: distill\n\tlr: 1\n", "r.yaml:2: not YAML"),
-        ("verb: distill\nlr: 1\nlr: 2\n", "r.yaml:2: 'lr' is given twice"),
+        ("verb: distill\nlr: 1\nlr: 2\n", "r.yaml:3: 'lr' is given twice"),
         ("", "a recipe is a mapping"),
         ("- a\n", "a recipe is a mapping"),
         ("lr: 1\n", "job 1: verb is missing"),
@@ -189,6 +189,10 @@ def test_the_digest_names_what_decides_the_result() -> None:
         ("jobs: [{verb: eval}]\nlr: 1\n", "'lr' stands beside jobs:"),
         ("jobs: [{verb: eval}, {lr: 1}]\n", "job 2: verb is missing"),
         ("x: !!python/object/apply:os.system [ls]\n", "not YAML"),
+        ("verb: distill\nmethod: {name: true, lr: 1}\n", "job 1: method: True is no name"),
+        ("verb: compress\nmethod: [pq, [x]]\n", "job 1: method: ['x'] is no name"),
+        ("verb: compress\nmethod: [{name: pq, 8: x}]\n", "job 1: the key 8 is no text"),
+        ("jobs: [{verb: eval, on: x}]\n", "job 1: the key True is no text"),
     ],
 )
 def test_faults_of_a_recipe_are_told_with_their_place(
