@@ -21,8 +21,8 @@ from emb_tool import registry
 from emb_tool.errors import Refused
 from emb_tool.method import Method, Settings
 
-MAX_RECIPE, MAX_VALUES = 1_000_000, 100_000
-"""Characters of a recipe, and values in it."""
+MAX_RECIPE, MAX_VALUES, MAX_DEPTH = 1_000_000, 100_000, 32
+"""Characters of a recipe, values in it, and how many of them inside one another."""
 
 
 class Job(Settings):
@@ -291,9 +291,8 @@ def read_recipe(path: str | Path) -> list[dict[str, Any]]:
     try:
         data = _load_yaml(text, path)
         _check_extent(data)
-    except (RecursionError, ValueError, OverflowError) as error:
-        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise Refused(f"{path}: not YAML that can be read: {why[:200]}", None) from None
+    except (ValueError, OverflowError) as error:
+        raise Refused(f"{path}: not YAML that can be read: {str(error)[:200]}", None) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -368,6 +367,17 @@ def _load_yaml(text: str, path: Path) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                where = f"{path}:{parent.start_mark.line + 1}" if parent else str(path)
+                raise Refused(f"{where}: nested more than {MAX_DEPTH} deep", "see docs/recipes.md")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             known: set[str] = set()
             for key, _ in node.value:

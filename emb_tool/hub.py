@@ -105,6 +105,8 @@ class PackedQuantizer(HfQuantizer):
 
 def _place(model: Any, name: str, old: Any, spec: Mapping[str, Any]) -> Packed:
     """Put a packed module in the place of a plain one."""
+    import torch
+
     from emb_tool import packed
 
     weight = getattr(old, "weight", None)
@@ -115,7 +117,13 @@ def _place(model: Any, name: str, old: Any, spec: Mapping[str, Any]) -> Packed:
             f" {list(shape)}",
             "config.json is not that of these weights",
         )
-    new = packed.empty({**spec, "bias": getattr(old, "bias", None) is not None})
+    new = packed.empty({**spec, "bias": getattr(old, "bias", None) is not None}, name)
+    role = "table" if isinstance(old, torch.nn.Embedding) else "linear"
+    if new.role != role:
+        raise Refused(
+            f"config.json, quantization_config, {name}: role={new.role}, the model has a {role}",
+            "restore the original file",
+        )
     new.padding_idx = getattr(old, "padding_idx", None)
     factor = embedding_scale(old)
     if factor != 1:
@@ -235,9 +243,16 @@ def _load_static(
     tokenizer = Tokenizer.from_file(cls.load_file_path(name, filename="tokenizer.json", **hub))
     weights = cls.load_torch_weights(model_name_or_path=name, **hub)
     module = cls(tokenizer, embedding_weights=torch.zeros(1, int(spec["shape"][1])))
-    module.embedding = packed.empty(spec)
+    with torch.device("meta"):  # nothing is allocated for what a config claims
+        module.embedding = packed.empty(spec, "embedding")
+    if module.embedding.role != "bag":
+        raise Refused(
+            f"config.json, quantization_config, embedding: role={module.embedding.role}, not bag",
+            "restore the original file",
+        )
+    module.embedding.link({})
     module.num_embeddings = module.embedding.num_embeddings
-    module.load_state_dict(weights)
+    module.load_state_dict(weights, assign=True)
     module.packed_config = config
     return module
 

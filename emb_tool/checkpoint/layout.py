@@ -16,6 +16,7 @@ from emb_tool.checkpoint.files import inside, join, read_json, write_json
 from emb_tool.checkpoint.modules import (
     POOLING_KEYS,
     hidden_size,
+    normalises,
     read_modules,
     read_pooling,
 )
@@ -126,7 +127,7 @@ def read_layout(
     full = _width(chain, pooling, config, tensors)
     truncate = st.get("truncate_dim")
     cut = isinstance(truncate, int) and full is not None and truncate < full
-    shaping = [m.kind for m in chain if m.kind not in ("Dropout",)]
+    shaping = [m for m in chain if m.kind != "Dropout"]
     return replace(
         layout,
         prompts={str(k): str(v) for k, v in (st.get("prompts") or {}).items() if v is not None},
@@ -138,7 +139,7 @@ def read_layout(
         if pooling_module
         else True,
         dim=truncate if cut else full,
-        normalises=bool(shaping) and shaping[-1] == "Normalize" and not cut,
+        normalises=bool(shaping) and normalises(shaping[-1]) and not cut,
         family="static" if static else _family(config, pooling),
         truncate_dim=truncate if cut else None,
     )
@@ -199,6 +200,8 @@ def packed_modules(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _is_spec(spec: Any) -> bool:
     if not isinstance(spec, Mapping) or not isinstance(spec.get("kind"), str):
+        return False
+    if not isinstance(spec.get("tensor", ""), str):
         return False
     shape = spec.get("shape")
     if not isinstance(shape, list) or len(shape) != 2:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from emb_tool.checkpoint.files import inside, join, read_json, read_json_list
+from emb_tool.checkpoint.stated import TEXT_OUTPUTS
 from emb_tool.errors import Refused
 
 POOLING_KEYS = {
@@ -25,6 +26,11 @@ KINDS = (
     "LayerNorm", "WeightedLayerPooling", "WordEmbeddings", "WordWeights", "BoW", "CNN", "LSTM",
 )  # fmt: skip
 """Modules of sentence-transformers itself that give dense vectors of text."""
+
+_TOKENS, _SENTENCE = "token_embeddings", "sentence_embedding"
+
+_PER_TOKEN = ("Pooling", "CNN", "LSTM", "WordWeights", "WeightedLayerPooling")
+"""Modules that read a vector a token."""
 
 _TRANSFORMER_CONFIGS = tuple(
     f"sentence_{name}_config.json"
@@ -82,7 +88,80 @@ def read_modules(
             routes = _routes(folder, module, notes)
     if not modules:
         raise Refused(f"{folder}/modules.json names no module", "restore the original file")
+    rest = [module for module in modules if module.kind != "Router"]
+    for route in routes.values() or [()]:
+        fault = _flow(folder, (*route, *rest))
+        if fault and notes is None:
+            raise Refused(f"{folder}/modules.json: {fault}", "restore the original files")
+        if fault and notes is not None:
+            notes.append(f"modules.json: {fault}")
     return tuple(modules), routes
+
+
+class _Vectors(NamedTuple):
+    """What a module gives: of each token or of the text, and how wide where that is known."""
+
+    per_token: bool
+    width: int | None
+
+
+def _flow(folder: Path, chain: Iterable[ModuleSpec]) -> str | None:
+    """Why a text gets no vector from these modules, each of which reads what those before give."""
+    given: dict[str, _Vectors] = {}
+    for module in chain:
+        reads, writes = _names(module)
+        if not reads:
+            given[writes] = _first(folder, module)
+            continue
+        found = given.get(reads)
+        if found is None:
+            if module.kind == "Normalize":  # passes it by, as in sentence-transformers
+                continue
+            return f"{module.kind} reads {reads[:80]!r}, which nothing before it gives"
+        if module.kind in _PER_TOKEN and not found.per_token:
+            return f"{module.kind} reads {reads[:80]!r}, which has one vector a text"
+        if module.kind == "Pooling":
+            several = len(read_pooling(folder, module))
+            found = _Vectors(False, found.width and found.width * several)
+        elif module.kind in ("Dense", "LayerNorm"):
+            wanted = module.config.get("in_features", module.config.get("dimension"))
+            if found.width and wanted is not None and wanted != found.width:
+                return f"{module.kind} reads {wanted} columns, {reads[:80]!r} has {found.width}"
+            found = _Vectors(found.per_token, module.config.get("out_features", found.width))
+        elif module.kind not in ("Normalize", "Dropout"):
+            found = _Vectors(found.per_token, None)
+        given[writes] = found
+    vector = given.get(_SENTENCE)
+    if vector is not None and not vector.per_token:
+        return None
+    return f"its modules give no {_SENTENCE!r}, one vector a text"
+
+
+def _first(folder: Path, module: ModuleSpec) -> _Vectors:
+    """What a module gives that reads the text itself."""
+    if module.kind != "Transformer":
+        return _Vectors(module.kind == "WordEmbeddings", None)
+    modalities = module.config.get("modality_config") or {}
+    output = modalities.get("text", {}).get("method_output_name", "last_hidden_state")
+    config = read_json(folder, join(module.path, "config.json")) or {}
+    return _Vectors(TEXT_OUTPUTS[output], hidden_size(config) if output != "text_embeds" else None)
+
+
+def _names(module: ModuleSpec) -> tuple[str, str]:
+    """What a module reads, "" for the text itself, and what it writes."""
+    if module.kind in ("StaticEmbedding", "BoW"):
+        return "", _SENTENCE
+    if module.kind in ("Transformer", "WordEmbeddings"):
+        return "", module.config.get("module_output_name") or _TOKENS
+    if module.kind in _PER_TOKEN:
+        return _TOKENS, _SENTENCE if module.kind == "Pooling" else _TOKENS
+    reads = module.config.get("module_input_name") or _SENTENCE
+    return reads, module.config.get("module_output_name") or reads
+
+
+def normalises(module: ModuleSpec) -> bool:
+    """Whether a module gives texts' vectors the length 1."""
+    return module.kind == "Normalize" and _names(module) == (_SENTENCE, _SENTENCE)
 
 
 def _module(folder: Path, path: str, type_: str, notes: list[str] | None) -> ModuleSpec:

@@ -22,6 +22,16 @@ _COUNTED = ("layer", "head", "expert", "block", "stage", "group")
 """In the names of what is counted by MAX_COUNT."""
 
 
+TEXT_OUTPUTS = {"last_hidden_state": True, "pooler_output": False, "text_embeds": False}
+"""What is read of a model's output, and whether it is a vector a token."""
+
+_ATTENTION = {
+    "embtool_logn": ("original",),
+    "embtool_self_extend": ("original", "group", "window", "dim", "theta"),
+}
+"""Of `ops.attention`, and what each reads of `embtool_attention`."""
+
+
 def _size(value: Any) -> bool:
     return value is None or (type(value) is int and 0 <= value < MAX_SIZE)
 
@@ -54,6 +64,16 @@ def _switch(value: Any) -> bool:
     return value is None or isinstance(value, bool)
 
 
+def _modalities(value: Any) -> bool:
+    """Of several that a model may read, text has to be one."""
+    text = value.get("text") if isinstance(value, dict) else None
+    return value is None or (
+        isinstance(text, dict)
+        and text.get("method") in ("forward", "get_text_features")
+        and text.get("method_output_name") in [*TEXT_OUTPUTS]
+    )
+
+
 def _own(name: str) -> bool:
     return "." not in name or name.startswith("sentence_transformers.")
 
@@ -63,7 +83,9 @@ def _activation(value: Any) -> bool:
 
 
 _SIZE, _TEXT = "a whole number from 0 to 2^31", "a text"
-_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_Kind = tuple[str, Callable[[Any], bool]]
+
+_KINDS: dict[str, _Kind] = {
     **dict.fromkeys(
         (
             "hidden_size", "d_model", "dim", "n_embd", "hidden_dim", "embedding_size", "vocab_size",
@@ -79,7 +101,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     **dict.fromkeys(
         ("model_type", "similarity_fn_name", "default_prompt_name", "position_embedding_type",
-         "base_model_name_or_path"),
+         "base_model_name_or_path", "module_input_name", "module_output_name"),
         (_TEXT, _text),
     ),
     **dict.fromkeys(
@@ -87,17 +109,31 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ("true or false", _switch),
     ),
     **dict.fromkeys(
-        ("quantization_config", "rope_parameters", "rope_scaling", "auto_map"),
+        ("quantization_config", "rope_parameters", "rope_scaling", "auto_map",
+         "embtool_attention"),
         ("an object", _mapping),
     ),
     # dotted names are imported by sentence-transformers, and called
     "activation_function": ("the name of a function, or a class of torch.nn", _activation),
     "tokenizer_class": ("the name of a class", lambda value: _text(value) and _own(value or "")),
+    # one with a slash is fetched from the hub, and run
+    "attn_implementation": ("a text without /", lambda x: _text(x) and "/" not in (x or "")),
     "architectures": ("a list of texts", _texts),
     "model_max_length": ("a number", _number),
     "prompts": ("an object of texts", _prompts),
     "pooling_mode": ("a text or a list of them", lambda value: _text(value) or _texts(value)),
 }  # fmt: skip
+
+_TRANSFORMER: dict[str, _Kind] = {
+    "transformer_task": ("feature-extraction", lambda x: x in (None, "feature-extraction")),
+    "modality_config": (
+        'an object whose "text" has a method (forward, get_text_features) and a method_output_name'
+        f" ({', '.join(TEXT_OUTPUTS)})",
+        _modalities,
+    ),
+    "window": (_SIZE, _size),
+}
+"""In the config of a Transformer module alone."""
 
 _CONFIGS = ("config.json", "tokenizer_config.json", "adapter_config.json", "router_config.json")
 
@@ -113,7 +149,9 @@ def check_stated(path: Path, value: Mapping[str, Any]) -> None:
         Refused: Names the file, the key and what is wrong.
     """
     if path.name in _CONFIGS or path.name.startswith(("sentence_", "config_sentence_")):
-        _check(path, value, "")
+        kinds = _KINDS | _TRANSFORMER if path.name.startswith("sentence_") else _KINDS
+        _check(path, value, "", kinds)
+        _check_attention(path, value)
     elif path.name == "tokenizer.json":
         added = value.get("added_tokens") or []
         listed = isinstance(added, list) and all(isinstance(token, dict) for token in added)
@@ -124,14 +162,27 @@ def check_stated(path: Path, value: Mapping[str, Any]) -> None:
             )
 
 
-def _check(path: Path, value: Mapping[str, Any], inside: str) -> None:
+def _check_attention(path: Path, value: Mapping[str, Any]) -> None:
+    """Refuse settings of an attention of ours that are not there, or no numbers above 0."""
+    settings = value.get("embtool_attention") or {}
+    for key in _ATTENTION.get(value.get("attn_implementation") or "", ()):
+        held, least = settings.get(key), 2 if key == "original" else 1  # log(original) divides
+        number = _size(held) or (key == "theta" and isinstance(held, float))
+        if not number or not least <= (held or 0) < MAX_SIZE:
+            raise Refused(
+                f"{path}: embtool_attention.{key} is {str(held)[:80]}, not a number from {least}",
+                "restore the original file",
+            )
+
+
+def _check(path: Path, value: Mapping[str, Any], inside: str, kinds: Mapping[str, _Kind]) -> None:
     for key, held in value.items():
         where = f"{path}: {inside}{key[:80]} is {str(held)[:80]}"
-        said, fits = _KINDS.get(key, ("", lambda value: True))
+        said, fits = kinds.get(key, ("", lambda value: True))
         if not fits(held):
             raise Refused(f"{where}, not {said}", "restore the original file")
         counted = any(part in key for part in _COUNTED) and not key.endswith(("_size", "_dim"))
         if counted and type(held) is int and not -1 <= held <= MAX_COUNT:
             raise Refused(f"{where}; {MAX_COUNT:,} is the most", "restore the original file")
         if isinstance(held, dict) and not inside.count("."):  # text_config and the like
-            _check(path, held, f"{inside}{key[:80]}.")
+            _check(path, held, f"{inside}{key[:80]}.", kinds)

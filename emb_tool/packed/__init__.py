@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from emb_tool.registry import choose
+from emb_tool.errors import Refused
+from emb_tool.registry import build, choose
 
 if TYPE_CHECKING:
     from emb_tool.packed.base import Packed
@@ -47,6 +48,23 @@ def kind(name: str) -> type[Packed]:
     return cls
 
 
-def empty(spec: Mapping[str, Any]) -> Packed:
-    """A module of the right sizes whose bytes are still to be read."""
-    return kind(str(spec["kind"]))(spec)
+MOST = 1 << 40
+"""Bytes of a packed module; what claims more is none."""
+
+
+def empty(spec: Mapping[str, Any], name: str = "") -> Packed:
+    """A module of the right sizes whose bytes are still to be read.
+
+    Args:
+        spec: As `config.json` states it.
+        name: Of the module, for messages.
+
+    Raises:
+        Refused: A kind that is not known, a spec that is none of its kind.
+    """
+    where = f"config.json, quantization_config, {name}"
+    cls = kind(str(spec["kind"]))
+    build(cls.stored, spec, where)
+    if (needed := sum(part.nbytes for part in cls.parts(spec).values())) > MOST:
+        raise Refused(f"{where}: takes {needed:,} bytes", "restore the original file")
+    return cls(spec)

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emb_tool.errors import Refused
-
-ROLES = ("table", "linear", "bag")
+from emb_tool.packed.spec import Spec
 
 MANY, MOST = 512, 1 << 20
 """Ids from which, and rows up to which, it is looked for ids that come again."""
@@ -74,6 +73,8 @@ class Packed(nn.Module):
     """
 
     kind: ClassVar[str]
+    stored: ClassVar[type[Spec]] = Spec
+    """What its spec has to be."""
     frozen: ClassVar[tuple[str, ...]] = ()
     """Float parts that are not trained."""
 

@@ -244,9 +244,13 @@ class Codebooks(Sized):
         """See `Packed.link`; codebooks may be another's."""
         if "shared_with" in self.spec:
             lender = modules.get(self.spec["shared_with"])
-            if not isinstance(lender, Codebooks):
+            own = self.parts({k: v for k, v in self.spec.items() if k != "shared_with"})
+            if (
+                not isinstance(lender, Codebooks)
+                or lender._parts.get("codebooks") != own["codebooks"]
+            ):
                 raise Refused(
-                    f"the codebooks are those of {self.spec['shared_with']}, which is not there",
+                    f"the codebooks are those of {self.spec['shared_with']}, which has none such",
                     "keep the tables of one file together",
                 )
             self._lender = [lender]  # in a list, so that it is no part of this module

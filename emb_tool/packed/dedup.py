@@ -14,11 +14,20 @@ from emb_tool.errors import Refused
 from emb_tool.ops.hashing import splitmix
 from emb_tool.ops.rows import CHUNK, take, task
 from emb_tool.packed.base import Packed, Part
+from emb_tool.packed.spec import Size, Spec, Switch
 
 TABLES = 16
 """Hash tables in which rows that are alike are looked for."""
 ROUNDS = 4
 """Leaders that a bucket of a hash table may have."""
+
+
+class DedupSpec(Spec):
+    """See `Dedup`."""
+
+    block: Size
+    unique: Size
+    half: Switch
 
 
 class Dedup(Packed):
@@ -32,6 +41,7 @@ class Dedup(Packed):
     """
 
     kind: ClassVar[str] = "dedup"
+    stored: ClassVar[type[Spec]] = DedupSpec
 
     @classmethod
     def settle(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 from math import cos, isqrt, pi
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,9 +16,19 @@ from emb_tool.errors import Refused
 from emb_tool.ops.hashing import PRIME, universal_codes
 from emb_tool.ops.rows import chunks, device_of, row_weights, take, task
 from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.packed.spec import Seed, Size, Spec
 
 LEVELS = 1_000_000
 """Distinct values of a hash before it is scaled to [-1, 1]."""
+
+
+class DheSpec(Spec):
+    """See `Dhe`."""
+
+    hashes: Size
+    hidden: Size
+    layers: Annotated[int, Field(strict=True, ge=1, le=1000)]
+    seed: Seed
 
 
 class Dhe(Packed):
@@ -34,6 +45,7 @@ class Dhe(Packed):
     """
 
     kind: ClassVar[str] = "dhe"
+    stored: ClassVar[type[Spec]] = DheSpec
 
     @classmethod
     def settle(

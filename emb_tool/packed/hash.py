@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -13,8 +13,18 @@ from emb_tool.errors import Refused
 from emb_tool.ops.hashing import PRIME, universal
 from emb_tool.ops.rows import chunks, row_weights
 from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.packed.spec import Seed, Size, Spec
 
-FUNCTIONS = ("mod", "universal")
+Function = Literal["mod", "universal"]
+FUNCTIONS = get_args(Function)
+
+
+class HashSpec(Spec):
+    """See `Hash`."""
+
+    buckets: Size
+    function: Function
+    seed: Seed
 
 
 class Hash(Packed):
@@ -25,6 +35,7 @@ class Hash(Packed):
     """
 
     kind: ClassVar[str] = "hash"
+    stored: ClassVar[type[Spec]] = HashSpec
 
     @classmethod
     def settle(

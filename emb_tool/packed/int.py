@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,6 +23,7 @@ from emb_tool.ops.rounding import (
 )
 from emb_tool.ops.rows import chunks
 from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.packed.spec import Size, Spec
 from emb_tool.runtime import runs_triton
 
 GROUPS = (32, 64, 128, None)
@@ -32,6 +34,13 @@ BLOCK = 1 << 18
 
 SIDE = 4
 """Bytes of a group's scale and minimum."""
+
+
+class IntSpec(Spec):
+    """See `Int`."""
+
+    bits: Annotated[int, Field(strict=True, ge=2, le=8)]
+    group: Annotated[Size, Field(multiple_of=8)] | None
 
 
 class Int(Packed):
@@ -47,6 +56,7 @@ class Int(Packed):
     """
 
     kind: ClassVar[str] = "int"
+    stored: ClassVar[type[Spec]] = IntSpec
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         super().__init__(spec)

@@ -15,6 +15,20 @@ from emb_tool.errors import Refused
 from emb_tool.ops.linalg import low_rank, slices
 from emb_tool.ops.rows import row_weights
 from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.packed.spec import Size, Spec
+
+
+class MixedDimensionSpec(Spec):
+    """See `MixedDimension`."""
+
+    sizes: list[Size]
+    widths: list[Size]
+
+    def fault(self, rows: int, columns: int) -> str | None:
+        """See `Spec.fault`."""
+        paired = len(self.sizes) == len(self.widths) and sum(self.sizes) == rows
+        fits = paired and max(self.widths) <= columns
+        return None if fits else f"sizes and widths are not those of {rows:,} x {columns}"
 
 
 class MixedDimension(Packed):
@@ -30,6 +44,7 @@ class MixedDimension(Packed):
     """
 
     kind: ClassVar[str] = "mde"
+    stored: ClassVar[type[Spec]] = MixedDimensionSpec
 
     @classmethod
     def settle(

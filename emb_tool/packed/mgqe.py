@@ -16,6 +16,20 @@ from emb_tool.ops.rows import sample, take
 from emb_tool.packed.base import Part
 from emb_tool.packed.codebooks import Codebooks, Trained
 from emb_tool.packed.points import TRAIN_ROWS, nearest_codes, subspaces, training_rows
+from emb_tool.packed.sizes import SizedSpec
+from emb_tool.packed.spec import Bits, Spec
+
+
+class MgqeSpec(SizedSpec):
+    """See `Mgqe`."""
+
+    tail_bits: Bits
+
+    def fault(self, rows: int, columns: int) -> str | None:
+        """See `Spec.fault`."""
+        if self.tail_bits > self.bits:
+            return f"tail_bits={self.tail_bits} is more than bits={self.bits}"
+        return super().fault(rows, columns)
 
 
 class Mgqe(Codebooks):
@@ -27,6 +41,7 @@ class Mgqe(Codebooks):
     """
 
     kind: ClassVar[str] = "mgqe"
+    stored: ClassVar[type[Spec]] = MgqeSpec
 
     @classmethod
     def _within(

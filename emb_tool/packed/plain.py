@@ -62,7 +62,8 @@ def write_plain(
             if module is not None:
                 made = read_module(checkpoint, module, modules[module])
                 if lender := modules[module].get("shared_with"):
-                    made.link({lender: read_module(checkpoint, lender, modules[lender])})
+                    held = modules.get(lender)
+                    made.link({lender: read_module(checkpoint, lender, held)} if held else {})
                 tensor = made.expand()
             else:
                 tensor = checkpoint.tensor(spec.name)
@@ -72,7 +73,8 @@ def write_plain(
 
 def read_module(checkpoint: Checkpoint, name: str, spec: Mapping[str, Any]) -> Packed:
     """A packed module, from its stored bytes."""
-    made = packed.empty({**spec, "bias": False})
+    with torch.device("meta"):  # nothing is allocated for what a config claims
+        made = packed.empty({**spec, "bias": False}, name)
     for buffer, wanted in list(made.named_buffers()):
         stored = checkpoint.tensor(f"{name}.{buffer}")
         if stored.shape != wanted.shape or stored.dtype != wanted.dtype:

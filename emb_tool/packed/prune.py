@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -11,10 +11,19 @@ from torch import Tensor
 from emb_tool.errors import Refused
 from emb_tool.ops.rows import chunks, row_weights
 from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.packed.spec import Size, Spec
 
-FORMATS = ("bitmap", "csr")
+Format = Literal["bitmap", "csr"]
+FORMATS = get_args(Format)
 REACH = 1 << 16
 """Beginnings of rows are counted in 16 bits from the last multiple of some rows."""
+
+
+class PruneSpec(Spec):
+    """See `Prune`."""
+
+    kept: Size
+    format: Format
 
 
 class Prune(Packed):
@@ -28,6 +37,7 @@ class Prune(Packed):
     """
 
     kind: ClassVar[str] = "prune"
+    stored: ClassVar[type[Spec]] = PruneSpec
 
     @classmethod
     def settle(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import isqrt
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor
@@ -13,10 +13,23 @@ from torch.nn import functional
 from emb_tool.errors import Refused
 from emb_tool.ops.rows import CHUNK, device_of, row_weights, take, task
 from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.packed.spec import Size, Spec
 
-OPERATIONS = ("sum", "product")
+Operation = Literal["sum", "product"]
+OPERATIONS = get_args(Operation)
 ROUNDS = 30
 """Alternations of a fit at most."""
+
+
+class QuotientRemainderSpec(Spec):
+    """See `QuotientRemainder`."""
+
+    quotients: Size
+    operation: Operation
+
+    def fault(self, rows: int, columns: int) -> str | None:
+        """See `Spec.fault`."""
+        return "more quotients than rows" if self.quotients > rows else None
 
 
 class QuotientRemainder(Packed):
@@ -28,6 +41,7 @@ class QuotientRemainder(Packed):
     """
 
     kind: ClassVar[str] = "qr"
+    stored: ClassVar[type[Spec]] = QuotientRemainderSpec
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         super().__init__(spec)

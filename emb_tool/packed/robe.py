@@ -12,9 +12,18 @@ from emb_tool.errors import Refused
 from emb_tool.ops.hashing import PRIME, universal_pairs
 from emb_tool.ops.rows import CHUNK, chunks, row_weights
 from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.packed.spec import Seed, Size, Spec
 
 RANGE = 1 << 27
 """Slots summed in one pass of a fit: a gigabyte of sums and weights."""
+
+
+class RobeSpec(Spec):
+    """See `Robe`."""
+
+    slots: Size
+    block: Size
+    seed: Seed
 
 
 class Robe(Packed):
@@ -27,6 +36,7 @@ class Robe(Packed):
     """
 
     kind: ClassVar[str] = "robe"
+    stored: ClassVar[type[Spec]] = RobeSpec
 
     @classmethod
     def settle(
@@ -102,7 +112,7 @@ class Robe(Packed):
 
     def place(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Slots (n, columns) int64 of rows, and the signs (n, columns) -1 or 1."""
-        block, seed = self.spec["block"], self.spec["seed"]
+        block, seed = min(self.spec["block"], self.embedding_dim), self.spec["seed"]
         count = -(-self.embedding_dim // block)
         chunk = torch.arange(count, device=ids.device)
         start = universal_pairs(ids.unsqueeze(1), chunk, 2 * seed)

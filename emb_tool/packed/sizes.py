@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from emb_tool.errors import Refused
 from emb_tool.ops.rounding import packed_bytes
 from emb_tool.packed.base import Packed, Part
+from emb_tool.packed.spec import Bits, Count, Name, Size, Spec
+
+
+class SizedSpec(Spec):
+    """See `Sized`."""
+
+    subvectors: Size
+    stages: Size
+    bits: Bits
+    hot: Count
+    scale: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.0
+    shared_with: Name = ""
+
+    def fault(self, rows: int, columns: int) -> str | None:
+        """See `Spec.fault`."""
+        if columns % self.subvectors:
+            return f"subvectors={self.subvectors} does not divide {columns} columns"
+        return f"hot={self.hot:,} of {rows:,} rows" if self.hot > rows else None
 
 
 class Sized(Packed):
     """Sub-vectors, stages, bits and hot rows, see `Codebooks`."""
+
+    stored: ClassVar[type[Spec]] = SizedSpec
 
     only_fit: ClassVar[dict[str, Any]] = {"iterations": 10}
     """Settings that the stored spec does not need, and their defaults."""

@@ -10,6 +10,18 @@ import torch
 from torch import Tensor
 
 from emb_tool.packed.base import Packed, Part
+from emb_tool.packed.spec import Count, Size, Spec
+
+
+class StrideSpec(Spec):
+    """See `Stride`."""
+
+    original: Size
+    first: Count
+
+    def fault(self, rows: int, columns: int) -> str | None:
+        """See `Spec.fault`."""
+        return None if self.first < rows else f"first={self.first} of {rows:,} rows"
 
 
 class Stride(Packed):
@@ -20,6 +32,7 @@ class Stride(Packed):
     """
 
     kind: ClassVar[str] = "stride"
+    stored: ClassVar[type[Spec]] = StrideSpec
 
     @classmethod
     def settle(

@@ -13,6 +13,13 @@ from emb_tool.errors import Refused
 from emb_tool.ops.linalg import low_rank
 from emb_tool.ops.rows import row_weights
 from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.packed.spec import Size, Spec
+
+
+class SvdSpec(Spec):
+    """See `Svd`."""
+
+    rank: Size
 
 
 class Svd(Packed):
@@ -22,6 +29,7 @@ class Svd(Packed):
     """
 
     kind: ClassVar[str] = "svd"
+    stored: ClassVar[type[Spec]] = SvdSpec
 
     @classmethod
     def settle(

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import ceil, isqrt, prod
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from emb_tool.errors import Refused
 from emb_tool.ops.linalg import top_eigenvectors
 from emb_tool.ops.rows import CHUNK, device_of, take, task
 from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.packed.spec import Size, Spec
 
 Triple = tuple[int, int, int]
+
+
+class TensorTrainSpec(Spec):
+    """See `TensorTrain`."""
+
+    radices: Annotated[list[tuple[Size, Size, Size]], Field(min_length=2, max_length=2)]
+    ranks: Annotated[list[Size], Field(min_length=2, max_length=2)]
+
+    def fault(self, rows: int, columns: int) -> str | None:
+        """See `Spec.fault`."""
+        n, d = map(prod, self.radices)
+        fits = rows <= n and columns <= d
+        return None if fits else f"radices give {n:,} x {d:,}, the table is {rows:,} x {columns}"
 
 
 class TensorTrain(Packed):
@@ -29,6 +44,7 @@ class TensorTrain(Packed):
     """
 
     kind: ClassVar[str] = "tt"
+    stored: ClassVar[type[Spec]] = TensorTrainSpec
 
     @classmethod
     def settle(

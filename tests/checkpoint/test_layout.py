@@ -165,6 +165,15 @@ def test_missing_pooling_config(tiny_bert: Path, tmp_path: Path) -> None:
         Checkpoint.open(model)
 
 
+def test_modules_that_give_no_vector(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "m"))
+    entries = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(entries[:1]))
+    with pytest.raises(Refused, match=r"modules.json: its modules give no 'sentence_embedding'"):
+        Checkpoint.open(folder)
+    assert "sentence_embedding" in " ".join(Checkpoint.open(folder, lenient=True).notes)
+
+
 @pytest.mark.parametrize(
     ("name", "pooling"), [("tiny_bert", "mean"), ("tiny_decoder", "lasttoken")]
 )

@@ -216,6 +216,9 @@ def edited(folder: Path, file: str, **changes: Any) -> None:
         ({"architectures": {"a": 1}}, "architectures is .*, not a list of texts"),
         ({"hidden_act": "os.system"}, "KeyError: 'os.system'"),
         ({"num_attention_heads": 5}, "transformers can make no model of this config.json"),
+        ({"attn_implementation": "owner/kernel"}, "attn_implementation is owner/kernel, not"),
+        ({"attn_implementation": "embtool_logn", "embtool_attention": {"original": 1}},
+         "embtool_attention.original is 1, not a number from 2"),
     ],
 )  # fmt: skip
 def test_a_config_that_cannot_be(
@@ -228,18 +231,74 @@ def test_a_config_that_cannot_be(
     assert re.search(said, err), err
 
 
-def test_what_sentence_transformers_would_import_is_looked_at(
-    tiny_bert: Path, tmp_path: Path
+BERT, POOLING, DENSE = "sentence_bert_config.json", "1_Pooling/config.json", "2_Dense/config.json"
+
+
+def of_text(method: Any, output: Any) -> dict[str, Any]:
+    text = {"method": method, "method_output_name": output}
+    return {"modality_config": {"text": text}, "module_output_name": "token_embeddings"}
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        (BERT, of_text(6, "last_hidden_state"), 'not an object whose "text" has a method'),
+        (BERT, of_text("save_pretrained", "last_hidden_state"), 'whose "text" has a method'),
+        (BERT, of_text("forward", ["last_hidden_state"]), 'whose "text" has a method'),
+        (BERT, of_text("forward", "pooler_output"), "'token_embeddings', which has one vector"),
+        (BERT, {"modality_config": {}}, 'not an object whose "text" has a method'),
+        (BERT, {"module_output_name": {"a": 1}}, "module_output_name is {'a': 1}, not a text"),
+        (BERT, {"module_output_name": "x"}, "Pooling reads 'token_embeddings', which nothing"),
+        (POOLING, {"pooling_mode": ["mean", "cls"]}, "Dense reads 32 columns, .* has 64"),
+        (DENSE, {"module_input_name": []}, "module_input_name is \\[\\], not a text"),
+        ("3_Normalize/config.json", {"module_output_name": {}}, "module_output_name is {}, not a"),
+        # versions before 6 call whatever class a Dense names as its activation
+        (DENSE, {"activation_function": "torch.hub.list"}, "activation_function is torch.hub"),
+    ],
+)  # fmt: skip
+def test_modules_that_cannot_work_together(
+    models: dict[str, Path], tmp_path: Path, file: str, changes: dict[str, Any], said: str
 ) -> None:
-    """Versions before 6 call whatever class a Dense names as its activation."""
-    packed = tmp_path / "cut"
-    assert main(["compress", str(tiny_bert), "-m", "truncate:dim=8", "-o", str(packed), "-q"]) == 0
-    dense = next(packed.glob("*_Dense/config.json"))
-    edited(packed, str(dense.relative_to(packed)), activation_function="torch.hub.list")
+    """What sentence-transformers would import, call or stumble over is looked at first."""
+    model = Path(shutil.copytree(models["packed"], tmp_path / "model"))
+    edited(model, file, **changes)
     (tmp_path / "in.txt").write_text("a river\n")
-    code, err = told(["encode", packed, tmp_path / "in.txt", "-o", tmp_path / "x.npy"])
+    code, err = told(["encode", model, tmp_path / "in.txt", "-o", tmp_path / "x.npy"])
     assert code == 2
-    assert "activation_function is torch.hub.list, not" in err
+    assert re.search(said, err), err
+    assert not [*tmp_path.glob("x.npy*")]
+
+
+@pytest.mark.parametrize(
+    ("module", "changes", "said"),
+    [
+        ("encoder.layer.0.output.dense", {"role": "table"}, "role=table, the model has a linear"),
+        ("embeddings.word_embeddings", {"role": "linear"}, "role=linear, the model has a table"),
+        ("embeddings.word_embeddings", {"bits": "8"}, "bits='8' .*word_embeddings.*: Input"),
+        ("embeddings.word_embeddings", {"group": 12}, "group=12 .*: Input should be a multiple"),
+        ("embeddings.word_embeddings", {"kind": "pq"}, "subvectors is missing"),
+        ("embeddings.word_embeddings", {"kind": "x"}, "unknown packed format 'x'"),
+        ("embeddings.word_embeddings", {"tensor": []}, "does not describe the packed modules"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("verb", ["encode", "expand"])
+def test_packed_modules_that_cannot_be(
+    models: dict[str, Path], tmp_path: Path, verb: str, module: str, changes: dict[str, Any],
+    said: str,
+) -> None:  # fmt: skip
+    model = Path(shutil.copytree(models["packed"], tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"]["modules"][module] |= changes
+    (model / "config.json").write_text(json.dumps(config))
+    (tmp_path / "in.txt").write_text("a river\n")
+    texts = [tmp_path / "in.txt"] if verb == "encode" else []
+    code, err = told([verb, model, *texts, "-o", tmp_path / "x.npy"])
+    if verb == "expand" and "role" in changes:  # which a matrix alone does not have
+        assert code == 0
+        return
+    assert code == 2
+    assert re.search(said, err), err
+    assert not [*tmp_path.glob("x.npy*")]
 
 
 def test_a_tokenizer_of_another_model_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
