@@ -58,6 +58,7 @@ class OutputFolder:
         self.state = self.partial / ".state"
         self.digest = job_digest
         self._digest_file = self.state / "digest"
+        self._replaced = self.state / "replaced"  # what OUT was, between the renames of `seal`
         self.overwrite = overwrite
         self.resume = resume
         self.resumed = False
@@ -80,6 +81,7 @@ class OutputFolder:
                 f"{error.filename}: cannot write there ({error.strerror})", "choose another -o"
             ) from None
         try:
+            self._put_back()
             self.finished = self._check_out()  # again: who held the lock may have sealed it
             if self.finished:
                 self.discard()
@@ -89,6 +91,11 @@ class OutputFolder:
             self._release()
             raise
         return self
+
+    def _put_back(self) -> None:
+        """Undo the first rename of `seal` where a kill came before the second."""
+        if self._replaced.is_dir() and not self.path.exists():
+            self._replaced.rename(self.path)
 
     def _check_out(self) -> bool:
         """Whether OUT is finished by this very job; refuses what may not be replaced."""
@@ -208,16 +215,12 @@ class OutputFolder:
         provenance = read_json(self.partial, "provenance.json") or {}
         write_json(self.partial / "provenance.json", provenance | {"digest": self.digest})
         sync_tree(self.partial)
-        old = None
         if self.path.is_dir():
-            old = self.path.with_name(f".{self.path.name}.old-{os.getpid()}")
-            self.path.rename(old)
+            self.path.rename(self._replaced)
         self.partial.rename(self.path)
         sync_folder(self.path.parent)
         shutil.rmtree(self.path / ".state")
         self._release()
-        if old is not None:
-            shutil.rmtree(old)
         return self.path
 
     def discard(self) -> None:

@@ -98,6 +98,34 @@ def test_overwrite_makes_the_partial_anew(tmp_path: Path) -> None:
         assert names(folder.state) == {"lock", "digest"}
 
 
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+def test_killed_between_the_renames_of_overwrite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool]
+) -> None:
+    out, rename = tmp_path / "out", Path.rename
+    make(out, "job1", "old")
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == "out.partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make(out, "job2", "new", overwrite=True)
+    monkeypatch.undo()
+    assert names(tmp_path) == {"out.partial"}
+    if flags.get("overwrite"):
+        assert make(out, "job2", overwrite=True, resume=True).resumed
+    else:
+        with pytest.raises(Refused, match="not empty"):
+            make(out, "job2", **flags)
+        assert (out / "model").read_text() == "old"
+        make(out, "job3", "new", overwrite=True)
+    assert names(tmp_path) == {"out"}
+    assert names(out) == {"model", "provenance.json"}
+
+
 def test_resume_with_nothing_to_resume(tmp_path: Path) -> None:
     assert not make(tmp_path / "out", resume=True).resumed
     assert (tmp_path / "out/model").exists()

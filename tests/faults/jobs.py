@@ -113,7 +113,15 @@ def encode(suffix: str, *more: str) -> Any:
 
 
 def expand(models: dict[str, Path], texts: str) -> Callable[[Path], list[str]]:
-    return lambda folder: ["expand", str(models["packed"]), "-o", str(folder / "out")]
+    """Over what stands there."""
+
+    def argv(folder: Path) -> list[str]:
+        if not [*folder.glob("out*")]:
+            (folder / "out").mkdir()
+            (folder / "out" / "old").write_text("old")
+        return ["expand", str(models["packed"]), "--overwrite", "-o", str(folder / "out")]
+
+    return argv
 
 
 def recipe(models: dict[str, Path], texts: str) -> Callable[[Path], list[str]]:

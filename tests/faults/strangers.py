@@ -103,7 +103,6 @@ def spoilt_weights(draw: st.DrawFn, good: bytes) -> bytes:
     if what == 0:
         return good[: draw(st.integers(0, len(good)))]
     text = draw(spoilt(header)).encode() if what < 5 else good[8 : 8 + length]
-    stated = (
-        len(text) if what < 4 else draw(st.sampled_from((0, 1, len(text) - 1, len(good), 2**62)))
-    )
+    odd = (0, 1, max(0, len(text) - 1), len(good), 2**62)
+    stated = len(text) if what < 4 else draw(st.sampled_from(odd))
     return stated.to_bytes(8, "little") + text + data
