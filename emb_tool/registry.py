@@ -88,13 +88,19 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
     return name.strip(), settings
 
 
-def build(cls: type[pydantic.BaseModel], values: Mapping[str, Any], origin: Any = "") -> Any:
+def build(
+    cls: type[pydantic.BaseModel],
+    values: Mapping[str, Any],
+    origin: Any = "",
+    hint: str | None = None,
+) -> Any:
     """Make a settings object, every fault said in one sentence each.
 
     Args:
         cls: The class.
         values: Its fields.
         origin: Where the values came from: one text, or a mapping of field to text.
+        hint: What to do next, if it is not another spelling.
 
     Raises:
         Refused: Unknown keys (with a did-you-mean), wrong types, values out of range.
@@ -102,7 +108,7 @@ def build(cls: type[pydantic.BaseModel], values: Mapping[str, Any], origin: Any 
     try:
         return cls(**values)
     except pydantic.ValidationError as error:
-        sentences, hint = [], None
+        sentences = []
         for fault in error.errors():
             key = ".".join(str(part) for part in fault["loc"])
             said = fault["msg"].removeprefix("Value error, ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,14 +88,19 @@ def read_modules(
             routes = _routes(folder, module, notes)
     if not modules:
         raise Refused(f"{folder}/modules.json names no module", "restore the original file")
-    rest = [module for module in modules if module.kind != "Router"]
     for route in routes.values() or [()]:
-        fault = _flow(folder, (*route, *rest))
+        fault = _flow(folder, _along(modules, route))
         if fault and notes is None:
             raise Refused(f"{folder}/modules.json: {fault}", "restore the original files")
         if fault and notes is not None:
             notes.append(f"modules.json: {fault}")
     return tuple(modules), routes
+
+
+def _along(modules: Iterable[ModuleSpec], route: Iterable[ModuleSpec]) -> Iterator[ModuleSpec]:
+    """The modules, those of a route in the place of their Router."""
+    for module in modules:
+        yield from route if module.kind == "Router" else (module,)
 
 
 class _Vectors(NamedTuple):

@@ -117,7 +117,10 @@ _KINDS: dict[str, _Kind] = {
     "activation_function": ("the name of a function, or a class of torch.nn", _activation),
     "tokenizer_class": ("the name of a class", lambda value: _text(value) and _own(value or "")),
     # one with a slash is fetched from the hub, and run
-    "attn_implementation": ("a text without /", lambda x: _text(x) and "/" not in (x or "")),
+    **dict.fromkeys(
+        ("attn_implementation", "_attn_implementation"),
+        ("a text without /", lambda value: _text(value) and "/" not in (value or "")),
+    ),
     "architectures": ("a list of texts", _texts),
     "model_max_length": ("a number", _number),
     "prompts": ("an object of texts", _prompts),

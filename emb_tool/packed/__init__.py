@@ -64,7 +64,7 @@ def empty(spec: Mapping[str, Any], name: str = "") -> Packed:
     """
     where = f"config.json, quantization_config, {name}"
     cls = kind(str(spec["kind"]))
-    build(cls.stored, spec, where)
+    build(cls.stored, spec, where, "restore the original file")
     if (needed := sum(part.nbytes for part in cls.parts(spec).values())) > MOST:
         raise Refused(f"{where}: takes {needed:,} bytes", "restore the original file")
     return cls(spec)

@@ -61,7 +61,8 @@ def write_plain(
             module = origin.get(spec.name)
             if module is not None:
                 made = read_module(checkpoint, module, modules[module])
-                if lender := modules[module].get("shared_with"):
+                if "shared_with" in modules[module]:
+                    lender = modules[module]["shared_with"]
                     held = modules.get(lender)
                     made.link({lender: read_module(checkpoint, lender, held)} if held else {})
                 tensor = made.expand()

@@ -12,7 +12,7 @@ from torch import Tensor
 from emb_tool.errors import Refused
 from emb_tool.ops.rounding import packed_bytes
 from emb_tool.packed.base import Packed, Part
-from emb_tool.packed.spec import Bits, Count, Name, Size, Spec
+from emb_tool.packed.spec import Bits, Count, Size, Spec
 
 
 class SizedSpec(Spec):
@@ -23,7 +23,6 @@ class SizedSpec(Spec):
     bits: Bits
     hot: Count
     scale: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.0
-    shared_with: Name = ""
 
     def fault(self, rows: int, columns: int) -> str | None:
         """See `Spec.fault`."""

@@ -27,6 +27,7 @@ class Spec(BaseModel):
         role: What the module stands for, see `Packed`.
         bias: Whether a linear layer has one.
         tensor: Name of the plain tensor, where the module's does not tell.
+        shared_with: The module that lends its codebooks.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -36,6 +37,7 @@ class Spec(BaseModel):
     role: Literal["table", "linear", "bag"] = "table"
     bias: Switch = False
     tensor: Name = ""
+    shared_with: Name | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
