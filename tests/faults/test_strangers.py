@@ -301,6 +301,19 @@ def test_packed_modules_that_cannot_be(
     assert not [*tmp_path.glob("x.npy*")]
 
 
+def test_a_template_that_names_no_token_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    """`tokenizers` panics, which is no `Exception`, at the first text."""
+    model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    content = json.loads((model / "tokenizer.json").read_text())
+    content["post_processor"]["special_tokens"].popitem()
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "in.txt").write_text("a river\n")
+    code, err = told(["encode", model, tmp_path / "in.txt", "-o", tmp_path / "x.npy"])
+    assert code == 2
+    assert "sentence-transformers cannot load it" in err
+    assert not [*tmp_path.glob("x.npy*")]
+
+
 def test_a_tokenizer_of_another_model_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
     """An id beyond the table is an IndexError on a CPU, and on a GPU the end of the process."""
     model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
