@@ -114,7 +114,8 @@ class Encoder:
                     trust_remote_code=False,
                     model_kwargs={"dtype": dtype},
                 )
-                model[0].tokenizer.encode("")  # its template's tokens are missed in use alone
+                reader: Any = model[0]
+                reader.tokenizer.encode("")  # its template's tokens are missed in use alone
             # of what a stranger's files can hold, the libraries mind little: any error may come
             except BaseException as error:
                 if isinstance(error, EmbToolError) or not is_the_libraries(error):

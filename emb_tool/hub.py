@@ -109,6 +109,7 @@ def _place(model: Any, name: str, old: Any, spec: Mapping[str, Any]) -> Packed:
 
     from emb_tool import packed
 
+    role = "table" if isinstance(old, torch.nn.Embedding) else "linear"
     weight = getattr(old, "weight", None)
     shape = () if weight is None else tuple(weight.shape)
     if shape != tuple(spec["shape"]):
@@ -117,13 +118,7 @@ def _place(model: Any, name: str, old: Any, spec: Mapping[str, Any]) -> Packed:
             f" {list(shape)}",
             "config.json is not that of these weights",
         )
-    new = packed.empty({**spec, "bias": getattr(old, "bias", None) is not None}, name)
-    role = "table" if isinstance(old, torch.nn.Embedding) else "linear"
-    if new.role != role:
-        raise Refused(
-            f"config.json, quantization_config, {name}: role={new.role}, the model has a {role}",
-            "restore the original file",
-        )
+    new = packed.empty({**spec, "bias": getattr(old, "bias", None) is not None}, name, role)
     new.padding_idx = getattr(old, "padding_idx", None)
     factor = embedding_scale(old)
     if factor != 1:
@@ -244,12 +239,7 @@ def _load_static(
     weights = cls.load_torch_weights(model_name_or_path=name, **hub)
     module = cls(tokenizer, embedding_weights=torch.zeros(1, int(spec["shape"][1])))
     with torch.device("meta"):  # nothing is allocated for what a config claims
-        module.embedding = packed.empty(spec, "embedding")
-    if module.embedding.role != "bag":
-        raise Refused(
-            f"config.json, quantization_config, embedding: role={module.embedding.role}, not bag",
-            "restore the original file",
-        )
+        module.embedding = packed.empty(spec, "embedding", "bag")
     module.embedding.link({})
     module.num_embeddings = module.embedding.num_embeddings
     module.load_state_dict(weights, assign=True)

@@ -94,7 +94,8 @@ class OutputFolder:
 
     def _put_back(self) -> None:
         """Undo the first rename of `seal` where a kill came before the second."""
-        if self._replaced.is_dir() and not self.path.exists():
+        free = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
+        if free and self._replaced.is_dir():
             self._replaced.rename(self.path)
 
     def _check_out(self) -> bool:
@@ -216,6 +217,7 @@ class OutputFolder:
         write_json(self.partial / "provenance.json", provenance | {"digest": self.digest})
         sync_tree(self.partial)
         if self.path.is_dir():
+            shutil.rmtree(self._replaced, ignore_errors=True)  # of a kill, if OUT was made again
             self.path.rename(self._replaced)
         self.partial.rename(self.path)
         sync_folder(self.path.parent)

@@ -52,19 +52,22 @@ MOST = 1 << 40
 """Bytes of a packed module; what claims more is none."""
 
 
-def empty(spec: Mapping[str, Any], name: str = "") -> Packed:
+def empty(spec: Mapping[str, Any], name: str = "", role: str | None = None) -> Packed:
     """A module of the right sizes whose bytes are still to be read.
 
     Args:
         spec: As `config.json` states it.
         name: Of the module, for messages.
+        role: What it is to stand for.
 
     Raises:
-        Refused: A kind that is not known, a spec that is none of its kind.
+        Refused: A kind that is not known, a spec that is none of its kind, another role.
     """
-    where = f"config.json, quantization_config, {name}"
+    where, hint = f"config.json, quantization_config, {name}", "restore the original file"
     cls = kind(str(spec["kind"]))
-    build(cls.stored, spec, where, "restore the original file")
+    stated = build(cls.stored, spec, where, hint)
+    if role not in (None, stated.role):
+        raise Refused(f"{where}: role={stated.role}, the model has a {role}", hint)
     if (needed := sum(part.nbytes for part in cls.parts(spec).values())) > MOST:
-        raise Refused(f"{where}: takes {needed:,} bytes", "restore the original file")
+        raise Refused(f"{where}: takes {needed:,} bytes", hint)
     return cls(spec)

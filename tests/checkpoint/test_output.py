@@ -98,9 +98,10 @@ def test_overwrite_makes_the_partial_anew(tmp_path: Path) -> None:
         assert names(folder.state) == {"lock", "digest"}
 
 
+@pytest.mark.parametrize("made_again", [False, True])
 @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
 def test_killed_between_the_renames_of_overwrite(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], made_again: bool
 ) -> None:
     out, rename = tmp_path / "out", Path.rename
     make(out, "job1", "old")
@@ -115,12 +116,15 @@ def test_killed_between_the_renames_of_overwrite(
         make(out, "job2", "new", overwrite=True)
     monkeypatch.undo()
     assert names(tmp_path) == {"out.partial"}
+    if made_again:
+        make(out.with_name("other"), text="newer")
+        out.with_name("other").rename(out)
     if flags.get("overwrite"):
         assert make(out, "job2", overwrite=True, resume=True).resumed
     else:
         with pytest.raises(Refused, match="not empty"):
             make(out, "job2", **flags)
-        assert (out / "model").read_text() == "old"
+        assert (out / "model").read_text() == ("newer" if made_again else "old")
         make(out, "job3", "new", overwrite=True)
     assert names(tmp_path) == {"out"}
     assert names(out) == {"model", "provenance.json"}
