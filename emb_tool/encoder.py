@@ -18,10 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emb_tool.checkpoint.layout import Layout, needs_hub, static_table, write_layout
+from emb_tool.checkpoint.layout import (
+    Layout,
+    needs_hub,
+    static_table,
+    unpacked,
+    write_layout,
+)
 from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
 from emb_tool.data.batches import plan_batches
 from emb_tool.errors import EmbToolError, Failed, Refused
+from emb_tool.ops.bare import check_extent
 from emb_tool.ops.tokenizers import SENTENCEPIECE, lacks_sentencepiece
 from emb_tool.progress import quiet
 from emb_tool.runtime import Runtime
@@ -100,6 +107,10 @@ class Encoder:
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
         if needs_hub(checkpoint.config, checkpoint.layout):
             import emb_tool.hub  # noqa: F401  (teaches the libraries the format)
+        if checkpoint.config and checkpoint.layout.family != "static" and checkpoint.tensors:
+            check_extent(
+                checkpoint.config, unpacked(checkpoint.config, checkpoint.tensors).values()
+            )
         dtype = torch.float32 if training else runtime.dtype
         with quiet():
             from sentence_transformers import SentenceTransformer

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from emb_tool.errors import EmbToolError, Refused
+from emb_tool.plan import TensorSpec
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+MOST = 8
+"""Times the weights of a file that its model may have: some files hold no decoder or no pooler."""
+
+
+def check_extent(config: Mapping[str, Any], tensors: Iterable[TensorSpec]) -> None:
+    """Refuse a `config.json` that describes far more weights than there are.
+
+    Transformers would make room for all of them, and fill them with random numbers, before it tells
+    that the shapes differ.
+
+    Args:
+        config: The `config.json`.
+        tensors: Those of the files, packed ones in their plain shapes; of other whole numbers each
+            bit counts, since some formats put several weights into one.
+
+    Raises:
+        Refused: It does, or is one that transformers can make no model of.
+    """
+    there = sum(
+        8 * spec.nbytes if spec.dtype.startswith(("I", "U")) else spec.numel for spec in tensors
+    )
+    wanted = sum(parameter.numel() for parameter in model_on_meta(config).parameters())
+    if wanted > MOST * there:
+        raise Refused(
+            f"config.json describes a model of {wanted:,} weights, the files hold {there:,}",
+            "config.json is not that of these weights: restore the original file",
+        )
 
 
 def transformers_config(raw: Mapping[str, Any]) -> Any:

@@ -301,6 +301,19 @@ def test_packed_modules_that_cannot_be(
     assert not [*tmp_path.glob("x.npy*")]
 
 
+def test_a_config_of_more_weights_than_there_are_is_refused(
+    tiny_decoder: Path, tmp_path: Path
+) -> None:
+    """Transformers makes room for them, and random numbers, before it looks at the shapes."""
+    model = Path(shutil.copytree(tiny_decoder, tmp_path / "model"))
+    edited(model, "config.json", intermediate_size=200_000)
+    (tmp_path / "in.txt").write_text("a river\n")
+    code, err = told(["encode", model, tmp_path / "in.txt", "-o", tmp_path / "x.npy"])
+    assert code == 2
+    assert "config.json describes a model of 57," in err
+    assert not [*tmp_path.glob("x.npy*")]
+
+
 def test_a_template_that_names_no_token_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
     """`tokenizers` panics, which is no `Exception`, at the first text."""
     model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
