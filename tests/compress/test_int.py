@@ -81,12 +81,12 @@ def test_torch_kernel_reads_what_we_decode(bits: int, monkeypatch: pytest.Monkey
     made = packed.kind("int").fit(table(40, 48), bits=bits, group=16)
     ids = torch.arange(40)
     quick = made.rows(ids)
-    monkeypatch.setattr(type(made), "_is_quick", lambda self: False)
+    monkeypatch.setattr("emb_tool.packed.groups.is_quick", lambda device: False)
     assert torch.equal(made.rows(ids), quick)
 
 
 def test_rows_of_a_large_look_up_are_decoded_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from emb_tool.packed import int as module
+    from emb_tool.packed import groups as module
 
     made = packed.kind("int").fit(table(100, 24), bits=5)
     ids = torch.randint(100, (333,))
