@@ -14,7 +14,7 @@ _SUMMARIES = {
     "bnb-int8": "linear layers in bitsandbytes' int8, opened by stock libraries",
     "bnb-nf4": "linear layers in bitsandbytes' NF4, opened by stock libraries",
     "bnb-fp4": "linear layers in bitsandbytes' FP4, opened by stock libraries",
-    "pq": "token table by product quantisation, frequent rows in int8",
+    "pq": "token table by product quantisation, frequent rows as whole numbers",
     "opq": "token table turned, then product-quantised",
     "rq": "token table as sums of codewords",
     "mgqe": "token table by product quantisation, fewer codewords for rare rows",

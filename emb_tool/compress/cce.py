@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from emb_tool.compress.codebooks import CodebookMethod
+from emb_tool.compress.codebooks import HotRowsMethod
 
 
-class Cce(CodebookMethod):
+class Cce(HotRowsMethod):
     """x[j] ≈ A[j, g[j]] + B[j, h[j]]; on a finished table two stages of residual quantisation."""
 
     name: ClassVar[str] = "cce"

@@ -16,8 +16,16 @@ class CodebookMethod(TableMethod):
         int | None, Field(ge=1, description="parts of a row [by budget, else of 4 dimensions]")
     ] = None
     bits: Annotated[int, Field(ge=4, le=8, description="of a code: 2^bits codewords")] = 8
+    iterations: Annotated[int, Field(ge=1, le=1000, description="rounds of k-means")] = 10
+
+
+class HotRowsMethod(CodebookMethod):
+    """A method that keeps some rows as whole numbers."""
+
     hot: Annotated[
         int | None,
-        Field(ge=0, description="most frequent rows kept in int8 [by budget and frequencies]"),
+        Field(
+            ge=0, description="most frequent rows kept as whole numbers [by budget and frequencies]"
+        ),
     ] = None
-    iterations: Annotated[int, Field(ge=1, le=1000, description="rounds of k-means")] = 10
+    hot_bits: Annotated[int, Field(ge=2, le=8, description="bits of a number of these rows")] = 5

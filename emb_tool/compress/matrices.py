@@ -193,7 +193,8 @@ def _check(draft: Draft, matrix: Matrix, method: str) -> None:
     if spec.dtype not in FLOATS and not (layout.normalises and matrix.role == "bag"):
         raise Refused(
             f"{matrix.tensor} is {spec.dtype}, and what 1 stands for is not known",
-            "a table of integers: -m pq:scale=0.01, with its scale",
+            "a table method takes it with its scale: -m pq:scale=0.01; leave it out here with"
+            f" -m {method}:skip={matrix.module}",
         )
     if matrix.role == "table":
         refuse_head(draft, matrix.tensor, f"leave it out with -m {method}:skip={matrix.module}")

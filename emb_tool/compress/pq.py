@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from emb_tool.compress.codebooks import CodebookMethod
+from emb_tool.compress.codebooks import HotRowsMethod
 from emb_tool.compress.table import role
 from emb_tool.compress.tensors import module_name
 from emb_tool.draft import Draft
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from emb_tool.packed.base import Packed
 
 
-class Pq(CodebookMethod):
-    """x[j] ≈ C[j, code[j]], codebooks by k-means weighted by frequency; hot rows stay in int8."""
+class Pq(HotRowsMethod):
+    """x[j] ≈ C[j, code[j]], codebooks by k-means weighted by frequency; hot rows are whole numbers.
+
+    Of a budget, what codes leave goes to hot rows: in 5 bits there are about twice as many of them
+    as in int8. `hot_bits=8` has the quickest look-ups of few tokens.
+    """
 
     name: ClassVar[str] = "pq"
     paper: ClassVar[str] = "doi:10.1109/TPAMI.2010.57"

@@ -274,11 +274,16 @@ class Packed(nn.Module):
         places, last = torch.arange(len(ids)), torch.empty(self.num_embeddings, dtype=torch.int64)
         ids = ids.long()
         last.scatter_(0, ids, places)  # and not last[ids], which takes negative ids
-        once = (last[ids] == places).nonzero().flatten()
+        once = ids[(last[ids] == places).nonzero().flatten()]
         if len(once) > REPEATED * len(ids):
             return self.rows(ids)
-        last[ids[once]] = places[: len(once)]
-        return functional.embedding(last[ids], self.rows(ids[once]))
+        once, rows = self.rows_in_any_order(once)
+        last[once] = places[: len(once)]
+        return functional.embedding(last[ids], rows)
+
+    def rows_in_any_order(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids in the order that suits them best, and their `rows`."""
+        return ids, self.rows(ids)
 
     @property
     def is_costly(self) -> bool:

@@ -1,28 +1,23 @@
-"""What quantisers with codebooks share: codes, a fused look-up, hot rows kept in int8."""
+"""What quantisers with codebooks share: codes, a fused look-up, hot rows kept as whole numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import log2
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from emb_tool.errors import Refused
 from emb_tool.ops.rounding import pack_codes, unpack_codes
 from emb_tool.ops.rows import chunks, device_of, row_weights
 from emb_tool.packed.base import Packed
+from emb_tool.packed.codewords import gather
+from emb_tool.packed.groups import BLOCK
 from emb_tool.packed.points import most_frequent
 from emb_tool.packed.sizes import Sized
 from emb_tool.runtime import runs_triton
-
-WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
-"""Bytes of a sub-vector that a single number can carry, and its dtype."""
-
-BLOCK = 1 << 18
-"""Elements decoded at a time on a CPU: what lies between stays in the cache."""
 
 HALF = (2.0**-4, 2.0**14)
 """Largest entries of a codebook that float16 holds well; others are scaled."""
@@ -51,13 +46,14 @@ class Trained(NamedTuple):
 class Codebooks(Sized):
     """Each sub-vector of a row is a sum of `stages` codewords, one of each stage's codebook.
 
-    x[j] ≈ Σ_s C[j, s, code[j, s]]. The `hot` most frequent rows have no codes: they are kept in
-    int8 with a float16 scale each. Bytes: (rows - hot) sub-vectors · stages · bits / 8
-    + 2 · 2^bits · stages · columns + hot (columns + 6).
+    x[j] ≈ Σ_s C[j, s, code[j, s]]. The `hot` most frequent rows have no codes: they are whole
+    numbers of `hot_bits` with a float16 scale and minimum each (see `Groups`), in int8 with a
+    scale alone. Bytes: (rows - hot) sub-vectors · stages · bits / 8
+    + 2 · 2^bits · stages · columns + hot (columns · hot_bits / 8 + 8), in int8 hot (columns + 6).
 
-    Settings: `subvectors`, `stages`, `bits`, `hot`; for `fit` alone `iterations` of k-means. The
-    spec may also hold `scale`, a power of two that codebooks and hot rows are multiplied by, and
-    `shared_with`, the module whose codebooks are used.
+    Settings: `subvectors`, `stages`, `bits`, `hot`, `hot_bits`; for `fit` alone `iterations` of
+    k-means. The spec may also hold `scale`, a power of two that codebooks and hot rows are
+    multiplied by, and `shared_with`, the module whose codebooks are used.
     """
 
     frozen: ClassVar[tuple[str, ...]] = ("hot_scales",)
@@ -137,6 +133,8 @@ class Codebooks(Sized):
 
     def _encode_hot(self, rows: Tensor, how: Mapping[str, Any]) -> dict[str, Tensor]:
         """The parts of hot rows, (n, columns) float32 divided by `scale`."""
+        if groups := self._hot_groups(self.spec):
+            return {"hot_rows": groups.pack(groups.round(rows))}
         scales = (rows.abs().amax(dim=1) / 127).clamp(2.0**-24, 65504).half()
         rounded = (rows / scales.float().unsqueeze(1)).round().clamp(-127, 127)
         return {"hot_rows": rounded.to(torch.int8), "hot_scales": scales}
@@ -160,14 +158,52 @@ class Codebooks(Sized):
 
     def rows(self, ids: Tensor) -> Tensor:
         """See `Packed.rows`."""
-        training = torch.is_grad_enabled() and self.books().requires_grad
-        if training or self._device().type != "cpu" or runs_triton(self._device()):
+        if self._is_fused():
             return self._together(ids)
         found = torch.empty(len(ids), self.embedding_dim, dtype=self.dtype)
-        step = max(1, BLOCK // self.embedding_dim)
-        for out, part in zip(found.split(step), ids.split(step), strict=True):
-            self._fill(out, part)
+        if "hot_ids" not in self._parts:
+            self._fill(found, self._cold, ids)
+            return found
+        slot, is_hot, place = self._places(ids)
+        hot = is_hot.nonzero().flatten()
+        make: Callable[[Tensor], Tensor]
+        if 2 * len(hot) < len(ids):  # all as if they were of the kind that most are
+            self._fill(found, self._cold, place)
+            make, at, rest = self._hot, slot, hot
+        else:
+            self._fill(found, self._hot, slot)
+            make, at, rest = self._cold, place, (~is_hot).nonzero().flatten()
+        for some in rest.split(self._step) if len(rest) else ():
+            found.index_copy_(0, some, make(at.index_select(0, some)))
         return found
+
+    def rows_in_any_order(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Packed.rows_in_any_order`: hot rows last, so that none is copied."""
+        if "hot_ids" not in self._parts or self._is_fused():
+            return super().rows_in_any_order(ids)
+        slot, is_hot, place = self._places(ids)
+        cold, hot = (~is_hot).nonzero().flatten(), is_hot.nonzero().flatten()
+        found = torch.empty(len(ids), self.embedding_dim, dtype=self.dtype)
+        self._fill(found[: len(cold)], self._cold, place.index_select(0, cold))
+        self._fill(found[len(cold) :], self._hot, slot.index_select(0, hot))
+        return ids.index_select(0, torch.cat([cold, hot])), found
+
+    def _is_fused(self) -> bool:
+        """Whether no row is made in a place of its own: for gradients, and on GPUs."""
+        training = torch.is_grad_enabled() and self.books().requires_grad
+        device = self._device()
+        return training or device.type != "cpu" or runs_triton(device)
+
+    def _fill(self, found: Tensor, make: Callable[[Tensor, Tensor], Tensor], at: Tensor) -> None:
+        """Rows by their places, made where they are to lie, in blocks that stay in the cache."""
+        for start in range(0, len(at), self._step):
+            stop = start + self._step
+            make(at[start:stop], found[start:stop])
+
+    @property
+    def _step(self) -> int:
+        """Rows decoded at a time."""
+        return max(1, BLOCK // self.embedding_dim)
 
     def _together(self, ids: Tensor) -> Tensor:
         """`rows` without waiting for counts: rows with codes and hot ones are made for every id."""
@@ -177,23 +213,6 @@ class Codebooks(Sized):
         if not self._parts["codes"].shape[0]:
             return self._hot(slot)
         return torch.where(is_hot.unsqueeze(1), self._hot(slot), self._cold(place))
-
-    def _fill(self, out: Tensor, ids: Tensor) -> None:
-        """`rows` into `out`: all as if they were of the kind that most are, then the others."""
-        if "hot_ids" not in self._parts:
-            self._cold(ids, out)
-            return
-        slot, is_hot, place = self._places(ids)
-        hot = is_hot.nonzero().flatten()
-        if 2 * len(hot) < len(ids):
-            self._cold(place, out)
-            if len(hot):
-                out.index_copy_(0, hot, self._hot(slot[hot]))
-            return
-        self._hot(slot, out)
-        if len(hot) < len(ids):
-            cold = (~is_hot).nonzero().flatten()
-            out.index_copy_(0, cold, self._cold(place[cold]))
 
     def _places(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where ids would stand among the hot rows, whether they do, and where among the others."""
@@ -214,6 +233,9 @@ class Codebooks(Sized):
 
     def _hot(self, slot: Tensor, out: Tensor | None = None) -> Tensor:
         """Rows by their places among the hot ones; into `out` if there is one."""
+        if groups := self._hot_groups(self.spec):
+            made = groups.rows(self.value("hot_rows"), slot, self.dtype, out)
+            return made.mul_(self.scale) if "scale" in self.spec else made
         scales = self.value("hot_scales").index_select(0, slot).to(self.dtype)
         scales = scales * self.scale if "scale" in self.spec else scales
         found = self.value("hot_rows").index_select(0, slot)
@@ -226,7 +248,7 @@ class Codebooks(Sized):
 
     def _decode_codes(self, codes: Tensor, out: Tensor | None = None) -> Tensor:
         """Rows from their codes, (n, sub-vectors · stages) uint8; into `out` if there is one."""
-        found = self._gather(codes, self.books()).view(len(codes), self.embedding_dim)
+        found = gather(codes, self.books()).view(len(codes), self.embedding_dim)
         found = found.to(self.dtype) if out is None else out.copy_(found)
         found = found.mul_(self.scale) if "scale" in self.spec else found
         turned = self._turn(found)
@@ -255,37 +277,19 @@ class Codebooks(Sized):
                 )
             self._lender = [lender]  # in a list, so that it is no part of this module
 
-    def _gather(self, codes: Tensor, codebooks: Tensor) -> Tensor:
-        """The codewords of each sub-vector, summed over stages: (n · sub-vectors, width) floats.
-
-        A codeword of float16 that is as wide as some number is moved as that number.
-
-        Args:
-            codes: (n, sub-vectors · stages).
-            codebooks: (sub-vectors, stages, k, width).
-        """
-        columns, (stages, k, width) = codes.shape[1], codebooks.shape[1:]
-        index = codes.to(torch.int32)
-        index += torch.arange(0, columns * k, k, dtype=torch.int32, device=codes.device)
-        books = codebooks.reshape(-1, width)
-        if stages > 1:
-            index = index.view(-1, stages)
-            return functional.embedding_bag(index, books.float(), mode="sum")
-        word = WORDS.get(2 * width) if codebooks.dtype == torch.float16 else None
-        if word is None or (word.is_complex and codes.device.type != "cpu"):
-            return functional.embedding(index.view(-1), books)
-        words = books.view(word).view(-1)
-        return words.index_select(0, index.view(-1)).view(torch.float16).view(-1, width)
-
     # -- from scratch -----------------------------------------------------------------------------
 
     def reset(self, seed: int = 0) -> Self:
         """See `Packed.reset`; rows get random codes, and no row is hot yet."""
         super().reset(seed)
         generator = torch.Generator().manual_seed(seed)
+        groups = self._hot_groups(self.spec)
         for name, part in self._parts.items():
             if name == "hot_ids":
                 self.put(name, torch.arange(part.shape[0]).to(self._device()))
+            elif name == "hot_rows" and groups:
+                held = groups.pack(groups.random(part.shape[0], generator))
+                self.put(name, held.to(self._device()))
             elif not part.dtype.is_floating_point:
                 top = 127 if part.dtype == torch.int8 else 256
                 value = torch.randint(0, top, part.shape, generator=generator)

@@ -42,6 +42,7 @@ class Mgqe(Codebooks):
 
     kind: ClassVar[str] = "mgqe"
     stored: ClassVar[type[Spec]] = MgqeSpec
+    defaults: ClassVar[dict[str, Any]] = {"bits": 8}
 
     @classmethod
     def _within(

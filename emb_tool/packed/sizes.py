@@ -12,7 +12,11 @@ from torch import Tensor
 from emb_tool.errors import Refused
 from emb_tool.ops.rounding import packed_bytes
 from emb_tool.packed.base import Packed, Part
+from emb_tool.packed.groups import Groups
 from emb_tool.packed.spec import Bits, Count, Size, Spec
+
+INT8 = 8
+"""Bits of hot rows in int8, without a minimum: those of specs that do not say."""
 
 
 class SizedSpec(Spec):
@@ -22,6 +26,7 @@ class SizedSpec(Spec):
     stages: Size
     bits: Bits
     hot: Count
+    hot_bits: Annotated[int, Field(strict=True, ge=2, le=8)] = INT8
     scale: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.0
 
     def fault(self, rows: int, columns: int) -> str | None:
@@ -35,6 +40,8 @@ class Sized(Packed):
     """Sub-vectors, stages, bits and hot rows, see `Codebooks`."""
 
     stored: ClassVar[type[Spec]] = SizedSpec
+    defaults: ClassVar[dict[str, Any]] = {"bits": 8, "hot": 0, "hot_bits": 5}
+    """Settings that the stored spec needs, where neither settings nor budget say."""
 
     only_fit: ClassVar[dict[str, Any]] = {"iterations": 10}
     """Settings that the stored spec does not need, and their defaults."""
@@ -54,7 +61,8 @@ class Sized(Packed):
 
     @classmethod
     def _stored(cls, spec: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in spec.items() if key not in cls.only_fit}
+        left_out = {*cls.only_fit} | (set() if spec["hot"] else {"hot_bits"})
+        return {key: value for key, value in spec.items() if key not in left_out}
 
     @classmethod
     def _within(
@@ -62,7 +70,7 @@ class Sized(Packed):
     ) -> list[dict[str, Any]]:
         """The specs that keep the budget, fewest codes first; hot rows only where they are set."""
         rows, columns = shape
-        settings = {"bits": 8, "hot": 0, **cls.only_fit, **settings}
+        settings = {**cls.defaults, **cls.only_fit, **settings}
         if settings["hot"] > rows:
             raise Refused(f"hot={settings['hot']}: there are {rows:,} rows", f"at most {rows:,}")
         found = []
@@ -111,7 +119,10 @@ class Sized(Packed):
 
     @classmethod
     def parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
-        """`codes`, `codebooks`; for hot rows `hot_ids`, ascending, `hot_rows`, `hot_scales`."""
+        """`codes`, `codebooks`; for hot rows `hot_ids`, ascending, and `hot_rows`.
+
+        In int8 these have `hot_scales`; in fewer bits each holds its scale and minimum.
+        """
         rows, columns = spec["shape"]
         m, s, hot = spec["subvectors"], spec["stages"], spec["hot"]
         found = {"codes": Part((rows - hot, cls._row_bytes(spec)), torch.uint8)}
@@ -134,8 +145,16 @@ class Sized(Packed):
         return int(spec["bits"])
 
     @classmethod
+    def _hot_groups(cls, spec: Mapping[str, Any]) -> Groups | None:
+        """How hot rows lie, each a group; None for int8."""
+        bits = int(spec.get("hot_bits", INT8))
+        return None if bits == INT8 else Groups.of(spec["shape"][1], bits)
+
+    @classmethod
     def _hot_parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
         """What hot rows are stored as, their ids apart."""
+        if groups := cls._hot_groups(spec):
+            return {"hot_rows": groups.part(spec["hot"])}
         return {
             "hot_rows": Part((spec["hot"], spec["shape"][1]), torch.int8),
             "hot_scales": Part((spec["hot"],), torch.float16),
@@ -145,18 +164,20 @@ class Sized(Packed):
     def _best(cls, specs: list[dict[str, Any]], budget: float, weights: Tensor) -> dict[str, Any]:
         """Sizes of the least weighted error, by a rule for it.
 
-        A bit a weight lowers the relative error of codes about 3-fold (measured on token tables);
-        the hot rows, filling the rest of the budget, have next to none.
+        A bit a weight lowers the relative error of codes about 3-fold (measured on token tables),
+        that of the hot rows, which fill the rest of the budget, 4-fold.
         """
         rows, columns = specs[0]["shape"]
         kept = weights.sort(descending=True).values.double().cumsum(0)
         best, least = specs[-1], float("inf")
         for spec in specs:
-            row = cls._row_bytes(spec)
+            more = cls.bytes_of({**spec, "hot": 1}) - cls.bytes_of(spec)  # for a row that is hot
             left = int(budget * 4 * rows * columns) - cls.bytes_of(spec)
-            hot = min(rows, max(0, left // max(1, columns + 6 - row)))
-            share = 1 - float(kept[hot - 1] / kept[-1]) if hot else 1.0
-            error = share * 3.0 ** -(8 * row / columns)
+            hot = min(rows, max(0, left // max(1, more)))
+            share = float(kept[hot - 1] / kept[-1]) if hot else 0.0
+            of_codes = 3.0 ** -(8 * cls._row_bytes(spec) / columns)
+            of_hot = 3 * 4.0 ** -int(spec["hot_bits"])
+            error = (1 - share) * of_codes + share * of_hot
             if error < least:
                 best, least = {**spec, "hot": hot}, error
         return best

@@ -74,9 +74,19 @@ def decoded(module: Packed) -> np.ndarray:
     if "hot_codes" in module._parts:
         out[hot] = sums(unpack(stored(module, "hot_codes"), spec["bits"], m * s))
     elif len(hot):
-        scales = stored(module, "hot_scales").astype(np.float64)
-        out[hot] = stored(module, "hot_rows") * scales[:, None] * spec.get("scale", 1.0)
+        out[hot] = hot_rows(module) * spec.get("scale", 1.0)
     return out
+
+
+def hot_rows(module: Packed) -> np.ndarray:
+    """Rows that are whole numbers, in float64: int8 with a scale, or c s + m."""
+    bits, data = module.spec.get("hot_bits", 8), stored(module, "hot_rows")
+    if bits == 8:
+        return data * stored(module, "hot_scales").astype(np.float64)[:, None]
+    (data,) = data.swapaxes(0, 1)
+    scale, minimum = np.ascontiguousarray(data[:, -4:]).view("<f2").astype(np.float64).T
+    codes = unpack(data[:, :-4], bits, module.embedding_dim)
+    return codes * scale[:, None] + minimum[:, None]
 
 
 def rel_error(table: Any, made: Any, weights: Any = 1.0) -> float:

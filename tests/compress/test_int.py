@@ -309,6 +309,14 @@ def test_large_tables_are_fitted_before_writing(
     assert files[0] == files[1]
 
 
+def test_integers_are_for_table_methods(tmp_path: Path) -> None:
+    save_file({"items": torch.ones(9, 4, dtype=torch.int8)}, tmp_path / "t.safetensors")
+    with pytest.raises(Refused, match="items is I8") as refused:
+        Int().plan(Draft.of(Checkpoint.open(tmp_path / "t.safetensors")))
+    assert "pq:scale=" in str(refused.value.hint)
+    assert "-m int:skip=items" in str(refused.value.hint)
+
+
 def test_a_budget_chooses_bits_and_group(tiny_bert: Path) -> None:
     """The most bits that fit, then the finest group: 5 bits in rows of 32 take 18.75 %."""
     draft = Draft.of(Checkpoint.open(tiny_bert))

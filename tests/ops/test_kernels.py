@@ -55,11 +55,13 @@ def test_integers(bits: int, group: int | None, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("kind", [Pq, Rq, Opq])
-@pytest.mark.parametrize(("bits", "hot"), [(4, 0), (3, 9), (6, 9)])
-def test_codewords(kind: type[Pq], bits: int, hot: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("bits", "hot", "hot_bits"), [(4, 0, 8), (3, 9, 8), (6, 9, 5), (4, 9, 3)])
+def test_codewords(
+    kind: type[Pq], bits: int, hot: int, hot_bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = torch.rand(67, generator=torch.Generator().manual_seed(4))
-    packed = kind.fit(table() * 5e3, weights, subvectors=6, bits=bits, hot=hot)
-    assert_same(packed, monkeypatch)
+    sizes = {"subvectors": 6, "bits": bits, "hot": hot, "hot_bits": hot_bits}
+    assert_same(kind.fit(table() * 5e3, weights, **sizes), monkeypatch)
 
 
 def test_wide_rows_take_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
