@@ -117,17 +117,15 @@ class Groups(NamedTuple):
 
             found = integer_rows(data, ids, self.bits, self.size, self.columns, dtype)
         elif self.is_whole(data.device):
-            if self.of_row > 1:
-                ids = ids.unsqueeze(1) * self.of_row + torch.arange(self.of_row)
-            ids = ids.reshape(-1)
+            ids = self._of_groups(ids)
             found = bag(self.bits, data, ids, torch.arange(len(ids), dtype=ids.dtype))
             found = found.view(-1, self.of_row * found.shape[-1])[:, : self.columns].to(dtype)
         elif len(ids) <= step or self.bits == 8 or data.device.type != "cpu":
-            found = self.decode(data.index_select(0, ids)).to(dtype)
+            found = self._some(data, ids).to(dtype)
         else:
             out = torch.empty(len(ids), self.columns, dtype=dtype) if out is None else out
             for some, place in zip(ids.split(step), out.split(step), strict=True):
-                place.copy_(self.decode(data.index_select(0, some)))
+                place.copy_(self._some(data, some))
             return out
         return found if out is None else out.copy_(found)
 
@@ -146,30 +144,45 @@ class Groups(NamedTuple):
         """
         if scale is None or minimum is None:
             if is_quick(data.device):
-                return self._by_parts(data)
+                return self._by_parts(data, torch.arange(len(data)))
             scale, minimum = self.sides(data)
         codes = unpack_codes(data[..., :-SIDE], self.bits, self.size).float()
         found = codes.mul_(scale.float().unsqueeze(-1)).add_(minimum.float().unsqueeze(-1))
         return found.flatten(1)[:, : self.columns]
 
-    def _by_parts(self, data: Tensor) -> Tensor:
-        """`decode` by torch's kernels: s c + m of the lowest bits, and s c of those above."""
-        count, data = len(data), data.flatten(0, 1)
+    def _some(self, data: Tensor, ids: Tensor) -> Tensor:
+        """`decode` of some rows."""
+        if is_quick(data.device):
+            return self._by_parts(data, ids)
+        return self.decode(data.index_select(0, ids))
+
+    def _by_parts(self, data: Tensor, ids: Tensor) -> Tensor:
+        """Rows by torch's kernels: s c + m of the lowest bits, and s c of those above."""
         part, *others = PARTS[self.bits]
-        start, shift, side = packed_bytes(self.size, part), part, data[:, -SIDE:]
+        data, ids = data.flatten(0, 1), self._of_groups(ids)
+        held = data.index_select(0, ids)
         if part == 8:
-            side = _halves(side).float().view(_U8)
-        found = _all(part, data[:, :start], side)[:, : self.size]
+            side = _halves(held[:, -SIDE:]).float().view(_U8)
+            found = _all(part, held[:, :-SIDE], side)
+        else:  # of rows as they are stored; what lies above the part makes columns that are cut off
+            found = bag(part, data, ids, torch.arange(len(ids), dtype=ids.dtype))[:, : self.size]
+        start, shift = packed_bytes(self.size, part), part
         for part in others:
             stop = start + packed_bytes(self.size, part)
-            codes = data[:, start:stop]
+            codes = held[:, start:stop]
             if part == 1:  # there is no kernel of one bit
                 more = unpack_part(codes, 1, self.size, shift).float()
             else:
                 more = _all(part, codes, _steps(shift))[:, : self.size]
-            found.addcmul_(more, _side(data, -SIDE).unsqueeze(1).float())
+            found.addcmul_(more, _side(held, -SIDE).unsqueeze(1).float())
             start, shift = stop, shift + part
-        return found.reshape(count, self.of_row * self.size)[:, : self.columns]
+        return found.reshape(-1, self.of_row * self.size)[:, : self.columns]
+
+    def _of_groups(self, ids: Tensor) -> Tensor:
+        """Ids of rows to those of their groups."""
+        if self.of_row == 1:
+            return ids
+        return (ids.unsqueeze(1) * self.of_row + torch.arange(self.of_row)).flatten()
 
     def is_whole(self, device: torch.device) -> bool:
         """Whether torch's kernels take the rows as they are stored."""
