@@ -144,7 +144,7 @@ class Groups(NamedTuple):
         """
         if scale is None or minimum is None:
             if is_quick(data.device):
-                return self._by_parts(data, torch.arange(len(data)))
+                return self._by_parts(data)
             scale, minimum = self.sides(data)
         codes = unpack_codes(data[..., :-SIDE], self.bits, self.size).float()
         found = codes.mul_(scale.float().unsqueeze(-1)).add_(minimum.float().unsqueeze(-1))
@@ -156,11 +156,15 @@ class Groups(NamedTuple):
             return self._by_parts(data, ids)
         return self.decode(data.index_select(0, ids))
 
-    def _by_parts(self, data: Tensor, ids: Tensor) -> Tensor:
-        """Rows by torch's kernels: s c + m of the lowest bits, and s c of those above."""
+    def _by_parts(self, data: Tensor, ids: Tensor | None = None) -> Tensor:
+        """All or some rows by torch's kernels: s c + m of the lowest bits, s c of those above."""
         part, *others = PARTS[self.bits]
-        data, ids = data.flatten(0, 1), self._of_groups(ids)
-        held = data.index_select(0, ids)
+        data = held = data.flatten(0, 1)
+        if ids is None:
+            ids = torch.arange(len(data))
+        else:
+            ids = self._of_groups(ids)
+            held = data.index_select(0, ids)
         if part == 8:
             side = _halves(held[:, -SIDE:]).float().view(_U8)
             found = _all(part, held[:, :-SIDE], side)
