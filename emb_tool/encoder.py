@@ -298,8 +298,7 @@ class Encoder:
 
     def _check_ids(self, ids: np.ndarray) -> None:
         """Refuse a tokenizer whose ids go beyond the table: on a GPU that kills the process."""
-        table = self.token_table()
-        rows = table.num_embeddings if table is not None else None
+        rows = getattr(self._lookup(), "num_embeddings", None)
         if rows is not None and ids.size and int(ids.max()) >= rows:
             raise Refused(
                 f"{self.checkpoint.name}: its tokenizer gives id {int(ids.max())}, its table has"
@@ -309,9 +308,12 @@ class Encoder:
 
     def token_table(self) -> torch.nn.Embedding | torch.nn.EmbeddingBag | None:
         """The module that looks tokens up; None where a model has none of the usual kind."""
-        first = self.model[0]
-        table = first.embedding if self.static else first.auto_model.get_input_embeddings()
+        table = self._lookup()
         return table if isinstance(table, torch.nn.Embedding | torch.nn.EmbeddingBag) else None
+
+    def _lookup(self) -> Any:
+        first = self.model[0]
+        return first.embedding if self.static else first.auto_model.get_input_embeddings()
 
     def forward(self, features: dict[str, Any]) -> Tensor:
         """Vectors of one batch, (batch, dim)."""

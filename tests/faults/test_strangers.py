@@ -327,9 +327,12 @@ def test_a_template_that_names_no_token_is_refused(tiny_bert: Path, tmp_path: Pa
     assert not [*tmp_path.glob("x.npy*")]
 
 
-def test_a_tokenizer_of_another_model_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["bert", "packed"])
+def test_a_tokenizer_of_another_model_is_refused(
+    models: dict[str, Path], family: str, tmp_path: Path
+) -> None:
     """An id beyond the table is an IndexError on a CPU, and on a GPU the end of the process."""
-    model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    model = Path(shutil.copytree(models[family], tmp_path / "model"))
     content = json.loads((model / "tokenizer.json").read_text())
     content["model"]["vocab"]["river"] = 10_000
     (model / "tokenizer.json").write_text(json.dumps(content))
