@@ -115,7 +115,7 @@ def rows(args: argparse.Namespace, step: str) -> Measured:
     block = np.random.default_rng(0).standard_normal((1 << 16, args.columns), np.float32)
     for size in ROWS:
         write_tensors(path, {"t": (size, args.columns)}, "F32", hole=False, block=block)
-        command = ["compress", str(path), "-m", step, "-o", str(out), "--overwrite", "--json"]
+        command = ["compress", str(path), "-m", step, "-o", str(out), "--overwrite", "-q"]
         with made_here(path, out):
             yield watched([sys.executable, "-m", "emb_tool", *command], out)
 
@@ -186,7 +186,7 @@ def main() -> int:
     parser = arguments(str(__doc__).splitlines()[0], data=False)
     names = ("texts", "rows", "models", "context")
     parser.add_argument("--parts", nargs="+", default=list(names), choices=names)
-    parser.add_argument("--steps", nargs="+", default=["int:bits=4", "pq:subvectors=8"])
+    parser.add_argument("--steps", nargs="+", default=["int:bits=4", "pq:subvectors=32"])
     parser.add_argument("--columns", type=int, default=64, help="of the tables")
     parser.add_argument("--largest-texts", type=int, default=10**6)
     parser.add_argument("--largest-rows", type=int, default=10**7)
