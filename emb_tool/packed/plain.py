@@ -21,6 +21,9 @@ from emb_tool.progress import Progress
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
+MOST = 1 << 16
+"""Weights that a stored byte may stand for: hashed tables of a thousandth are in use."""
+
 
 def write_plain(
     checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, progress: Progress
@@ -36,6 +39,9 @@ def write_plain(
     Raises:
         Refused: Stored bytes that do not fit what the config says of them.
     """
+    modules = packed_modules(checkpoint.config)
+    for name, stated in modules.items():  # before room is made for what they claim
+        check_module(checkpoint, name, stated)
     torch_name = str(dtype).removeprefix("torch.")
     target = SAFETENSORS_NAMES[torch_name]
     copy_side_files(checkpoint, folder)
@@ -49,7 +55,6 @@ def write_plain(
         (folder / "config.json").unlink(missing_ok=True)
     if checkpoint.layout.modules:
         copy_module_weights(checkpoint, folder, write_layout(folder, checkpoint.layout))
-    modules = packed_modules(checkpoint.config)
     origin = {plain_name(module, spec): module for module, spec in modules.items()}
     specs = [
         replace(spec, dtype=target) if spec.dtype in FLOATS else spec
@@ -72,17 +77,38 @@ def write_plain(
             advance(spec.nbytes)
 
 
-def read_module(checkpoint: Checkpoint, name: str, spec: Mapping[str, Any]) -> Packed:
-    """A packed module, from its stored bytes."""
+def check_module(checkpoint: Checkpoint, name: str, spec: Mapping[str, Any]) -> Packed:
+    """A packed module without its bytes, once the files' headers are what its spec says.
+
+    Raises:
+        Refused: They are not, or the plain matrix is out of all proportion to what is stored.
+    """
     with torch.device("meta"):  # nothing is allocated for what a config claims
         made = packed.empty({**spec, "bias": False}, name)
-    for buffer, wanted in list(made.named_buffers()):
-        stored = checkpoint.tensor(f"{name}.{buffer}")
-        if stored.shape != wanted.shape or stored.dtype != wanted.dtype:
+    there = 0
+    for buffer, wanted in made.named_buffers():
+        stored = checkpoint.tensors.get(f"{name}.{buffer}")
+        dtype = SAFETENSORS_NAMES[str(wanted.dtype).removeprefix("torch.")]
+        if stored is None or (*stored.shape,) != (*wanted.shape,) or stored.dtype != dtype:
+            held = f"{stored.numel:,} elements" if stored else "no elements"
             raise Refused(
-                f"{checkpoint.name}: {name}.{buffer} has {stored.numel():,} elements, its format"
+                f"{checkpoint.name}: {name}.{buffer} has {held}, its format"
                 f" {wanted.numel():,} bytes",
                 "the weights are not those that config.json describes: restore the files",
             )
-        setattr(made, buffer, stored)
+        there += stored.nbytes
+    rows, columns = spec["shape"]
+    if rows * columns > MOST * max(there, 1):
+        raise Refused(
+            f"{checkpoint.name}: {name} is {rows:,} x {columns:,} of {there:,} bytes",
+            "no method packs that tightly: restore the original config.json",
+        )
+    return made
+
+
+def read_module(checkpoint: Checkpoint, name: str, spec: Mapping[str, Any]) -> Packed:
+    """A packed module, from its stored bytes."""
+    made = check_module(checkpoint, name, spec)
+    for buffer, _ in list(made.named_buffers()):
+        setattr(made, buffer, checkpoint.tensor(f"{name}.{buffer}"))
     return made

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -340,3 +341,35 @@ def test_a_tokenizer_of_another_model_is_refused(
     code, err = told(["encode", model, tmp_path / "in.txt", "-o", tmp_path / "x.npy"])
     assert code == 2
     assert "its tokenizer gives id 10000, its table has" in err
+
+
+@pytest.mark.parametrize("rows", [4, 2**30, 2**56 - 1])
+def test_a_packed_matrix_that_is_not_there_is_given_no_room(
+    models: dict[str, Path], rows: int, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(models["packed"], tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    modules = config["quantization_config"]["modules"]
+    modules["embeddings.token_type_embeddings"]["shape"] = [rows, 32]
+    (model / "config.json").write_text(json.dumps(config))
+    code, err = told(["expand", model, "-o", tmp_path / "plain", "-q"])
+    assert code == 2
+    assert "embeddings.token_type_embeddings" in err
+    assert {*tmp_path.iterdir()} == {model}
+
+
+def test_a_hashed_table_stands_for_no_more_than_methods_pack(tmp_path: Path) -> None:
+    save_file(
+        {"t": np.random.default_rng(0).random((4000, 8), np.float32)}, tmp_path / "t.safetensors"
+    )
+    lossy = "hash:buckets=8,allow_lossy=true"
+    made = ["compress", tmp_path / "t.safetensors", "-m", lossy, "-o", tmp_path / "o", "-q"]
+    assert told(made)[0] in (0, 3)
+    path = tmp_path / "o" / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["modules"]["t"]["shape"] = [2**30, 8]
+    path.write_text(json.dumps(config))
+    code, err = told(["expand", tmp_path / "o", "-o", tmp_path / "plain", "-q"])
+    assert code == 2
+    assert "t is 1,073,741,824 x 8 of" in err
+    assert not [*tmp_path.glob("plain*")]
