@@ -57,8 +57,9 @@ class Kept:
         found = self.find(kind, names)
         if found is None:
             made = make()
-            stated = {_FACTS: json.dumps(made.facts), _SUM: _checksum(made.tensors)}
-            save_tensors(self._path(kind, names), made.tensors, stated)
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in made.tensors.items()}
+            stated = {_FACTS: json.dumps(made.facts), _SUM: _checksum(tensors)}
+            save_tensors(self._path(kind, names), tensors, stated)
             found = self.find(kind, names)
         assert found is not None
         return found
@@ -129,6 +130,5 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     digest = blake2b(digest_size=16)
     for name in sorted(tensors):
         digest.update(name.encode())
-        data = tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(data.numpy().data)
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
