@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from emb_tool import registry
 from emb_tool.cli.options import spread_lists
 from tests.conftest import CliResult
 from tests.runs import check_here, write_texts
@@ -73,6 +75,12 @@ def test_help_tells_every_option_once(run_cli: Cli) -> None:
     for name in ("distill", "eval", "encode", "inspect", "methods", "run", "store"):
         assert f"\n  {name} " in top
     assert run_cli("--version").out.startswith("embtool 0.")
+
+
+def test_the_help_of_eval_names_every_task(run_cli: Cli) -> None:
+    said = run_cli("eval", "--help").out
+    for name in registry.methods("eval"):
+        assert re.search(rf"\b{name}\b", said), name
 
 
 def test_methods(run_cli: Cli) -> None:

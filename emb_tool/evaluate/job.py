@@ -48,7 +48,11 @@ class EvalJob(Job):
         Field(gt=0, le=2, description="least share kept of the reference's figures, e.g. 0.97"),
     ] = None
     plot: Annotated[
-        str | None, Field(description="picture of quality against size, a .png, .svg or .pdf")
+        str | None,
+        Field(
+            description="picture of quality against size, or against length for long inputs: "
+            "a .png, .svg or .pdf"
+        ),
     ] = None
     max_length: Annotated[
         int | None, Field(ge=1, description="tokens read of a text [each model's own limit]")
