@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from math import ceil
 from types import ModuleType
 from typing import Any
 
@@ -40,21 +41,22 @@ def frame(tokenize: Callable[[list[str]], Sequence[Any]]) -> tuple[Any, Any]:
 
 
 def cut(ids: np.ndarray, lead: int, trail: int, window: int) -> list[np.ndarray]:
-    """A text in windows side by side; the last one reaches back to be full.
+    """A text in as few windows as will do, side by side and of one length but for a token.
+
+    So each token is in one window and counts as much as any other in the mean. Full windows of
+    which the last reaches back (arXiv:2404.12096) count the end of a text up to twice: of two
+    texts that hide what is asked for, the one that hides it there wins.
 
     Args:
         ids: (tokens,) of the whole text.
         lead: Tokens at its beginning that every window begins with.
         trail: Tokens at its end that every window ends with.
-        window: Tokens of a window, those at its ends counted.
+        window: Tokens of a window at most, those at its ends counted.
     """
     head, inner, tail = np.split(ids, [lead, len(ids) - trail])
     room = max(window - lead - trail, 1)
-    last = max(len(inner) - room, 0)
-    return [
-        np.concatenate([head, inner[start : start + room], tail])
-        for start in [*range(0, last, room), last]
-    ]
+    count = max(ceil(len(inner) / room), 1)
+    return [np.concatenate([head, piece, tail]) for piece in np.array_split(inner, count)]
 
 
 def register() -> None:

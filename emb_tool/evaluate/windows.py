@@ -29,12 +29,12 @@ def limited(encoder: Encoder, tokens: int = UNLIMITED) -> Encoder:
 class Windows:
     """Chunk and mean: v = Norm(mean of the vectors of a text's windows), before any Normalize.
 
-    Windows lie side by side, each with the special tokens and the prompt; the last one reaches back
-    to be full (arXiv:2404.12096, parallel context windows).
+    Windows lie side by side, of one length, each with the special tokens and the prompt
+    (`emb_tool.windows.cut`).
 
     Args:
         encoder: The model.
-        tokens: Length of a window, special tokens and prompt counted.
+        tokens: Of a window at most, special tokens and prompt counted.
         limit: Tokens read of a text at most [no limit].
     """
 

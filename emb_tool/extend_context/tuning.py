@@ -119,7 +119,7 @@ class WindowTeacher(CheckpointTeacher):
     def space(self, role: str) -> Space:
         """That of the model, but for the windows."""
         own, (original, target) = super().space(role), self._span
-        return replace(own, pooling=f"{own.pooling}+windows of {original}", max_length=target)
+        return replace(own, pooling=f"{own.pooling}+even windows of {original}", max_length=target)
 
     def vectors(
         self, texts: Sequence[str], role: str, progress: Callable[[int], None] | None = None
