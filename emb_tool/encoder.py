@@ -7,8 +7,6 @@ budget of tokens with texts of like length, and memory that runs out halves the 
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,18 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emb_tool.checkpoint.layout import (
-    Layout,
-    needs_hub,
-    static_table,
-    unpacked,
-    write_layout,
-)
-from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
-from emb_tool.data.batches import plan_batches
-from emb_tool.errors import EmbToolError, Failed, Refused
-from emb_tool.ops.bare import check_extent
-from emb_tool.ops.tokenizers import SENTENCEPIECE, lacks_sentencepiece
+from emb_tool.checkpoint.layout import Layout
+from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.data.batches import pad, plan_batches
+from emb_tool.errors import Failed, Refused
+from emb_tool.pretrained import load, save
 from emb_tool.progress import quiet
 from emb_tool.runtime import Runtime
 from emb_tool.windows import SETTING, frame
@@ -102,49 +93,13 @@ class Encoder:
             training: Keep the weights in float32.
 
         Raises:
-            Refused: What `Checkpoint.open` refuses, and what sentence-transformers cannot load.
+            Refused: What `Checkpoint.open` and `load` refuse.
         """
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
-        if needs_hub(checkpoint.config, checkpoint.layout):
-            import emb_tool.hub  # noqa: F401  (teaches the libraries the format)
-        if checkpoint.config and checkpoint.layout.family != "static" and checkpoint.tensors:
-            check_extent(
-                checkpoint.config, unpacked(checkpoint.config, checkpoint.tensors).values()
-            )
-        dtype = torch.float32 if training else runtime.dtype
-        with quiet():
-            from sentence_transformers import SentenceTransformer
-
-            try:
-                modules = _integer_static(checkpoint)
-                model = SentenceTransformer(
-                    None if modules else str(checkpoint.path),
-                    modules=modules,
-                    device=str(runtime.device),
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    model_kwargs={"dtype": dtype},
-                )
-                reader: Any = model[0]
-                reader.tokenizer.encode("")  # its template's tokens are missed in use alone
-            # of what a stranger's files can hold, the libraries mind little: any error may come
-            except BaseException as error:
-                if isinstance(error, EmbToolError) or not is_the_libraries(error):
-                    raise
-                if Runtime.is_out_of_memory(error):
-                    raise Failed(
-                        f"{checkpoint.name}: memory ran out while loading it", "use a larger device"
-                    ) from error
-                first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-                beside = (checkpoint.path / checkpoint.layout.main).glob("*")
-                unread = lacks_sentencepiece(path.name for path in beside)
-                raise Refused(
-                    f"{checkpoint.name}: sentence-transformers cannot load it: {first}",
-                    SENTENCEPIECE if unread else "check the folder with: embtool inspect",
-                ) from error
         layout = checkpoint.layout
+        model = load(checkpoint, runtime.device, torch.float32 if training else runtime.dtype)
         if not training:
-            model = model.to(dtype)
+            model = model.to(runtime.dtype)
         elif layout.truncate_dim:  # a student is trained in its whole width
             model.truncate_dim = None
             layout = replace(layout, truncate_dim=None)
@@ -271,29 +226,18 @@ class Encoder:
             `input_ids` and `attention_mask` (batch, longest) int64, padded on the tokenizer's
             side; for static models flat `input_ids` and `offsets`.
         """
-        lengths = np.array([len(row) for row in ids], np.int64)
         if self.static:
             flat = np.concatenate(ids) if len(ids) else np.zeros(0, np.int32)
-            offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-            self._check_ids(flat)
-            features = {
-                "input_ids": torch.from_numpy(flat.astype(np.int64)),
-                "offsets": torch.from_numpy(offsets.astype(np.int64)),
-            }
+            arrays = {"input_ids": flat, "offsets": np.cumsum([0, *map(len, ids[:-1])])}
         else:
-            longest = max(int(lengths.max()), 1)
             left = self._tokenizer.padding_side == "left"
-            columns = np.arange(longest)
-            mask = columns >= longest - lengths[:, None] if left else columns < lengths[:, None]
-            pad = self._tokenizer.pad_token_id
-            padded = np.full((len(ids), longest), pad if pad is not None else 0, np.int64)
-            padded[mask] = np.concatenate(ids)
-            self._check_ids(padded)
-            features = {
-                "input_ids": torch.from_numpy(padded),
-                "attention_mask": torch.from_numpy(mask.astype(np.int64)),
-            }
-        features = {key: self.runtime.move(value) for key, value in features.items()}
+            padded, mask = pad(ids, self._tokenizer.pad_token_id or 0, left)
+            arrays = {"input_ids": padded, "attention_mask": mask}
+        self._check_ids(arrays["input_ids"])
+        features: dict[str, Any] = {
+            key: self.runtime.move(torch.from_numpy(value.astype(np.int64, copy=False)))
+            for key, value in arrays.items()
+        }
         return {**features, "prompt_length": prompt_length} if prompt_length else features
 
     def _check_ids(self, ids: np.ndarray) -> None:
@@ -405,69 +349,5 @@ class Encoder:
         return vectors if vectors is not None else np.zeros((0, self.dim), np.float32)
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write a checkpoint that sentence-transformers and transformers open.
-
-        Args:
-            folder: An existing folder.
-            dtype: Of the weights; None keeps each as it is in memory.
-        """
-        from safetensors.torch import save_file
-
-        def cast(state: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {
-                name: value.detach()
-                .to("cpu", dtype if dtype and value.is_floating_point() else value.dtype)
-                .contiguous()
-                for name, value in state.items()
-            }
-
-        copy_side_files(self.checkpoint, folder)
-        written = write_layout(folder, self.layout)
-        for module, spec in zip(self.model, written.modules, strict=True):
-            target = folder / spec.path
-            if spec.kind == "Transformer":
-                # transformers undoes what it renamed or fused at load; its config.json stays away,
-                # since the original, edited, spells every setting for older versions too
-                weights = folder / ".weights"
-                with quiet():
-                    module.auto_model.save_pretrained(
-                        weights, state_dict=cast(module.auto_model.state_dict())
-                    )
-                for path in sorted(weights.glob("*.safetensors*")):
-                    path.replace(target / path.name)
-                shutil.rmtree(weights)
-            elif state := cast(module.state_dict()):
-                target.mkdir(parents=True, exist_ok=True)
-                save_file(state, str(target / "model.safetensors"), metadata={"format": "pt"})
-        readable(folder)
-
-
-def is_the_libraries(error: BaseException) -> bool:
-    """Whether an error may be of a library: a panic of `tokenizers` is no `Exception`."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
-def _integer_static(checkpoint: Checkpoint) -> list[torch.nn.Module] | None:
-    """The modules of a static model with an integer table, which sentence-transformers refuses.
-
-    Its scale is not stored with it; that of a model whose vectors are normalised does not matter.
-    """
-    layout = checkpoint.layout
-    table = static_table(checkpoint.tensors) if layout.family == "static" else None
-    if table is None or not table.dtype.startswith(("I", "U")) or not layout.normalises:
-        return None
-    from sentence_transformers.models import Normalize, StaticEmbedding
-    from tokenizers import Tokenizer
-
-    folder = checkpoint.path / layout.modules[0].path
-    weights = checkpoint.tensor(table.name).float()
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return [StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()]
-
-
-def readable(folder: Path) -> None:
-    """Give weight files the mode that other files get: safetensors keeps them to the owner."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.rglob("*.safetensors"):
-        path.chmod(0o666 & ~mask)
+        """Write it as a checkpoint: see `emb_tool.pretrained.save`."""
+        save(self.model, self.layout, self.checkpoint, folder, dtype)

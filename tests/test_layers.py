@@ -31,6 +31,7 @@ ORDER = (
     ("ops",),
     ("packed", "windows"),
     ("hub",),
+    ("pretrained",),
     ("encoder",),
     ("draft",),
     ("calibration",),

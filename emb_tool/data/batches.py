@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -35,3 +37,23 @@ def plan_batches(
     if rng is not None:
         batches = [batches[i] for i in rng.permutation(len(batches))]
     return batches
+
+
+def pad(rows: Sequence[np.ndarray], value: int, left: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of different lengths as one array.
+
+    Args:
+        rows: (tokens,) each; at least one row.
+        value: What stands where a row has nothing.
+        left: Whether that is before a row, not behind it.
+
+    Returns:
+        (rows, longest) int64, and in the same shape which of it are the rows' own (bool).
+    """
+    lengths = np.array([len(row) for row in rows])
+    longest = max(int(lengths.max()), 1)
+    columns = np.arange(longest)
+    own = columns >= longest - lengths[:, None] if left else columns < lengths[:, None]
+    padded = np.full((len(rows), longest), value, np.int64)
+    padded[own] = np.concatenate(rows)
+    return padded, own

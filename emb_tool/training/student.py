@@ -11,8 +11,9 @@ import torch
 
 from emb_tool.checkpoint.layout import Layout, ModuleSpec
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.encoder import Encoder, readable
+from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused
+from emb_tool.pretrained import readable
 from emb_tool.progress import quiet
 from emb_tool.runtime import DTYPES
 

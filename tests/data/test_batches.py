@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emb_tool.data.batches import plan_batches
+from emb_tool.data.batches import pad, plan_batches
 
 LENGTHS = st.lists(st.integers(0, 600), max_size=300).map(np.array)
 SEEDS = st.none() | st.integers(0, 2**32 - 1)
@@ -58,3 +58,13 @@ def test_epochs_differ_in_order_and_in_composition() -> None:
 def test_a_budget_of_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="batch_tokens"):
         plan_batches(np.array([1]), 0, None)
+
+
+def test_rows_are_padded_on_either_side() -> None:
+    rows = [np.array([5, 6, 7]), np.array([], int), np.array([8])]
+    padded, own = pad(rows, 9, left=False)
+    assert padded.tolist() == [[5, 6, 7], [9, 9, 9], [8, 9, 9]]
+    assert own.sum(1).tolist() == [3, 0, 1]
+    padded, own = pad(rows, 9, left=True)
+    assert padded.tolist() == [[5, 6, 7], [9, 9, 9], [9, 9, 8]]
+    assert own[2].tolist() == [False, False, True]

@@ -1,0 +1,141 @@
+"""Models from files and to files: what sentence-transformers loads, and what it will load again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emb_tool.checkpoint.layout import Layout, needs_hub, static_table, unpacked, write_layout
+from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
+from emb_tool.errors import EmbToolError, Failed, Refused
+from emb_tool.ops.bare import check_extent
+from emb_tool.ops.tokenizers import SENTENCEPIECE, lacks_sentencepiece
+from emb_tool.progress import quiet
+from emb_tool.runtime import Runtime
+
+
+def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """The `SentenceTransformer` of a checkpoint; code of the checkpoint's own is never run.
+
+    Args:
+        checkpoint: Opened.
+        device: Where to.
+        dtype: Of the Transformer's weights; other modules keep that of their files.
+
+    Raises:
+        Refused: A config that describes far more weights than there are, and whatever
+            sentence-transformers cannot load.
+        Failed: Memory that runs out.
+    """
+    config, layout = checkpoint.config, checkpoint.layout
+    if needs_hub(config, layout):
+        import emb_tool.hub  # noqa: F401  (teaches the libraries the format)
+    if config and layout.family != "static" and checkpoint.tensors:
+        check_extent(config, unpacked(config, checkpoint.tensors).values())
+    with quiet():
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            modules = _integer_static(checkpoint)
+            model = SentenceTransformer(
+                None if modules else str(checkpoint.path),
+                modules=modules,
+                device=str(device),
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"dtype": dtype},
+            )
+            reader: Any = model[0]
+            reader.tokenizer.encode("")  # its template's tokens are missed in use alone
+        except EmbToolError:
+            raise
+        # of what a stranger's files can hold, the libraries mind little: any error may come, and a
+        # panic of `tokenizers` is no `Exception`
+        except BaseException as error:
+            if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+                raise
+            if Runtime.is_out_of_memory(error):
+                raise Failed(
+                    f"{checkpoint.name}: memory ran out while loading it", "use a larger device"
+                ) from error
+            first = (str(error).strip().splitlines() or [repr(error)])[0]
+            beside = (checkpoint.path / layout.main).glob("*")
+            unread = lacks_sentencepiece(path.name for path in beside)
+            raise Refused(
+                f"{checkpoint.name}: sentence-transformers cannot load it: {first}",
+                SENTENCEPIECE if unread else "check the folder with: embtool inspect",
+            ) from error
+    return model
+
+
+def _integer_static(checkpoint: Checkpoint) -> list[torch.nn.Module] | None:
+    """The modules of a static model with an integer table, which sentence-transformers refuses.
+
+    Its scale is not stored with it; that of a model whose vectors are normalised does not matter.
+    """
+    layout = checkpoint.layout
+    table = static_table(checkpoint.tensors) if layout.family == "static" else None
+    if table is None or not table.dtype.startswith(("I", "U")) or not layout.normalises:
+        return None
+    from sentence_transformers.models import Normalize, StaticEmbedding
+    from tokenizers import Tokenizer
+
+    folder = checkpoint.path / layout.modules[0].path
+    weights = checkpoint.tensor(table.name).float()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return [StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()]
+
+
+def save(
+    model: Any, layout: Layout, source: Checkpoint, folder: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Write a checkpoint that sentence-transformers and transformers open.
+
+    Args:
+        model: A `SentenceTransformer`.
+        layout: Of its modules.
+        source: Where its config and its tokenizer are from.
+        folder: An existing folder.
+        dtype: Of the weights; None keeps each as it is in memory.
+    """
+    from safetensors.torch import save_file
+
+    def cast(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: value.detach()
+            .to("cpu", dtype if dtype and value.is_floating_point() else value.dtype)
+            .contiguous()
+            for name, value in state.items()
+        }
+
+    copy_side_files(source, folder)
+    written = write_layout(folder, layout)
+    for module, spec in zip(model, written.modules, strict=True):
+        target = folder / spec.path
+        if spec.kind == "Transformer":
+            # transformers undoes what it renamed or fused at load; its config.json stays away,
+            # since the original, edited, spells every setting for older versions too
+            weights = folder / ".weights"
+            body = module.auto_model
+            with quiet():
+                body.save_pretrained(weights, state_dict=cast(body.state_dict()))
+            for path in sorted(weights.glob("*.safetensors*")):
+                path.replace(target / path.name)
+            shutil.rmtree(weights)
+        elif state := cast(module.state_dict()):
+            target.mkdir(parents=True, exist_ok=True)
+            save_file(state, str(target / "model.safetensors"), metadata={"format": "pt"})
+    readable(folder)
+
+
+def readable(folder: Path) -> None:
+    """Give weight files the mode that other files get: safetensors keeps them to the owner."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o666 & ~mask)
