@@ -105,7 +105,7 @@ def test_methods(run_cli: Cli) -> None:
         (["distil"], "unknown command 'distil'", "did you mean distill?"),
         (["distill", "--epoch", "3"], "No such option: --epoch", "embtool distill --help"),
         (["distill", "--lr"], "requires an argument", "--help"),
-        (["distill", "--set", "lr"], "--set lr: not key=value", "--set lr=1e-4"),
+        (["distill", "--set", "lr"], "--set lr: not key=value", "--set seed=1"),
         (["distill", "--set", "epoch=3"], "unknown setting 'epoch'", "did you mean epochs?"),
         (["distill", "-m", "leef"], "unknown distill method 'leef'", "did you mean leaf?"),
         (["distill", "--texts", "x"], "teacher is missing; output is missing", ""),

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from emb_tool.config import read_recipe, resolve
+from emb_tool.config import resolve
 from emb_tool.errors import Refused
+from emb_tool.recipe import read_recipe
 
 BASE: dict[str, Any] = {"teacher": "t", "student": "s", "texts": ["x"], "output": "o"}
 
@@ -126,7 +127,7 @@ def test_an_unknown_setting_is_told_with_the_nearest(settings: dict[str, Any], w
         ({"recipe": {"method": "leef"}}, "unknown distill method 'leef'", "did you mean leaf?"),
         ({"method": "leef:lr=1"}, "unknown distill method 'leef'", "did you mean leaf?"),
         ({"flags": {"preset": "quik"}}, "unknown leaf preset 'quik'", "did you mean quick?"),
-        ({"sets": ["lr"]}, "--set lr: not key=value", "write --set lr=1e-4"),
+        ({"sets": ["lr"]}, "--set lr: not key=value", "write --set seed=1"),
         ({"method": "leaf:lr"}, "'leaf:lr': 'lr' is not key=value", "-m name:key=value"),
         ({"flags": {"lr": "2"}}, "less than or equal to 1", ""),
         ({"flags": {"seed": "-1"}}, "seed='-1' (--seed)", ""),

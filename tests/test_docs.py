@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from emb_tool import config, registry
+from emb_tool.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -152,7 +153,7 @@ def test_a_slurm_script_is_bash_and_its_options_exist(
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_a_recipe_is_a_job_once_it_has_models_and_texts(path: Path) -> None:
-    recipes = config.read_recipe(path)
+    recipes = read_recipe(path)
     assert path.parent.name in {recipe["verb"] for recipe in recipes}
     if len(recipes) > 1:  # a list of jobs has everything that it needs
         for recipe in recipes:

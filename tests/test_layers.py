@@ -21,7 +21,7 @@ ORDER = (
     ("report", "plan"),
     ("method",),
     ("registry",),
-    ("config",),
+    ("config", "recipe"),
     ("summary",),
     ("progress", "signals"),
     ("processes",),

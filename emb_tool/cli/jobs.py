@@ -14,6 +14,7 @@ from emb_tool.cli import output
 from emb_tool.cli.fields import kind
 from emb_tool.cli.options import command as make_command
 from emb_tool.errors import EmbToolError, Refused
+from emb_tool.recipe import read_recipe
 from emb_tool.report import Report, Table
 
 
@@ -40,7 +41,7 @@ def job_command(verb: str, title: str, positional: Sequence[str] = ()) -> Callab
     ) -> None:
         values: Mapping[str, Any] = {}
         if recipe:
-            jobs = config.read_recipe(recipe)
+            jobs = read_recipe(recipe)
             if len(jobs) != 1 or jobs[0]["verb"] != verb:
                 raise Refused(
                     f"{recipe} is not one {verb} job", f"run it with: embtool run {recipe}"

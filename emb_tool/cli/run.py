@@ -11,6 +11,7 @@ import typer
 
 from emb_tool import config
 from emb_tool.cli.jobs import carry_out
+from emb_tool.recipe import read_recipe
 
 
 def command(
@@ -27,7 +28,7 @@ def command(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="more on stderr")] = False,
 ) -> None:
     """Resolve every job first, so that a fault in the last one is found before the first runs."""
-    recipes = config.read_recipe(recipe)
+    recipes = read_recipe(recipe)
     known = [config.known_settings(values) for values in recipes]
 
     def meant_for(number: int) -> list[str]:

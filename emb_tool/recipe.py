@@ -1,0 +1,163 @@
+"""Recipes: YAML files of jobs, as strangers may write them.
+
+A recipe is text that somebody sends: its size, depth and keys are bounded, a key that stands twice
+is refused, and every fault is told with its line or its job.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emb_tool import registry
+from emb_tool.errors import Refused
+
+MAX_CHARACTERS, MAX_VALUES, MAX_DEPTH = 1_000_000, 100_000, 32
+"""Characters of a recipe, values in it, and how many of them inside one another."""
+
+
+def read_recipe(path: str | Path) -> list[dict[str, Any]]:
+    """The jobs of a recipe file, one or a list under `jobs:`.
+
+    A job with `name: x` can be named by a later one: `${x}` is its output.
+
+    Raises:
+        Refused: No such file, not YAML (with the line), no job, an unknown `${name}`.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
+    except FileNotFoundError:
+        raise Refused(
+            f"{path}: no such recipe", "recipes are YAML files: see docs/recipes.md"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{path}: cannot be read: {error}", "recipes are YAML files") from None
+    if len(text) > MAX_CHARACTERS:
+        raise Refused(f"{path}: more than {MAX_CHARACTERS:,} characters", "this is no recipe")
+    try:
+        data = _load_yaml(text, path)
+        _check_extent(data)
+    except (ValueError, OverflowError) as error:
+        raise Refused(f"{path}: not YAML that can be read: {str(error)[:200]}", None) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise Refused(f"{where}: not YAML: {getattr(error, 'problem', error)}", None) from None
+    if not isinstance(data, dict):
+        raise Refused(f"{path}: a recipe is a mapping of settings", "see docs/recipes.md")
+    if "jobs" in data:
+        extra = sorted(set(data) - {"jobs"})
+        if extra:
+            raise Refused(
+                f"{path}: {extra[0]!r} stands beside jobs:", "put it into each job of the list"
+            )
+        jobs = data["jobs"]
+    else:
+        jobs = [data]
+    if not isinstance(jobs, list) or not jobs or not all(isinstance(job, dict) for job in jobs):
+        raise Refused(f"{path}: jobs: must be a list of mappings", "see docs/recipes.md")
+    outputs: dict[str, str] = {}
+    resolved = []
+    for number, job in enumerate(jobs, 1):
+        where = f"{path}, job {number}"
+        if "verb" not in job:
+            raise Refused(f"{where}: verb is missing", "known: " + ", ".join(registry.VERBS))
+        _check_keys(job, where)
+        registry.choose(str(job["verb"]), registry.VERBS, "verb")
+        name = job.pop("name", None)
+        job = _substitute(job, outputs, where)
+        if name is not None and job.get("output"):
+            outputs[str(name)] = str(job["output"])
+        resolved.append(job)
+    return resolved
+
+
+def _check_keys(job: Mapping[Any, Any], where: str) -> None:
+    """Settings have names, and so have methods: YAML takes anything for a key.
+
+    Raises:
+        Refused: A key or a method's name that is no text.
+    """
+    given = job.get("method")
+    steps = [step for step in (given if isinstance(given, list) else [given]) if step is not None]
+    for settings in (job, *(step for step in steps if isinstance(step, Mapping))):
+        for key in settings:
+            if not isinstance(key, str):
+                raise Refused(f"{where}: the key {key!r:.80} is no text", "see docs/recipes.md")
+    for step in steps:
+        name = step.get("name", "") if isinstance(step, Mapping) else step
+        if not isinstance(name, str):
+            raise Refused(f"{where}: method: {name!r:.80} is no name", "write method: {name: pq}")
+
+
+def _check_extent(data: Any) -> None:
+    """Aliases (`&a`, `*a`) can make a short file endless.
+
+    Raises:
+        ValueError: It holds more values than any recipe.
+    """
+    todo, count = [data], 0
+    while todo:
+        value = todo.pop()
+        count += 1
+        if count > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES:,} values")
+        if isinstance(value, dict):
+            todo += value.values()
+        elif isinstance(value, list | tuple | set):
+            todo += value
+
+
+def _load_yaml(text: str, path: Path) -> Any:
+    """Plain YAML, in which a key that stands twice is refused: the last would win in silence."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                where = f"{path}:{parent.start_mark.line + 1}" if parent else str(path)
+                raise Refused(f"{where}: nested more than {MAX_DEPTH} deep", "see docs/recipes.md")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            known: set[str] = set()
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    continue  # no key that a mapping takes: told as such
+                if key.value in known:
+                    where = f"{path}:{key.start_mark.line + 1}"
+                    raise Refused(f"{where}: {key.value!r} is given twice", "leave one of them out")
+                known.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Loader)
+
+
+def _substitute(value: Any, outputs: Mapping[str, str], where: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _substitute(inner, outputs, where) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_substitute(inner, outputs, where) for inner in value]
+    if not isinstance(value, str):
+        return value
+
+    def output(match: re.Match[str]) -> str:
+        if match[1] not in outputs:
+            raise Refused(
+                f"{where}: ${{{match[1]}}} names no earlier job that has a name and an output",
+                registry.did_you_mean(match[1], outputs),
+            )
+        return outputs[match[1]]
+
+    return re.sub(r"\$\{([^}]+)\}", output, value)
