@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from math import isnan
 from pathlib import Path
@@ -17,8 +15,8 @@ from emb_tool.distill.job import DistillJob
 from emb_tool.distill.measure import score_student, tell, tokenize_roles
 from emb_tool.distill.setup import Setup
 from emb_tool.distill.streaming import follow, write_head
+from emb_tool.distill.student import open_student, write_student
 from emb_tool.distill.teachers import open_teacher
-from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
     from emb_tool.encoder import Encoder
     from emb_tool.runtime import Runtime
     from emb_tool.training.targets import Targets
-
-SAMPLE = 4096
-"""Texts from which a head's starting point is solved for."""
 
 
 class Distill:
@@ -93,12 +88,12 @@ class Distill:
         lap("read_seconds")
         targets, prompts = self._targets(corpus, state, runtime)
         lap("teacher_seconds")
-        student = self._student(state, runtime, corpus, targets, prompts)
+        student = open_student(self.setup, corpus, targets, prompts, state, runtime)
         lap("student_seconds")
         self._train(student, corpus, targets, prompts, folder, state, runtime)
         clock = time.perf_counter()
         if runtime.is_main:
-            self._write(student, corpus, targets, prompts, folder, state)
+            write_student(self.setup, student, corpus, targets, prompts, folder, state)
         runtime.barrier()
         lap("write_seconds")
 
@@ -164,54 +159,6 @@ class Distill:
         self.report.facts["store"] = str(store.root)
         self.progress.say(f"teacher vectors are kept in {store.root} (embtool store)", level=2)
         return targets, prompts
-
-    def _student(
-        self,
-        state: Path,
-        runtime: Runtime,
-        corpus: Corpus,
-        targets: Targets,
-        prompts: dict[str, str],
-    ) -> Encoder:
-        """The student before training: body, head, and the head's starting point."""
-        from emb_tool.encoder import Encoder
-        from emb_tool.training.student import attach_head, fit_head, start_from_scratch
-
-        job = self.job
-        body = self.setup.body
-        if self.setup.keep is not None:
-            runtime.on_main(lambda: self._cut(state))
-            body = Checkpoint.open(self._cut(state))
-        runtime.reseed()  # what came before depends on whether the run was taken up
-        encoder = Encoder.open(body, runtime, max_length=self.method.max_length, training=True)
-        if job.from_scratch:
-            start_from_scratch(encoder)
-        like = (self.setup.teacher or body).layout
-        student = attach_head(
-            encoder,
-            targets.dim,
-            targets.normalises,
-            getattr(self.method, "head", "auto"),
-            getattr(self.method, "bias", True),
-            {**like.prompts, **prompts},
-            like,
-        )
-        sample = corpus.train[:: max(1, len(corpus.train) // SAMPLE)][:SAMPLE]
-        ids = tokenize_roles(student, corpus, sample, prompts)
-        student.truncated = 0
-        fit_head(student, ids, targets.read(sample))
-        return student
-
-    def _cut(self, state: Path) -> Path:
-        """The student's body with the layers that it keeps, on disk."""
-        cut, half, draft = state / "body", state / "body.new", Draft.of(self.setup.body)
-        if not cut.exists():
-            assert self.setup.keep is not None
-            shutil.rmtree(half, ignore_errors=True)
-            draft.keep_layers(self.setup.keep)
-            draft.write(half)
-            half.rename(cut)
-        return cut
 
     def _train(
         self,
@@ -302,29 +249,6 @@ class Distill:
             rank=runtime.rank,
             world=runtime.world,
         )
-
-    def _write(
-        self,
-        student: Encoder,
-        corpus: Corpus,
-        targets: Targets,
-        prompts: dict[str, str],
-        folder: Path,
-        state: Path,
-    ) -> None:
-        """The student's files, and the held-out texts that the check measures it on."""
-        from emb_tool.training.student import checkpoint_dtype, write_router
-
-        student.save(folder, checkpoint_dtype(self.setup.body))
-        if self.job.router and self.setup.teacher is not None:
-            write_router(folder, self.setup.teacher, folder / "router", targets.dim)
-        heldout = np.asarray(corpus.heldout)
-        np.save(state / "heldout.npy", targets.read(heldout))
-        with open(state / "heldout.jsonl", "w", encoding="utf-8") as file:
-            for index in heldout:
-                role = "query" if corpus.roles[index] else "document"
-                line = {"text": corpus[int(index)], "prompt": prompts[role]}
-                file.write(json.dumps(line) + "\n")
 
     # -- after the files are written --------------------------------------------------------------
 
