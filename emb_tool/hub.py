@@ -22,8 +22,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from emb_tool.checkpoint.files import read_json, write_json
-from emb_tool.checkpoint.layout import PACKED, VERSION, packed_modules
 from emb_tool.checkpoint.output import OutputFolder, clear
+from emb_tool.checkpoint.quantization import PACKED, VERSION, packed_modules
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import Refused
 from emb_tool.ops import attention

@@ -10,13 +10,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from emb_tool.checkpoint.layout import (
-    packed_modules,
-    position_rows,
-    static_table,
-    unpacked,
-)
+from emb_tool.checkpoint.layout import position_rows, static_table
 from emb_tool.checkpoint.modules import ModuleSpec, hidden_size
+from emb_tool.checkpoint.quantization import packed_modules, unpacked
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.weights import pickles
 from emb_tool.ops.layers import group_layers, stated_layers

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emb_tool.checkpoint.layout import Layout, needs_hub, static_table, unpacked, write_layout
+from emb_tool.checkpoint.layout import Layout, needs_hub, static_table, write_layout
+from emb_tool.checkpoint.quantization import unpacked
 from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
 from emb_tool.errors import EmbToolError, Failed, Refused
 from emb_tool.ops.bare import check_extent

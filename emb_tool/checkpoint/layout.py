@@ -15,12 +15,13 @@ from typing import Any
 from emb_tool.checkpoint.files import inside, join, read_json, write_json
 from emb_tool.checkpoint.modules import (
     POOLING_KEYS,
+    ModuleSpec,
     hidden_size,
     normalises,
     read_modules,
     read_pooling,
 )
-from emb_tool.checkpoint.modules import ModuleSpec as ModuleSpec
+from emb_tool.checkpoint.quantization import packed_modules, unpacked
 from emb_tool.errors import Refused
 from emb_tool.plan import TensorSpec
 
@@ -33,14 +34,8 @@ _TEXT_ONLY = {
 }  # fmt: skip
 """What a Transformer config without these keys means."""
 
-PACKED = "embtool"
-"""`quant_method` of a checkpoint with packed weights (`emb_tool.packed`)."""
-
 OURS = "sentence_transformers.embtool."
 """How types of modules begin that `emb_tool.hub` brings (`emb_tool.windows`)."""
-
-VERSION = 1
-"""Of that format."""
 
 POSITION_TABLE = re.compile(r"(^|\.)(position_embeddings|wpe|embed_positions)\.weight$")
 
@@ -124,6 +119,7 @@ def read_layout(
     static = bool(chain) and chain[0].kind == "StaticEmbedding"
     pooling_module = next((m for m in chain if m.kind == "Pooling"), None)
     pooling = read_pooling(folder, pooling_module)
+    pooling_config = pooling_module.config if pooling_module else {}
     full = _width(chain, pooling, config, tensors)
     truncate = st.get("truncate_dim")
     cut = isinstance(truncate, int) and full is not None and truncate < full
@@ -135,9 +131,7 @@ def read_layout(
         similarity=st.get("similarity_fn_name"),
         max_length=_max_length(folder, layout.main, chain, config, tensors),
         pooling=() if static else pooling,
-        include_prompt=bool(pooling_module.config.get("include_prompt", True))
-        if pooling_module
-        else True,
+        include_prompt=bool(pooling_config.get("include_prompt", True)),
         dim=truncate if cut else full,
         normalises=bool(shaping) and normalises(shaping[-1]) and not cut,
         family="static" if static else _family(config, pooling),
@@ -174,59 +168,6 @@ def needs_hub(config: Mapping[str, Any], layout: Layout) -> bool:
     """Whether stock libraries need `emb_tool.hub` to open a checkpoint."""
     ours = any(module.type.startswith(OURS) for module in layout.modules)
     return ours or "embtool_attention" in config or bool(packed_modules(config))
-
-
-def packed_modules(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The packed modules that a `config.json` names: name to spec.
-
-    Raises:
-        Refused: A version that is not known here, or what is no spec.
-    """
-    stated = config.get("quantization_config")
-    if not isinstance(stated, Mapping) or stated.get("quant_method") != PACKED:
-        return {}
-    version, modules = stated.get("version"), stated.get("modules")
-    if version != VERSION:
-        raise Refused(
-            f"packed weights of version {version!r}; this embtool knows {VERSION}", "update embtool"
-        )
-    if not isinstance(modules, Mapping) or not all(map(_is_spec, modules.values())):
-        raise Refused(
-            "config.json: quantization_config does not describe the packed modules",
-            "restore the original file",
-        )
-    return {str(name): dict(spec) for name, spec in modules.items()}
-
-
-def _is_spec(spec: Any) -> bool:
-    if not isinstance(spec, Mapping) or not isinstance(spec.get("kind"), str):
-        return False
-    if not isinstance(spec.get("tensor", ""), str):
-        return False
-    shape = spec.get("shape")
-    if not isinstance(shape, list) or len(shape) != 2:
-        return False
-    return all(type(size) is int and size > 0 for size in shape)
-
-
-def plain_name(module: str, spec: Mapping[str, Any]) -> str:
-    """What the tensor of a packed module is called where it is plain; a bare file has any names."""
-    return str(spec.get("tensor", f"{module}.weight"))
-
-
-def unpacked(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
-    """The tensors as they would be if nothing were packed: float32 in place of bytes."""
-    packed = packed_modules(config)
-    found = {
-        name: spec
-        for name, spec in tensors.items()
-        if name.rpartition(".")[0] not in packed or spec.dtype != "U8"
-    }
-    for module, spec in packed.items():
-        if f"{module}.weight" in tensors:
-            name = plain_name(module, spec)
-            found[name] = TensorSpec(name, (*spec["shape"],), "F32")
-    return found
 
 
 def static_table(tensors: Mapping[str, TensorSpec]) -> TensorSpec | None:
@@ -315,9 +256,8 @@ def write_layout(folder: Path, layout: Layout) -> Layout:
     written = []
     for index, module in enumerate(layout.modules):
         path = "" if index == 0 else f"{index}_{module.kind}"
-        type_ = f"sentence_transformers.models.{module.kind}"
-        if module.type.startswith(OURS):
-            type_ = module.type
+        ours = module.type.startswith(OURS)
+        type_ = module.type if ours else f"sentence_transformers.models.{module.kind}"
         config = _legacy_config(module, layout)
         written.append(ModuleSpec(module.kind, path, config, type_))
         if path:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emb_tool.checkpoint.files import inside, join
 from emb_tool.checkpoint.header import TORCH_NAMES
-from emb_tool.checkpoint.layout import Layout, packed_modules
+from emb_tool.checkpoint.layout import Layout
+from emb_tool.checkpoint.quantization import packed_modules
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.draft.tables import SHARED, stored_twice, token_table
 from emb_tool.draft.write import write

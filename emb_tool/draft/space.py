@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from emb_tool.checkpoint.layout import ModuleSpec
+from emb_tool.checkpoint.modules import ModuleSpec
 from emb_tool.draft.draft import Draft, Lazy
 from emb_tool.plan import TensorSpec
 

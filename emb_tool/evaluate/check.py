@@ -101,7 +101,7 @@ def check_tables(request: dict[str, Any]) -> Report:
     Args:
         request: `folder`, `name`, and `tables`, the file.
     """
-    from emb_tool.checkpoint.layout import packed_modules
+    from emb_tool.checkpoint.quantization import packed_modules
     from emb_tool.checkpoint.reader import Checkpoint
     from emb_tool.ops.rows import relative_error
     from emb_tool.packed.plain import read_module

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from emb_tool.checkpoint.files import MAX_INDEX, inside, join, read_json, sha256
-from emb_tool.checkpoint.layout import packed_modules
 from emb_tool.checkpoint.modules import ModuleSpec
+from emb_tool.checkpoint.quantization import packed_modules
 from emb_tool.checkpoint.reader import TOKENIZER_FILES, Checkpoint
 from emb_tool.errors import Refused
 from emb_tool.registry import did_you_mean

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from emb_tool.checkpoint.files import join
-from emb_tool.checkpoint.layout import POSITION_TABLE, packed_modules, static_table, unpacked
+from emb_tool.checkpoint.layout import POSITION_TABLE, static_table
+from emb_tool.checkpoint.quantization import packed_modules, unpacked
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.ops.layers import group_layers
 from emb_tool.plan import TensorSpec

@@ -12,7 +12,8 @@ import torch
 from emb_tool import packed
 from emb_tool.checkpoint.files import write_json
 from emb_tool.checkpoint.header import SAFETENSORS_NAMES
-from emb_tool.checkpoint.layout import packed_modules, plain_name, unpacked, write_layout
+from emb_tool.checkpoint.layout import write_layout
+from emb_tool.checkpoint.quantization import packed_modules, plain_name, unpacked
 from emb_tool.checkpoint.reader import Checkpoint, copy_module_weights, copy_side_files
 from emb_tool.checkpoint.writer import ShardWriter
 from emb_tool.errors import Refused

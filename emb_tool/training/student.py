@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from emb_tool.checkpoint.layout import Layout, ModuleSpec
+from emb_tool.checkpoint.layout import Layout
+from emb_tool.checkpoint.modules import ModuleSpec
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused
