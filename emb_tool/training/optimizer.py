@@ -43,7 +43,10 @@ class Optimizer:
         self.method, self.runtime, self.sharded = method, runtime, sharded
         self.scaler = runtime.scaler()
         rows: Any = table.weight if table is not None else None
-        self.rows: Any = rows if rows is not None and rows.requires_grad else None
+        # elsewhere its gradient is dense: in an encoder-decoder another module looks up in it, too
+        shared = sum(held is rows for m in student.modules() for held in m._parameters.values()) > 1
+        sparse = rows is not None and rows.requires_grad and not shared
+        self.rows: Any = rows if sparse else None
         if table is not None:
             table.sparse = self.rows is not None  # type: ignore[assignment]
         self.dense = [p for p in student.parameters() if p.requires_grad and p is not self.rows]

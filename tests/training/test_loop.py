@@ -288,6 +288,32 @@ def test_clipping_is_torchs_over_dense_and_sparse_alike(
         torch.testing.assert_close(gradient, copy.grad, rtol=1e-5, atol=1e-9)
 
 
+def test_a_table_that_two_modules_look_up_in_is_trained_as_any_matrix(
+    sentences: list[str], tmp_path: Path
+) -> None:
+    """T5's: `shared` is a module of its own beside the encoder's."""
+    from transformers import T5Config, T5EncoderModel
+
+    from tests.conftest import bert_tokenizer, save_model
+
+    tokenizer = bert_tokenizer()
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4
+    )
+    torch.manual_seed(0)
+    model = T5EncoderModel(config).eval()
+    save_model(tmp_path / "t5", model, tokenizer, pooling="mean", max_length=32, prompts={})
+    trainer = make_trainer(tmp_path / "t5", sentences[:32], tmp_path / "run")
+    before = weights(trainer)
+    table = trainer.encoder.token_table()
+    assert table is not None
+    assert sum(m._parameters.get("weight") is table.weight for m in trainer.student.modules()) == 2
+    assert trainer.optimizer.rows is None
+    trainer.run()
+    changed = {name for name, value in weights(trainer).items() if (value != before[name]).any()}
+    assert any("embed_tokens" in name for name in changed)
+
+
 def test_clip_0_leaves_gradients_free(
     tiny_bert: Path, sentences: list[str], tmp_path: Path
 ) -> None:
