@@ -8,7 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emb_tool.ops import rounding
 from emb_tool.ops.rounding import (
+    GRID,
+    _range,
     dequantize,
     nearest,
     pack_bits,
@@ -47,6 +50,54 @@ def test_error_is_that_of_the_search_in_float64(bits: int) -> None:
         made = quantize_groups(torch.from_numpy(table), bits, clip=clip)
         found = ((dequantize(*made).double().numpy() - table) ** 2).sum(1)
         np.testing.assert_allclose(found, reference_error(table, bits, shares), rtol=2e-3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    bits=BITS, columns=st.integers(1, 70), group=st.sampled_from([None, 1, 8, 33]),
+    offset=st.sampled_from([0.0, 3.0, -200.0]), heavy=st.booleans(), weighted=st.booleans(),
+    aligned=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_ranges_that_are_not_tried_are_no_better(
+    bits: int, columns: int, group: int | None, offset: float, heavy: bool, weighted: bool,
+    aligned: bool, seed: int,
+) -> None:  # fmt: skip
+    """The same to the bit as the first best of all shares, each rounded on its own."""
+    draw = np.random.default_rng(seed)
+    values = draw.standard_t(2, (9, columns)) if heavy else draw.standard_normal((9, columns))
+    values[0] = 0.25
+    table = torch.from_numpy((values + offset).astype(np.float32))
+    importance = torch.from_numpy(draw.uniform(0, 2, columns)) if weighted else None
+    made = quantize_groups(table, bits, group, importance=importance, aligned=aligned)
+
+    size = min(group or columns, columns)
+    missing = -columns % size
+    padded = torch.cat([table, table[:, -1:].expand(-1, missing)], 1).view(9, -1, size)
+    weight = torch.ones(columns + missing)
+    if importance is not None:
+        weight = torch.nn.functional.pad(importance.float(), (0, missing))
+    each = [_range(padded, bits, (share,), None, aligned) for share in GRID]
+    errors = []
+    for scale, minimum in each:
+        codes = nearest(padded, scale.unsqueeze(-1), minimum.unsqueeze(-1), bits).float()
+        off = (codes * scale.float().unsqueeze(-1)).add_(minimum.float().unsqueeze(-1)) - padded
+        errors.append(off.square_().mul_(weight.view(-1, size)).sum(-1))
+    best = torch.stack(errors).argmin(0)
+    for found, options in zip(made[1:], zip(*each, strict=True), strict=True):
+        assert torch.equal(found, torch.stack(options).gather(0, best[None])[0])
+
+
+@pytest.mark.parametrize(("bits", "most"), [(8, 2), (6, 5), (4, 14)])
+def test_ranges_that_cannot_be_better_are_not_tried(
+    bits: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+    inverse = rounding._inverse
+    monkeypatch.setattr(rounding, "_inverse", lambda scale: tried.append(1) or inverse(scale))
+    table = torch.from_numpy(gaussian(100, 384))
+    table[3] = 0  # a row of padding
+    quantize_groups(table, bits)
+    assert len(tried) - 1 <= most  # once more for the codes
 
 
 def test_clipping_pays() -> None:
