@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
 from functools import reduce
 from hashlib import blake2b
 from itertools import chain, islice
@@ -14,18 +12,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emb_tool.checkpoint.files import write_atomically, write_json
+from emb_tool.checkpoint.files import write_json
 from emb_tool.checkpoint.output_file import OutputFile
 from emb_tool.checkpoint.provenance import provenance
 from emb_tool.checkpoint.ranges import Ranges, read_ranges, read_ranges_file
 from emb_tool.data.texts import Record, hashes, read_texts, scan
 from emb_tool.encode.job import EncodeJob
+from emb_tool.encode.report import describe
+from emb_tool.encode.state import State
 from emb_tool.encode.vectors import PLAIN, beside, make_writer, output_file, provenance_of
 from emb_tool.encoder import ROLES, Encoder
 from emb_tool.errors import Refused, met_late
 from emb_tool.ops.codes import Code, ScalarCode, code_from_json, make_code
 from emb_tool.ops.precisions import CALIBRATED
-from emb_tool.report import Measure, Report, Table
+from emb_tool.report import Measure, Report
 from emb_tool.runtime import Runtime
 
 # Texts sorted by length together: enough that batches are even, little enough that a kill loses
@@ -36,45 +36,8 @@ BLOCK_CHARACTERS = 1 << 22
 CALIBRATION_TEXTS = 8192
 """Texts that give the ranges where neither the model nor the user does."""
 
-CLIPPED = 0.01
-"""Share of numbers outside the ranges from which on the user is told."""
-
-
 SAVE_SECONDS = 20.0
 """A kill loses at most this much work (and the block under way)."""
-
-
-@dataclass
-class State:
-    """How far a run has come; what JSON holds of it lies beside the vectors.
-
-    Args:
-        texts: Texts encoded.
-        saved: What the writer goes on from.
-        digest: Of those texts.
-        outside: Numbers outside the ranges.
-        truncated: Texts that were cut.
-        seconds: Of work.
-        model: Fingerprint of the model.
-        code: How vectors are kept.
-        ranges: Where its ranges are from.
-        warnings: What the user was told of them.
-    """
-
-    texts: int = 0
-    saved: int = 0
-    digest: str = ""
-    outside: int = 0
-    truncated: int = 0
-    seconds: float = 0.0
-    model: str = ""
-    code: dict[str, Any] = field(default_factory=dict)
-    ranges: str | None = None
-    warnings: list[str] = field(default_factory=list)
-
-    def save(self, path: Path) -> None:
-        """Put it in place of the state before."""
-        write_atomically(path, json.dumps(asdict(self)))
 
 
 class Block(NamedTuple):
@@ -171,7 +134,7 @@ class _Run:
         self.digest = blake2b(digest_size=16)
         self.resumed_at: int | None = None
         if file.resumed and self.place.exists():
-            state = State(**json.loads(self.place.read_text(encoding="utf-8")))
+            state = State.read(self.place)
             if state.model != self.state.model:
                 raise Refused(
                     f"{job.model} has changed since {file.partial.name} was begun",
@@ -278,69 +241,14 @@ class _Run:
             extra={"digest": job.digest(), "texts": state.texts, "resumed_at": self.resumed_at},
         )
         write_json(self.file.partial / provenance_of(self.file.path).name, facts)
-        for sentence in state.warnings:
-            report.warn(sentence)
-        _fill(report, job, model, code, state, self.target.stat().st_size)
+        describe(report, job, model, code, state, self.target.stat().st_size)
         report.facts |= {"prompt": self.prompt, "resumed_at": self.resumed_at}
         report.measures.append(Measure("peak memory", self.runtime.peak_memory(), "B"))
-        report.timings["encode"] = state.seconds
-        ranges = getattr(code, "ranges", None)
-        if ranges is not None:
-            report.facts["ranges"] = {"from": state.ranges, "texts": ranges.texts}
-        if isinstance(code, ScalarCode):
-            clipped = state.outside / (state.texts * model.dim)
-            report.measures.append(
-                Measure("clipped", 100 * clipped, "%", note="numbers outside the ranges")
-            )
-            if clipped > CLIPPED:
-                report.warn(
-                    f"{100 * clipped:.1f} % of the numbers lie outside the ranges: other texts or "
-                    "another model gave them; calibrate on texts like these: --calibrate TEXTS"
-                )
-        if state.truncated:
-            report.warn(
-                f"{state.truncated:,} of {state.texts:,} texts were longer than {model.max_length} "
-                "tokens; only their beginning was read"
-            )
 
 
 def _add(digest: Any, text: str) -> None:
     data = text.encode("utf-8", "surrogatepass")
     digest.update(len(data).to_bytes(8, "little") + data)
-
-
-def _fill(
-    report: Report, job: EncodeJob, model: Encoder, code: Code, state: State, size: int
-) -> None:
-    """The figures of a run, and their table."""
-    speed = state.texts / state.seconds
-    report.facts |= {"normalised": model.normalises, "precision": job.precision}
-    report.measures += [
-        Measure("texts", state.texts),
-        Measure("dim", model.dim),
-        Measure("bytes per vector", code.nbytes, "B"),
-        Measure("truncated", state.truncated, note="texts longer than the model reads"),
-        Measure("time", state.seconds, "s"),
-        Measure("speed", speed, "texts/s"),
-        Measure("size", size, "B"),
-    ]
-    report.tables = [
-        Table(
-            f"vectors of {job.model}, {job.precision}",
-            ["texts", "dim", "bytes each", "truncated", "time", "texts/s", "size"],
-            [
-                [
-                    f"{state.texts:,}",
-                    str(model.dim),
-                    f"{code.nbytes:,}",
-                    f"{state.truncated:,}",
-                    f"{state.seconds:.1f} s",
-                    f"{speed:,.0f}",
-                    f"{size / 1e6:,.1f} MB",
-                ]
-            ],
-        )
-    ]
 
 
 def _first(stream: Iterator[Block], texts: int) -> Iterator[Block]:

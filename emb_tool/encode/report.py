@@ -1,0 +1,69 @@
+"""What `embtool encode` tells: figures, their table, and warnings about the vectors."""
+
+from __future__ import annotations
+
+from emb_tool.encode.job import EncodeJob
+from emb_tool.encode.state import State
+from emb_tool.encoder import Encoder
+from emb_tool.ops.codes import Code, ScalarCode
+from emb_tool.report import Measure, Report, Table
+
+CLIPPED = 0.01
+"""Share of numbers outside the ranges from which on the user is told."""
+
+
+def describe(
+    report: Report, job: EncodeJob, model: Encoder, code: Code, state: State, size: int
+) -> None:
+    """Fill the report of a run.
+
+    Args:
+        report: To fill.
+        job: What was done.
+        model: What encoded.
+        code: How the vectors are kept.
+        state: At the end.
+        size: Bytes of the file.
+    """
+    speed = state.texts / state.seconds
+    report.timings["encode"] = state.seconds
+    report.facts |= {"normalised": model.normalises, "precision": job.precision}
+    report.measures += [
+        Measure("texts", state.texts),
+        Measure("dim", model.dim),
+        Measure("bytes per vector", code.nbytes, "B"),
+        Measure("truncated", state.truncated, note="texts longer than the model reads"),
+        Measure("time", state.seconds, "s"),
+        Measure("speed", speed, "texts/s"),
+        Measure("size", size, "B"),
+    ]
+    columns = {
+        "texts": f"{state.texts:,}",
+        "dim": str(model.dim),
+        "bytes each": f"{code.nbytes:,}",
+        "truncated": f"{state.truncated:,}",
+        "time": f"{state.seconds:.1f} s",
+        "texts/s": f"{speed:,.0f}",
+        "size": f"{size / 1e6:,.1f} MB",
+    }
+    title = f"vectors of {job.model}, {job.precision}"
+    report.tables = [Table(title, list(columns), [list(columns.values())])]
+    for sentence in state.warnings:
+        report.warn(sentence)
+    if (ranges := getattr(code, "ranges", None)) is not None:
+        report.facts["ranges"] = {"from": state.ranges, "texts": ranges.texts}
+    if isinstance(code, ScalarCode):
+        clipped = state.outside / (state.texts * model.dim)
+        report.measures.append(
+            Measure("clipped", 100 * clipped, "%", note="numbers outside the ranges")
+        )
+        if clipped > CLIPPED:
+            report.warn(
+                f"{100 * clipped:.1f} % of the numbers lie outside the ranges: other texts or "
+                "another model gave them; calibrate on texts like these: --calibrate TEXTS"
+            )
+    if state.truncated:
+        report.warn(
+            f"{state.truncated:,} of {state.texts:,} texts were longer than {model.max_length} "
+            "tokens; only their beginning was read"
+        )
