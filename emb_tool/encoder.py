@@ -98,9 +98,7 @@ class Encoder:
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
         layout = checkpoint.layout
         model = load(checkpoint, runtime.device, torch.float32 if training else runtime.dtype)
-        if not training:
-            model = model.to(runtime.dtype)
-        elif layout.truncate_dim:  # a student is trained in its whole width
+        if training and layout.truncate_dim:  # a student is trained in its whole width
             model.truncate_dim = None
             layout = replace(layout, truncate_dim=None)
         model.eval()

@@ -26,7 +26,7 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> An
     Args:
         checkpoint: Opened.
         device: Where to.
-        dtype: Of the Transformer's weights; other modules keep that of their files.
+        dtype: Of its weights.
 
     Raises:
         Refused: A config that describes far more weights than there are, and whatever
@@ -71,7 +71,7 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> An
                 f"{checkpoint.name}: sentence-transformers cannot load it: {first}",
                 SENTENCEPIECE if unread else "check the folder with: embtool inspect",
             ) from error
-    return model
+    return model.to(dtype)
 
 
 def _integer_static(checkpoint: Checkpoint) -> list[torch.nn.Module] | None:

@@ -107,6 +107,17 @@ def test_an_integer_static_table_is_read_as_floats(
     assert (found * whole).sum(1).min() > 0.999
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_of_any_dtype_are_trained_in_float32(
+    family: str, tmp_path: Path, runtime: Runtime, request: pytest.FixtureRequest
+) -> None:
+    shutil.copytree(request.getfixturevalue(family), tmp_path / "m")
+    for path in (tmp_path / "m").rglob("*.safetensors"):
+        save_file({name: x.half() for name, x in load_file(path).items()}, path, {"format": "pt"})
+    model = Encoder.open(tmp_path / "m", runtime, training=True).model
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
 def test_texts_that_are_cut_are_counted(tiny_bert: Path, runtime: Runtime) -> None:
     encoder = Encoder.open(tiny_bert, runtime, max_length=8)
     ids = encoder.tokenize(["cat dog", "cat dog horse bird fish cow", "cat " * 7, "cat " * 50])
