@@ -60,12 +60,8 @@ class Needles(NamedTuple):
     queries: list[str]
 
 
-MOST = len(_FIRST) * len(_LAST)
-"""Distinct names."""
-
-
 def passkeys(count: int, seed: int) -> Needles:
-    """Names and five digits each, of `MOST` at most."""
+    """A name and five digits each; there are 900 names."""
     rng = random.Random(f"passkey {seed}")
     names = _names(count, rng)
     keys = rng.sample(range(10_000, 100_000), count)

@@ -50,7 +50,7 @@ class Agreement(Task):
 
     def _load(self) -> list[str]:
         if self._texts is None:
-            self._texts = sample_texts(self.path, self.limit, self.text_field)
+            self._texts = sample_by_content(self.path, self.limit, self.text_field)
             if len(self._texts) < 3:
                 raise Refused(
                     f"{self.path}: {len(self._texts)} distinct texts are too few to compare",
@@ -95,7 +95,7 @@ def likeness(mine: Vectors, theirs: Vectors) -> dict[str, float]:
     }
 
 
-def sample_texts(source: str, limit: int, field: str | None = None) -> list[str]:
+def sample_by_content(source: str, limit: int, field: str | None = None) -> list[str]:
     """At most `limit` distinct texts, in the order of the source, empty ones left out.
 
     The ones whose hash is lowest are taken: the same whatever the order of the file, and spread

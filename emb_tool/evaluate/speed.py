@@ -130,10 +130,10 @@ class Speed(Task):
 
     def _load(self) -> list[str]:
         if self._texts is None:
-            from emb_tool.evaluate.agreement import sample_texts
+            from emb_tool.evaluate.agreement import sample_by_content
 
             self._texts = (
-                sample_texts(self.texts, self.limit, self.text_field) if self.texts else []
+                sample_by_content(self.texts, self.limit, self.text_field) if self.texts else []
             )
         return self._texts
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-MOST = 8
+MAX_EXTENT = 8
 """Times the weights of a file that its model may have: some files hold no decoder or no pooler."""
 
 
@@ -35,7 +35,7 @@ def check_extent(config: Mapping[str, Any], tensors: Iterable[TensorSpec]) -> No
         8 * spec.nbytes if spec.dtype.startswith(("I", "U")) else spec.numel for spec in tensors
     )
     wanted = sum(parameter.numel() for parameter in model_on_meta(config).parameters())
-    if wanted > MOST * there:
+    if wanted > MAX_EXTENT * there:
         raise Refused(
             f"config.json describes a model of {wanted:,} weights, the files hold {there:,}",
             "config.json is not that of these weights: restore the original file",

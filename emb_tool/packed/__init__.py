@@ -48,7 +48,7 @@ def kind(name: str) -> type[Packed]:
     return cls
 
 
-MOST = 1 << 40
+MAX_BYTES = 1 << 40
 """Bytes of a packed module; what claims more is none."""
 
 
@@ -68,6 +68,6 @@ def empty(spec: Mapping[str, Any], name: str = "", role: str | None = None) -> P
     stated = build(cls.stored, spec, where, hint)
     if role not in (None, stated.role):
         raise Refused(f"{where}: role={stated.role}, the model has a {role}", hint)
-    if (needed := sum(part.nbytes for part in cls.parts(spec).values())) > MOST:
+    if (needed := sum(part.nbytes for part in cls.parts(spec).values())) > MAX_BYTES:
         raise Refused(f"{where}: takes {needed:,} bytes", hint)
     return cls(spec)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from emb_tool.errors import Refused
 from emb_tool.packed.spec import Spec
 
-MANY, MOST = 512, 1 << 20
+MIN_IDS, MAX_ROWS = 512, 1 << 20
 """Ids from which, and rows up to which, it is looked for ids that come again."""
 
 REPEATED = 0.6
@@ -267,7 +267,7 @@ class Packed(nn.Module):
 
     def _rows_once(self, ids: Tensor) -> Tensor:
         """`rows`, on a CPU each but once where many ids come again, as words of texts do."""
-        few = len(ids) < MANY or self.num_embeddings > MOST or not self.is_costly
+        few = len(ids) < MIN_IDS or self.num_embeddings > MAX_ROWS or not self.is_costly
         if few or self._device().type != "cpu" or torch.compiler.is_compiling():
             return self.rows(ids)
         # instead of a sort: each id's last place, in an array over all ids of which few are touched

@@ -22,7 +22,7 @@ from emb_tool.progress import Progress
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
-MOST = 1 << 16
+MAX_WEIGHTS_A_BYTE = 1 << 16
 """Weights that a stored byte may stand for: hashed tables of a thousandth are in use."""
 
 
@@ -99,7 +99,7 @@ def check_module(checkpoint: Checkpoint, name: str, spec: Mapping[str, Any]) -> 
             )
         there += stored.nbytes
     rows, columns = spec["shape"]
-    if rows * columns > MOST * max(there, 1):
+    if rows * columns > MAX_WEIGHTS_A_BYTE * max(there, 1):
         raise Refused(
             f"{checkpoint.name}: {name} is {rows:,} x {columns:,} of {there:,} bytes",
             "no method packs that tightly: restore the original config.json",

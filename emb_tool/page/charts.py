@@ -17,7 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 36
 COLOURS = 6
 """`--c0` to `--c5` of the page's style."""
 
-MOST = 400
+MAX_POINTS = 400
 """Points that a line is drawn with; of more, every n-th is taken."""
 
 
@@ -135,7 +135,7 @@ def lines(
     x, y = _axes([p[0] for p in every], [p[1] for p in every])
     inside = []
     for place, points in enumerate(finite.values()):
-        kept = [*points[: -1 : ceil(len(points) / MOST)], points[-1]]
+        kept = [*points[: -1 : ceil(len(points) / MAX_POINTS)], points[-1]]
         path = " ".join(f"{_px(x(a))},{_px(y(b))}" for a, b in kept)
         colour = f"var(--c{place % COLOURS})"
         inside.append(f'<polyline class="line" style="stroke:{colour}" points="{path}"/>')

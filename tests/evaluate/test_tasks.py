@@ -12,7 +12,7 @@ from scipy import stats
 
 from emb_tool.encoder import Encoder
 from emb_tool.errors import Failed, Refused
-from emb_tool.evaluate.agreement import Agreement, likeness, sample_texts
+from emb_tool.evaluate.agreement import Agreement, likeness, sample_by_content
 from emb_tool.evaluate.pair import Embedder, Pair
 from emb_tool.evaluate.retrieval import Retrieval
 from emb_tool.evaluate.speed import Speed
@@ -208,11 +208,11 @@ def test_texts_are_sampled_by_content(tmp_path: Path, sentences: list[str]) -> N
     one, two = tmp_path / "one.txt", tmp_path / "two.txt"
     one.write_text("\n".join(sentences + sentences[:50]))
     two.write_text("\n".join(reversed(sentences)))
-    first, second = sample_texts(str(one), 60), sample_texts(str(two), 60)
+    first, second = sample_by_content(str(one), 60), sample_by_content(str(two), 60)
     assert len(first) == 60
     assert first == second[::-1]
     assert first == [text for text in sentences if text in set(first)]
-    assert sample_texts(str(one), 10_000) == sentences
+    assert sample_by_content(str(one), 10_000) == sentences
 
 
 def test_tasks_need_files_that_are_there(tmp_path: Path) -> None:
