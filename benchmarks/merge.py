@@ -124,7 +124,7 @@ def watched(command: list[str], folder: Path) -> tuple[float, float]:
     took = time.perf_counter() - started
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}\n{process.stderr.read().decode()}")
-    return took, peak / 1000
+    return took, peak * 1024 / 1e6  # the kernel's kB has 1,024 bytes
 
 
 def copies(inputs: list[Path], out: Path) -> float:
