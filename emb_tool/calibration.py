@@ -73,6 +73,7 @@ class Work:
                 folder.mkdir(parents=True)
                 draft.write(folder)
                 source = Checkpoint.open(folder)
+                source.name = f"{draft.checkpoint.name} after step {len(draft.history)}"
             encoder = Encoder.open(source, self.runtime, training=True)
             self._open = (draft, encoder)
         return self._open[1]

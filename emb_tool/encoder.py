@@ -8,6 +8,7 @@ budget of tokens with texts of like length, and memory that runs out halves the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from emb_tool.checkpoint.layout import Layout
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.batches import pad, plan_batches
 from emb_tool.errors import Failed, Refused
+from emb_tool.ops.foreign import refusing
 from emb_tool.pretrained import load, save
 from emb_tool.progress import quiet
 from emb_tool.runtime import Runtime
@@ -73,6 +75,8 @@ class Encoder:
         dim = model.get_embedding_dimension() or layout.dim
         if dim is None:
             dim = int(self.encode(["width"]).shape[1])
+        if not dim:
+            raise Refused(f"{checkpoint.name}: its vectors have no dimensions", "restore its files")
         self.dim = dim
 
     @classmethod
@@ -258,9 +262,36 @@ class Encoder:
         return first.embedding if self.static else first.auto_model.get_input_embeddings()
 
     def forward(self, features: dict[str, Any]) -> Tensor:
-        """Vectors of one batch, (batch, dim)."""
-        vectors: Tensor = self.model(features)["sentence_embedding"]
-        return vectors[:, : self.layout.truncate_dim]  # as sentence-transformers: after all modules
+        """Vectors of one batch, (batch, dim).
+
+        Raises:
+            Refused: The checkpoint's modules fail, or give something else.
+        """
+        texts = len(features["offsets" if self.static else "input_ids"])
+        with self.running(features):
+            vectors: Tensor = self.model(features)["sentence_embedding"]
+            vectors = vectors[:, : self.layout.truncate_dim]  # as sentence-transformers: at the end
+        shape, width = (*vectors.shape,), getattr(self, "dim", None)  # not before it is run once
+        if len(shape) != 2 or shape[0] != texts or width not in (None, shape[1]):
+            raise Refused(
+                f"{self.checkpoint.name}: its modules give vectors of shape {shape}, its configs"
+                f" say {(texts, width)}",
+                "correct the widths in its modules' configs, or restore the original files",
+            )
+        return vectors
+
+    def running(self, features: dict[str, Any]) -> AbstractContextManager[None]:
+        """What the checkpoint's own modules raise on a batch is a refusal of the checkpoint.
+
+        Not where they wait for other processes: what ends one of these ends all of them.
+        """
+        if self.sharded:
+            return nullcontext()
+        shape = (*features["input_ids"].shape,)
+        return refusing(
+            f"{self.checkpoint.name}: its forward pass fails on token ids of shape {shape}",
+            "restore its original files; where it fails on long texts alone, lower --max-length",
+        )
 
     def encode(
         self,

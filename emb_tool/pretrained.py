@@ -15,6 +15,7 @@ from emb_tool.checkpoint.quantization import unpacked
 from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
 from emb_tool.errors import EmbToolError, Failed, Refused
 from emb_tool.ops.bare import check_extent
+from emb_tool.ops.foreign import is_the_libraries, told
 from emb_tool.ops.tokenizers import SENTENCEPIECE, lacks_sentencepiece
 from emb_tool.progress import quiet
 from emb_tool.runtime import Runtime
@@ -37,7 +38,7 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> An
     if needs_hub(config, layout):
         import emb_tool.hub  # noqa: F401  (teaches the libraries the format)
     if config and layout.family != "static" and checkpoint.tensors:
-        check_extent(config, unpacked(config, checkpoint.tensors).values())
+        check_extent(config, unpacked(config, checkpoint.tensors).values(), checkpoint.name)
     with quiet():
         from sentence_transformers import SentenceTransformer
 
@@ -55,20 +56,18 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> An
             reader.tokenizer.encode("")  # its template's tokens are missed in use alone
         except EmbToolError:
             raise
-        # of what a stranger's files can hold, the libraries mind little: any error may come, and a
-        # panic of `tokenizers` is no `Exception`
+        # of what a stranger's files can hold, the libraries mind little: any error may come
         except BaseException as error:
-            if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+            if not is_the_libraries(error):
                 raise
             if Runtime.is_out_of_memory(error):
                 raise Failed(
                     f"{checkpoint.name}: memory ran out while loading it", "use a larger device"
                 ) from error
-            first = (str(error).strip().splitlines() or [repr(error)])[0]
             beside = (checkpoint.path / layout.main).glob("*")
             unread = lacks_sentencepiece(path.name for path in beside)
             raise Refused(
-                f"{checkpoint.name}: sentence-transformers cannot load it: {first}",
+                f"{checkpoint.name}: sentence-transformers cannot load it: {told(error)}",
                 SENTENCEPIECE if unread else "check the folder with: embtool inspect",
             ) from error
     return model.to(dtype)

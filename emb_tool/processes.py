@@ -198,6 +198,11 @@ class Processes:
             "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
         )
 
+    @staticmethod
+    def is_of_the_device(error: BaseException) -> bool:
+        """Whether the device itself has failed, from where no later call on it can be trusted."""
+        return isinstance(error, RuntimeError) and "CUDA error" in str(error)
+
     def shard(self, model: nn.Module) -> None:
         """Cut a model's weights over the processes, block by block (FSDP), in place.
 

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from emb_tool.cli.app import main
+from emb_tool.errors import EmbToolError, Failed, Refused
 from emb_tool.page.page import page
 from emb_tool.report import Report
 from tests.conftest import CliResult
@@ -539,7 +540,6 @@ def test_memory_that_runs_out_is_told(
 def test_files_that_do_not_open_fail_their_check(
     tmp_path: Path, tiny_bert: Path, sentences: list[str]
 ) -> None:
-    from emb_tool.errors import Failed
     from emb_tool.evaluate.child import ask
     from emb_tool.runtime import Runtime
 
@@ -551,3 +551,36 @@ def test_files_that_do_not_open_fail_their_check(
                                "reference": None, "min_retention": None}  # fmt: skip
     with pytest.raises(Failed, match=r"do not pass their check: .*model\.safetensors"):
         ask(request, Runtime.start("cpu"), "out")
+
+
+def test_files_that_fail_as_their_input_does_are_no_bug(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A merge runs nothing before its check: whose fault it is, is found there."""
+    from emb_tool.evaluate import check
+    from emb_tool.evaluate.child import ask
+    from emb_tool.runtime import Runtime
+
+    broken = Path(shutil.copytree(tiny_bert, tmp_path / "broken"))
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "chunk_size_feed_forward": 7}))
+
+    class Checking:
+        def communicate(self, line: str) -> tuple[str, str]:
+            monkeypatch.setattr("sys.stdin", io.StringIO(line))
+            check.main()
+            return capsys.readouterr().out, ""
+
+    def answer(**inputs: Path) -> EmbToolError:
+        request = {"folder": str(broken), "texts": sentences[:4], "tasks": []}
+        request["inputs"] = {name: str(path) for name, path in inputs.items()}
+        with pytest.raises(EmbToolError, match="chunk size 7") as caught:
+            ask(request, Runtime.start("cpu"), "out", Checking())  # type: ignore[arg-type]
+        return caught.value
+
+    ours, theirs = answer(a=tiny_bert, b=tiny_bert), answer(a=tiny_bert, b=broken)
+    assert "do not pass their check" in ours.message
+    assert isinstance(ours, Failed)
+    assert theirs.message.startswith(f"{broken}: its forward pass fails")
+    assert isinstance(theirs, Refused)

@@ -242,7 +242,7 @@ def check_finite(checkpoint: Checkpoint) -> None:
 
     for part in checkpoint.weights:
         for name, tensor in checkpoint.part_tensors(part):
-            if not tensor.is_floating_point():
+            if not tensor.is_floating_point() or not tensor.numel():
                 continue
             rows = tensor.reshape(tensor.shape[0] if tensor.dim() > 1 else 1, -1)
             step = max(1, (1 << 22) // max(1, rows.shape[1]))

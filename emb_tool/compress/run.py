@@ -179,7 +179,9 @@ class Compress:
 
         work = self._work
         assert work is not None
-        encoder = Encoder.open(folder, work.runtime)
+        written = Checkpoint.open(folder)
+        written.name = self.setup.body.name  # what fails on both is a fault of the input
+        encoder = Encoder.open(written, work.runtime)
         vectors = encoder.encode(work.sample[:RANGE_TEXTS], work.prompt(encoder))
         write_ranges(folder, Ranges.of(vectors))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from emb_tool.errors import EmbToolError, Failed
+from emb_tool.errors import EmbToolError, Failed, Refused
 from emb_tool.report import Measure, Report, Table
 
 
@@ -200,6 +200,25 @@ def vectors_of(model: str, texts: tuple[str, ...], device: str, dtype: str) -> n
     return encoder.encode(list(texts))
 
 
+def fault_of_inputs(request: dict[str, Any]) -> Refused | None:
+    """Why a model that the files were made of does not run either: it is at fault, not the files.
+
+    Args:
+        request: As of `check_merged` or `check_extended`; others run their input beforehand.
+    """
+    inputs = [*request.get("inputs", {}).values()]
+    texts = request.get("texts") or []
+    if "extended" in request:
+        lines = Path(request["sample"]).read_text(encoding="utf-8").splitlines()
+        inputs, texts = [request["extended"]], [json.loads(line)["text"] for line in lines]
+    for path in inputs:
+        try:
+            vectors_of(path, **_like({**request, "texts": [*texts, " ".join(texts)]}))
+        except Refused as error:
+            return error
+    return None
+
+
 def _like(request: dict[str, Any]) -> dict[str, Any]:
     return {"texts": tuple(request["texts"]), **{key: request[key] for key in ("device", "dtype")}}
 
@@ -251,8 +270,13 @@ def main() -> None:
     try:
         report = check(request)
         answer = report.to_file()
-    except EmbToolError as error:
-        answer = {"error": error.message}
+    except Exception as error:
+        if fault := fault_of_inputs(request):
+            answer = {"refused": fault.message, "hint": fault.hint}
+        elif isinstance(error, EmbToolError):
+            answer = {"error": error.message}
+        else:
+            raise
     json.dump(answer, sys.stdout)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from emb_tool.errors import Failed
+from emb_tool.errors import Failed, Refused
 
 if TYPE_CHECKING:
     from emb_tool.host import Host
@@ -65,6 +65,7 @@ def ask(
 
     Raises:
         Failed: They do not open, or not as they should.
+        Refused: Neither does what they were made of.
     """
     with nullcontext(process) if process else running(runtime) as asked:
         told, complaint = asked.communicate(_line({**request, "name": name}, runtime))
@@ -72,11 +73,13 @@ def ask(
         answer: dict[str, Any] = json.loads(told)
     except json.JSONDecodeError:
         answer = {"error": complaint.strip().splitlines()[-1] if complaint else "no answer"}
+    if "refused" in answer:
+        raise Refused(answer["refused"], answer["hint"])
     if "error" in answer:
         raise Failed(
             f"the written files do not pass their check: {answer['error']}",
             "they are kept in the .partial folder; please report this",
-        )
+        ) from (RuntimeError(complaint) if complaint else None)  # which -v shows
     return answer
 
 

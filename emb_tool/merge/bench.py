@@ -132,6 +132,7 @@ class Bench:
         first = average(np.eye(len(self.names))[0])
         write_merge(self.setup, first, frame, notes, self.progress)
         checkpoint = Checkpoint.open(frame)
+        checkpoint.name = self.names[0]  # whose configs these are, and any fault of theirs
         length = self.job.max_length
         encoder = Encoder.open(checkpoint, self.runtime, max_length=length, training=True)
         encoder.layout = checkpoint.layout  # a student is trained in its whole width, a mix is not

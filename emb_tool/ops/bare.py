@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from emb_tool.errors import EmbToolError, Refused
+from emb_tool.errors import Refused
+from emb_tool.ops.foreign import refusing
 from emb_tool.plan import TensorSpec
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ MAX_EXTENT = 8
 """Times the weights of a file that its model may have: some files hold no decoder or no pooler."""
 
 
-def check_extent(config: Mapping[str, Any], tensors: Iterable[TensorSpec]) -> None:
+def check_extent(config: Mapping[str, Any], tensors: Iterable[TensorSpec], name: str) -> None:
     """Refuse a `config.json` that describes far more weights than there are.
 
     Transformers would make room for all of them, and fill them with random numbers, before it tells
@@ -27,6 +28,7 @@ def check_extent(config: Mapping[str, Any], tensors: Iterable[TensorSpec]) -> No
         config: The `config.json`.
         tensors: Those of the files, packed ones in their plain shapes; of other whole numbers each
             bit counts, since some formats put several weights into one.
+        name: The checkpoint's.
 
     Raises:
         Refused: It does, or is one that transformers can make no model of.
@@ -34,10 +36,14 @@ def check_extent(config: Mapping[str, Any], tensors: Iterable[TensorSpec]) -> No
     there = sum(
         8 * spec.nbytes if spec.dtype.startswith(("I", "U")) else spec.numel for spec in tensors
     )
-    wanted = sum(parameter.numel() for parameter in model_on_meta(config).parameters())
+    try:
+        wanted = sum(parameter.numel() for parameter in model_on_meta(config).parameters())
+    except Refused as error:
+        raise Refused(f"{name}: {error.message}", error.hint) from error.__cause__
     if wanted > MAX_EXTENT * there:
         raise Refused(
-            f"config.json describes a model of {wanted:,} weights, the files hold {there:,}",
+            f"{name}: config.json describes a model of {wanted:,} weights, the files hold"
+            f" {there:,}",
             "config.json is not that of these weights: restore the original file",
         )
 
@@ -63,16 +69,10 @@ def transformers_refuses() -> Iterator[None]:
 
     It checks little: anything from a `ZeroDivisionError` to an error class of its own may come.
     """
-    try:
+    with refusing(
+        "transformers can make no model of this config.json", "restore the original file"
+    ):
         yield
-    except EmbToolError:
-        raise
-    except Exception as error:
-        first = (str(error).strip().splitlines() or [repr(error)])[0][:200]
-        raise Refused(
-            f"transformers can make no model of this config.json: {type(error).__name__}: {first}",
-            "restore the original file",
-        ) from error
 
 
 def model_on_meta(config: Mapping[str, Any]) -> nn.Module:

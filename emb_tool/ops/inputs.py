@@ -87,8 +87,8 @@ class _Trace(NamedTuple):
     calls: dict[nn.Module, int]
 
 
-class _Done(Exception):
-    """Everything that was looked for has been seen."""
+class _Done(BaseException):
+    """Everything that was looked for has been seen: no fault of the model's."""
 
 
 def _trace(model: nn.Module, layers: Mapping[str, nn.Module], batch: Batch) -> _Trace:

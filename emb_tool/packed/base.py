@@ -182,7 +182,8 @@ class Packed(nn.Module):
         part = self._parts[name]
         if held.data_ptr() % ALIGNMENT or held.storage_offset() % ALIGNMENT:
             # a view of a mapped file, where bytes lie anywhere: kernels of wider numbers crash
-            held = held.clone()
+            with torch.inference_mode(False):  # it outlives the pass that asks for it
+                held = held.clone()
             setattr(self, self.stored_name(name), held)
         return held.view(part.dtype).view(part.shape)
 

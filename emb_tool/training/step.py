@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -154,6 +155,7 @@ class Gradients:
 
     def _vectors(self, module: nn.Module, ids: list[np.ndarray], indices: np.ndarray) -> Tensor:
         features = self.encoder.collate(ids, self.prompt_length(indices))
-        with self.runtime.autocast():
+        plain = module is self.student  # and what is compiled has been run as it is before
+        with self.runtime.autocast(), self.encoder.running(features) if plain else nullcontext():
             vectors: Tensor = module(features)
         return vectors

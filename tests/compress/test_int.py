@@ -339,3 +339,14 @@ def test_a_budget_given_once_is_that_of_the_table() -> None:
     assert [step.get("budget") for step in both] == [0.3, None]
     (alone,) = config.resolve("compress", flags=given, method=["int"]).recipe()["method"]
     assert alone["budget"] == 0.3
+
+
+def test_a_part_that_lies_unaligned_and_is_read_in_a_pass_can_be_written_after_it() -> None:
+    """Of a mapped file it is cloned at the first look; students are then given their best state."""
+    made = packed.kind("int").fit(torch.randn(8, 16))
+    lying = torch.zeros(made.weight.numel() + 1, dtype=torch.uint8)[1:].copy_(made.weight)
+    made.weight = lying
+    with torch.inference_mode():
+        rows = made.rows(torch.arange(8))
+    made.load_state_dict(made.state_dict())
+    assert torch.equal(made.rows(torch.arange(8)), rows)

@@ -106,3 +106,44 @@ def spoilt_weights(draw: st.DrawFn, good: bytes) -> bytes:
     odd = (0, 1, max(0, len(text) - 1), len(good), 2**62)
     stated = len(text) if what < 4 else draw(st.sampled_from(odd))
     return stated.to_bytes(8, "little") + text + data
+
+
+NAMES = (
+    "gelu", "prelu", "silu", "softmax", "linear_attention", "sliding_attention", "full_attention",
+    "eager", "sdpa", "flex_attention", "default", "linear", "dynamic", "yarn", "longrope",
+    "llama3", "cls", "max", "lasttoken", "weightedmean", "right", "left", "float16", "bfloat16",
+    "float64", "torch.nn.GLU", "torch.nn.Softmax2d", "torch.nn.Identity", "relative_key",
+)  # fmt: skip
+"""What configs call things by."""
+
+
+@st.composite
+def near(draw: st.DrawFn, good: Any) -> str:
+    """The text of a JSON file, one to three of whose values are others such as configs have."""
+    value = copy.deepcopy(good)
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from([path for path in places(value) if path] or [()]))
+        if not path:
+            break
+        owner = value
+        for key in path[:-1]:
+            owner = owner[key]
+        held = owner[path[-1]]
+        owner[path[-1]] = draw(_beside(held))
+    return json.dumps(value)
+
+
+def _beside(held: Any) -> st.SearchStrategy[Any]:
+    """Values of a value's own type, and none."""
+    if isinstance(held, bool):
+        return st.just(not held)
+    if isinstance(held, int):
+        small, times = st.integers(0, 9), st.sampled_from((held // 2, 2 * held, held - 1, held + 1))
+        return small | times | st.none()
+    if isinstance(held, float):
+        return st.sampled_from((0.0, -held, 2 * held, 0.3, 1e-30, 1e30))
+    if isinstance(held, str):
+        return st.sampled_from(NAMES)
+    if isinstance(held, list):
+        return st.sampled_from((held[1:], [*held, *held], held[::-1], []))
+    return st.none() | st.sampled_from(({}, 1, "eager", [0.5] * 4, {"rope_type": "longrope"}))

@@ -23,8 +23,8 @@ from safetensors.numpy import load_file, save_file
 
 from emb_tool.cli.app import main
 from emb_tool.runtime import Runtime
-from tests.faults.strangers import spoilt, spoilt_weights
-from tests.runs import write_texts
+from tests.faults.strangers import near, spoilt, spoilt_weights
+from tests.runs import check_here, write_texts
 
 SECONDS, MEGABYTES = 10.0, 500
 """What a command may take of the processor, and all of them together of memory."""
@@ -142,6 +142,56 @@ def test_spoilt_checkpoints(
     run()
     assert runtime.peak_memory() - before < MEGABYTES * 1e6
     record_property("spoilt checkpoints", inputs)
+
+
+@pytest.mark.parametrize("count", [15, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["bert", "decoder", "packed"])
+def test_checkpoints_that_load_and_do_not_run(
+    tmp_path: Path, models: dict[str, Path], sentences: list[str], family: str, count: int,
+    record_property: Record, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Values that the libraries take, until a forward pass meets them."""
+    check_here(monkeypatch)
+    model, out, inputs = tmp_path / "model", tmp_path / "out", 0
+    shutil.copytree(models[family], model)
+    configs = ("config.json", "sentence_bert_config.json", "1_Pooling/config.json")
+    good = {name: (model / name).read_text() for name in configs}
+    texts = write_texts(tmp_path / "in.jsonl", sentences[:20])
+    lines = running(model, models[family], models["bert"], texts, out)
+
+    @many(count, pytestconfig)
+    @given(st.data())
+    def run(data: st.DataObject) -> None:
+        nonlocal inputs
+        inputs += 1
+        name = data.draw(st.sampled_from(configs))
+        line = data.draw(st.sampled_from(lines))
+        (model / name).write_text(data.draw(near(json.loads(good[name]))))
+        out.mkdir()
+        try:
+            code, err = told(line)
+            assert code in (0, 2, 3) or re.search("NaN|not finite", err), err  # told, with 1
+            assert code != 2 or not [*out.iterdir()]
+        finally:
+            (model / name).write_text(good[name])
+            shutil.rmtree(out)
+
+    run()
+    record_property("checkpoints run", inputs)
+
+
+def running(model: Path, twin: Path, good: Path, texts: str, out: Path) -> list[list[object]]:
+    """What runs a checkpoint."""
+    given_ = ["--texts", texts, "-o", out / "made", "-q"]
+    return [
+        ["encode", model, texts, "-o", out / "vectors.npy", "-q"],
+        ["eval", model, "--task", f"agreement:{texts}", "--reference", good, "-q"],
+        ["compress", model, "-m", "truncate:dim=4", *given_],
+        ["compress", model, "-m", "gptq:group=8", *given_],
+        ["merge", model, twin, "-m", "fisher:tokens=64", "--take", "config=0", *given_],
+        ["distill", "--teacher", model, "--student", good, *given_],
+        ["distill", "--teacher", good, "--student", model, *given_],
+    ]
 
 
 RECIPES = sorted((Path(__file__).parent.parent.parent / "recipes").rglob("*.yaml"))
@@ -373,3 +423,32 @@ def test_a_hashed_table_stands_for_no_more_than_methods_pack(tmp_path: Path) -> 
     assert code == 2
     assert "t is 1,073,741,824 x 8 of" in err
     assert not [*tmp_path.glob("plain*")]
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "changes", "said"),
+    [
+        ("bert", "config.json", {"chunk_size_feed_forward": 5}, r"ValueError: .* chunk size 5"),
+        ("decoder", "config.json", {"layer_types": ["linear_attention"] * 3},
+         "KeyError: 'linear_attention'"),
+        ("bert", POOLING, {"word_embedding_dimension": 64, "embedding_dimension": 64},
+         r"give vectors of shape \(\d+, 32\), its configs say \(\d+, 64\)|x32 and 64x32"),
+    ],
+    ids=["chunks", "layer types", "width"],
+)  # fmt: skip
+def test_a_forward_pass_that_fails_is_a_refusal(
+    models: dict[str, Path], sentences: list[str], tmp_path: Path, family: str, file: str,
+    changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    check_here(monkeypatch)
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(models[family], model)
+    edited(model, file, **changes)
+    out.mkdir()
+    texts = write_texts(tmp_path / "in.jsonl", sentences[:20])
+    for line in running(model, models[family], models["bert"], texts, out):
+        code, err = told([*line, "-v"])
+        assert code == 2, line
+        assert re.search(rf"error: {model}( after step 1)?: .*({said})", err), err
+        assert "Traceback" in err  # by -v, of the library's own error
+        assert not [*out.iterdir()]

@@ -270,6 +270,24 @@ def test_other_errors_are_not_taken_for_memory(
 # -- gradients and weights ----------------------------------------------------------------------
 
 
+def test_a_student_that_fails_on_later_texts_keeps_what_it_has_learnt(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    trainer = make_trainer(tiny_bert, sentences[:64], tmp_path)
+    body = trainer.encoder.model[0].auto_model
+    real, calls = body.forward, 0
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return real(*args, **kwargs) if calls < 4 else torch.zeros(2)[torch.tensor(5)]
+
+    body.forward = fails
+    with pytest.raises(Failed, match=r"its forward pass fails .*IndexError") as caught:
+        trainer.run()
+    assert "--resume" in str(caught.value.hint)
+
+
 def test_clipping_is_torchs_over_dense_and_sparse_alike(
     tiny_bert: Path, sentences: list[str], tmp_path: Path
 ) -> None:
