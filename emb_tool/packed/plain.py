@@ -1,8 +1,9 @@
-"""A packed checkpoint written as a plain one, with one matrix in memory."""
+"""A packed checkpoint written as a plain one, packed matrices in slices of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from emb_tool.checkpoint.quantization import packed_modules, plain_name, unpacke
 from emb_tool.checkpoint.reader import Checkpoint, copy_module_weights, copy_side_files
 from emb_tool.checkpoint.writer import ShardWriter
 from emb_tool.errors import Refused
+from emb_tool.ops.rows import CHUNK
 from emb_tool.packed.base import Packed
+from emb_tool.plan import TensorSpec
 from emb_tool.progress import Progress
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -40,9 +43,8 @@ def write_plain(
     Raises:
         Refused: Stored bytes that do not fit what the config says of them.
     """
-    modules = packed_modules(checkpoint.config)
-    for name, stated in modules.items():  # before room is made for what they claim
-        check_module(checkpoint, name, stated)
+    modules = packed_modules(checkpoint.config)  # looked at before room is made for their claims
+    checked = {name: check_module(checkpoint, name, stated) for name, stated in modules.items()}
     torch_name = str(dtype).removeprefix("torch.")
     target = SAFETENSORS_NAMES[torch_name]
     copy_side_files(checkpoint, folder)
@@ -66,16 +68,34 @@ def write_plain(
         for spec in specs:
             module = origin.get(spec.name)
             if module is not None:
-                made = read_module(checkpoint, module, modules[module])
-                if "shared_with" in modules[module]:
-                    lender = modules[module]["shared_with"]
-                    held = modules.get(lender)
-                    made.link({lender: read_module(checkpoint, lender, held)} if held else {})
-                tensor = made.expand()
-            else:
-                tensor = checkpoint.tensor(spec.name)
+                wanted = [name for name in (module, modules[module].get("shared_with")) if name]
+                made = {n: filled(checkpoint, n, checked[n]) for n in wanted if n in checked}
+                made[module].link(made)
+                _write_rows(writer, spec, made[module], dtype, advance)
+                continue
+            tensor = checkpoint.tensor(spec.name)
             writer.write(spec.name, tensor.to(dtype) if spec.dtype == target else tensor)
             advance(spec.nbytes)
+
+
+def _write_rows(
+    writer: ShardWriter,
+    spec: TensorSpec,
+    made: Packed,
+    dtype: torch.dtype,
+    advance: Callable[[int], None],
+) -> None:
+    """Write the matrix that a packed module stands for, slice by slice.
+
+    A few bytes may stand for more than there is memory for: of hashed rows there can be any number.
+    """
+    rows, columns = spec.shape
+    step = max(1, CHUNK // (4 * columns))  # of hashed entries the slots are int64
+    for start in range(0, rows, step):
+        piece = made.rows(torch.arange(start, min(start + step, rows))).to(dtype).contiguous()
+        data = piece.view(-1).view(torch.uint8).numpy()
+        writer.write_part(spec.name, data, start * columns * dtype.itemsize)
+        advance(data.nbytes)
 
 
 def check_module(checkpoint: Checkpoint, name: str, spec: Mapping[str, Any]) -> Packed:
@@ -109,7 +129,12 @@ def check_module(checkpoint: Checkpoint, name: str, spec: Mapping[str, Any]) -> 
 
 def read_module(checkpoint: Checkpoint, name: str, spec: Mapping[str, Any]) -> Packed:
     """A packed module, from its stored bytes."""
-    made = check_module(checkpoint, name, spec)
+    return filled(checkpoint, name, check_module(checkpoint, name, spec))
+
+
+def filled(checkpoint: Checkpoint, name: str, empty: Packed) -> Packed:
+    """A module with its stored bytes; that of `check_module`, which is left without."""
+    made = deepcopy(empty)
     for buffer, _ in list(made.named_buffers()):
         setattr(made, buffer, checkpoint.tensor(f"{name}.{buffer}"))
     return made

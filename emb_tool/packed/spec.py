@@ -17,6 +17,9 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Switch = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, Field(strict=True)]
 
+WIDEST = 1 << 20
+"""Columns of a matrix: its rows are made whole, whatever few bytes they are made of."""
+
 
 class Spec(BaseModel):
     """What every kind states; further keys are of the making and are kept.
@@ -41,7 +44,10 @@ class Spec(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if fault := self.fault(*self.shape):
+        rows, columns = self.shape
+        if columns > WIDEST:
+            raise ValueError(f"{columns:,} columns; {WIDEST:,} is the most")
+        if fault := self.fault(rows, columns):
             raise ValueError(fault)
         return self
 

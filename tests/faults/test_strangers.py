@@ -17,10 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.cli.app import main
 from emb_tool.runtime import Runtime
 from tests.faults.strangers import near, spoilt, spoilt_weights
@@ -391,6 +394,40 @@ def test_a_tokenizer_of_another_model_is_refused(
     code, err = told(["encode", model, tmp_path / "in.txt", "-o", tmp_path / "x.npy"])
     assert code == 2
     assert "its tokenizer gives id 10000, its table has" in err
+
+
+@pytest.mark.parametrize("method", ["hash:buckets=32", "robe:slots=2048"])
+def test_rows_of_few_bytes_are_written_slice_by_slice(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 MB in float32, and as much again where slices are put together, and once more as fp16."""
+    from emb_tool.packed import plain
+
+    table = np.random.default_rng(0).random((4000, 64), np.float32)
+    save_file({"t": table}, tmp_path / "t.safetensors")
+    packed, rows = tmp_path / "packed", 400_000
+    step = f"{method},allow_lossy=true"
+    assert told(["compress", tmp_path / "t.safetensors", "-m", step, "-o", packed, "-q"])[0] == 0
+    assert told(["expand", packed, "-o", tmp_path / "small", "-q"])[0] == 0  # imports do not count
+    config = json.loads((packed / "config.json").read_text())
+    spec = config["quantization_config"]["modules"]["t"]
+    spec["shape"] = [rows, 64]
+    (packed / "config.json").write_text(json.dumps(config))
+    checked, check = [], plain.check_module
+    monkeypatch.setattr(plain, "check_module", lambda *a: checked.append(a) or check(*a))
+    runtime = Runtime.start("cpu")
+    runtime.reset_peak_memory()
+    before = runtime.peak_memory()
+    line = ["expand", packed, "--dtype", "fp16", "-o", tmp_path / "plain", "-q"]
+    assert told(line)[0] == 0
+    assert runtime.peak_memory() - before < 100e6
+    assert len(checked) == 1
+    made = plain.read_module(Checkpoint.open(packed, need_tokenizer=False), "t", spec)
+    with safe_open(tmp_path / "plain" / "model.safetensors", "pt") as file:
+        written = file.get_slice("t")
+        for start in (0, 65_530, rows - 10):
+            ids = torch.arange(start, start + 10)
+            assert torch.equal(written[start : start + 10], made.rows(ids).half())
 
 
 @pytest.mark.parametrize("rows", [4, 2**30, 2**56 - 1])
