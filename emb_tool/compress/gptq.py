@@ -99,7 +99,7 @@ class Gptq(MatrixMethod):
                 if held := work.kept.find(LAYERS, [*draft.chain, name]):
                     take(name, held)
             batches = list(self._batches(encoder, work))
-            for seen in second_moments(model, layers, batches, place, [*done]):
+            for seen in second_moments(model, layers, batches, runtime, [*done]):
                 for name in seen.names:
                     if name not in done:
                         rounding = partial(self._round, layers[name].weight.data.to(place), seen)
@@ -145,9 +145,7 @@ class Gptq(MatrixMethod):
         chosen = [ids[i] for i in order[: 1 + int(np.searchsorted(ends, self.tokens))]]
         lengths = np.array([len(row) for row in chosen])
         for batch in plan_batches(lengths, BATCH_TOKENS, None):
-            features = encoder.collate([chosen[i] for i in batch])
-            mask = features["attention_mask"].bool()
-            yield Batch(lambda held=features: encoder.forward(dict(held)), mask)  # type: ignore[misc]
+            yield Batch(encoder.forward, encoder.collate([chosen[i] for i in batch]))
 
 
 def _by_module(model: Any, packed: list[str]) -> dict[str, str]:

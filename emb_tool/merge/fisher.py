@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -40,16 +40,28 @@ class Fisher(Statistical):
         """F of the model at hand."""
         import torch
 
+        from emb_tool.ops.fitting import in_parts_that_fit, parts_of
+
         mixture = bench.mixture
         encoder, device = mixture.encoder, bench.runtime.device
         generator = torch.Generator().manual_seed(bench.job.seed)
         total = {name: torch.zeros_like(held) for name, held in mixture.parameters.items()}
         with bench.watch("fisher", self.tokens) as advance:
+            parts = 1
             for features in batches(bench, self.tokens, BATCH_TOKENS):
-                encoder.model.zero_grad(set_to_none=True)
-                vectors = encoder.forward(dict(features))
-                noise = torch.randn(vectors.shape, generator=generator).to(device, vectors.dtype)
-                (vectors * noise).sum().backward()
+                texts = len(features.get("offsets", features["input_ids"]))
+                noise = torch.randn(texts, encoder.dim, generator=generator).to(device)
+
+                def gradients(
+                    count: int, features: dict[str, Any] = features, noise: torch.Tensor = noise
+                ) -> None:
+                    encoder.model.zero_grad(set_to_none=True)
+                    parts = zip(parts_of(features, count), noise.tensor_split(count), strict=True)
+                    for part, signs in parts:
+                        vectors = encoder.forward(part)
+                        (vectors * signs.to(vectors.dtype)).sum().backward()
+
+                _, parts = in_parts_that_fit(gradients, features, bench.runtime, parts)
                 for name, held in mixture.parameters.items():
                     if held.grad is not None:
                         total[name] += held.grad.square()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -43,13 +43,11 @@ class Regmean(Statistical):
 
     def gather(self, bench: Bench) -> Mapping[str, torch.Tensor]:
         """E[x x^T] of the inputs of each linear layer of the model at hand."""
-        import torch
         from torch import nn
 
         from emb_tool.ops.inputs import Batch, second_moments, without_cache
 
-        encoder, runtime = bench.mixture.encoder, bench.runtime
-        place = runtime.device if runtime.has_float64 else torch.device("cpu")
+        encoder = bench.mixture.encoder
         weights = {id(held): name for name, held in bench.mixture.parameters.items()}
         layers = {
             weights[id(module.weight)]: module
@@ -62,18 +60,16 @@ class Regmean(Statistical):
             raise Refused(f"{bench.names[0]} has no linear layers{kind}", "merge it with linear")
         if turned:
             bench.progress.warn(f"regmean: {turned} layers are Conv1D, which are averaged")
-
-        def batch(features: dict[str, Any]) -> Batch:
-            mask = features["attention_mask"].bool()
-            return Batch(lambda: encoder.forward(dict(features)), mask)
-
-        inputs = [batch(features) for features in batches(bench, self.tokens, BATCH_TOKENS)]
+        inputs = [
+            Batch(encoder.forward, features)
+            for features in batches(bench, self.tokens, BATCH_TOKENS)
+        ]
         found = {}
         with (
             bench.watch("regmean", len(layers)) as advance,
             without_cache(encoder.model[0].auto_model),
         ):
-            for seen in second_moments(encoder.model, layers, inputs, place):
+            for seen in second_moments(encoder.model, layers, inputs, bench.runtime):
                 for name in seen.names:
                     found[name] = (seen.moments / max(seen.tokens, 1)).float().cpu()
                     advance(1)

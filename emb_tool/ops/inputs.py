@@ -4,22 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from emb_tool.ops.fitting import in_parts_that_fit, parts_of
+from emb_tool.runtime import Runtime
 
-class Batch(NamedTuple):
+
+@dataclass(frozen=True)
+class Batch:
     """One batch of a calibration.
 
     Args:
-        run: Runs the model on it.
-        mask: (texts, tokens) bool, False at padding; None where nothing is padded.
+        forward: Runs the model on features.
+        features: See `Encoder.collate`; `attention_mask` (texts, tokens) is 0 at padding, and left
+            out where nothing is padded.
     """
 
-    run: Callable[[], object]
-    mask: Tensor | None
+    forward: Callable[[dict[str, Any]], object]
+    features: Mapping[str, Any]
+
+    def run(self) -> None:
+        """Run the model on it."""
+        self.forward(dict(self.features))
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(texts, tokens) bool, False at padding."""
+        held = self.features.get("attention_mask")
+        return None if held is None else held.bool()
+
+    def parts(self, count: int) -> list[Batch]:
+        """Some texts each."""
+        return [replace(self, features=part) for part in parts_of(self.features, count)]
 
 
 class Seen(NamedTuple):
@@ -40,35 +61,40 @@ def second_moments(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
     batches: Sequence[Batch],
-    place: torch.device,
+    runtime: Runtime,
     done: Container[str] = (),
 ) -> Iterator[Seen]:
     """Σ x xᵀ of each layer's inputs, in order of execution.
 
     Whoever iterates may change the layers just named: what follows sees the change. Blocks of a
-    stack that are done are not run again, their outputs are kept (tokens x width numbers).
+    stack that are done are not run again, their outputs are kept (tokens x width numbers). A batch
+    for which memory runs out is run in parts, down to single texts.
 
     Args:
         model: In eval mode.
         layers: Name to linear layer, within the model; those that are not run are left out.
         batches: The calibration.
-        place: Where float64 sums are kept.
+        runtime: Where it is; sums are kept in float64 there, or on the CPU where it has none.
         done: Layers that are left out, being changed already.
     """
-    trace = _trace(model, layers, batches[0])
-    stack = trace.blocks
-    outputs: list[Any] = [None] * len(batches)
+    place = runtime.device if runtime.has_float64 else torch.device("cpu")
+    first = batches[0]
+    trace, parts = in_parts_that_fit(
+        lambda count: _trace(model, layers, first.parts(count)[0]), first.features, runtime
+    )
+    held = [_Held(batch) for batch in batches]
     past = 0  # blocks whose outputs are kept
     try:
         for names, ready in trace.stages:
             if all(name in done for name in names):
                 continue
             total, tokens = None, 0
-            for index, batch in enumerate(batches):
-                with _skipping(stack[:past], outputs[index]), torch.no_grad():
-                    seen = _run(batch, model, [layers[n] for n in names], trace, stack[past:ready])
-                if seen.output is not None:
-                    outputs[index] = seen.output
+            wanted = [layers[name] for name in names]
+            for batch in held:
+                work = partial(batch.run, model, wanted, trace, past, ready)
+                begin = len(batch.pieces) or parts
+                seen, count = in_parts_that_fit(work, batch.whole.features, runtime, begin)
+                parts = max(parts, count)
                 moments = seen.moments.to(place, torch.float64)
                 total = moments if total is None else total.add_(moments)
                 tokens += seen.tokens
@@ -76,7 +102,41 @@ def second_moments(
             assert total is not None
             yield Seen(list(names), total, tokens)
     finally:
-        outputs.clear()
+        held.clear()
+
+
+class _Held:
+    """A batch in the pieces that fit, and of each the output of the last block that is past."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.whole = batch
+        self.pieces: list[Batch] = []
+        self.outputs: list[Any] = []
+
+    def run(
+        self,
+        model: nn.Module,
+        layers: Sequence[nn.Module],
+        trace: _Trace,
+        past: int,
+        ready: int,
+        count: int,
+    ) -> _Run:
+        """See `_run`, in so many pieces."""
+        if count != len(self.pieces):  # what is kept is of other pieces: their blocks run again
+            self.pieces, self.outputs = self.whole.parts(count), [None] * count
+        total: Tensor | None = None
+        tokens = 0
+        for i, (piece, output) in enumerate(zip(self.pieces, self.outputs, strict=True)):
+            behind = 0 if output is None else past
+            with _skipping(trace.blocks[:behind], output), torch.no_grad():
+                seen = _run(piece, model, layers, trace, trace.blocks[behind:ready])
+            if seen.output is not None:
+                self.outputs[i] = seen.output
+            total = seen.moments if total is None else total.add_(seen.moments)
+            tokens += seen.tokens
+        assert total is not None
+        return _Run(total, tokens, None)
 
 
 class _Trace(NamedTuple):

@@ -75,7 +75,7 @@ def test_what_is_written_is_what_calibration_saw(
     work = Work(sentences[:200], Runtime.start("cpu"), Progress(0), tmp_path)
     batches = list(step._batches(encoder, work))
     layer = model.get_submodule(name)
-    (seen,) = inputs.second_moments(model, {name: layer}, batches, torch.device("cpu"))
+    (seen,) = inputs.second_moments(model, {name: layer}, batches, Runtime.start("cpu"))
     from emb_tool.ops.gptq import gptq
 
     weight = load_file(tiny_bert / "model.safetensors")[f"{name}.weight"]

@@ -17,6 +17,7 @@ import torch
 from safetensors.numpy import load_file
 
 from tests.conftest import CliResult
+from tests.merge.family import siblings
 from tests.runs import check_here, write_texts
 
 Cli = Callable[..., CliResult]
@@ -28,6 +29,26 @@ class Device:
     room = 10**9
     refused = 0
     largest = 0
+
+
+@pytest.fixture
+def layers(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """As `device`, but what runs out does so in the layers: calibration never ends a pass."""
+    from transformers.models.bert.modeling_bert import BertLayer
+
+    device, forward = Device(), BertLayer.forward
+
+    def scarce(self: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = forward(self, hidden, *args, **kwargs)
+        tokens = hidden.shape[0] * hidden.shape[1]
+        if tokens > device.room:
+            device.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        device.largest = max(device.largest, tokens)
+        return out
+
+    monkeypatch.setattr(BertLayer, "forward", scarce)
+    return device
 
 
 @pytest.fixture
@@ -101,3 +122,57 @@ def test_teacher_and_student(
     for name in a:
         np.testing.assert_allclose(a[name], b[name], atol=2e-4)
     assert device.refused > 3
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_statistics_of_a_merge(
+    layers: Device, run_cli: Cli, tiny_bert: Path, tmp_path: Path, sentences: list[str],
+    monkeypatch: pytest.MonkeyPatch, method: str,
+) -> None:  # fmt: skip
+    check_here(monkeypatch)
+    texts = write_texts(tmp_path / "in.jsonl", sentences[:60])
+    other = siblings(tiny_bert, tmp_path, (1,))[0]
+    found = []
+    for room, name in ((10**9, "whole"), (40, "split")):
+        layers.room = room
+        spec = f"{method}:tokens=300,statistics={tmp_path / name}"
+        more = ["--texts", texts, "-o", tmp_path / f"{name}-out"]
+        told = run_cli("merge", tiny_bert, other, "-m", spec, *more, "-q")
+        assert told.code == 0, told.err
+        found.append([load_file(path) for path in sorted((tmp_path / name).iterdir())])
+    assert layers.refused > 1
+    for whole, split in zip(*found, strict=True):
+        for name, value in whole.items():
+            np.testing.assert_allclose(split[name], value, rtol=1e-4, atol=1e-5 * value.max())
+
+
+def test_calibration_of_gptq(
+    layers: Device, run_cli: Cli, tiny_bert: Path, tmp_path: Path, sentences: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Sums in another order may round a code the other way, and all that come after it."""
+    check_here(monkeypatch)
+    texts = write_texts(tmp_path / "in.jsonl", sentences[:60])
+    found = []
+    for room, name in ((10**9, "whole"), (40, "split")):
+        layers.room = room
+        spec = "gptq:bits=4,group=8,tokens=300"
+        line = ["compress", tiny_bert, "-m", spec, "--texts", texts, "-o", tmp_path / name, "-q"]
+        told = run_cli(*line)
+        assert told.code == 0, told.err
+        found.append(load_file(tmp_path / name / "model.safetensors"))
+    assert layers.refused > 1
+    same = [float(np.mean(found[1][name] == value)) for name, value in found[0].items()]
+    assert np.mean(same) > 0.98
+
+
+def test_no_room_for_one_calibration_text(
+    layers: Device, run_cli: Cli, tiny_bert: Path, tmp_path: Path, sentences: list[str]
+) -> None:
+    texts = write_texts(tmp_path / "in.jsonl", sentences[:60])
+    layers.room = 9
+    other = siblings(tiny_bert, tmp_path, (1,))[0]
+    line = ["merge", tiny_bert, other, "-m", "fisher", "--texts", texts, "-o", tmp_path / "out"]
+    told = run_cli(*line, "-q")
+    assert told.code == 1
+    assert "memory ran out for one text of" in told.err

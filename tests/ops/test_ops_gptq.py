@@ -12,6 +12,7 @@ from emb_tool.ops import gptq as module
 from emb_tool.ops.gptq import gptq, gptq_codes, output_error, refit
 from emb_tool.ops.inputs import Batch, second_moments
 from emb_tool.ops.rounding import Rounded, dequantize, quantize_groups
+from emb_tool.runtime import Runtime
 
 
 def correlated(rows: int, columns: int, tokens: int, seed: int) -> tuple[torch.Tensor, ...]:
@@ -173,11 +174,14 @@ def test_each_layer_is_seen_after_the_ones_before_it_have_changed(twice: bool) -
             handle.remove()
         return torch.stack(total).sum(0)
 
-    batches = [Batch(lambda x=x: net(x), m) for x, m in zip(inputs, masks, strict=True)]
+    batches = [
+        Batch(lambda held: net(held["x"]), {"x": x, "attention_mask": mask})
+        for x, mask in zip(inputs, masks, strict=True)
+    ]
     order = []
     with torch.no_grad():
         runs = net.blocks[0].runs
-        for seen in second_moments(net, layers, batches, torch.device("cpu")):
+        for seen in second_moments(net, layers, batches, Runtime.start("cpu")):
             held = [block.runs for block in net.blocks]
             for name in seen.names:
                 expected = plain(name)
@@ -202,3 +206,44 @@ def test_each_layer_is_seen_after_the_ones_before_it_have_changed(twice: bool) -
         # traced once, two stages of its own, once more for the output that is kept: 2 batches
         assert net.blocks[0].runs - runs == 1 + 3 * 2
     assert not any("forward" in vars(block) for block in net.blocks)
+
+
+@pytest.mark.parametrize("room", [1, 2])
+def test_moments_are_those_of_the_whole_where_batches_come_in_parts(room: int) -> None:
+    """Memory runs out in the second block, when outputs of the first are kept already."""
+    torch.manual_seed(0)
+    net = Net(False).eval()
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, torch.nn.Linear)}
+    batches = [
+        Batch(lambda held: net(held["x"]), {"x": torch.randn(rows, 5, 4)}) for rows in (2, 5, 1)
+    ]
+    refused = []
+
+    def moments(room: int) -> dict[str, torch.Tensor]:
+        forward = Block.forward
+
+        def scarce(self: Block, hidden_states: torch.Tensor, scale: float) -> object:
+            out = forward(self, hidden_states, scale)
+            if self is net.blocks[1] and len(hidden_states) > room:
+                refused.append(len(hidden_states))
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return out
+
+        found = {}
+        with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+            patch.setattr(Block, "forward", scarce)
+            held = {name: layer.weight.clone() for name, layer in layers.items()}
+            for seen in second_moments(net, layers, batches, Runtime.start("cpu")):
+                for name in seen.names:
+                    found[name] = seen.moments
+                    layers[name].weight.mul_(0.7).add_(0.01)
+            for name, layer in layers.items():
+                layer.weight.copy_(held[name])
+        assert not any("forward" in vars(block) for block in net.blocks)
+        return found
+
+    whole, parts = moments(9), moments(room)
+    assert refused
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-5)
