@@ -266,14 +266,14 @@ def _missing(report: Report, packages: list[Package]) -> Table:
     for p in packages:
         if p.name in ADDS and not p.fits:
             how = f"embtool[{p.extra}]" if p.extra not in (None, "none") else p.name
-            rows.append([p.name, ADDS[p.name], f"pip install '{how}'"])
+            rows.append([p.name, ADDS[p.name], f"'{how}'"])
     for name, said in report.facts.get("bitsandbytes", {}).items():
         if said != "works":
-            rows.append(["bitsandbytes", f"compress -m {name}", said])
+            rows.append(["bitsandbytes", f"compress -m {name}: {said}", ""])
     devices: dict[str, Any] = report.facts.get("devices", {})
     if devices.get("chosen") == "cpu":
         rows.append(["a GPU", "nothing needs it; training and encoding are quicker", ""])
     report.facts["missing"] = [row[0] for row in rows]
     if not rows:
         return Table("nothing is missing", [])
-    return Table("not there, and what for", ["what", "for what", "how to get it"], rows)
+    return Table("not there, and what for", ["what", "for what", "pip install"], rows)

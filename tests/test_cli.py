@@ -17,6 +17,8 @@ import yaml
 
 from emb_tool import registry
 from emb_tool.cli.options import spread_lists
+from emb_tool.cli.output import show
+from emb_tool.report import Report, Table
 from tests.conftest import CliResult
 from tests.runs import check_here, write_texts
 
@@ -317,3 +319,25 @@ def test_stdout_is_the_result_and_stderr_the_rest(
     quiet = run_cli([*argv, "--overwrite", "-q"])
     assert "encoding:" not in quiet.err
     assert run_cli(argv).code == 2  # there already
+
+
+@pytest.mark.parametrize("argv", [["doctor", "--quick"], ["methods"], ["methods", "merge", "ties"]])
+def test_prose_is_folded_where_there_is_no_terminal(
+    run_cli: Cli, argv: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    folded = [line.rstrip() for line in run_cli(*argv).out.splitlines()]
+    assert max(map(len, folded)) <= 80
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = [line.rstrip() for line in run_cli(*argv).out.splitlines()]
+    assert max(map(len, wide)) > 80
+    assert sorted(" ".join(folded).split()) == sorted(" ".join(wide).split())
+
+
+def test_names_and_figures_are_never_folded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    row = ["m" * 90, "1.5 MB", "a word or two beside it"]
+    show([Report("eval", tables=[Table("t", ["model", "size", "what"], [row])])], False)
+    assert f"{row[0]}  1.5 MB  a word" in capsys.readouterr().out

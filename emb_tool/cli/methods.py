@@ -49,7 +49,10 @@ def _settings(report: Report, verb: str, method: str) -> None:
     for name, field in cls.model_fields.items():
         what, metavar = kind(field)
         values = "true|false" if what == "flag" else metavar
-        table.rows.append([name, values, describe(field)])
+        shown = (
+            values if len(values) <= output.SHORT else values.replace("|", " | ")
+        )  # can be folded
+        table.rows.append([name, shown, describe(field)])
         report.facts["settings"][name] = {"values": values, "description": describe(field)}
     report.facts["paper"] = cls.paper
     report.facts["default"] = config.job_class(verb).default_method == method

@@ -11,7 +11,13 @@ from typing import Any
 import typer
 
 from emb_tool.errors import EmbToolError
-from emb_tool.report import Report, is_figure
+from emb_tool.report import Report, Table, is_figure
+
+GAP = 2
+"""Blanks between two columns."""
+
+SHORT = 24
+"""Letters of a cell that is not folded."""
 
 
 def show(reports: Sequence[Report], as_json: bool) -> None:
@@ -29,22 +35,27 @@ def _show(reports: Sequence[Report], as_json: bool) -> None:
         _write(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Grid
     from rich.text import Text
 
-    # a pipe has no width: let nothing be cut there
-    console = Console(width=None if sys.stdout.isatty() else max(80, _widest(reports)))
+    piped = not sys.stdout.isatty()
     for report in reports:
         for table in report.tables:
+            widths = _widths(table)
+            wanted = sum(widths) + GAP * (len(widths) - 1)
+            console = Console(width=max(_pipe(), wanted) if piped else None)
             if not table.columns:
                 console.print(Text(table.title))
                 continue
             console.print(Text(table.title, style="bold"))
-            view = Table(box=None, pad_edge=False)
+            view = Grid(box=None, pad_edge=False)
             for number, column in enumerate(table.columns):
-                cells = [row[number] for row in table.rows]
-                figures = number > 0 and all(is_figure(cell) for cell in cells)
-                view.add_column(Text(column), justify="right" if figures else "left")
+                figures = number > 0 and all(is_figure(row[number]) for row in table.rows)
+                view.add_column(
+                    Text(column),
+                    justify="right" if figures else "left",
+                    width=widths[number] if piped else None,
+                )
             for row in table.rows:
                 view.add_row(*(Text(cell) for cell in row))
             console.print(view)
@@ -56,13 +67,28 @@ def _show(reports: Sequence[Report], as_json: bool) -> None:
     sys.stdout.flush()
 
 
-def _widest(reports: Sequence[Report]) -> int:
-    widths = [0]
-    for report in reports:
-        for table in report.tables:
-            columns = zip(table.columns, *table.rows, strict=True) if table.rows else []
-            widths.append(sum(max(len(str(cell)) for cell in column) + 2 for column in columns))
-    return max(widths)
+def _pipe() -> int:
+    """Columns of what has no width of its own, unless the environment gives it one."""
+    stated = os.environ.get("COLUMNS", "")
+    return int(stated) if stated.isdecimal() else 80
+
+
+def _widths(table: Table) -> list[int]:
+    """Widths of a table's columns in a pipe: prose is folded between words, if it must be.
+
+    Names, paths and figures are not, whatever it takes: who reads a pipe counts on them.
+    """
+    widths, least = [], []
+    for cells in map(list, zip(table.columns, *table.rows, strict=True)):
+        widths.append(max(map(len, cells)))
+        words = [word for cell in cells for word in cell.split()]
+        prose = any(" " in cell and len(cell) > SHORT for cell in cells)
+        least.append(max(map(len, words), default=0) if prose else widths[-1])
+    room = _pipe() - GAP * (len(widths) - 1)
+    while sum(widths) > room and widths != least:
+        widest = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
+        widths[widest] -= 1
+    return widths
 
 
 def fail(error: EmbToolError, as_json: bool) -> None:
