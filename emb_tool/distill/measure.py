@@ -89,12 +89,13 @@ def tell(
 ) -> None:
     """Put the run into the report; be loud if it did harm."""
     facts = report.facts
+    resumed = outcome.resumed_at is not None  # what is cut is counted where it is tokenised
     facts["training"] = {
         "texts": outcome.texts,
         "tokens": outcome.tokens,
         "steps": outcome.steps,
         "padding": round(1 - outcome.tokens / max(outcome.padded, 1), 4),
-        "truncated": student.truncated,
+        "truncated_since_resume" if resumed else "truncated": student.truncated,
         "wait_seconds": round(outcome.wait_seconds, 3),
         "score_seconds": round(outcome.score_seconds, 3),
         "split": outcome.split,
@@ -110,7 +111,7 @@ def tell(
     if student.truncated:
         progress.warn(
             f"{student.truncated:,} texts were longer than the {student.max_length} tokens "
-            "that the student reads"
+            f"that the student reads{' (of those since --resume)' if resumed else ''}"
         )
     if outcome.best == 0 and outcome.history:
         progress.warn(
