@@ -229,7 +229,7 @@ def _step(given: Any) -> tuple[str, dict[str, Any]]:
     """Name and settings of a method in a recipe: `{name: pq, ...}` or `pq:...`."""
     if not isinstance(given, Mapping):
         return registry.parse(str(given))
-    settings = dict(given)
+    settings = {field_name(key): value for key, value in given.items()}
     return str(settings.pop("name", None) or ""), settings
 
 
