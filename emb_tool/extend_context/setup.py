@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 from emb_tool import registry
 from emb_tool.checkpoint.layout import needs_hub
@@ -11,7 +11,7 @@ from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.texts import scan
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
-from emb_tool.evaluate.task import parse_tasks
+from emb_tool.evaluate.task import Task, parse_tasks
 from emb_tool.extend_context.base import Context, Extension
 from emb_tool.extend_context.cost import memory
 from emb_tool.extend_context.family import SHOWN, Positions, positions_of
@@ -43,9 +43,10 @@ class Setup:
         self.method = cast(Extension, method)
 
     @cached_property
-    def tasks(self) -> list[Any]:
-        """The `--eval` tasks, parsed."""
-        return parse_tasks(self.job.eval, window=self.context.original)
+    def tasks(self) -> list[Task]:
+        """The `--eval` tasks, parsed; up to the target where they name no lengths."""
+        tasks = parse_tasks(self.job.eval, window=self.context.original)
+        return [_within(task, self.context.target) for task in tasks]
 
     @cached_property
     def context(self) -> Context:
@@ -164,6 +165,16 @@ class Setup:
         old = self.checkpoint.config
         edits = {key: value for key, value in draft.config.items() if old.get(key) != value}
         return Plan((Step((), tuple(draft.specs())),), edits, notes=tuple(draft.notes))
+
+
+def _within(task: Task, target: int) -> Task:
+    """A task without the lengths that none but its baselines would read, unless they were named."""
+    lengths: tuple[int, ...] | None = getattr(task, "lengths", None)
+    if lengths is None or "lengths" in task.model_fields_set:
+        return task
+    return task.model_copy(
+        update={"lengths": tuple(n for n in lengths if n <= target) or (target,)}
+    )
 
 
 def _kinds(name: str) -> tuple[str, ...]:

@@ -173,3 +173,17 @@ def test_interpolation_with_short_inputs_kept_is_a_packed_table(
     told = extend(model, "-m", "pi", "--preserve-short", to=128)  # equal to the bit, or it fails
     assert told.code == 0, told.err
     assert np.allclose(SentenceTransformer(str(tmp_path / "out")).encode(long), plain, atol=1e-6)
+
+
+def test_passkeys_are_sought_up_to_the_target_unless_lengths_are_named(tiny_bert: Path) -> None:
+    from emb_tool.extend_context.job import ExtendJob
+    from emb_tool.extend_context.setup import Setup
+    from emb_tool.progress import Progress
+
+    def lengths(target: int) -> list[tuple[int, ...]]:
+        asked = ("passkey", "needle:lengths=64,4096")
+        job = ExtendJob(model=str(tiny_bert), to=target, eval=asked, output="out")
+        return [task.lengths for task in Setup(job, Progress(0)).tasks]  # type: ignore[attr-defined]
+
+    assert lengths(600) == [(256, 512), (64, 4096)]
+    assert lengths(100) == [(100,), (64, 4096)]
