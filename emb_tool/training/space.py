@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from emb_tool.errors import EmbToolError, Failed, Refused
+from emb_tool.training.sampled import SampledKeys
 from emb_tool.training.shards import (
     KEY_BYTES,
     Shard,
@@ -25,6 +26,8 @@ from emb_tool.training.shards import (
 )
 
 SPACE_FILE = "space.json"
+FEW = 128
+"""So many shards are looked through in less time than a teacher takes for a window of texts."""
 Warn = Callable[[str], None]
 
 
@@ -74,6 +77,7 @@ class SpaceStore:
         self._shards: list[Shard] = []
         self._starts = np.zeros(1, np.int64)  # first row of each shard, then their sum
         self._names: set[str] = set()
+        self._sampled = SampledKeys()
         if folder.is_dir():
             sweep(folder)
             self.refresh()
@@ -139,13 +143,28 @@ class SpaceStore:
         Takes 24 bytes a text while it runs, of which 8 are the result. A shard is checked against
         its checksums before the first of its rows is given out.
         """
+        return self._locate(keys, range(len(self._shards)))
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """As `locate`, for some texts that stand together, in a time that hangs on them alone.
+
+        Of a large store a few texts may be missed, see `SampledKeys`.
+        """
+        if len(self._shards) <= FEW:
+            return self.locate(keys)
+        for shard in self._shards[self._sampled.shards :]:
+            self._sampled.add(key_prefix(shard.keys))
+        return self._locate(keys, self._sampled.find(key_prefix(keys)))
+
+    def _locate(self, keys: np.ndarray, among: Sequence[int]) -> np.ndarray:
         rows = np.full(len(keys), -1, np.int64)
         if not len(keys):
             return rows
         wanted = key_prefix(keys)
         order = np.argsort(wanted)
         wanted.sort()
-        for start, shard in zip(self._starts.tolist(), self._shards, strict=False):
+        for number in among:
+            shard = self._shards[number]
             held = key_prefix(shard.keys)
             low = np.searchsorted(wanted, held, "left")
             count = np.searchsorted(wanted, held, "right") - low
@@ -157,7 +176,7 @@ class SpaceStore:
             asked = order[np.repeat(low, count) + offset]
             same = (keys[asked] == shard.keys[inside]).all(axis=1)
             if same.any() and self._usable(shard):
-                rows[asked[same]] = start + inside[same]
+                rows[asked[same]] = self._starts[number] + inside[same]
         return rows
 
     def read(self, rows: np.ndarray, width: int | None = None) -> np.ndarray:
