@@ -288,17 +288,24 @@ def test_streamed_texts_and_added_positions_are_trained_on_by_both(
 
     for i in range(5):
         write_texts(tmp_path / f"{i}.jsonl", sentences[i * 40 : i * 40 + 40])
+    queries = write_texts(tmp_path / "queries.jsonl", sentences[200:230])
     streamed = ["distill", "--teacher", str(tiny_bert), "--student-layers", "2", "--device", "cpu",
                 "--texts", *(str(tmp_path / f"{i}.jsonl") for i in range(5)), "--stream",
+                "--queries", queries, "--query-share", "0.25", "--query-prompt", "query: ",
                 "--limit", "150", "--holdout", "20", "--batch-tokens", "200",
                 "--buffer", "64", "--from-scratch"]  # fmt: skip
     texts = write_texts(tmp_path / "texts.jsonl", sentences[:60])
     longer = ["extend-context", str(tiny_bert), "--to", "160", "--tune", texts, "--holdout", "20",
               "--batch-tokens", "200", "--lr", "0.02", "--device", "cpu"]  # fmt: skip
     for name, job in (("streamed", streamed), ("longer", longer)):
-        store = ["--store", str(tmp_path / "store")] if name == "streamed" else []
-        assert main([*job, *store, "-o", str(tmp_path / f"{name}-1"), "-q"]) == 0
-        codes = together([*job, *store, "-o", str(tmp_path / f"{name}-2")], tmp_path)
+        stores = [
+            ["--store", str(tmp_path / n), "--set", "store_dtype=float32"]
+            if job is streamed
+            else []
+            for n in "12"
+        ]
+        assert main([*job, *stores[0], "-o", str(tmp_path / f"{name}-1"), "-q"]) == 0
+        codes = together([*job, *stores[1], "-o", str(tmp_path / f"{name}-2")], tmp_path)
         assert codes == [0, 0], [(tmp_path / f"log-{r}").read_text() for r in (0, 1)]
         assert (tmp_path / "log-1").read_text() == ""
         one, two = (load_file(tmp_path / f"{name}-{n}" / "model.safetensors") for n in (1, 2))

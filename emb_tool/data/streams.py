@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
-
-import numpy as np
 
 from emb_tool.data import files
 from emb_tool.data.fields import Picker
@@ -90,6 +88,7 @@ class Shards:
     def __init__(self, sources: Sequence[str], field: str | None = None) -> None:
         self._field = field
         self._sets: list[tuple[str, Any, Picker]] = []
+        self._names: dict[str, list[str]] = {}
         self._shards: list[tuple[int, int]] = []
         plain: dict[str, list[str]] = {}
         for source in sources:
@@ -101,12 +100,13 @@ class Shards:
                 kind = files.format_of(PurePosixPath(name))
                 assert kind is not None
                 plain.setdefault(kind, []).append(name)
-        self._parquet: dict[str, list[str]] = {}
+        self._parquet: set[str] = set()
         for kind, names in plain.items():
             builder, options = _BUILDERS[kind]
             label = names[0] if len(names) == 1 else f"{len(names)} {kind} files"
+            self._names[label] = names
             if kind == "parquet":
-                self._parquet[label] = names
+                self._parquet.add(label)
             self._add(
                 label,
                 lambda b=builder, n=names, **more: _load(b, data_files=n, split="train", **more),
@@ -120,6 +120,8 @@ class Shards:
         try:
             records = load(**options)
             first: dict[str, Any] | None = next(iter(records), None)
+        except StopIteration:  # what `datasets` has to say of files that are all empty
+            first = None
         except Exception as error:
             raise _not_opened(label, error) from error
         if first is None:
@@ -154,7 +156,9 @@ class Shards:
         part = records.shard(num_shards=records.num_shards, index=shard)
         if state is not None:
             part.load_state_dict(state)
-        return Reader(part, picker, label)
+        names = self._names.get(label, [])
+        name = names[shard] if len(names) == records.num_shards else label
+        return Reader(part, picker, name, state)
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Every text in order, and where it stands."""
@@ -164,6 +168,35 @@ class Shards:
             for text in reader:
                 rows[reader.name] = row = rows.get(reader.name, 0) + 1
                 yield text, f"{reader.name}:row {row}"
+
+    def check(self, first: Callable[[Path, str], object]) -> None:
+        """Have a look at every local file: one that lacks the column would end the run midway.
+
+        Args:
+            first: Refuses a file without a column.
+        """
+        for label, _, picker in self._sets:
+            for name in self._names.get(label, ()):
+                if not is_address(name):
+                    first(Path(name), picker.column)
+
+    def facts(self) -> dict[str, dict[str, int]]:
+        """What tells whether the data are the same: JSON.
+
+        Returns:
+            `shards`: how many each file and hub set has; `bytes` of each file.
+        """
+        import fsspec
+
+        shards: dict[str, int] = {}
+        nbytes: dict[str, int] = {}
+        for label, records, _ in self._sets:
+            names = self._names.get(label, [label])
+            shards |= {name: records.num_shards // len(names) for name in names}
+            for name in self._names.get(label, ()):
+                system, path = fsspec.core.url_to_fs(name)
+                nbytes[name] = int(system.size(path) or 0)
+        return {"shards": shards, "bytes": nbytes}
 
     def count(self) -> int | None:
         """Records of all shards, where hub sets and parquet files tell it; else None."""
@@ -179,7 +212,7 @@ class Shards:
             if not told:
                 return None
             total += int(told)
-        for name in (name for names in self._parquet.values() for name in names):
+        for name in (name for label in self._parquet for name in self._names[label]):
             with fsspec.open(name, "rb") as file:
                 total += int(pq.ParquetFile(file).metadata.num_rows)
         return total
@@ -192,10 +225,13 @@ class Reader:
         records: A streamed set.
         picker: Takes the text out of a record.
         name: For messages.
+        state: Where it stands already, if not at the beginning.
     """
 
-    def __init__(self, records: Any, picker: Picker, name: str) -> None:
-        self._records, self._picker, self.name = records, picker, name
+    def __init__(
+        self, records: Any, picker: Picker, name: str, state: Mapping[str, Any] | None = None
+    ) -> None:
+        self._records, self._picker, self.name, self._start = records, picker, name, state
         self._iterator: Iterator[Mapping[str, Any]] | None = None
 
     def __iter__(self) -> Reader:
@@ -209,65 +245,16 @@ class Reader:
         except (StopIteration, EmbToolError):
             raise
         except Exception as error:
-            said = f"{type(error).__name__}: {error}"
+            said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise Failed(f"{self.name}: reading stopped ({said})", "go on with --resume") from error
         return self._picker(record, self.name)
 
     def state(self) -> dict[str, Any]:
         """Where it stands: JSON that `Shards.open` takes."""
+        if self._iterator is None and self._start is not None:  # `datasets` forgets until it reads
+            return dict(self._start)
         state: dict[str, Any] = self._records.state_dict()
         return state
-
-
-class Lane:
-    """Every nth shard of an epoch's own order, one after the other.
-
-    Args:
-        shards: All of them.
-        lane: Which, of `lanes`.
-        lanes: Number of lanes.
-        seed: Decides the order, with the epoch.
-    """
-
-    def __init__(self, shards: Shards, lane: int, lanes: int, seed: int) -> None:
-        self.shards, self.lane, self.lanes, self.seed = shards, lane, lanes, seed
-        self._order: np.ndarray = np.zeros(0, np.int64)
-        self._at = 0
-        self._reader: Reader | None = None
-
-    def start(self, epoch: int, state: Mapping[str, Any] | None = None) -> None:
-        """Go to the beginning of an epoch, or to where `state` was taken in it."""
-        rng = np.random.default_rng([self.seed, epoch])
-        self._order = rng.permutation(len(self.shards))[self.lane :: self.lanes]
-        self._at = int(state["at"]) if state else 0
-        self._reader = None
-        if state and state["shard"] is not None:
-            self._reader = self.shards.open(int(self._order[self._at]), state["shard"])
-
-    def take(self, count: int, wanted: Callable[[str], bool] = bool) -> list[str]:
-        """The next texts, stripped; fewer than `count` only where the lane ends.
-
-        Args:
-            count: How many.
-            wanted: Which texts count; empty ones never do.
-        """
-        texts: list[str] = []
-        while len(texts) < count:
-            if self._reader is None:
-                if self._at == len(self._order):
-                    break
-                self._reader = self.shards.open(int(self._order[self._at]))
-            text = next(self._reader, None)
-            if text is None:
-                self._reader = None
-                self._at += 1
-            elif (text := text.strip()) and wanted(text):
-                texts.append(text)
-        return texts
-
-    def state(self) -> dict[str, Any]:
-        """Where the next text will come from: JSON."""
-        return {"at": self._at, "shard": self._reader.state() if self._reader else None}
 
 
 def _load(name: str, config: str | None = None, **options: Any) -> Any:

@@ -79,9 +79,14 @@ def scan(sources: Sequence[str], field: str | None = None) -> None:
         elif is_address(source):
             list_address(source)
         elif source != STDIN:
-            firsts = [next(_read_file(path, field), None) for path in expand(source)]
+            firsts = [first_text(path, field) for path in expand(source)]
             if not any(firsts):
                 raise _without_texts(source)
+
+
+def first_text(path: Path, field: str | None = None) -> tuple[str, str] | None:
+    """The first text of a local file and where it stands; None of an empty one."""
+    return next(_read_file(path, field), None)
 
 
 def hashes(sources: Sequence[str]) -> dict[str, dict[str, str]]:

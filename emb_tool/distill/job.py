@@ -54,8 +54,8 @@ class DistillJob(MethodJob):
     stream: Annotated[
         bool,
         Field(
-            description="read --texts as they are trained on: no copy, no search for duplicates,"
-            " no vector store; for more texts than a disk or one pass of a teacher is for"
+            description="read texts as they are trained on: no copy, no search for duplicates,"
+            " vectors stored only where --store is given; for more texts than a disk is for"
         ),
     ] = False
     buffer: Annotated[
@@ -143,8 +143,8 @@ class DistillJob(MethodJob):
             raise ValueError(
                 f"--sample: {len(self.sample)} shares for {len(self.texts)} sources of --texts"
             )
-        against = {"--queries": self.queries, "--sample": self.sample, "--fsdp": self.fsdp}
-        against["texts from stdin"] = "-" in self.texts
+        against = {"--sample": self.sample, "--fsdp": self.fsdp}
+        against["texts from stdin"] = "-" in (*self.texts, *self.queries)
         for name, given in against.items():
             if self.stream and given:
                 raise ValueError(f"--stream does not go with {name}")

@@ -14,7 +14,7 @@ from emb_tool.data.corpus import HELD_OUT_SHARE, Corpus
 from emb_tool.distill.job import DistillJob
 from emb_tool.distill.measure import score_student, tell, tokenize_roles
 from emb_tool.distill.setup import Setup
-from emb_tool.distill.streaming import follow, write_head
+from emb_tool.distill.streaming import follow, note_sources, write_heads
 from emb_tool.distill.student import open_student, write_student
 from emb_tool.distill.teachers import open_teacher
 from emb_tool.errors import Refused
@@ -77,6 +77,8 @@ class Distill:
             self.report.timings[name] = self.report.timings.get(name, 0.0) + now - clock
             clock = now
 
+        if job.stream:
+            runtime.on_main(lambda: note_sources(self.setup, state))
         runtime.on_main(lambda: self._corpus(state))
         corpus = self._corpus(state)
         counts: dict[str, Any] = dict(corpus.counts)
@@ -102,16 +104,16 @@ class Distill:
         job, known = self.job, Corpus.open(state / "corpus")
         if known:
             return known
-        texts, share = list(job.texts), HELD_OUT_SHARE
+        texts, queries, share = list(job.texts), list(job.queries), HELD_OUT_SHARE
         if job.stream:
-            texts = [write_head(self.setup.shards, state / "head.jsonl", job)]
+            texts, queries = write_heads(self.setup, state).values()
             share = 2
         return Corpus.build(
             state / "corpus",
             texts,
-            job.queries,
+            queries,
             field=None if job.stream else job.text_field,
-            query_field=self.setup.query_field,
+            query_field=None if job.stream else self.setup.query_field,
             limit=job.limit,
             holdout=job.holdout,
             share=share,
@@ -137,12 +139,12 @@ class Distill:
             )
             return vectors, {"query": job.query_prompt or "", "document": job.document_prompt or ""}
         teacher, prompts = open_teacher(self.setup, runtime, self.progress)
-        if job.stream:  # else it is not asked again, and its memory is the student's
-            self._teacher = teacher
         store = VectorStore(
             Path(job.store).expanduser() if job.store else VectorStore.default_root(),
             self.progress.warn,
         )
+        if job.stream:  # else it is not asked again, and its memory is the student's
+            self._teacher = teacher, store
         with self.progress.task("teacher", len(corpus), "texts") as advance:
             targets = gather_targets(
                 corpus,
@@ -175,15 +177,18 @@ class Distill:
         method, roles = self.method, corpus.roles
         lengths = {name: student.prompt_length(prompt) for name, prompt in prompts.items()}
         stream: Any
+        separate = len(set(lengths.values())) > 1
         if self.job.stream:
-            stream = follow(self.setup, corpus, student, self._teacher, prompts, runtime)
+            teacher, store = self._teacher
+            stream = follow(
+                self.setup, corpus, student, teacher, store, prompts, runtime, separate=separate
+            )
         else:
-            separate = len(set(lengths.values())) > 1
             stream = self._stream(student, corpus, targets, prompts, separate, state, runtime)
         total = stream.total
 
         def prompt_length(indices: np.ndarray) -> int:
-            is_query = not self.job.stream and roles[indices[0]]
+            is_query = indices[0] if self.job.stream else roles[indices[0]]
             return lengths["query" if is_query else "document"]
 
         with self.progress.task("training", total, "texts") as advance:
@@ -207,6 +212,9 @@ class Distill:
             )
             outcome = trainer.run()
         stream.close()
+        if self.job.stream and stream.memory:
+            asked, found = runtime.sum(stream.memory.asked, stream.memory.found)
+            self.report.facts["teacher"] |= {"asked": int(asked), "found": int(found)}
         (cut,) = runtime.sum(student.truncated)
         student.truncated = int(cut)
         if runtime.is_main:

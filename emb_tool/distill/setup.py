@@ -9,7 +9,7 @@ from typing import Any
 from emb_tool.checkpoint.files import sha256
 from emb_tool.checkpoint.reader import Checkpoint, check_finite
 from emb_tool.data.streams import HUB, Shards, is_address
-from emb_tool.data.texts import expand, hashes, scan
+from emb_tool.data.texts import expand, first_text, hashes, scan
 from emb_tool.distill.job import DistillJob
 from emb_tool.errors import Refused
 from emb_tool.evaluate.task import parse_tasks
@@ -132,44 +132,82 @@ class Setup:
                 )
             for sentence in task.check():
                 self.progress.warn(sentence)
+        for sources, field in ((job.texts, job.text_field), (job.queries, self.query_field)):
+            if sources:
+                scan(sources, field)
         if job.stream:
+            for shards in self.streams.values():
+                shards.check(first_text)
             _ = self.epoch_texts
-        else:
-            for sources, field in ((job.texts, job.text_field), (job.queries, self.query_field)):
-                if sources:
-                    scan(sources, field)
         check_finite(body)
         if self.teacher is not None and self.teacher is not body:
             check_finite(self.teacher)
         return plan
 
     @cached_property
-    def shards(self) -> Shards:
-        """The shards of streamed texts."""
-        remote = [is_address(text) or text.startswith(HUB) for text in self.job.texts]
-        sources = [
-            name
-            for text, away in zip(self.job.texts, remote, strict=True)
-            for name in ([text] if away else map(str, expand(text)))
-        ]
-        return Shards(sources, self.job.text_field)
+    def streams(self) -> dict[str, Shards]:
+        """The shards of streamed texts, by their role."""
+        job = self.job
+        streams: dict[str, Shards] = {}
+        given = (("document", job.texts, job.text_field), ("query", job.queries, self.query_field))
+        for role, sources, field in given:
+            names = [
+                name
+                for source in sources
+                for name in (
+                    [source]
+                    if is_address(source) or source.startswith(HUB)
+                    else map(str, expand(source))
+                )
+            ]
+            if names:
+                streams[role] = Shards(names, field)
+        return streams
+
+    @cached_property
+    def query_share(self) -> float:
+        """Share of queries among streamed texts."""
+        share = self.method.query_share
+        if len(self.streams) == 1:
+            return float("query" in self.streams)
+        if share is None:
+            documents, queries = (shards.count() for shards in self.streams.values())
+            if documents is None or queries is None:
+                what = "queries" if documents is not None else "texts"
+                raise Refused(
+                    f"--stream: how many {what} there are is not known, and so not what share of"
+                    " an epoch are queries",
+                    "say what it shall be: --query-share 0.2",
+                )
+            share = queries / (documents + queries)
+        if not 0 < share < 1:
+            raise Refused(
+                f"--query-share {share:g}: leaves nothing of one of the two",
+                "leave out " + ("--texts" if share else "--queries"),
+            )
+        return share
 
     @cached_property
     def epoch_texts(self) -> int:
-        """Texts of an epoch of streamed texts."""
+        """Texts of an epoch of streamed texts: all documents, and queries in their share."""
         if self.teacher_kind == "file":
             raise Refused(
                 "--stream: a file of vectors belongs to texts in their order",
                 "leave --stream out, or name a checkpoint or an endpoint as --teacher",
             )
-        count = self.job.limit or self.shards.count()  # data that end before it end the epoch
-        if count is None:
+        first, *others = self.streams.values()
+        share = self.query_share if others else 0.0
+        count, limit = first.count(), self.job.limit
+        if count is not None:
+            count = round(count / (1 - share))
+            return min(count, limit or count)
+        if limit is None:
             raise Refused(
                 "--stream: how many texts there are is not known, which the learning rate's"
                 " schedule needs",
                 "say how many to take in an epoch: --limit N",
             )
-        return count
+        return limit  # data that end before it end the epoch
 
     @property
     def query_field(self) -> str | None:

@@ -9,30 +9,66 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from emb_tool.checkpoint.files import write_atomically
 from emb_tool.data.corpus import Corpus, text_key
-from emb_tool.data.streams import Shards
-from emb_tool.distill.job import DistillJob
+from emb_tool.data.lanes import head
 from emb_tool.distill.setup import Setup
+from emb_tool.errors import Refused
 
 if TYPE_CHECKING:
     from emb_tool.encoder import Encoder
     from emb_tool.runtime import Runtime
-    from emb_tool.training.streamed import StreamedTexts
+    from emb_tool.training.store import VectorStore
+    from emb_tool.training.streamed import Source, StreamedTexts
     from emb_tool.training.teacher import Teacher
 
 HEAD = 4096
 """Texts beside the held-out ones from which a head's starting point is solved for."""
 
 
-def write_head(shards: Shards, path: Path, job: DistillJob) -> str:
-    """Write the first texts of a stream to a file; its name."""
-    from emb_tool.training.streamed import head
+def write_heads(setup: Setup, folder: Path) -> dict[str, list[str]]:
+    """Write the first texts of each stream to a file; its name, by role."""
+    job = setup.job
+    heads: dict[str, list[str]] = {"document": [], "query": []}
+    count = min(job.holdout + HEAD, setup.epoch_texts)
+    queries = round(count * setup.query_share)
+    counts = {"document": count - queries, "query": queries}
+    for role, shards in setup.streams.items():
+        path = folder / f"{role}.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            for text in head(shards, job.seed, max(1, counts[role])):
+                file.write(json.dumps({"text": text}) + "\n")
+        heads[role].append(str(path))
+    return heads
 
-    count = min(job.holdout + HEAD, job.limit or job.holdout + HEAD)
-    with path.open("w", encoding="utf-8") as file:
-        for text in head(shards, job.seed, count):
-            file.write(json.dumps({"text": text}) + "\n")
-    return str(path)
+
+def note_sources(setup: Setup, state: Path) -> None:
+    """Note what is streamed and, in a later sitting, hold it against that.
+
+    Raises:
+        Refused: Other shards: a place in a stream is one among them.
+    """
+    now = {role: shards.facts() for role, shards in setup.streams.items()}
+    path = state / "streams.json"
+    if not path.exists():
+        write_atomically(path, json.dumps(now))
+        return
+    then = json.loads(path.read_text(encoding="utf-8"))
+    for role, facts in now.items():
+        shards, before = facts["shards"], then[role]["shards"]
+        for name in sorted({*shards} | {*before}):
+            if shards.get(name) != before.get(name):
+                gone, new = name not in shards, name not in before
+                raise Refused(
+                    f"{name}: {'is gone' if gone else 'is new' if new else 'has changed'}"
+                    " since the run began, which goes on with the same files alone",
+                    "put them back as they were, or start anew with --overwrite",
+                )
+        for name, nbytes in facts["bytes"].items():
+            if nbytes != then[role]["bytes"][name]:
+                setup.progress.warn(
+                    f"{name} has changed since the run began; it is read on from where it was left"
+                )
 
 
 def follow(
@@ -40,37 +76,54 @@ def follow(
     corpus: Corpus,
     student: Encoder,
     teacher: Teacher,
+    store: VectorStore,
     prompts: dict[str, str],
     runtime: Runtime,
+    *,
+    separate: bool,
 ) -> StreamedTexts:
-    """Batches of a job's streamed texts; what is held out of their head is left out of them.
+    """Batches of a job's streamed texts; what is held out of their heads is left out of them.
 
     Args:
         setup: What the job names.
-        corpus: The head.
+        corpus: The heads.
         student: Its tokenizer.
         teacher: Reads each text when it is about to be trained on.
+        store: Where its vectors are kept, if --store names it.
         prompts: Of each role.
         runtime: Processes and seed.
+        separate: Whether texts of two roles cannot stand in one batch.
     """
-    from emb_tool.training.streamed import StreamedTexts
+    from emb_tool.training.remembered import RememberedTeacher
+    from emb_tool.training.streamed import Source, StreamedTexts
+    from emb_tool.training.targets import ROLES
     from emb_tool.training.teacher import unit
 
     job, method = setup.job, setup.method
     barred = {corpus.keys[index].tobytes() for index in corpus.heldout}
     dim = job.teacher_dim or teacher.dim
     cut = teacher.normalises and dim < teacher.dim
+    memory = RememberedTeacher(teacher, store) if job.store else None
 
-    def teach(texts: Sequence[str]) -> np.ndarray:
-        if not texts:
-            return np.zeros((0, dim), np.float32)
-        vectors = teacher.vectors(texts, "document")[:, :dim]
-        return unit(vectors) if cut else vectors
+    def source(role: str) -> Source:
+        def teach(texts: Sequence[str]) -> np.ndarray:
+            if not texts:
+                return np.zeros((0, dim), np.float32)
+            vectors = (memory or teacher).vectors(texts, role)[:, :dim]
+            return unit(vectors) if cut else vectors
 
+        def tokenize(texts: Sequence[str]) -> Sequence[np.ndarray]:
+            return student.tokenize(texts, prompts[role])
+
+        return Source(setup.streams[role], tokenize, teach, ROLES.index(role))
+
+    first, *others = map(source, setup.streams)
     return StreamedTexts(
-        setup.shards,
-        lambda texts: student.tokenize(texts, prompts["document"]),
-        teach,
+        first,
+        others[0] if others else None,
+        setup.query_share if others else 0.0,
+        separate=separate,
+        memory=memory,
         wanted=lambda text: text_key(text) not in barred,
         gather=runtime.gather,
         batch_tokens=method.batch_tokens,

@@ -306,6 +306,7 @@ class Trainer:
         bad = not all(bool(own_part(p).isfinite().all()) for p in self.student.parameters())
         if self.runtime.largest(bad)[0]:
             raise self._diverged("weights are")
+        self.stream.flush()
         losses = self.losses.of_all()
         if not (main or sharded):
             return

@@ -46,7 +46,7 @@ class Batch:
     """One optimiser step.
 
     Args:
-        indices: Texts of this process, as corpus indices.
+        indices: Texts of this process, as corpus indices; of streamed ones, their roles.
         ids: Their token ids.
         texts: Texts of the step over all processes.
         after: Where the run stands once the step is taken.
@@ -158,6 +158,9 @@ class Stream:
         first = self.order(0)[:2]
         self.cache.lengths(first)
         return self.cache.ids(first), self.read_targets(first), first
+
+    def flush(self) -> None:
+        """Nothing that a saved state relies on waits to be written."""
 
     def close(self) -> None:
         """Let go of the tokens on disk."""

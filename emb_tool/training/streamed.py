@@ -1,10 +1,14 @@
 """Batches of texts that are streamed: neither copied nor indexed, the teacher reads on the way.
 
-The shards of the data form `LANES` lanes. A window takes as many texts from each lane, sorts them
-by length and cuts them into shuffled batches, as `stream` does with those on disk. What a window
-holds depends on data and seed alone. Processes share out lanes: each reads, tokenises and teaches
-its own texts, and tells the others their lengths only. Where a lane stands before a window is
-noted; a run is taken up there, by any number of processes, without reading what came before.
+The shards of the data form up to `LANES` lanes. A window takes as many texts from each lane, sorts
+them by length and cuts them into shuffled batches, as `stream` does with those on disk. What a
+window holds depends on data and seed alone. Processes share out lanes: each reads, tokenises and
+teaches its own texts, and tells the others their lengths only. Where a lane stands before a window
+is noted; a run is taken up there, by any number of processes, without reading what came before.
+
+Of two sources the first is read so, and says when an epoch is over. Of the second every window has
+its share, again from the beginning where it ends: how many that are must not hang on what others
+read, so each process reads all of it, and tokenises and teaches its own.
 """
 
 from __future__ import annotations
@@ -17,13 +21,32 @@ from typing import Any
 import numpy as np
 
 from emb_tool.data.batches import plan_batches
-from emb_tool.data.streams import Lane, Shards
+from emb_tool.data.lanes import LANES, Round, head, lanes_of
+from emb_tool.data.streams import Shards
 from emb_tool.errors import Refused, met_late
 from emb_tool.training.ahead import ahead
+from emb_tool.training.remembered import RememberedTeacher
 from emb_tool.training.stream import WINDOW, Batch, Place
 
-LANES = 16
-"""Fixed, so that the order of the texts does not hang on the number of processes."""
+ROUND = "second"
+"""Where the second source stands, among the states of lanes."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Streamed texts of one kind.
+
+    Args:
+        shards: Where they come from.
+        tokenize: From texts to token ids.
+        teach: From texts to (n, dim) float32.
+        role: 0 document, 1 query.
+    """
+
+    shards: Shards
+    tokenize: Callable[[Sequence[str]], Sequence[np.ndarray]]
+    teach: Callable[[Sequence[str]], np.ndarray]
+    role: int = 0
 
 
 @dataclass
@@ -31,15 +54,19 @@ class Part:
     """What one process has of a window.
 
     Args:
-        ids: Token ids of its texts, in the window's order.
+        roles: Of its texts, in the window's order.
+        ids: Their token ids.
         targets: (texts, dim) float32.
-        counts: Texts by lane, of the lanes that it reads.
+        counts: Texts of the first source by lane, of the lanes that it reads.
+        second: Texts of the second source in the whole window.
         lanes: Where these stand behind the window.
     """
 
+    roles: np.ndarray
     ids: list[np.ndarray]
     targets: np.ndarray
     counts: dict[int, int]
+    second: int
     lanes: dict[str, Any]
 
 
@@ -47,15 +74,17 @@ class StreamedTexts:
     """Batches from a place on to the end of the run.
 
     Args:
-        shards: Where the texts come from.
-        tokenize: From texts to token ids.
-        teach: From texts to (n, dim) float32.
-        wanted: Which texts are trained on.
-        gather: From what one process tells to what all of them tell, in the order of their ranks.
+        first: The texts whose end is that of an epoch.
+        second: Others that come between them.
+        share: Share of the second in a window.
+        separate: Keep the two in batches of their own (their prompts are pooled differently).
+        memory: Stores what the teacher says.
         batch_tokens: Padded tokens of a step, over all processes.
         epoch_texts: An epoch ends after so many texts, or where the data do.
         total: Texts of the whole run.
         seed: Decides the order.
+        wanted: Which texts are trained on.
+        gather: From what one process tells to what all of them tell, in the order of their ranks.
         buffer: Texts of a window: shuffled, and sorted by length, together.
         rank: This process.
         world: Number of processes.
@@ -63,29 +92,33 @@ class StreamedTexts:
 
     def __init__(
         self,
-        shards: Shards,
-        tokenize: Callable[[Sequence[str]], Sequence[np.ndarray]],
-        teach: Callable[[Sequence[str]], np.ndarray],
+        first: Source,
+        second: Source | None = None,
+        share: float = 0.0,
         *,
+        memory: RememberedTeacher | None = None,
         batch_tokens: int,
         epoch_texts: int,
         total: int,
         seed: int,
+        separate: bool = False,
         wanted: Callable[[str], bool] = bool,
         gather: Callable[[Any], list[Any]] = lambda told: [told],
         buffer: int = WINDOW,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.shards, self.tokenize, self.teach, self.wanted = shards, tokenize, teach, wanted
-        self.gather = gather
+        self.first, self.second, self.separate = first, second, separate
+        self.wanted, self.gather, self.memory = wanted, gather, memory
         self.batch_tokens, self.epoch_texts, self.total = batch_tokens, epoch_texts, total
-        self.seed, self.share = seed, max(1, buffer // LANES)
-        self.rank, self.world = rank, world
-        # with a world that LANES is a multiple of, or the other way round, no lane is read twice
-        # in vain; with others lanes are read by several, and each takes its share of the texts
-        self._groups = gcd(LANES, world)
-        self._own = list(range(rank % self._groups, LANES, self._groups))
+        self.seed, self.rank, self.world = seed, rank, world
+        lanes = min(LANES, len(first.shards))
+        self._of_lane = max(1, int(buffer * (1 - share)) // lanes)
+        self._of_second = self._of_lane * lanes * share / (1 - share)
+        self._of_epoch = round(epoch_texts * share)
+        # with a world that divides the lanes, or the other way round, no lane is read twice in
+        # vain; with others lanes are read by several, and each takes its share of the texts
+        self._lanes, self._groups = lanes, gcd(lanes, world)
 
     def owner(self, lane: np.ndarray, row: np.ndarray) -> np.ndarray:
         """The process to which texts belong.
@@ -95,7 +128,7 @@ class StreamedTexts:
             row: (n,) place of each within its lane and window.
         """
         groups = self._groups
-        turn = row * (LANES // groups) + lane // groups
+        turn = row * (self._lanes // groups) + lane // groups
         owner: np.ndarray = lane % groups + groups * (turn % (self.world // groups))
         return owner
 
@@ -109,28 +142,60 @@ class StreamedTexts:
         return lane[turns], row[turns]
 
     def sample(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-        """Two texts: their token ids, targets and numbers."""
-        texts = head(self.shards, self.seed, 2)
-        return list(self.tokenize(texts)), self.teach(texts), np.arange(len(texts))
+        """Two texts: their token ids, targets and roles."""
+        first = self.first
+        texts = head(first.shards, self.seed, 2)
+        roles = np.full(len(texts), first.role)
+        return list(first.tokenize(texts)), first.teach(texts), roles
+
+    def flush(self) -> None:
+        """What a saved state relies on is stored, if anything is."""
+        if self.memory:
+            self.memory.flush()
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """The end."""
+        self.flush()
 
-    def _parts(self, epoch: int, states: dict[str, Any] | None) -> Iterator[Part]:
-        """This process's part of each window of an epoch, without end: empty after the last."""
-        lanes = [Lane(self.shards, lane, LANES, self.seed) for lane in self._own]
+    def _parts(self, place: Place) -> Iterator[Part]:
+        """This process's part of each window from one on, without end: empty after the last."""
+        states, window = place.lanes or {}, place.window
+        lanes = lanes_of(self.first.shards, self.seed)[self.rank % self._groups :: self._groups]
         for lane in lanes:
-            lane.start(epoch, states[str(lane.lane)] if states else None)
+            lane.start(place.epoch, states.get(str(lane.lane)))
+        between = Round(self.second.shards, self.seed, states.get(ROUND)) if self.second else None
         while True:
-            found = {lane.lane: lane.take(self.share, self.wanted) for lane in lanes}
+            found = {lane.lane: lane.take(self._of_lane, self.wanted) for lane in lanes}
             counts = {lane: len(texts) for lane, texts in found.items()}
             lane_of, row_of = self.order(counts)
-            mine = self.owner(lane_of, row_of) == self.rank
-            texts = [
-                found[lane][row] for lane, row in zip(lane_of[mine], row_of[mine], strict=True)
-            ]
+            own = self.owner(lane_of, row_of) == self.rank
+            texts = [found[lane][row] for lane, row in zip(lane_of[own], row_of[own], strict=True)]
             after = {str(lane.lane): lane.state() for lane in lanes}
-            yield Part(list(self.tokenize(texts)), self.teach(texts), counts, after)
+            part = self._taught(texts, self.first, counts, after)
+            if self.second and between:
+                more = between.take(self._in_window(window), self.wanted)
+                after[ROUND] = between.state()
+                theirs = self._taught(more[self.rank :: self.world], self.second, {}, {})
+                part.roles = np.concatenate([part.roles, theirs.roles])
+                part.ids += theirs.ids
+                part.targets = np.concatenate([part.targets, theirs.targets])
+                part.second = len(more)
+            yield part
+            window += 1
+
+    @staticmethod
+    def _taught(
+        texts: list[str], source: Source, counts: dict[int, int], lanes: dict[str, Any]
+    ) -> Part:
+        roles, ids = np.full(len(texts), source.role), list(source.tokenize(texts))
+        return Part(roles, ids, source.teach(texts), counts, 0, lanes)
+
+    def _in_window(self, window: int) -> int:
+        """Texts of the second source: as many as belong to those of the first, over an epoch."""
+        before, after = (
+            min(self._of_epoch, round(count * self._of_second)) for count in (window, window + 1)
+        )
+        return after - before
 
     def ahead(self, place: Place) -> Iterator[Batch]:
         """Every batch from a place on; the next window is read while one is trained on.
@@ -140,16 +205,18 @@ class StreamedTexts:
             Failed: The same, later: what is learnt is kept.
         """
         while place.texts < self.total:
-            parts = ahead(self._parts(place.epoch, place.lanes), 1)
+            parts = ahead(self._parts(place), 1)
             try:
                 for part in parts:
                     lengths, owner, after = self._agree(part)
+                    if len(lengths) == part.second:
+                        break
                     for batch in self._window(place, part, lengths, owner):
                         place = batch.after
                         yield batch
-                    if not len(lengths) or place.texts == self._end(place):
-                        break
                     place = place._replace(window=place.window + 1, batch=0, lanes=after)
+                    if place.texts == self._end(place):
+                        break
             except Refused as error:
                 if not place.texts:
                     raise
@@ -158,7 +225,9 @@ class StreamedTexts:
                 parts.close()  # type: ignore[attr-defined]
             if place.texts == place.began:
                 raise Refused("the stream holds no text to train on", "name other --texts")
-            place = Place(place.epoch + 1, texts=place.texts, began=place.texts)
+            lanes = place.lanes or {}
+            kept = {ROUND: lanes[ROUND]} if ROUND in lanes else None
+            place = Place(place.epoch + 1, texts=place.texts, began=place.texts, lanes=kept)
 
     def _end(self, place: Place) -> int:
         """Texts used when the epoch, or the run, is over."""
@@ -168,7 +237,8 @@ class StreamedTexts:
         """Length and owner of every text of a window, and where all lanes stand behind it."""
         told = self.gather((part.counts, [len(row) for row in part.ids], part.lanes))
         counts = dict(sorted(pair for counts, _, _ in told for pair in counts.items()))
-        owner = self.owner(*self.order(counts))
+        second = np.arange(part.second) % self.world
+        owner = np.concatenate([self.owner(*self.order(counts)), second])
         lengths = np.zeros(len(owner), np.int64)
         for rank, (_, theirs, _) in enumerate(told):
             lengths[owner == rank] = theirs
@@ -180,31 +250,27 @@ class StreamedTexts:
         """The batches of a window from a place in it on."""
         position = np.cumsum(owner == self.rank) - 1  # of a text among this process's own
         rng = np.random.default_rng([self.seed, place.epoch, place.window])
+        groups = [np.arange(len(lengths))]
+        if self.separate and part.second:
+            groups = np.split(groups[0], [-part.second])
+        batches = [
+            group[positions]
+            for group in groups
+            for positions in plan_batches(lengths[group], self.batch_tokens, rng)
+        ]
+        if len(groups) > 1:
+            batches = [batches[i] for i in rng.permutation(len(batches))]
         texts, end = place.texts, self._end(place)
-        for number, batch in enumerate(plan_batches(lengths, self.batch_tokens, rng)):
+        for number, batch in enumerate(batches):
             if number < place.batch or texts == end:
                 continue
             batch = batch[: end - texts]
             texts += len(batch)
             mine = position[batch[owner[batch] == self.rank]]
             yield Batch(
-                mine,
+                part.roles[mine],
                 [part.ids[i] for i in mine],
                 len(batch),
                 place._replace(batch=number + 1, texts=texts),
                 part.targets[mine],
             )
-
-
-def head(shards: Shards, seed: int, count: int) -> list[str]:
-    """The first texts of a stream, in its order."""
-    lanes = [Lane(shards, lane, LANES, seed) for lane in range(LANES)]
-    for lane in lanes:
-        lane.start(0)
-    texts: list[str] = []
-    while len(texts) < count:
-        turn = [text for lane in lanes for text in lane.take(1)]
-        if not turn:
-            break
-        texts += turn
-    return texts[:count]

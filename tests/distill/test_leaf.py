@@ -234,7 +234,9 @@ def test_the_router_needs_a_teacher_that_can_encode(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--queries", "TEXTS"], "--stream does not go with --queries"),
+        (["--queries", "TEXTS"], "--query-share 0.2"),
+        (["--queries", "TEXTS", "--query-share", "1"], "leave out --texts"),
+        (["--queries", "TEXTS", "--query-share", "0.2"], "--limit N"),
         (["--fsdp"], "--stream does not go with --fsdp"),
         ([], "--limit N"),
     ],
@@ -251,3 +253,69 @@ def test_what_cannot_be_streamed_is_refused_before_work(
     assert told.code == 2
     assert said in told.err
     assert list(tmp_path.iterdir()) == [tmp_path / "texts.jsonl"]
+
+
+def test_streamed_queries_have_their_prompt_and_the_teacher_reads_each_text_once(
+    run_cli: Callable[..., CliResult],
+    tmp_path: Path,
+    tiny_bert: Path,
+    sentences: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from emb_tool.encoder import Encoder
+
+    check_here(monkeypatch)
+    monkeypatch.setattr("emb_tool.distill.streaming.HEAD", 10)
+    prompts: dict[str, set[str]] = {}
+    real = Encoder.tokenize
+
+    def noted(self: Encoder, texts: Any, prompt: str = "") -> Any:
+        for text in texts:
+            prompts.setdefault(text, set()).add(prompt)
+        return real(self, texts, prompt)
+
+    monkeypatch.setattr(Encoder, "tokenize", noted)
+    documents, asked = sentences[:80], sentences[80:100]
+    texts = write_texts(tmp_path / "texts.jsonl", documents)
+    queries = write_texts(tmp_path / "queries.jsonl", asked)
+
+    def run(name: str) -> dict[str, Any]:
+        told = run_cli(
+            "distill", "--stream", "--teacher", tiny_bert, "--student-layers", 2, "--texts", texts,
+            "--queries", queries, "--query-share", "0.5", "--limit", 140, "--epochs", 2,
+            "--holdout", 10, "--batch-tokens", 200, "--query-prompt", "ask: ",
+            "--store", tmp_path / "store", "-o", tmp_path / name,
+        )  # fmt: skip
+        assert told.code == 0, told.err
+        report: dict[str, Any] = json.loads((tmp_path / name / "report.json").read_text())
+        return report
+
+    facts = run("first")["facts"]
+    assert {text: prompts[text] for text in documents} == {text: {""} for text in documents}
+    assert {text: prompts[text] for text in asked} == {text: {"ask: "} for text in asked}
+    # of 100 texts the heads' 20 were asked before, 10 of them to be held out
+    assert facts["training"]["texts"] == 280
+    assert facts["teacher"]["asked"] == 80
+    assert facts["teacher"]["found"] >= 200
+    again = run("second")["facts"]
+    assert again["teacher"]["asked"] == 0
+    assert again["training"]["history"] == facts["training"]["history"]
+
+
+def test_a_streamed_file_without_the_column_is_named_before_work(
+    run_cli: Callable[..., CliResult], tmp_path: Path, tiny_bert: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i, column in enumerate(("text", "body", "text")):
+        pq.write_table(pa.table({column: ["one text", "two texts"]}), folder / f"{i}.parquet")
+    told = run_cli(
+        "distill", "--stream", "--teacher", tiny_bert, "--student-layers", 2, "--texts", folder,
+        "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert told.code == 2
+    assert f"{folder / '1.parquet'}" in told.err
+    assert "no field 'text'" in told.err

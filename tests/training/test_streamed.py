@@ -17,9 +17,10 @@ import pytest
 from emb_tool.data.streams import Shards
 from emb_tool.errors import Failed, Refused
 from emb_tool.training.stream import Batch, Place
-from emb_tool.training.streamed import StreamedTexts
+from emb_tool.training.streamed import Source, StreamedTexts
 
 COUNT = 200
+QUERIES = 15
 BEGINNING = Place()
 
 
@@ -35,8 +36,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
     return Shards([str(path) for path in sorted(folder.iterdir())])
 
 
-def make(shards: Shards, **settings: Any) -> StreamedTexts:
-    """Text i has i % 7 + 1 tokens and the target [i]."""
+@pytest.fixture(scope="module")
+def queries(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """As `shards`, numbered from 1000, fewer than a run takes, in two files of unlike sizes."""
+    folder = tmp_path_factory.mktemp("queries")
+    for start, end in ((1000, 1004), (1004, 1000 + QUERIES)):
+        lines = [json.dumps({"text": str(i)}) + "\n" for i in range(start, end)]
+        (folder / f"{start}.jsonl").write_text("".join(lines))
+    return Shards([str(path) for path in sorted(folder.iterdir())])
+
+
+def make(shards: Shards, queries: Shards | None = None, **settings: Any) -> StreamedTexts:
+    """Text i has i % 7 + 1 tokens and the target [i]; of queries, a quarter."""
 
     def teach(texts: Sequence[str]) -> np.ndarray:
         return np.array([[int(text)] for text in texts], np.float32).reshape(-1, 1)
@@ -45,10 +56,14 @@ def make(shards: Shards, **settings: Any) -> StreamedTexts:
         return [np.full(int(text) % 7 + 1, int(text), np.int32) for text in texts]
 
     options: dict[str, Any] = {
-        "tokenize": tokenize, "teach": teach,
         "batch_tokens": 30, "epoch_texts": COUNT, "total": 2 * COUNT + 20, "seed": 0, "buffer": 48,
     }  # fmt: skip
-    return StreamedTexts(shards, **{**options, **settings})
+    teach = settings.pop("teach", teach)
+    sources = [Source(shards, tokenize, teach)]
+    if queries:
+        sources.append(Source(queries, tokenize, teach, role=1))
+        options["share"] = 0.25
+    return StreamedTexts(*sources, **{**options, **settings})
 
 
 def numbers(batch: Batch) -> list[int]:
@@ -56,7 +71,9 @@ def numbers(batch: Batch) -> list[int]:
     return [int(ids[0]) for ids in batch.ids]
 
 
-def together(shards: Shards, world: int, place: Place = BEGINNING) -> list[list[Batch]]:
+def together(
+    shards: Shards, queries: Shards | None, world: int, place: Place = BEGINNING
+) -> list[list[Batch]]:
     """The batches of each of several processes, here threads that tell one another."""
     barrier, told = threading.Barrier(world), [None] * world
     found: list[list[Batch]] = [[] for _ in range(world)]
@@ -72,7 +89,7 @@ def together(shards: Shards, world: int, place: Place = BEGINNING) -> list[list[
         return tell
 
     def work(rank: int) -> None:
-        stream = make(shards, rank=rank, world=world, gather=gather(rank))
+        stream = make(shards, queries, rank=rank, world=world, gather=gather(rank))
         found[rank] = list(stream.ahead(place))
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
@@ -97,10 +114,53 @@ def test_each_epoch_takes_every_text_once_in_an_order_of_its_own(shards: Shards)
     assert [numbers(b) for b in make(shards, seed=1).ahead(Place())] != seen
 
 
-@pytest.mark.parametrize("world", [2, 3, 4, 12, 32])
-def test_processes_share_the_very_same_batches(shards: Shards, world: int) -> None:
-    alone = list(make(shards).ahead(Place()))
-    ranks = together(shards, world)
+@pytest.mark.parametrize("separate", [False, True])
+def test_queries_come_by_in_their_share_each_once_before_any_again(
+    shards: Shards, queries: Shards, separate: bool
+) -> None:
+    batches = list(make(shards, queries, separate=separate).ahead(Place()))
+    seen = [numbers(batch) for batch in batches]
+    asked = [n for batch in seen for n in batch if n >= 1000]
+    told = [n for batch in seen for n in batch if n < 1000]
+    assert len(told) + len(asked) == 2 * COUNT + 20
+    assert abs(len(asked) - 0.25 * (2 * COUNT + 20)) <= 12  # the last window is not whole
+    # within a window they are shuffled, so count: none is a whole lap ahead of another
+    times = [asked.count(n) for n in range(1000, 1000 + QUERIES)]
+    assert min(times) >= max(times) - 2 > 3
+    assert len(set(told[:150])) == 150
+    mixed = 0
+    for batch, found in zip(batches, seen, strict=True):
+        assert batch.indices.tolist() == [int(n >= 1000) for n in found]
+        mixed += len(set(batch.indices.tolist())) > 1
+    assert bool(mixed) != separate
+
+
+def test_each_window_has_its_share_of_queries(queries: Shards, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("".join(f"{i}\n" for i in range(COUNT)))
+    shards = Shards([str(tmp_path / "a.txt")])
+    counts: dict[int, list[int]] = {}
+    for batch in make(shards, queries, buffer=64, epoch_texts=COUNT + 66).ahead(Place()):
+        if batch.after.epoch == 0:
+            ours = counts.setdefault(batch.after.window, [0, 0])
+            ours[0] += int((batch.indices == 0).sum())
+            ours[1] += int((batch.indices == 1).sum())
+    assert list(counts.values()) == [[48, 16], [48, 16], [48, 16], [48, 16], [8, 2]]
+
+
+def test_queries_that_are_all_held_out_are_refused(shards: Shards, queries: Shards) -> None:
+    with pytest.raises(Refused, match="no query"):
+        list(make(shards, queries, wanted=lambda text: int(text) < 1000).ahead(Place()))
+
+
+@pytest.mark.parametrize(
+    ("world", "asked"), [(2, False), (3, True), (4, False), (12, True), (32, False), (4, True)]
+)
+def test_processes_share_the_very_same_batches(
+    shards: Shards, queries: Shards, world: int, asked: bool
+) -> None:
+    second = queries if asked else None
+    alone = list(make(shards, second).ahead(Place()))
+    ranks = together(shards, second, world)
     assert {len(batches) for batches in ranks} == {len(alone)}
     for whole, *parts in zip(alone, *ranks, strict=True):
         assert sorted(n for part in parts for n in numbers(part)) == sorted(numbers(whole))
@@ -108,13 +168,17 @@ def test_processes_share_the_very_same_batches(shards: Shards, world: int) -> No
         assert all(part.after == whole.after for part in parts)
 
 
-def test_a_run_is_taken_up_at_any_place_by_any_number(shards: Shards) -> None:
-    alone = list(make(shards).ahead(Place()))
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_run_is_taken_up_at_any_place_by_any_number(
+    shards: Shards, queries: Shards, asked: bool
+) -> None:
+    second = queries if asked else None
+    alone = list(make(shards, second).ahead(Place()))
     for at in (0, 3, len(alone) // 3, len(alone) // 2, len(alone) - 2):
         place = Place(*json.loads(json.dumps(list(alone[at].after))))
-        rest = list(make(shards).ahead(place))
+        rest = list(make(shards, second).ahead(place))
         assert [numbers(b) for b in rest] == [numbers(b) for b in alone[at + 1 :]]
-    both = together(shards, 2, place)
+    both = together(shards, second, 2, place)
     assert sorted(n for rank in both for b in rank for n in numbers(b)) == sorted(
         n for b in alone[at + 1 :] for n in numbers(b)
     )
@@ -176,3 +240,26 @@ def test_a_folder_of_texts_is_counted(shards: Shards, tmp_path: Path) -> None:
     assert shards.count() == COUNT + 17  # one empty text a file
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     assert Shards([str(tmp_path / "a.jsonl")]).count() is None
+
+
+def test_a_text_is_told_by_its_file(shards: Shards) -> None:
+    files: dict[str, list[int]] = {}
+    for text, where in shards.texts():
+        if text.strip():
+            files.setdefault(Path(where.partition(":")[0]).stem, []).append(int(text))
+    assert {int(name): min(found) for name, found in files.items()} == {
+        int(name): int(name) for name in files
+    }
+    assert len(files) == 17
+
+
+def test_data_are_told_apart_by_files_shards_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    (tmp_path / "b.txt").write_text("three\n")
+    table = pa.table({"text": ["one", "two", "three"]})
+    pq.write_table(table, tmp_path / "c.parquet", row_group_size=1)
+    names = {name: str(tmp_path / name) for name in ("a.txt", "b.txt", "c.parquet")}
+    assert Shards(list(names.values())).facts() == {
+        "shards": {names["a.txt"]: 1, names["b.txt"]: 1, names["c.parquet"]: 3},
+        "bytes": {path: Path(path).stat().st_size for path in names.values()},
+    }
