@@ -14,6 +14,7 @@ SCRIPTS = {
     "startup": False,
     "encode": True,
     "store": True,
+    "stream_store": True,
     "texts_scale": False,
     "train_step": False,
     "distill_vs_trainer": True,

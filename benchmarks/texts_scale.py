@@ -8,6 +8,7 @@ texts that the run has noted in its metrics.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,8 @@ def main() -> int:
     parser = arguments(str(__doc__).splitlines()[0], data=False)
     parser.add_argument("--texts", type=int, default=5_000_000)
     parser.add_argument("--batch-tokens", type=int, default=32768)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--keep", action="store_true", help="store the teacher's vectors")
     args = parser.parse_args()
 
     folder = args.work / f"texts-{args.texts}"
@@ -99,14 +102,17 @@ def main() -> int:
     command = [
         sys.executable, "-m", "emb_tool", "distill", "--stream", "--texts", folder,
         "--teacher", models / "teacher", "--student", models / "student", "--batch-tokens",
-        args.batch_tokens, "--store", args.work / "texts-scale-store", "-o", out, "--json",
-        "--seed", "1",
+        args.batch_tokens, "--epochs", args.epochs, "-o", out, "--json", "--seed", "1",
     ]  # fmt: skip
+    store = args.work / "texts-scale-store"
+    shutil.rmtree(store, ignore_errors=True)
+    command += ["--store", store] if args.keep else []
     began = time.perf_counter()
     with (args.work / "texts-scale.log").open("w") as log:
         child = subprocess.Popen(
-            list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True
-        )
+            list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True,
+            env={**os.environ, "EMBTOOL_STORE": str(store)},
+        )  # fmt: skip
         seen: list[tuple[float, int, int]] = []  # seconds, texts, bytes
         metrics = out.with_name(out.name + ".partial") / "metrics.jsonl"
         while child.poll() is None:
@@ -127,7 +133,7 @@ def main() -> int:
         raise SystemExit(f"ended with {child.returncode}: {report}")
     rows: list[list[Any]] = []
     for share in (0.02, 0.1, 0.25, 0.5, 0.75, 1.0):
-        reached = [entry for entry in seen if entry[1] >= share * args.texts * 0.99]
+        reached = [entry for entry in seen if entry[1] >= share * args.epochs * args.texts * 0.99]
         if reached:
             at, texts, _ = reached[0]
             high = max(nbytes for when, _, nbytes in seen if when <= at)
