@@ -6,6 +6,7 @@ is, with `--store`, and once more with the store that the run before has filled.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from itertools import islice
@@ -17,12 +18,13 @@ from common import arguments, documents, embtool, finish, write_texts
 def main() -> int:
     """Three runs, one after the other."""
     parser = arguments(str(__doc__).splitlines()[0])
-    parser.add_argument("--texts", type=int, default=4000)
+    parser.add_argument("--texts", type=int, default=6000)
     args = parser.parse_args()
 
     work = args.work / "stream-store"
     shutil.rmtree(work, ignore_errors=True)
     texts = write_texts(work / "texts.jsonl", islice(documents(args.data), args.texts))
+    os.environ["EMBTOOL_STORE"] = str(work / "heads")  # where nothing else is named
     store = ["--store", work / "store"]
     runs = {"no store": [], "a new store": store, "the same store, another run": store}
     rows: list[list[Any]] = []
