@@ -146,7 +146,7 @@ def _machine(report: Report) -> Table:
     ]
     report.facts |= {"cores": cores, "omp_num_threads": threads}
     report.measures += [Measure("memory", total, "B"), Measure("memory free", free, "B")]
-    offline = " (HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    offline = ", offline" if os.environ.get("HF_HUB_OFFLINE") else ""
     hub = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
     places = {
         "disk here, free": Path.cwd(),
