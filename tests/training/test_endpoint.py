@@ -64,10 +64,16 @@ class Handler(BaseHTTPRequestHandler):
             )
             self.server.busy += 1
             self.server.busiest = max(self.server.busy, self.server.busiest)
+            self.inside = True
         if not self.server.trouble(self, number, body["input"]):
             self.vectors([vector(text) for text in body["input"]])
+        self.leave()
+
+    def leave(self) -> None:
+        """Count it no more: before it is answered, since the client may then ask again at once."""
         with self.server.lock:
-            self.server.busy -= 1
+            self.server.busy -= self.inside
+            self.inside = False
 
     def vectors(self, rows: list[Any], indices: list[int] | None = None) -> None:
         indices = indices or list(range(len(rows)))
@@ -76,6 +82,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def say(self, status: int, body: Any, **headers: str) -> None:
         text = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.leave()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
