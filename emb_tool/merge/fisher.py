@@ -40,7 +40,7 @@ class Fisher(Statistical):
         """F of the model at hand."""
         import torch
 
-        from emb_tool.ops.fitting import in_parts_that_fit, parts_of
+        from emb_tool.ops.fitting import in_parts_that_fit, parts_of, texts_of
 
         mixture = bench.mixture
         encoder, device = mixture.encoder, bench.runtime.device
@@ -49,8 +49,8 @@ class Fisher(Statistical):
         with bench.watch("fisher", self.tokens) as advance:
             parts = 1
             for features in batches(bench, self.tokens, BATCH_TOKENS):
-                texts = len(features.get("offsets", features["input_ids"]))
-                noise = torch.randn(texts, encoder.dim, generator=generator).to(device)
+                shape = texts_of(features), encoder.dim
+                noise = torch.randn(*shape, generator=generator).to(device)
 
                 def gradients(
                     count: int, features: dict[str, Any] = features, noise: torch.Tensor = noise

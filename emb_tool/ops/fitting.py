@@ -36,7 +36,7 @@ def in_parts_that_fit(
     Raises:
         Failed: Memory that runs out for single texts.
     """
-    texts = _texts(features)
+    texts = texts_of(features)
     while True:
         done = None
         try:
@@ -64,7 +64,7 @@ def parts_of(features: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
         count: How many parts, at most a text each.
     """
     offsets = features.get("offsets")
-    texts = _texts(features)
+    texts = texts_of(features)
     found: list[dict[str, Any]] = []
     for part in np.array_split(np.arange(texts), count):
         rows = slice(int(part[0]), int(part[-1]) + 1)
@@ -78,6 +78,6 @@ def parts_of(features: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     return found
 
 
-def _texts(features: Mapping[str, Any]) -> int:
-    """Texts of a batch."""
+def texts_of(features: Mapping[str, Any]) -> int:
+    """How many texts a batch has, see `Encoder.collate`."""
     return len(features.get("offsets", next(iter(features.values()))))
