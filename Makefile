@@ -1,4 +1,4 @@
-# make demo | test | test-slow | bench DATA=folder | docs | format | clean
+# make demo | test | test-slow | test-gpu | bench DATA=folder | docs | format | clean
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu picks another build of torch; before the first
 # run, or after `make clean`.
 
@@ -17,7 +17,7 @@ OUT ?= demo/out
 DATA ?=
 RESULTS ?= benchmarks/results
 
-.PHONY: demo test test-slow bench docs lint format clean
+.PHONY: demo test test-slow test-gpu bench docs lint format clean
 
 demo: $(VENV)/.demo
 	@PYTHON=$(BIN)/python TEACHER='$(TEACHER)' TEXTS='$(TEXTS)' OUT='$(OUT)' demo/run.sh
@@ -27,6 +27,9 @@ test: lint
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n auto --slow
+
+test-gpu: $(VENV)/.test
+	$(BIN)/python -m pytest -q --gpu
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

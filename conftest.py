@@ -1,7 +1,8 @@
-"""What pytest is told: slow tests run when asked for, GPU tests where there is one."""
+"""What pytest is told: slow tests run when asked for, and so do tests on a GPU, these alone."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 import pytest
@@ -12,16 +13,25 @@ COUNTED = ("kills", "full disks", "spoilt checkpoints", "spoilt recipes")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption(
+        "--gpu", action="store_true", help="run the tests marked gpu or anywhere, alone"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--gpu"):  # the others give the same everywhere: on a CPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--slow"):
         _skip(items, "slow", "slow: run with --slow or `make test-slow`")
-    if any(item.get_closest_marker("gpu") for item in items):
-        import torch
-
-        if not torch.cuda.is_available():
-            _skip(items, "gpu", "needs a CUDA device")
+    if not config.getoption("--gpu"):
+        _skip(items, "gpu", "on a GPU: run with --gpu or `make test-gpu`")
+        return
+    there = [item for item in items if any(map(item.get_closest_marker, ("gpu", "anywhere")))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in there])
+    items[:] = there
 
 
 def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:

@@ -28,6 +28,8 @@ SCRIPTS = {
     "extend_context": True,
     "rotary_embedder": True,
     "growth": False,
+    "distill_curve": True,
+    "gpu": True,
 }
 """Script, and whether it reads the data. `merge_values.py`, which needs mergekit, is left out."""
 

@@ -217,12 +217,15 @@ class Encoder:
         """Token ids that stand before and behind every text: special ones, and the prompt's."""
         return frame(lambda texts: self.tokenize(texts, prompt))
 
-    def collate(self, ids: Sequence[np.ndarray], prompt_length: int = 0) -> dict[str, Any]:
+    def collate(
+        self, ids: Sequence[np.ndarray], prompt_length: int = 0, length: int = 0
+    ) -> dict[str, Any]:
         """The model's input for one batch.
 
         Args:
             ids: Token ids of each text.
             prompt_length: Tokens that pooling leaves out.
+            length: Tokens to pad to at least.
 
         Returns:
             `input_ids` and `attention_mask` (batch, longest) int64, padded on the tokenizer's
@@ -233,7 +236,7 @@ class Encoder:
             arrays = {"input_ids": flat, "offsets": np.cumsum([0, *map(len, ids[:-1])])}
         else:
             left = self._tokenizer.padding_side == "left"
-            padded, mask = pad(ids, self._tokenizer.pad_token_id or 0, left)
+            padded, mask = pad(ids, self._tokenizer.pad_token_id or 0, left, length)
             arrays = {"input_ids": padded, "attention_mask": mask}
         self._check_ids(arrays["input_ids"])
         features: dict[str, Any] = {
@@ -298,7 +301,7 @@ class Encoder:
         texts: Sequence[str],
         prompt: str = "",
         *,
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """Vectors of texts, in their order.
@@ -306,7 +309,7 @@ class Encoder:
         Args:
             texts: The texts.
             prompt: Put before each; `prompt(name)` knows the model's own.
-            batch_tokens: Padded tokens of a batch.
+            batch_tokens: Padded tokens of a batch; None leaves them to the device.
             progress: Called with the number of texts done in each batch.
 
         Returns:
@@ -325,14 +328,15 @@ class Encoder:
         ids: Sequence[np.ndarray],
         prompt_length: int = 0,
         *,
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """Vectors of tokenised texts, in their order: see `encode`."""
         # weights put together in inference mode could not be trained on afterwards
         mode = torch.no_grad() if self.sharded else torch.inference_mode()
         with mode, self.runtime.company():
-            return self._encode_ids(ids, prompt_length, batch_tokens, progress)
+            budget = batch_tokens or self.runtime.batch_tokens
+            return self._encode_ids(ids, prompt_length, budget, progress)
 
     def _encode_ids(
         self,
@@ -343,6 +347,17 @@ class Encoder:
     ) -> np.ndarray:
         lengths = np.array([len(row) for row in ids], np.int64)
         vectors: np.ndarray | None = None
+        coming: list[tuple[np.ndarray, Callable[[], np.ndarray]]] = []
+
+        def take(batch: np.ndarray, fetched: Callable[[], np.ndarray]) -> None:
+            nonlocal vectors
+            rows = fetched()
+            if vectors is None:
+                vectors = np.empty((len(ids), rows.shape[1]), np.float32)
+            vectors[batch] = rows
+            if progress:
+                progress(len(batch))
+
         training = self.model.training
         self.model.eval()
         todo = list(reversed(plan_batches(lengths, batch_tokens, None)))
@@ -365,12 +380,11 @@ class Encoder:
                     todo += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
                     self.runtime.free_memory()
                     continue
-                rows = out.float().cpu().numpy()
-                if vectors is None:
-                    vectors = np.empty((len(ids), rows.shape[1]), np.float32)
-                vectors[batch] = rows
-                if progress:
-                    progress(len(batch))
+                coming.append((batch, self.runtime.fetch(out.float())))
+                if len(coming) > 1:  # the device is at work on this batch while the last is read
+                    take(*coming.pop(0))
+            for last in coming:
+                take(*last)
             for _ in range(more):  # others go on, and need our part of the weights
                 self.forward(self.collate([np.zeros(1, np.int32)]))
         finally:

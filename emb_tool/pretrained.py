@@ -42,6 +42,10 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> An
     with quiet():
         from sentence_transformers import SentenceTransformer
 
+        kwargs: dict[str, Any] = {"dtype": dtype}
+        quantized = config.get("quantization_config")
+        if isinstance(quantized, dict) and quantized.get("quant_method") == "bitsandbytes":
+            kwargs["device_map"] = {"": str(device)}  # else they go to a GPU, whatever is asked for
         try:
             modules = _integer_static(checkpoint)
             model = SentenceTransformer(
@@ -50,7 +54,7 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> An
                 device=str(device),
                 local_files_only=True,
                 trust_remote_code=False,
-                model_kwargs={"dtype": dtype},
+                model_kwargs=kwargs,
             )
             reader: Any = model[0]
             reader.tokenizer.encode("")  # its template's tokens are missed in use alone

@@ -12,6 +12,7 @@ import os
 import random
 import resource
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -23,7 +24,11 @@ import numpy as np
 import torch
 
 from emb_tool.errors import Refused
+from emb_tool.graphs import Recorder
 from emb_tool.processes import Processes
+
+BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
+"""Of batches without gradients. A GPU is given too much work for launches to matter."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -171,6 +176,30 @@ class Runtime(Processes):
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
+
+    def fetch(self, tensor: torch.Tensor) -> Callable[[], np.ndarray]:
+        """Begin to bring a tensor to the host; what is returned waits for it, and for no more."""
+        if self.device.type != "cuda":
+            return tensor.cpu().numpy
+        here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        here.copy_(tensor, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+
+        def wait() -> np.ndarray:
+            copied.synchronize()
+            return here.numpy()
+
+        return wait
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens of a batch without gradients: what keeps the device at work."""
+        return BATCH_TOKENS["cuda" if self.device.type == "cuda" else "cpu"]
+
+    def recorder(self) -> Recorder | None:
+        """What records work of the device, where that can be had."""
+        return Recorder(self.device) if self.device.type == "cuda" else None
 
     @property
     def has_float64(self) -> bool:

@@ -40,10 +40,11 @@ def make_trainer(
     *,
     targets: np.ndarray | None = None,
     score: Callable[[Encoder], Score] | None = None,
+    runtime: Runtime | None = None,
     **options: Any,
 ) -> Trainer:
     """A run of `model` on `texts` towards `targets` (random ones of norm 1 unless given)."""
-    runtime = Runtime.start("cpu")
+    runtime = runtime or Runtime.start("cpu")
     method = method or Leaf(batch_tokens=128)
     encoder = Encoder.open(model, runtime, training=True)
     goal = unit_vectors(len(texts), encoder.dim) if targets is None else targets

@@ -102,6 +102,7 @@ def train(
     return run
 
 
+@pytest.mark.anywhere
 @pytest.mark.parametrize(("verb", "name"), TRAININGS)
 def test_trainings_write_nothing_dry_and_the_same_bytes_twice(
     train: Callable[..., CliResult], tmp_path: Path, verb: str, name: str
@@ -118,6 +119,7 @@ def test_trainings_write_nothing_dry_and_the_same_bytes_twice(
     assert facts["papers"] == [registry.load(verb, name).paper]
 
 
+@pytest.mark.anywhere
 @pytest.mark.parametrize(("verb", "name"), SURGERIES)
 def test_surgeries_write_nothing_dry_and_the_same_bytes_twice(
     run_cli: Callable[..., CliResult], tmp_path: Path, tiny_bert: Path, sentences: list[str],
@@ -148,6 +150,7 @@ def test_surgeries_write_nothing_dry_and_the_same_bytes_twice(
     assert facts["papers"] == ([paper] if paper else [])
 
 
+@pytest.mark.anywhere
 @pytest.mark.parametrize(("verb", "name"), MERGES)
 def test_merges_write_nothing_dry_and_say_what_they_are(
     run_cli: Callable[..., CliResult], tmp_path: Path, tiny_static: Path,

@@ -39,19 +39,22 @@ def plan_batches(
     return batches
 
 
-def pad(rows: Sequence[np.ndarray], value: int, left: bool) -> tuple[np.ndarray, np.ndarray]:
+def pad(
+    rows: Sequence[np.ndarray], value: int, left: bool, least: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows of different lengths as one array.
 
     Args:
         rows: (tokens,) each; at least one row.
         value: What stands where a row has nothing.
         left: Whether that is before a row, not behind it.
+        least: Columns at least.
 
     Returns:
-        (rows, longest) int64, and in the same shape which of it are the rows' own (bool).
+        (rows, columns) int64, and in the same shape which of it are the rows' own (bool).
     """
     lengths = np.array([len(row) for row in rows])
-    longest = max(int(lengths.max()), 1)
+    longest = max(int(lengths.max()), least, 1)
     columns = np.arange(longest)
     own = columns >= longest - lengths[:, None] if left else columns < lengths[:, None]
     padded = np.full((len(rows), longest), value, np.int64)

@@ -51,8 +51,8 @@ class EncodeJob(Job):
         int | None, Field(ge=2, description="tokens read of a text [the model's own limit]")
     ] = None
     batch_tokens: Annotated[
-        int, Field(ge=1, description="tokens of one batch, padding included")
-    ] = 8192
+        int | None, Field(ge=1, description="padded tokens of a batch [8,192; on a GPU 65,536]")
+    ] = None
     limit: Annotated[int | None, Field(ge=1, description="read this many texts at most")] = None
     precision: Annotated[
         Precision, Field(description="what a vector is kept as; docs/precision.md")

@@ -57,7 +57,9 @@ class EvalJob(Job):
     max_length: Annotated[
         int | None, Field(ge=1, description="tokens read of a text [each model's own limit]")
     ] = None
-    batch_tokens: Annotated[int, Field(ge=1, description="padded tokens of a batch")] = 8192
+    batch_tokens: Annotated[
+        int | None, Field(ge=1, description="padded tokens of a batch [8,192; on a GPU 65,536]")
+    ] = None
     text_field: Annotated[
         str | None, Field(description="field that holds the text, in files of agreement and speed")
     ] = None

@@ -33,7 +33,7 @@ class Encodes(Protocol):
         texts: Sequence[str],
         prompt: str = "",
         *,
-        batch_tokens: int = ...,
+        batch_tokens: int | None = ...,
         progress: Callable[[int], None] | None = None,
     ) -> Vectors:
         """(n, dim) vectors, in the order of the texts."""
@@ -46,7 +46,7 @@ class Embedder:
         encoder: The model. Its weights must stay as they are while its vectors are remembered: for
             a model in training, make a new one at each evaluation.
         label: What to call it.
-        batch_tokens: Padded tokens of a batch.
+        batch_tokens: Padded tokens of a batch; None leaves them to the device.
         progress: Called as texts are encoded.
     """
 
@@ -55,7 +55,7 @@ class Embedder:
         encoder: Encodes,
         label: str = "",
         *,
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.encoder: Any = encoder
@@ -129,7 +129,7 @@ class Pair:
         """Score by task, so that a reference is measured once for many models."""
 
     @classmethod
-    def of(cls, encoder: Encodes, label: str = "", *, batch_tokens: int = 8192) -> Pair:
+    def of(cls, encoder: Encodes, label: str = "", *, batch_tokens: int | None = None) -> Pair:
         """One encoder for both sides."""
         both = Embedder(encoder, label, batch_tokens=batch_tokens)
         return cls(both, both, label)

@@ -16,7 +16,7 @@ def encode_together(
     texts: Sequence[str],
     prompt: str = "",
     *,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Vectors of texts, in their order, the same ones in every process; all of them must call it.
@@ -28,7 +28,7 @@ def encode_together(
         encoder: An `Encoder`, or another maker of vectors, which then works alone.
         texts: The same texts everywhere.
         prompt: Put before each.
-        batch_tokens: Padded tokens of a batch.
+        batch_tokens: Padded tokens of a batch; None leaves them to the device.
         progress: Called with the number of texts done, some at a time.
 
     Returns:

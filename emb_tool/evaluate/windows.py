@@ -63,7 +63,7 @@ class Windows:
         texts: Sequence[str],
         prompt: str = "",
         *,
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Vectors:
         """(n, dim) float32 vectors, in the order of the texts."""

@@ -62,11 +62,11 @@ class Skips:
         self._ids: Sequence[np.ndarray] = ()
         collate = encoder.collate
 
-        def noted(ids: Sequence[np.ndarray], prompt_length: int = 0) -> dict[str, Any]:
+        def noted(ids: Sequence[np.ndarray], *more: int) -> dict[str, Any]:
             self._ids = ids
-            return collate(ids, prompt_length)
+            return collate(ids, *more)
 
-        encoder.collate = noted  # type: ignore[method-assign]
+        encoder.collate = noted  # type: ignore[method-assign, assignment]
 
     @contextmanager
     def measuring(self) -> Iterator[None]:

@@ -112,7 +112,7 @@ class Dhe(Packed):
         mean, size = _moments(table)
         last = spec["layers"]
         packed.put(f"matrix{last}", torch.zeros_like(packed.value(f"matrix{last}")))
-        packed.put(f"offset{last}", mean)
+        packed.put(f"offset{last}", mean.to(device_of(table)))
         packed._regress(
             table, row_weights(frequencies), size, seed=seed,
             epochs=spec["epochs"], peak=spec["lr"],

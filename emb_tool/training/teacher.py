@@ -86,7 +86,7 @@ class CheckpointTeacher:
         encoder: The model; its length limit is the one that counts.
         query_prompt: Put before each query; None takes the model's own.
         document_prompt: Put before each document; None takes the model's own.
-        batch_tokens: Padded tokens of a batch.
+        batch_tokens: Padded tokens of a batch; None leaves them to the device.
         store_dtype: `float16` (of a unit vector it keeps the direction to within a cosine of
             0.9999998) or `float32`.
     """
@@ -100,7 +100,7 @@ class CheckpointTeacher:
         *,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         store_dtype: str = "float16",
     ) -> None:
         quicken(encoder.model)

@@ -22,7 +22,9 @@ from emb_tool.compress.rotate import Rotate
 from emb_tool.compress.svd import Svd
 from emb_tool.compress.truncate import Truncate
 from emb_tool.draft import Draft
+from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused
+from emb_tool.runtime import Runtime
 from tests.conftest import make_bert
 
 METHODS = [BnbInt8(), BnbNf4(), BnbNf4(double_quant=True), BnbFp4()]
@@ -232,3 +234,19 @@ def test_a_weight_that_is_not_a_number_is_refused(tiny_bert: Path, tmp_path: Pat
     save_file(held, source / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(Refused, match=r"encoder\.layer\.0\.output\.dense\.weight holds NaN"):
         written(source, tmp_path / "out", BnbNf4())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "method", METHODS, ids=lambda m: f"{m.name}-{getattr(m, 'double_quant', '')}"
+)
+def test_it_runs_on_the_device_asked_for(
+    method: Bnb, bert_64: Path, tmp_path: Path, sentences: list[str]
+) -> None:
+    written(bert_64, tmp_path / "out", method)
+    vectors = []
+    for device in ("cpu", "cuda"):
+        encoder = Encoder.open(tmp_path / "out", Runtime.start(device, "fp32"))
+        assert {p.device.type for p in encoder.model.parameters()} == {device}
+        vectors.append(encoder.encode(sentences[:40]))
+    assert (vectors[0] * vectors[1]).sum(1).min() > 0.99

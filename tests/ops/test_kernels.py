@@ -1,5 +1,6 @@
 """Triton's kernels against the plain functions: on a GPU, or by Triton's interpreter on a CPU.
 
+make test-gpu
 pip install triton && TRITON_INTERPRET=1 pytest tests/ops/test_kernels.py
 """
 
@@ -18,13 +19,10 @@ from emb_tool.packed.int import Int
 from emb_tool.packed.opq import Opq
 from emb_tool.packed.pq import Pq
 from emb_tool.packed.rq import Rq
-from emb_tool.runtime import runs_triton
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
 
-pytestmark = pytest.mark.skipif(
-    not runs_triton(DEVICE), reason="needs a GPU, or triton and TRITON_INTERPRET=1"
-)
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 
 
 def table(rows: int = 67, columns: int = 24) -> torch.Tensor:
@@ -81,10 +79,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from emb_tool.ops.kernels import lookup
 
-KINDS = {"data": "*u8", "codes": "*u8", "books": "*fp16", "ids": "*i64", "places": "*i32",
-         "out": "*fp16", "scale": "fp32"}
+KINDS = {"data": "*u8", "sides": "*fp16", "codes": "*u8", "books": "*fp16", "ids": "*i64",
+         "places": "*i32", "out": "*fp16", "scale": "fp32"}
+FIXED = {"A": 4, "B": 2, "C": 1, "ROWS": 2, "COLUMNS": 512, "ONE": True, "EVEN": True}
 for kernel in (lookup._integer_rows, lookup._codeword_rows):
-    fixed = {"A": 4, "B": 2, "C": 1, "ROWS": 2, "COLUMNS": 512}
+    fixed = {name: FIXED[name] for name in kernel.arg_names if name in FIXED}
     kinds = {name: "constexpr" if name in fixed else KINDS.get(name, "i32")
              for name in kernel.arg_names}
     made = triton.compile(ASTSource(kernel, kinds, fixed), target=GPUTarget("cuda", 90, 32))

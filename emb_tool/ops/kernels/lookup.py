@@ -37,9 +37,12 @@ def integer_rows(
     out = torch.empty(len(ids), columns, dtype=dtype, device=data.device)
     grid, tile = _tiles(len(ids), columns)
     if len(ids):
+        data = data.contiguous()
+        even = data.shape[2] % 2 == 0 and data.data_ptr() % 2 == 0
+        sides = data.view(torch.float16) if even else data
         _integer_rows[grid](
-            data, ids.contiguous(), out, len(ids), len(data), columns, data.shape[1], group,
-            data.shape[2], **_parts(bits, group), **tile,
+            data, sides, ids.contiguous(), out, len(ids), len(data), columns, data.shape[1], group,
+            data.shape[2], ONE=data.shape[1] == 1, EVEN=even, **_parts(bits, group), **tile,
         )  # fmt: skip
     return out
 
@@ -112,16 +115,19 @@ def _code(base, at, mask, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, AT_
 
 
 @triton.jit
-def _half(base, mask):
-    """A float16 that may lie at an odd address, as float32."""
-    low = tl.load(base, mask=mask, other=0).to(tl.uint16)
-    high = tl.load(base + 1, mask=mask, other=0).to(tl.uint16)
+def _half(base, at, mask, EVEN: tl.constexpr):
+    """The float16 at a byte, as float32; it may lie at an odd one."""
+    if EVEN:
+        return tl.load(base + at // 2, mask=mask, other=0).to(tl.float32)
+    low = tl.load(base + at, mask=mask, other=0).to(tl.uint16)
+    high = tl.load(base + at + 1, mask=mask, other=0).to(tl.uint16)
     return (low | (high << 8)).to(tl.float16, bitcast=True).to(tl.float32)
 
 
 @triton.jit
 def _integer_rows(
-    data, ids, out, count, rows, columns, groups, group, width,
+    data, sides, ids, out, count, rows, columns, groups, group, width,
+    ONE: tl.constexpr, EVEN: tl.constexpr,
     A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, AT_B, AT_C,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -131,12 +137,18 @@ def _integer_rows(
     there = (asked >= 0) & (asked < rows)
     inside = (row < count)[:, None] & (column < columns)[None, :]
     mask = inside & there[:, None]
-    base = data + (asked[:, None] * groups + (column // group)[None, :]) * width
-    code = _code(base, (column % group)[None, :], mask, A, B, C, AT_B, AT_C)
-    found = code.to(tl.float32) * _half(base + width - 4, mask) + _half(base + width - 2, mask)
-    found = tl.where(there[:, None], found, float("nan"))
-    place = row.to(tl.int64)[:, None] * columns + column[None, :]
-    tl.store(out + place, found.to(out.dtype.element_ty), mask=inside)
+    if ONE:  # its sides are read once a row
+        start = asked[:, None] * width
+        place, known = column[None, :], there[:, None]
+    else:
+        start = (asked[:, None] * groups + (column // group)[None, :]) * width
+        place, known = (column % group)[None, :], mask
+    code = _code(data + start, place, mask, A, B, C, AT_B, AT_C).to(tl.float32)
+    scale = _half(sides, start + width - 4, known, EVEN)
+    minimum = _half(sides, start + width - 2, known, EVEN)
+    found = tl.where(there[:, None], code * scale + minimum, float("nan"))
+    at = row.to(tl.int64)[:, None] * columns + column[None, :]
+    tl.store(out + at, found.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
