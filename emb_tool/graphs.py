@@ -49,7 +49,12 @@ class Recorder:
         current.wait_stream(self._aside)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # other threads may go on: those that serve other processes ask the device for its progress
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            found = work()
+        # not `torch.cuda.graph`, which first lets go of all that the caches hold, each time anew
+        with torch.cuda.stream(self._aside):
+            # other threads may go on: those of other processes' sums ask how far the device is
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
+                found = work()
+            finally:
+                graph.capture_end()
         return graph.replay, found

@@ -41,7 +41,7 @@ class _Recording(NamedTuple):
     inputs: dict[str, Tensor]
     replay: Callable[[], Any]
     losses: Tensor
-    rows: tuple[Tensor, Tensor] | None
+    rows: Tensor | None
 
 
 def shape(lengths: list[int], prompt: int, limit: int | None) -> Shape:
@@ -119,10 +119,8 @@ class Recorded:
         recording.replay()
         for parameter, gradient in zip(self.dense, self.shared, strict=True):
             parameter.grad = gradient
-        if recording.rows is not None:
-            self.rows.grad = torch.sparse_coo_tensor(
-                *recording.rows, self.rows.shape, check_invariants=False
-            )
+        if self.rows is not None:
+            self.rows.grad = recording.rows
         return recording.losses[: len(batch.ids)].clone()
 
     def _inputs(self, batch: Batch, key: Shape) -> dict[str, Tensor]:
@@ -142,7 +140,7 @@ class Recorded:
     def _record(self, key: Shape, inputs: dict[str, Tensor]) -> _Recording | None:
         """One shape's passes; None where something in them waits for the device."""
 
-        def work() -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        def work() -> tuple[Tensor, Tensor | None]:
             features: dict[str, Any] = {
                 name: inputs[name] for name in inputs if name not in ("targets", "shares")
             }
@@ -153,7 +151,9 @@ class Recorded:
                 wanted = [*self.dense, *([self.rows] if self.rows is not None else [])]
                 found = torch.autograd.grad((losses * inputs["shares"]).sum(), wanted)
             torch._foreach_copy_(self.shared, list(found[: len(self.dense)]))
-            rows = None if self.rows is None else self._of_rows(found[-1])
+            rows = None if self.rows is None else found[-1]
+            if rows is not None and self.padding is not None:
+                rows._values().mul_((rows._indices()[0] != self.padding).unsqueeze(1))
             return losses.detach(), rows
 
         try:
@@ -172,10 +172,3 @@ class Recorded:
         finally:
             if self.rows is not None:
                 self.table.padding_idx = self.padding
-
-    def _of_rows(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids (1, tokens) and gradients (tokens, dim) of a sparse gradient; padding has none."""
-        indices, values = gradient._indices(), gradient._values()
-        if self.padding is not None:
-            values.mul_((indices[0] != self.padding).unsqueeze(1))
-        return indices, values
