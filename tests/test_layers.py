@@ -31,7 +31,7 @@ ORDER = (
     ("ops",),
     ("packed", "windows"),
     ("hub",),
-    ("pretrained",),
+    ("pretrained", "inputs"),
     ("encoder",),
     ("draft",),
     ("calibration",),

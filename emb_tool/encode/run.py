@@ -21,8 +21,9 @@ from emb_tool.encode.job import EncodeJob
 from emb_tool.encode.report import describe
 from emb_tool.encode.state import State
 from emb_tool.encode.vectors import PLAIN, beside, make_writer, output_file, provenance_of
-from emb_tool.encoder import ROLES, Encoder
+from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused, met_late
+from emb_tool.inputs import ROLES
 from emb_tool.ops.codes import Code, ScalarCode, code_from_json, make_code
 from emb_tool.ops.precisions import CALIBRATED
 from emb_tool.report import Measure, Report
