@@ -72,7 +72,7 @@ class Recorded:
         self.rows, self.dense = optimizer.rows, optimizer.dense
         self.table: Any = gradients.encoder.token_table()
         self.padding: int | None = self.table.padding_idx if self.table is not None else None
-        self.shared = [torch.zeros_like(parameter) for parameter in self.dense]
+        self.shared: list[Tensor] = []
         self.seen: Counter[Shape] = Counter()
         self.made: dict[Shape, _Recording | None] = {}
 
@@ -139,6 +139,8 @@ class Recorded:
 
     def _record(self, key: Shape, inputs: dict[str, Tensor]) -> _Recording | None:
         """One shape's passes; None where something in them waits for the device."""
+        if not self.shared:
+            self.shared = [torch.empty_like(parameter) for parameter in self.dense]
 
         def work() -> tuple[Tensor, Tensor | None]:
             features: dict[str, Any] = {

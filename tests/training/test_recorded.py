@@ -128,6 +128,24 @@ def test_work_that_waits_for_the_device_is_run_as_it_is(
         assert torch.equal(value, plain.student.state_dict()[name])
 
 
+def test_where_memory_runs_out_recordings_are_let_go(
+    tiny_bert: Path, sentences: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tiny_bert, sentences[:60], tmp_path)
+    trainer.gradients.recorded = Recorded(trainer.gradients, Again())  # type: ignore[arg-type]
+    add, calls = trainer.gradients.add, []
+
+    def scarce(*args: Any) -> torch.Tensor:
+        calls.append(args)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return add(*args)
+
+    monkeypatch.setattr(trainer.gradients, "add", scarce)
+    assert trainer.run().split == 2
+    assert trainer.gradients.recorded is None
+
+
 @pytest.mark.parametrize("method", [Leaf(gor=0.1), Leaf(dropout=True)])
 def test_what_a_recording_would_not_repeat_is_not_recorded(
     method: Leaf, tiny_bert: Path, sentences: list[str], tmp_path: Path,
