@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emb_tool.checkpoint.kept import Kept, Result
+from emb_tool.errors import Refused
 from emb_tool.progress import Progress
 
 if TYPE_CHECKING:
@@ -100,7 +101,11 @@ class Work:
         return encoder.prompt(self._prompt_name)
 
     def vectors(self, draft: Draft, texts: Sequence[str] | None = None) -> np.ndarray:
-        """(texts, dim) float32: the vectors of texts (the `sample` unless given)."""
+        """(texts, dim) float32: the vectors of texts (the `sample` unless given).
+
+        Raises:
+            Refused: One of them is not finite.
+        """
         import torch
 
         texts = self.sample if texts is None else texts
@@ -112,6 +117,7 @@ class Work:
                 def encode(piece: Sequence[str] = piece) -> Result:
                     encoder = self.encoder(draft)
                     vectors = encoder.encode(piece, self.prompt(encoder))
+                    _check_finite(vectors, piece, encoder.checkpoint.name)
                     return Result({"vectors": torch.from_numpy(vectors)}, {})
 
                 pieces = self.result(draft, "pieces of texts encoded", encode, *piece)
@@ -133,3 +139,12 @@ class Work:
             if ids:
                 counts += np.bincount(np.concatenate(ids), minlength=rows)
         return counts
+
+
+def _check_finite(vectors: np.ndarray, texts: Sequence[str], model: str) -> None:
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise Refused(
+            f"{model} gives NaN or infinity for {texts[int(np.argmin(finite))][:60]!r}",
+            "its weights or its config.json are broken: restore the original files",
+        )

@@ -67,9 +67,7 @@ def read_json(root: Path, relative: str, *, limit: int = MAX_JSON) -> dict[str, 
         Refused: Too large, not UTF-8, not JSON, nested too deeply, not an object, or stating what
             cannot be (`checkpoint.stated`).
     """
-    value = _read_json(root, relative, limit)
-    if value is not None and not isinstance(value, dict):
-        raise Refused(f"{root / relative}: a JSON object is expected", "restore the original file")
+    value: dict[str, Any] | None = _read_json(root, relative, limit, dict, "object")
     if value is not None:
         check_stated(root / relative, value)
     return value
@@ -81,13 +79,11 @@ def read_json_list(root: Path, relative: str) -> list[Any] | None:
     Raises:
         Refused: As `read_json`.
     """
-    value = _read_json(root, relative, MAX_JSON)
-    if value is not None and not isinstance(value, list):
-        raise Refused(f"{root / relative}: a JSON list is expected", "restore the original file")
+    value: list[Any] | None = _read_json(root, relative, MAX_JSON, list, "list")
     return value
 
 
-def _read_json(root: Path, relative: str, limit: int) -> Any:
+def _read_json(root: Path, relative: str, limit: int, kind: type, called: str) -> Any:
     path = inside(root, relative)
     if not path.is_file():
         return None
@@ -101,7 +97,6 @@ def _read_json(root: Path, relative: str, limit: int) -> Any:
         value = json.loads(text)
         if _SURROGATE.search(text):  # halves of a character can be escaped, and never written
             json.dumps(value, ensure_ascii=False).encode()
-        return value
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror})", "check its rights") from None
     except UnicodeEncodeError:
@@ -116,6 +111,9 @@ def _read_json(root: Path, relative: str, limit: int) -> Any:
         raise Refused(
             f"{path}: JSON nested too deeply or with absurd numbers", "restore the original file"
         ) from None
+    if not isinstance(value, kind):  # null, too: the file is there
+        raise Refused(f"{path}: a JSON {called} is expected", "restore the original file")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

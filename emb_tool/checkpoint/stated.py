@@ -41,7 +41,8 @@ def _length(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (number and value > -MAX_SIZE)  # NaN is not
 
 
 def _text(value: Any) -> bool:

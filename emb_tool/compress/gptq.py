@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from emb_tool.checkpoint.kept import Result
 from emb_tool.compress.matrices import MatrixMethod
 from emb_tool.draft import Draft
+from emb_tool.errors import Refused
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +103,9 @@ class Gptq(MatrixMethod):
             for seen in second_moments(model, layers, batches, runtime, [*done]):
                 for name in seen.names:
                     if name not in done:
-                        rounding = partial(self._round, layers[name].weight.data.to(place), seen)
+                        where = f"{encoder.checkpoint.name}: {name}"
+                        weight = layers[name].weight.data.to(place)
+                        rounding = partial(self._round, where, weight, seen)
                         take(name, work.result(draft, LAYERS, rounding, name))
         work.close()  # its model is no longer that of `before`
         gains = [facts["errors"] for facts in done.values()]
@@ -120,13 +123,32 @@ class Gptq(MatrixMethod):
                 " more --texts"
             )
 
-    def _round(self, weight: torch.Tensor, seen: Seen) -> Result:
-        """One layer, and what its outputs lose by GPTQ and by rounding to nearest."""
+    def _round(self, where: str, weight: torch.Tensor, seen: Seen) -> Result:
+        """One layer, and what its outputs lose by GPTQ and by rounding to nearest.
+
+        Raises:
+            Refused: Inputs that are not finite, or whose damped moments are not positive definite.
+        """
+        from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
         from emb_tool.ops.gptq import gptq, output_error
         from emb_tool.ops.rounding import quantize_groups
 
         bits, group, aligned = self.bits, self.group or None, self.aligned
-        found = gptq(weight, seen.moments, bits, group, damp=self.damp, aligned=aligned)
+        if not seen.moments.isfinite().all():
+            raise Refused(
+                f"{where}: its inputs on the calibration texts are not finite (NaN or infinity)",
+                "the weights are finite, so look at config.json (an epsilon of 0, a wrong scale)"
+                " or restore the original files",
+            )
+        try:
+            found = gptq(weight, seen.moments, bits, group, damp=self.damp, aligned=aligned)
+        except LinAlgError:  # sums of float32 products are positive to 1e-7 of their size
+            raise Refused(
+                f"{where}: damp={self.damp:g} is too little for its inputs, whose second moments"
+                " are singular",
+                f"give more: -m gptq:damp={max(10 * self.damp, 0.01):g}",
+            ) from None
         plain = quantize_groups(weight, bits, group, aligned=aligned)
         errors = [output_error(weight, seen.moments, x, group) for x in (found, plain)]
         facts = {"errors": [float(error.sum()) for error in errors], "tokens": seen.tokens}

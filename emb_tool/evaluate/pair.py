@@ -101,7 +101,7 @@ class Embedder:
             raise Failed(
                 f"{self.label or 'the model'} gives NaN or infinity for {texts[row][:60]!r} "
                 f"and {int((~finite).sum()) - 1} other texts",
-                "try --dtype fp32, and look for NaN in the weights with: embtool inspect",
+                "try --dtype fp32; if that does not help, its weights or configs are broken",
             )
         self._known[self.encoder.prompt(prompt_name), _digest(texts)] = vectors
 

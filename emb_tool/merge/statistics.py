@@ -75,7 +75,9 @@ class Statistical(Looking, Averaging):
                         "give --texts or --pairs to gather it from",
                     )
                 bench.mixture.set(np.eye(len(bench.names))[number])
-                save_tensors(path, self.gather(bench))
+                made = self.gather(bench)
+                self._check(made, bench.names[number])
+                save_tensors(path, made)
                 facts["gathered"] += 1
         if bench.has_texts and facts["gathered"] < len(paths) and self.statistics:
             bench.progress.warn(
@@ -88,6 +90,17 @@ class Statistical(Looking, Averaging):
     def gather(self, bench: Bench) -> Mapping[str, torch.Tensor]:
         """Statistics of the model that the mixture is now, by canonical name of the tensor."""
         raise NotImplementedError
+
+    def _check(self, statistics: Mapping[str, torch.Tensor], model: str) -> None:
+        """Refuse what would spread from one model over the whole merge."""
+        bad = [name for name, held in statistics.items() if not held.isfinite().all()]
+        if bad:
+            raise Refused(
+                f"{model}: its {self.kind} on the texts is not finite (NaN or infinity), first at"
+                f" {bad[0]}",
+                "its weights or its config.json are broken: restore the original files, or leave"
+                " it out",
+            )
 
     def with_statistics(self, paths: list[Path]) -> Statistical:
         """This method with its statistics at hand.

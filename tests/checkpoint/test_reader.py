@@ -165,6 +165,7 @@ def test_missing_parts(model: Path) -> None:
     [
         ('{"a":\n 1,\n oops}', "config.json:3: not JSON"),
         ("[1]", "a JSON object is expected"),
+        ("null", "a JSON object is expected"),
         ("[" * 200_000, "nested too deeply"),
         ('{"a": ' + "9" * 10_000 + "}", "absurd numbers"),
         (" " * 11_000_000, "11,000,000 bytes; at most 10,000,000"),
@@ -173,6 +174,22 @@ def test_missing_parts(model: Path) -> None:
 )  # fmt: skip
 def test_faulty_json(model: Path, text: str | bytes, says: str) -> None:
     (model / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert says in refusal(model)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("tokenizer_config.json", "null", "tokenizer_config.json: a JSON object is expected"),
+        ("modules.json", "null", "modules.json: a JSON list is expected"),
+        ("tokenizer_config.json", '{"model_max_length": -Infinity}', "-inf, not a number"),
+        ("tokenizer_config.json", '{"model_max_length": NaN}', "nan, not a number"),
+    ],
+)  # fmt: skip
+def test_what_a_file_states_is_looked_at_whoever_reads_it(
+    model: Path, file: str, text: str, says: str
+) -> None:
+    (model / file).write_text(text)
     assert says in refusal(model)
 
 

@@ -134,6 +134,20 @@ def test_layers_that_no_text_reaches_are_rounded_to_nearest(
         assert torch.equal(files[0][name], files[1][name]) is same
 
 
+def test_inputs_without_a_factor_are_refused(
+    tiny_decoder: Path, tmp_path: Path, sentences: list[str]
+) -> None:
+    few = Gptq(tokens=1, damp=1e-15)
+    with pytest.raises(Refused, match=r"q_proj: damp=1e-15 is too little") as told:
+        written(tiny_decoder, tmp_path / "few", sentences[:1], few)
+    assert told.value.hint == "give more: -m gptq:damp=0.01"
+    model = Path(shutil.copytree(tiny_decoder, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.0}))  # of padding
+    with pytest.raises(Refused, match=rf"{model}: layers\.0\..*: its inputs .* not finite"):
+        written(model, tmp_path / "nan", sentences[:20], Gptq(group=8))
+
+
 def test_what_does_not_fit_is_refused(tiny_static: Path, tiny_bert: Path) -> None:
     with pytest.raises(Refused, match="static embedding: it has no linear layers"):
         Gptq().plan(Draft.of(Checkpoint.open(tiny_static)))

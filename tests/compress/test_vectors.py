@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,3 +159,17 @@ def test_refused_before_anything_is_written(
     assert said in done.err
     assert hint in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_gives_nan_is_refused_before_it_is_calibrated_on(
+    run_cli: Callable[..., CliResult], tiny_bert: Path, tmp_path: Path, sentences: list[str]
+) -> None:
+    model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"layer_norm_eps": float("nan")}))
+    texts = write_texts(tmp_path / "texts.jsonl", sentences[:20])
+    out = tmp_path / "out"
+    done = run_cli("compress", model, "-m", "rotate", "--texts", texts, "-o", out)
+    assert done.code == 2, done.err
+    assert f"error: {model} gives NaN or infinity for '" in done.err
+    assert not [*tmp_path.glob("out*")]

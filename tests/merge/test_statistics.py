@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from emb_tool.encoder import Encoder
 from emb_tool.merge.base import Block
@@ -88,6 +89,20 @@ def test_kept_statistics_need_no_texts_and_no_order(
     missing = run_cli("merge", *models, "-m", method, "-o", tmp_path / "c")
     assert missing.code == 2
     assert "give --texts or --pairs" in missing.err
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_a_model_that_gives_nan_is_named(
+    method: str, models: list[Path], texts: str, tmp_path: Path, run_cli: Callable[..., Any]
+) -> None:
+    bad = Path(shutil.copytree(models[1], tmp_path / "bad"))
+    tensors = load_file(bad / "model.safetensors")
+    tensors["encoder.layer.1.output.dense.weight"] *= 1e37  # finite; its outputs' squares are not
+    save_file(tensors, bad / "model.safetensors", {"format": "pt"})
+    told = run_cli("merge", models[0], bad, "-m", method, "--texts", texts, "-o", tmp_path / "out")
+    assert told.code == 2, told.err
+    assert f"{bad}: its {method} on the texts is not finite" in told.err
+    assert {*tmp_path.iterdir()} == {bad}
 
 
 def test_fisher_is_the_squared_jacobian(
