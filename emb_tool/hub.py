@@ -80,9 +80,17 @@ class PackedQuantizer(HfQuantizer):
         for module in placed.values():
             module.link(named)
         self.shared = _untie(model, placed)
+        self.shapes = {name: held.shape for name, held in model.state_dict().items()}
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        for name, held in model.state_dict().items():  # quantized, old versions take any shape
+            if held.shape != (shape := self.shapes.get(name, held.shape)):
+                raise Refused(
+                    f"{model.name_or_path}: {name} has shape {[*held.shape]}, its config.json"
+                    f" says {[*shape]}",
+                    "the weights are damaged, or another model's: restore the original files",
+                )
         for name, source in self.shared.items():
             _put(model, name, model.get_submodule(source))
         return model
@@ -185,12 +193,9 @@ def _teach() -> None:
 
 def _teach_static() -> None:
     """Let StaticEmbedding load and save a packed table."""
-    library: Any
-    try:
-        library = importlib.import_module("sentence_transformers.sentence_transformer.modules")
-    except ImportError:  # before 5.4
-        library = importlib.import_module("sentence_transformers.models")
-    static = library.StaticEmbedding
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    static: Any = StaticEmbedding
     if hasattr(static.load, "__wrapped__"):
         return
     load, save = static.load.__func__, static.save
