@@ -47,7 +47,7 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> An
         if isinstance(quantized, dict) and quantized.get("quant_method") == "bitsandbytes":
             kwargs["device_map"] = {"": str(device)}  # else they go to a GPU, whatever is asked for
         try:
-            modules = _integer_static(checkpoint)
+            modules = _static(checkpoint)
             model = SentenceTransformer(
                 None if modules else str(checkpoint.path),
                 modules=modules,
@@ -77,22 +77,33 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> An
     return model.to(dtype)
 
 
-def _integer_static(checkpoint: Checkpoint) -> list[torch.nn.Module] | None:
-    """The modules of a static model with an integer table, which sentence-transformers refuses.
+def _static(checkpoint: Checkpoint) -> list[torch.nn.Module] | None:
+    """The modules of a static model of whose table sentence-transformers makes something else.
 
-    Its scale is not stored with it; that of a model whose vectors are normalised does not matter.
+    Integers it refuses: their scale is not stored with them; to a model whose vectors are
+    normalised it does not matter. Before 6.2 it passes over model2vec's rows by token (`mapping`)
+    and weights of tokens.
     """
-    layout = checkpoint.layout
-    table = static_table(checkpoint.tensors) if layout.family == "static" else None
-    if table is None or not table.dtype.startswith(("I", "U")) or not layout.normalises:
+    layout, tensors = checkpoint.layout, checkpoint.tensors
+    table, kinds = static_table(tensors), [module.kind for module in layout.modules]
+    if table is None or kinds not in (["StaticEmbedding"], ["StaticEmbedding", "Normalize"]):
         return None
-    from sentence_transformers.models import Normalize, StaticEmbedding
+    folded = {"mapping", "weights"} & {*tensors} if table.name == "embeddings" else set()
+    integer = table.dtype.startswith(("I", "U"))
+    if (integer and not layout.normalises) or not (integer or folded):
+        return None
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
     from tokenizers import Tokenizer
 
     folder = checkpoint.path / layout.modules[0].path
-    weights = checkpoint.tensor(table.name).float()
+    rows = checkpoint.tensor(table.name).float()
+    if "mapping" in folded:
+        rows = rows[checkpoint.tensor("mapping").long()]
+    if "weights" in folded:
+        rows = rows * checkpoint.tensor("weights").float()[:, None]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return [StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()]
+    static = StaticEmbedding(tokenizer, embedding_weights=rows)
+    return [static, *(Normalize() for _ in layout.modules[1:])]
 
 
 def save(

@@ -107,6 +107,28 @@ def test_an_integer_static_table_is_read_as_floats(
     assert (found * whole).sum(1).min() > 0.999
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_model2vec_rows_by_token_and_weights_of_tokens(
+    tiny_static: Path, tmp_path: Path, runtime: Runtime, sentences: list[str], dtype: torch.dtype
+) -> None:
+    """Also of integers, and with versions of sentence-transformers that pass over them."""
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_static, folder)
+    (part,) = (path.parent for path in folder.rglob("model.safetensors"))
+    (table,) = load_file(part / "model.safetensors").values()
+    held = {
+        "embeddings": (table[:50] / table.abs().max() * 127).round().to(dtype),
+        "mapping": torch.randint(50, (len(table),), generator=torch.Generator().manual_seed(1)),
+        "weights": torch.linspace(0.1, 2, len(table), dtype=torch.float64),
+    }
+    save_file(held, part / "model.safetensors")
+    encoder = Encoder.open(folder, runtime)
+    rows = (held["embeddings"][held["mapping"]] * held["weights"][:, None]).numpy()
+    wanted = np.stack([rows[ids].mean(0) for ids in encoder.tokenize(sentences[:30])])
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    np.testing.assert_allclose(encoder.encode(sentences[:30]), wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_of_any_dtype_are_trained_in_float32(
     family: str, tmp_path: Path, runtime: Runtime, request: pytest.FixtureRequest

@@ -367,9 +367,9 @@ def test_model2vec_rows_by_map_and_weights_by_token(tmp_path: Path, tiny_static:
 
     model = edited(tiny_static, tmp_path / "model", share)
     draft = trim(model, tmp_path, CORPUS[:2])
-    assert np.array_equal(
-        opened(tmp_path / "out").encode(CORPUS[:2]), opened(model).encode(CORPUS[:2])
-    )
+    runtime = Runtime.start("cpu")  # sentence-transformers itself reads maps from 6.2 on
+    found, wanted = (Encoder.open(x, runtime).encode(CORPUS[:2]) for x in (tmp_path / "out", model))
+    assert np.array_equal(found, wanted)
     shapes = {spec.name: spec.shape for spec in draft.specs()}
     ids = draft.facts["vocab"]["ids"][1]
     assert shapes["mapping"] == shapes["weights"] == (ids,)
