@@ -64,7 +64,7 @@ def make(folder: Path, size: dict[str, int], count: int) -> list[Path]:
     import torch
     from safetensors.torch import load_file, save_file
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
 

@@ -214,7 +214,7 @@ def test_model2vec(tmp_path: Path, tiny_static: Path) -> None:
 
 def test_router(tiny_bert: Path, tiny_static: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Router
+    from sentence_transformers.sentence_transformer.modules import Router
 
     query = SentenceTransformer(str(tiny_static), device="cpu")
     document = SentenceTransformer(str(tiny_bert), device="cpu")

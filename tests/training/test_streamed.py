@@ -259,7 +259,10 @@ def test_data_are_told_apart_by_files_shards_and_bytes(tmp_path: Path) -> None:
     table = pa.table({"text": ["one", "two", "three"]})
     pq.write_table(table, tmp_path / "c.parquet", row_group_size=1)
     names = {name: str(tmp_path / name) for name in ("a.txt", "b.txt", "c.parquet")}
-    assert Shards(list(names.values())).facts() == {
-        "shards": {names["a.txt"]: 1, names["b.txt"]: 1, names["c.parquet"]: 3},
+    facts = Shards(list(names.values())).facts()
+    shards = facts["shards"][names["c.parquet"]]
+    assert shards in (1, 3)  # datasets counts groups of rows from version 5 on
+    assert facts == {
+        "shards": {names["a.txt"]: 1, names["b.txt"]: 1, names["c.parquet"]: shards},
         "bytes": {path: Path(path).stat().st_size for path in names.values()},
     }
