@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from emb_tool.encoder import Encoder
 from emb_tool.errors import Failed, Refused
 from emb_tool.runtime import Runtime
+from tests.extend_context.models import LENGTH, make
 
 FAMILIES = ["tiny_bert", "tiny_decoder", "tiny_static"]
 
@@ -171,3 +172,14 @@ def test_a_batch_that_does_not_fit_is_halved(
     room = 0
     with pytest.raises(Failed, match="one text of"):
         encoder.encode(sentences[:50])
+
+
+@pytest.mark.parametrize("type_", ["xlm-roberta", "mpnet"])
+def test_positions_that_begin_behind_the_padding_end_sooner_than_their_table(
+    type_: str, tmp_path: Path
+) -> None:
+    model = make(type_, tmp_path / "model")
+    (model / "sentence_bert_config.json").write_text(f'{{"max_seq_length": {LENGTH + 2}}}')
+    encoder = Encoder.open(model, Runtime.start("cpu"))
+    assert encoder.max_length == LENGTH
+    assert np.isfinite(encoder.encode(["river " * 60])).all()

@@ -197,6 +197,18 @@ def position_rows(tensors: Mapping[str, TensorSpec]) -> int | None:
     return min(rows, default=None)
 
 
+AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
+"""Model types whose positions begin behind the padding's id: the rows up to it are none."""
+
+
+def first_position(config: Mapping[str, Any]) -> int:
+    """The row of a learned position table where a text's first token stands."""
+    if config.get("model_type") not in AFTER_PADDING:
+        return 0
+    padding = config.get("pad_token_id")
+    return padding + 1 if isinstance(padding, int) else 2  # as transformers has it unless told
+
+
 def _max_length(
     folder: Path,
     main: str,
@@ -204,20 +216,22 @@ def _max_length(
     config: Mapping[str, Any],
     tensors: Mapping[str, TensorSpec],
 ) -> int | None:
-    """The limit as sentence-transformers resolves it, but never above a position table's rows."""
+    """The limit as sentence-transformers resolves it, but never above a table's positions."""
     if chain and chain[0].kind == "StaticEmbedding":
         return _tokenizer_truncation(inside(folder, join(main, "tokenizer.json")))
     stated = chain[0].config.get("max_seq_length") if chain else None
     limits: Iterable[Any]
+    rows = position_rows(tensors)
+    positions = None if rows is None else rows - first_position(config)
     if isinstance(stated, int) and stated > 0:
         windows = chain[0].type.startswith(OURS)  # no position beyond a window's is asked for
-        limits = (stated, None if windows else position_rows(tensors))
+        limits = (stated, None if windows else positions)
     else:
         tokenizer = read_json(folder, join(main, "tokenizer_config.json")) or {}
         limits = (
             tokenizer.get("model_max_length"),
             config.get("max_position_embeddings"),
-            position_rows(tensors),
+            positions,
         )
     # transformers writes 1e30 for "no limit"
     known = [int(x) for x in limits if isinstance(x, int | float) and 0 < x < 10**9]

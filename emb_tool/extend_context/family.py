@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from emb_tool.checkpoint.layout import POSITION_TABLE, position_rows
+from emb_tool.checkpoint.layout import (
+    AFTER_PADDING,
+    POSITION_TABLE,
+    first_position,
+    position_rows,
+)
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import Refused
 
@@ -24,23 +29,19 @@ class Family:
 
     Args:
         kind: What stands for a position.
-        after_padding: Whether positions begin behind the padding's id: the rows up to it are none.
         layered: Whether layers of different types have rotary settings of their own.
         eager: Whether transformers has no attention for it but the one that holds all L² scores.
     """
 
     kind: Kind
-    after_padding: bool = False
     layered: bool = False
     eager: bool = False
 
 
-_BEHIND = Family("learned", after_padding=True)
-
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("bert", "distilbert", "electra", "albert"), Family("learned")),
-    **dict.fromkeys(("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert"), _BEHIND),
-    "mpnet": Family("learned", after_padding=True, eager=True),
+    **dict.fromkeys(AFTER_PADDING, Family("learned")),
+    "mpnet": Family("learned", eager=True),
     **dict.fromkeys(("nomic_bert", "eurobert", "gte", "jina_embeddings_v3"), Family("rotary")),
     **dict.fromkeys(("qwen2", "qwen3", "llama", "mistral"), Family("rotary")),
     **dict.fromkeys(("modernbert", "gemma3_text"), Family("rotary", layered=True)),
@@ -120,10 +121,7 @@ def positions_of(checkpoint: Checkpoint) -> Positions:
             f"{rows} rows",
             "one of the two files is not this model's: restore it",
         )
-    first = int(config.get("pad_token_id") or 0) + 1 if family.after_padding else 0
-    if family.after_padding and config.get("pad_token_id") is None:
-        first = 2  # as transformers has it for these types
-    return Positions(family, tables[0], first, rows)
+    return Positions(family, tables[0], first_position(config), rows)
 
 
 _SPECIAL = {
