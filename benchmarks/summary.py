@@ -105,7 +105,7 @@ def draw(lines: Sequence[Line], target: Path) -> None:
         axis.set_yticks(places, [f"{line.what}  |  {line.peer}" for line in lines])
         axis.set_ylim(len(lines) - 0.5, -0.5)
         axis.set_xscale("log")
-        axis.margins(x=0.12)
+        axis.margins(x=0.2)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.axvline(1, color="0.3", linewidth=1)
         axis.grid(axis="x", color="0.9", zorder=0)
