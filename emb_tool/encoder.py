@@ -7,6 +7,7 @@ budget of tokens with texts of like length, and memory that runs out halves the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -25,7 +26,7 @@ from emb_tool.inputs import Inputs
 from emb_tool.ops.foreign import refusing
 from emb_tool.pretrained import load, save
 from emb_tool.progress import quiet
-from emb_tool.runtime import Runtime
+from emb_tool.runtime import SMALL, Runtime
 
 
 class Encoder(Inputs):
@@ -49,6 +50,7 @@ class Encoder(Inputs):
     ) -> None:
         super().__init__(model, checkpoint, runtime, max_length, layout or checkpoint.layout)
         self.normalises = self.layout.normalises
+        self._fits = math.inf  # padded tokens of a batch, as far as memory has told
         dim = model.get_embedding_dimension() or self.layout.dim
         if dim is None:
             dim = int(self.encode(["width"]).shape[1])
@@ -189,7 +191,8 @@ class Encoder(Inputs):
         # weights put together in inference mode could not be trained on afterwards
         mode = torch.no_grad() if self.sharded else torch.inference_mode()
         with mode, self.runtime.company():
-            budget = batch_tokens or self.runtime.batch_tokens
+            # cut over processes, memory that runs out ends the job
+            budget = batch_tokens or (SMALL if self.sharded else self.runtime.batch_tokens)
             return self._encode_ids(ids, prompt_length, budget, progress)
 
     def _encode_ids(
@@ -219,6 +222,10 @@ class Encoder(Inputs):
         try:
             while todo:
                 batch, out = todo.pop(), None
+                cost = len(batch) * int(lengths[batch[0]])  # the longest comes first
+                if cost > self._fits and len(batch) > 1:
+                    todo += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+                    continue
                 try:
                     out = self.forward(self.collate([ids[i] for i in batch], prompt_length))
                 except Exception as error:
@@ -231,7 +238,8 @@ class Encoder(Inputs):
                             "lower --max-length",
                         ) from error
                 if out is None:  # not before here does the error let go of what the pass had made
-                    todo += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+                    self._fits = cost // 2
+                    todo.append(batch)
                     self.runtime.free_memory()
                     continue
                 coming.append((batch, self.runtime.fetch(out.float())))

@@ -27,8 +27,8 @@ from emb_tool.errors import Refused
 from emb_tool.graphs import Recorder
 from emb_tool.processes import Processes
 
-BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
-"""Of batches without gradients. A GPU is given too much work for launches to matter."""
+SMALL, LARGE = 8192, 65536
+"""Padded tokens of batches without gradients; large ones keep a GPU at work between launches."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -194,8 +194,8 @@ class Runtime(Processes):
 
     @property
     def batch_tokens(self) -> int:
-        """Padded tokens of a batch without gradients: what keeps the device at work."""
-        return BATCH_TOKENS["cuda" if self.device.type == "cuda" else "cpu"]
+        """Padded tokens of a batch without gradients."""
+        return LARGE if self.device.type == "cuda" else SMALL
 
     def recorder(self) -> Recorder | None:
         """What records work of the device, where that can be had."""

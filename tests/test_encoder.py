@@ -169,6 +169,10 @@ def test_a_batch_that_does_not_fit_is_halved(
     room = 7
     np.testing.assert_allclose(encoder.encode(sentences[:50]), wanted, atol=2e-6)
     assert max(seen) > room
+    failed = sum(count > room for count in seen)
+    assert failed == 3  # 50, 25, 12
+    encoder.encode(sentences[:50])  # what did not fit is not tried again
+    assert sum(count > room for count in seen) - failed < 3
     room = 0
     with pytest.raises(Failed, match="one text of"):
         encoder.encode(sentences[:50])
