@@ -31,6 +31,12 @@ Given = dict[str, Value]
 """Settings by the name of their field."""
 
 
+BatchTokens = Annotated[
+    int | None, Field(ge=1, description="padded tokens of a batch [8,192; on a GPU 65,536]")
+]
+"""Of jobs that encode."""
+
+
 class Job(Settings):
     """What every job has; each verb's `job.py` adds its own fields.
 

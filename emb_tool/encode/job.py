@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from emb_tool.config import Job
+from emb_tool.config import BatchTokens, Job
 from emb_tool.errors import Refused
 from emb_tool.ops.precisions import CALIBRATED, Precision
 
@@ -50,9 +50,7 @@ class EncodeJob(Job):
     max_length: Annotated[
         int | None, Field(ge=2, description="tokens read of a text [the model's own limit]")
     ] = None
-    batch_tokens: Annotated[
-        int | None, Field(ge=1, description="padded tokens of a batch [8,192; on a GPU 65,536]")
-    ] = None
+    batch_tokens: BatchTokens = None
     limit: Annotated[int | None, Field(ge=1, description="read this many texts at most")] = None
     precision: Annotated[
         Precision, Field(description="what a vector is kept as; docs/precision.md")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from emb_tool.config import Job
+from emb_tool.config import BatchTokens, Job
 from emb_tool.errors import Refused
 from emb_tool.method import IntList
 from emb_tool.ops.precisions import Precisions
@@ -57,9 +57,7 @@ class EvalJob(Job):
     max_length: Annotated[
         int | None, Field(ge=1, description="tokens read of a text [each model's own limit]")
     ] = None
-    batch_tokens: Annotated[
-        int | None, Field(ge=1, description="padded tokens of a batch [8,192; on a GPU 65,536]")
-    ] = None
+    batch_tokens: BatchTokens = None
     text_field: Annotated[
         str | None, Field(description="field that holds the text, in files of agreement and speed")
     ] = None

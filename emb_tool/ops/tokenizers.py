@@ -71,7 +71,8 @@ class Vocabulary:
         if self.kind == "Unigram":
             found: int | None = self.model.get("unk_id")
             return found
-        return self.ids.get(self.model.get("unk_token") or "")
+        token = self.model.get("unk_token") or ""
+        return self.added.get(token, self.pieces.get(token))  # `ids` would make a whole dictionary
 
 
 def open_tokenizer(

@@ -200,10 +200,9 @@ def survey(
     """
     counts = np.zeros(max(vocabulary.ids.values()) + 1, np.int64)
     hidden: set[int] = set()
-    gives_up = vocabulary.unknown if vocabulary.kind == "WordPiece" else None
     for text, ids in zip(texts, encode(tokenizer, texts, special), strict=True):
         np.add.at(counts, ids, 1)
-        if gives_up is not None and (ids == gives_up).any():
+        if vocabulary.kind == "WordPiece" and (ids == vocabulary.unknown).any():
             hidden |= _given_up(tokenizer, vocabulary, text)
         advance(1)
     return counts, hidden
@@ -211,11 +210,11 @@ def survey(
 
 def _given_up(tokenizer: Tokenizer, vocabulary: Vocabulary, text: str) -> set[int]:
     pieces, (start, _) = vocabulary.pieces, _marks(vocabulary)
-    longest, unknown = vocabulary.model.get("max_input_chars_per_word", 100), vocabulary.unknown
+    longest = vocabulary.model.get("max_input_chars_per_word", 100)
     encoding = tokenizer.encode(text, add_special_tokens=False)
     found: set[int] = set()
     for i, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
-        part = text[begin:end] if i == unknown else ""
+        part = text[begin:end] if i == vocabulary.unknown else ""
         if part and tokenizer.normalizer is not None:
             part = tokenizer.normalizer.normalize_str(part)
         words = [(part, None)]

@@ -161,13 +161,15 @@ class Gradients:
 
     def losses(self, features: dict[str, Any], targets: Tensor) -> Tensor:
         """Losses of the texts of a batch that is on the device, (texts,)."""
-        with self.runtime.autocast():
-            vectors = self.student(features)
-        return cast(Loss, self.method).loss(vectors, targets)
+        return cast(Loss, self.method).loss(self._run(self.student, features), targets)
 
     def _vectors(self, module: nn.Module, ids: list[np.ndarray], indices: np.ndarray) -> Tensor:
         features = self.encoder.collate(ids, self.prompt_length(indices))
         plain = module is self.student  # and what is compiled has been run as it is before
-        with self.runtime.autocast(), self.encoder.running(features) if plain else nullcontext():
+        with self.encoder.running(features) if plain else nullcontext():
+            return self._run(module, features)
+
+    def _run(self, module: nn.Module, features: dict[str, Any]) -> Tensor:
+        with self.runtime.autocast():
             vectors: Tensor = module(features)
         return vectors
