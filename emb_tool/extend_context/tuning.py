@@ -203,7 +203,7 @@ def tune_positions(
 
     def replace_files() -> None:
         draft = Draft.of(checkpoint)
-        draft.map(name, draft.spec(name), lambda old: torch.cat([old[:end], trained[end:].to(old)]))
+        draft.map(name, draft.spec(name), lambda old: trained.to(old))
         tuned = state / "tuned"
         shutil.rmtree(tuned, ignore_errors=True)
         draft.write(tuned)

@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from emb_tool.compress import tuning
+from emb_tool.compress.int import Int
+from emb_tool.compress.job import CompressJob
+from emb_tool.compress.parts import Parts
+from emb_tool.draft import Draft
 from emb_tool.encoder import Encoder
 from emb_tool.runtime import Runtime
 from tests.conftest import CliResult
@@ -97,9 +102,16 @@ def test_a_target_of_quality_takes_the_smallest_that_keeps_it(
 @pytest.mark.parametrize("chain", [["-m", "int:bits=2"], ["-m", "svd:rank=4,allow_lossy=true"]])
 def test_tuning_brings_vectors_back(
     compress: Callable[..., dict[str, Any]], tiny_bert: Path, tmp_path: Path,
-    sentences: list[str], chain: list[str],
+    sentences: list[str], chain: list[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     texts = write_texts(tmp_path / "tune.jsonl", sentences)
+    tuned, take = [], tuning.take
+
+    def recorded(draft: Draft, encoder: Encoder) -> Draft:
+        tuned.append(encoder.encode(sentences[:20]))
+        return take(draft, encoder)
+
+    monkeypatch.setattr(tuning, "take", recorded)
     before = compress(tiny_bert, *chain, out="before")
     argv = ["--tune", texts, "--epochs", 4, "--batch-tokens", 256, "--lr", 5e-3]
     after = compress(tiny_bert, *chain, *argv, out="after")
@@ -111,9 +123,30 @@ def test_tuning_brings_vectors_back(
     assert after["facts"]["tuning"]["best_at"] > 0
     sizes = [(tmp_path / out / "model.safetensors").stat().st_size for out in ("before", "after")]
     assert sizes[0] == sizes[1]
-    # what was tuned is what is in the files
-    found = Encoder.open(tmp_path / "after", Runtime.start("cpu")).encode(sentences[:5])
-    assert np.isfinite(found).all()
+    # what was tuned is what is in the files, but for the dtypes of these
+    runtime = Runtime.start("cpu")
+    untuned, written = (
+        Encoder.open(tmp_path / out, runtime).encode(sentences[:20]) for out in ("before", "after")
+    )
+    assert len(tuned) == 1
+    assert np.abs(written - tuned[0]).max() < 0.02 * np.abs(untuned - tuned[0]).max()
+
+
+def test_nothing_is_tuned_on_that_is_reported(
+    tiny_bert: Path, tmp_path: Path, sentences: list[str]
+) -> None:
+    """The same file for both: only the part to be reported on is left out of the tuning."""
+    texts = write_texts(tmp_path / "texts.jsonl", sentences[:150])
+    job = CompressJob(
+        model=str(tiny_bert), method=(Int(bits=8),), output=str(tmp_path / "out"), texts=(texts,),
+        tune=(texts,), holdout=30,
+    )  # fmt: skip
+    reported = set(Parts.of(job, tmp_path).report)
+    corpus = tuning._corpus(job, tmp_path)
+    trained = corpus.texts(np.concatenate([corpus.train, corpus.heldout]))
+    assert len(reported) == 15
+    assert not reported & set(trained)
+    assert len(trained) == 150 - len(reported)
 
 
 @pytest.mark.parametrize(

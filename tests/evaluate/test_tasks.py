@@ -169,6 +169,26 @@ def test_an_answer_with_the_querys_id_can_be_left_out(bert: Encoder, tmp_path: P
     assert [value(m, "mrr@10") for m in (plain, without)] == [0.5, 1.0]
 
 
+def test_without_the_querys_id_a_ranking_is_as_deep(tmp_path: Path) -> None:
+    """The first 100 of 130 documents by brute force, the own one left out and nothing else lost."""
+    rng = np.random.default_rng(3)
+    scores = rng.normal(size=(20, 130)).astype(np.float32)
+    scores[np.arange(20), np.arange(20)] = 9  # each query finds itself first
+    write = {
+        "corpus.jsonl": [{"_id": f"d{i}", "text": "x"} for i in range(130)],
+        "queries.jsonl": [{"_id": f"d{i}", "text": "x"} for i in range(20)],
+        "qrels.jsonl": [
+            {"query-id": f"d{i}", "corpus-id": f"d{i + 1}", "score": 1} for i in range(20)
+        ],
+    }
+    for name, rows in write.items():
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Retrieval(path=str(tmp_path), ignore_identical_ids=True)
+    ranking = task.ranked(lambda q, d: scores[q, d].copy(), 100)
+    expected = [[d for d in np.argsort(-row) if d != i][:100] for i, row in enumerate(scores)]
+    assert np.array_equal(ranking, expected)
+
+
 def test_agreement_with_itself_and_with_noise(sentences: list[str]) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(300, 24)).astype(np.float32)

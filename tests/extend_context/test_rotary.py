@@ -42,6 +42,36 @@ def test_frequencies_are_those_of_transformers() -> None:
     assert factor == pytest.approx(0.1 * np.log(8) + 1)
 
 
+@pytest.mark.parametrize(
+    ("theta", "dim", "original", "slow"),
+    [
+        (10000.0, 64, 512, 1.0),  # both ends of the ramp inside the pairs
+        (10000.0, 64, 64, 1.0),  # the fast end would lie before the first pair
+        (10.0, 16, 4096, 1.0),  # the slow end would lie behind the last dimension
+        (100.0, 32, 2048, 0.001),
+        (10000.0, 64, 16, 100.0),  # both ends at pair 0: a ramp of no width
+    ],
+)
+def test_yarn_is_transformers_where_the_ramp_leaves_the_pairs(
+    theta: float, dim: int, original: int, slow: float
+) -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = Rope(theta=theta, dim=dim, original=original, target=4 * original)
+    config = LlamaConfig(
+        hidden_size=dim, num_attention_heads=1, max_position_embeddings=4 * original,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": theta, "factor": 4.0,
+            "original_max_position_embeddings": original, "beta_slow": slow,
+            "beta_fast": max(32.0, slow),
+        },
+    )  # fmt: skip
+    expected, _ = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
+    made = rotary.yarn(rope, max(32.0, slow), slow)
+    np.testing.assert_allclose(made, expected.double().numpy(), rtol=1e-5)
+
+
 def test_thetas_that_no_config_names_are_those_of_transformers() -> None:
     from transformers import AutoConfig
 

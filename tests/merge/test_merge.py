@@ -365,12 +365,12 @@ def test_sigterm_stops_soon_and_leaves_nothing_under_the_name(tmp_path: Path) ->
         [sys.executable, "-m", "emb_tool", "merge", *names, "-o", str(tmp_path / "o"), "-q"],
         stderr=subprocess.PIPE,
     )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300  # a guard against hanging
     while not (tmp_path / "o.partial" / "model.safetensors").exists():
         assert time.monotonic() < deadline
         assert child.poll() is None
         time.sleep(0.002)
     child.send_signal(signal.SIGTERM)
-    child.communicate(timeout=20)
+    child.communicate(timeout=300)
     assert child.returncode == 143
     assert not (tmp_path / "o").exists()

@@ -30,12 +30,13 @@ def elect(parts: list[np.ndarray], weights: tuple[float, ...] = (1, 1, 1)) -> np
 @pytest.mark.parametrize("step", [0.0, 0.04])  # with the latter thousands are equal at the cut
 @pytest.mark.parametrize("density", [0.2, 0.001, 1.0, 0.0])
 def test_ties(tmp_path: Path, step: float, density: float) -> None:
+    """A negative weight turns its task vector round before signs are elected."""
     models, base = make_files(tmp_path, step=step)
-    got = merge(tmp_path / "a", f"ties:density={density},weights=1,1,.5,scale=.7", models, base)
+    got = merge(tmp_path / "a", f"ties:density={density},weights=1,-.8,.5,scale=.7", models, base)
 
     def formula(d: list[np.ndarray], b: np.ndarray, n: str) -> np.ndarray:
         k = int(density * b.size)
-        return np.asarray(b + 0.7 * elect([np.where(top(x, k), x, 0) for x in d], (1, 1, 0.5)))
+        return np.asarray(b + 0.7 * elect([np.where(top(x, k), x, 0) for x in d], (1, -0.8, 0.5)))
 
     expect(got, models, base, formula)
 

@@ -59,6 +59,28 @@ def test_blocks_and_cholesky_give_the_naive_recursion(
     assert exact.mean() > 0.9
 
 
+def test_ranges_weigh_a_column_by_what_its_error_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 / U_jj² is 1 / H⁻¹_jj of the columns that are left when column j is rounded."""
+    weight, _, hessian = correlated(4, 24, 100, seed=7)
+    damped = hessian.numpy() + 0.01 * np.diag(hessian.numpy()).mean() * np.eye(24)
+    order = np.argsort(-np.diag(damped))
+    expected = np.empty(24)
+    for done, column in enumerate(order):
+        rest = order[done:]
+        expected[column] = 1 / np.linalg.inv(damped[np.ix_(rest, rest)])[0, 0]
+    weights = []
+
+    def searched(*args: object, importance: torch.Tensor, **settings: object) -> Rounded:
+        weights.append(importance.double().numpy())
+        return quantize_groups(*args, importance=importance, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "quantize_groups", searched)
+    gptq(weight, hessian, 3, 8)
+    assert len(weights) == 1
+    np.testing.assert_allclose(weights[0], expected, rtol=1e-4)
+    assert expected.max() > 2 * expected.min()
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     st.integers(1, 20), st.integers(1, 40), st.sampled_from([8, 16, None]), st.integers(2, 8),

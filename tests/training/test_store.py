@@ -151,7 +151,7 @@ def test_two_processes_write_at_once(tmp_path: Path) -> None:
             store.append(keys[lacking], vectors_of(numbers)[lacking])
     """
     writers = [run_python(code, tmp_path, first, wait=False) for first in (0, 750)]
-    errors = [writer.communicate(timeout=60)[1] for writer in writers]
+    errors = [writer.communicate(timeout=300)[1] for writer in writers]
     assert errors == ["", ""]
     warned: list[str] = []
     store = open_space(tmp_path, warn=warned)
