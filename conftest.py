@@ -18,7 +18,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+CACHES = {
+    "XDG_CACHE_HOME": "", "EMBTOOL_STORE": "vectors", "HF_HOME": "huggingface",
+    "HF_HUB_CACHE": "huggingface/hub", "HF_DATASETS_CACHE": "huggingface/datasets",
+    "MPLCONFIGDIR": "matplotlib", "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+}  # fmt: skip
+"""Where libraries keep files between runs, and the folder of `.pytest_cache/caches` for each."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    for variable, name in CACHES.items():  # nothing is written to the user's own
+        os.environ[variable] = str(config.rootpath / ".pytest_cache" / "caches" / name)
     if not config.getoption("--gpu"):  # the others give the same everywhere: on a CPU
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return
