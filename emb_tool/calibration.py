@@ -75,7 +75,8 @@ class Work:
                 draft.write(folder)
                 source = Checkpoint.open(folder)
                 source.name = f"{draft.checkpoint.name} after step {len(draft.history)}"
-            encoder = Encoder.open(source, self.runtime, training=True)
+            with self.progress.task("opening the model"):
+                encoder = Encoder.open(source, self.runtime, training=True)
             self._open = (draft, encoder)
         return self._open[1]
 
@@ -110,7 +111,7 @@ class Work:
 
         texts = self.sample if texts is None else texts
         found = []
-        with self.progress.task("calibrating", len(texts), "texts") as advance:
+        with self.progress.task("encoding the texts", len(texts), "texts") as advance:
             for start in range(0, len(texts), PIECE):
                 piece = texts[start : start + PIECE]
 
@@ -120,9 +121,11 @@ class Work:
                     _check_finite(vectors, piece, encoder.checkpoint.name)
                     return Result({"vectors": torch.from_numpy(vectors)}, {})
 
+                before = self.kept.taken.total()
                 pieces = self.result(draft, "pieces of texts encoded", encode, *piece)
                 found.append(pieces.tensors["vectors"].numpy())
-                advance(len(piece))
+                there = self.kept.taken.total() > before
+                (advance.skip if there else advance)(len(piece))
         return np.concatenate(found)
 
     def token_ids(self, draft: Draft, texts: Sequence[str] | None = None) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """How a job is run; none of it changes the result."""
+    """How a job is run; none of it changes the result. `started` is set by `run`."""
 
     dry_run: bool = False
     overwrite: bool = False
     resume: bool = False
     progress: Progress = field(default_factory=Progress)
+    started: float = 0.0
 
 
 def run(job: Job, options: Options) -> Report:
@@ -44,10 +45,11 @@ def run(job: Job, options: Options) -> Report:
     Raises:
         Refused, Failed, Interrupted: See the design of each; a full disk is a Failed.
     """
-    started = time.perf_counter()
+    options = replace(options, started=time.perf_counter())
     options.progress.warnings.clear()
     try:
-        report = _VERBS[job.verb](job, options)
+        with options.progress.task(job.verb):
+            report = _VERBS[job.verb](job, options)
     except KeyboardInterrupt:
         raise Interrupted(2, _how_to_resume(job)) from None
     except Interrupted as error:
@@ -56,7 +58,7 @@ def run(job: Job, options: Options) -> Report:
         raise
     except Exception as error:
         raise _understood(error) or error from error.__cause__
-    report.timings["total_seconds"] = time.perf_counter() - started
+    report.timings["total_seconds"] = time.perf_counter() - options.started
     for sentence in options.progress.warnings:
         report.warn(sentence)
     return report
@@ -81,10 +83,11 @@ def _how_to_resume(job: Job) -> str | None:
     return "go on with --resume" if hasattr(job, "output") else None
 
 
-def _runtime(job: Job) -> Runtime:
-    from emb_tool.runtime import Runtime
+def _runtime(job: Job, progress: Progress) -> Runtime:
+    with progress.task("starting torch"):
+        from emb_tool.runtime import Runtime
 
-    return Runtime.start(job.device, job.dtype, job.seed)
+        return Runtime.start(job.device, job.dtype, job.seed)
 
 
 def _evaluate(job: Any, options: Options) -> Report:
@@ -105,15 +108,7 @@ def _evaluate(job: Any, options: Options) -> Report:
             check_plot(job.plot)
         report.tables = [Table("would measure", ["task"], [[task.spec] for task in tasks])]
         return report
-    with options.progress.task("encoding", None, "texts") as advance:
-        before = 0
-
-        def progress(name: str, done: int, total: int) -> None:
-            nonlocal before
-            advance(done - before, f"{Path(name).name} {done:,}/{total:,}")
-            before = done if done < total else 0
-
-        report = evaluate(job, _runtime(job), progress=progress)
+    report = evaluate(job, _runtime(job, options.progress), progress=options.progress)
     for sentence in report.warnings:
         options.progress.warn(sentence)
     return report
@@ -136,10 +131,11 @@ def _encode(job: Any, options: Options) -> Report:
             read_ranges_file(Path(job.ranges).expanduser(), dim)
         table = Table("would write", ["file", "width"], [[job.output, str(dim)]])
         return Report("encode", job=job.recipe(), tables=[table])
+    runtime = _runtime(job, options.progress)
     with options.progress.task("encoding", job.limit, "texts") as advance:
         report = encode(
-            job, _runtime(job), overwrite=options.overwrite, resume=options.resume,
-            progress=advance, say=options.progress.say,
+            job, runtime, overwrite=options.overwrite, resume=options.resume,
+            progress=advance, skip=advance.skip, say=options.progress.say,
         )  # fmt: skip
     for sentence in report.warnings:
         options.progress.warn(sentence)
@@ -209,7 +205,7 @@ def make(job: Any, options: Options, worker: Any) -> Report:
         out, job_digest=job.digest(), overwrite=options.overwrite, resume=options.resume
     )
     # one process alone starts it after the refusals; several have to hear of them
-    runtime = _runtime(job) if _are_several() else None
+    runtime = _runtime(job, progress) if _are_several() else None
     with ExitStack() as stack:
 
         def begin() -> bool:
@@ -219,18 +215,19 @@ def make(job: Any, options: Options, worker: Any) -> Report:
                 return True
             if options.resume and not folder.resumed:
                 progress.say(f"nothing to resume at {out}: starting from the beginning")
-            work.plan()
+            with progress.task("reading headers and settings"):
+                work.plan()
             return False
 
         if runtime.on_main(begin) if runtime else begin():
             return _read_report(out)
-        runtime = runtime or (work.start() if hasattr(work, "start") else _runtime(job))
+        runtime = runtime or (work.start() if hasattr(work, "start") else _runtime(job, progress))
         ahead = work.ahead() if hasattr(work, "ahead") and progress.is_main else None
         checking = stack.enter_context(child.running(runtime, ahead)) if ahead else None
         work.work(folder.partial, folder.partial / ".state", runtime)
 
         def finish() -> bool:
-            _finish(job, work, folder, report, runtime, progress, checking)
+            _finish(job, work, folder, report, runtime, options, checking)
             return bool(report.gate)
 
         if runtime.on_main(finish) and not runtime.is_main:
@@ -244,8 +241,8 @@ def _finish(
     folder: OutputFolder,
     report: Report,
     runtime: Runtime | Host,
-    progress: Progress,
-    checking: Any = None,
+    options: Options,
+    checking: child.Child | None = None,
 ) -> None:
     """Measure the files as written, put what is known beside them, and give them their name."""
     from emb_tool.checkpoint.card import write_model_card
@@ -254,11 +251,14 @@ def _finish(
     from emb_tool.ops.parts import parts_of
     from emb_tool.page.page import write_page
 
+    progress = options.progress
     out, partial, digest = Path(job.output).expanduser(), folder.partial, job.digest()
     job = work.job  # a search has put what it found in its place
     report.job = job.recipe()
     started = time.perf_counter()
-    checked = child.ask(work.check(partial, partial / ".state"), runtime, str(out), checking)
+    with progress.task("checking the written files"):
+        request = work.check(partial, partial / ".state")
+        checked = child.ask(request, runtime, str(out), progress, checking)
     report.timings["check_seconds"] = time.perf_counter() - started
     report.measures += [Measure(**m) for m in checked["measures"]]
     report.tables += [Table(**t) for t in checked["tables"]]
@@ -280,12 +280,18 @@ def _finish(
     work.summarise(report)
     for sentence in progress.warnings:
         report.warn(sentence)
+    with progress.task("hashing the inputs"):
+        inputs = {name: c.hashes() for name, c in work.inputs.items()} | work.data()
+    if folder.resumed:
+        report.facts["resumed"] = True
+    # what is left takes milliseconds, and stands in what is printed
+    report.timings["total_seconds"] = time.perf_counter() - options.started
     told = json.dumps(report.to_file(), indent=2)
     (partial / "report.json").write_text(told + "\n", encoding="utf-8")
     write_provenance(
         partial,
         job=job.recipe(),
-        inputs={name: c.hashes() for name, c in work.inputs.items()} | work.data(),
+        inputs=inputs,
         runtime=runtime.facts(),
         papers=work.papers,
         extra={"digest": digest},
@@ -300,7 +306,8 @@ def _finish(
         front=work.card() if hasattr(work, "card") else None,
     )
     write_page(partial)
-    folder.seal()
+    with progress.task("sealing the output"):
+        folder.seal()
 
 
 def _planned(plan: Plan) -> Table:

@@ -61,5 +61,6 @@ def carry_out(steps: Iterable[Surgery], draft: Draft, work: Work) -> Draft:
     for step in steps:
         before, draft = draft, draft.copy()
         plan_step(step, draft)
-        step.apply(draft, before, work)
+        with work.progress.task(step.name):
+            step.apply(draft, before, work)
     return draft

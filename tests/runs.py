@@ -14,6 +14,7 @@ import pytest
 from emb_tool.distill.leaf import Leaf
 from emb_tool.encoder import Encoder
 from emb_tool.method import Training
+from emb_tool.progress import Progress
 from emb_tool.runtime import Runtime
 from emb_tool.training.loop import Trainer
 from emb_tool.training.outcome import Score
@@ -81,14 +82,19 @@ def check_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs check their output in this process: a child of its own takes seconds to start."""
 
     def check(
-        request: Mapping[str, Any], runtime: Runtime, name: str, checking: object
+        request: Mapping[str, Any],
+        runtime: Runtime,
+        name: str,
+        progress: Progress,
+        checking: object,
     ) -> dict[str, Any]:
         from emb_tool.evaluate.check import check
 
         with pytest.MonkeyPatch.context() as patch:  # the child is one process, too
             patch.setenv("WORLD_SIZE", "1")
             patch.setenv("RANK", "0")
-            report = check({**request, "device": "cpu", "dtype": "fp32", "name": name})
+            request = {**request, "device": "cpu", "dtype": "fp32", "name": name}
+            report = check(request, progress)
         return report.to_file()
 
     monkeypatch.setattr("emb_tool.evaluate.child.ask", check)

@@ -17,7 +17,7 @@ PACKAGE = Path(emb_tool.__file__).parent
 
 ORDER = (
     ("__init__",),
-    ("errors",),
+    ("errors", "install", "pace"),
     ("report", "plan"),
     ("method",),
     ("registry",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -86,7 +86,7 @@ class Gptq(MatrixMethod):
         done: dict[str, Mapping[str, Any]] = {}
         with work.progress.task("gptq", len(layers), "layers") as advance, without_cache(model):
 
-            def take(name: str, result: Result) -> None:
+            def take(name: str, result: Result, count: Callable[[int], None] = advance) -> None:
                 found, weight = Rounded(**result.tensors), layers[name].weight.data
                 there = Rounded(*(part.to(place) for part in found))
                 weight.copy_(dequantize(*there, self.group or None))
@@ -94,11 +94,11 @@ class Gptq(MatrixMethod):
                 made.store(found)
                 draft.repack(names[name], made)
                 done[name] = result.facts
-                advance(1)
+                count(1)
 
             for name in layers:  # a run that was killed has rounded the first of them
                 if held := work.kept.find(LAYERS, [*draft.chain, name]):
-                    take(name, held)
+                    take(name, held, advance.skip)
             batches = list(self._batches(encoder, work))
             for seen in second_moments(model, layers, batches, runtime, [*done]):
                 for name in seen.names:

@@ -100,7 +100,7 @@ class Compress:
                 told = tune_files(folder, self.setup.body, self.job, state, runtime, self.progress)
                 self.report.facts["tuning"] = told
         if self.job.texts and not self.setup.is_bare:
-            with self._timed("ranges_seconds"):
+            with self._timed("ranges_seconds"), self.progress.task("measuring the ranges"):
                 runtime.on_main(lambda: self._write_ranges(folder))
 
     @contextmanager
@@ -142,7 +142,8 @@ class Compress:
                 "no --texts: calibrating on sentences of Python's documentation; give texts "
                 "like those that will be searched, the result depends on them"
             )
-        parts = Parts.of(job, state)
+        with self.progress.task("reading the texts"):
+            parts = Parts.of(job, state)
         self.report.facts["texts"] = parts.counts
         work = Work(
             parts.calibration, runtime, self.progress, state, job.seed, job.prompt_name, kept

@@ -73,12 +73,13 @@ def tune_files(
     source = state / TEACHER
     teacher = Encoder.open(Checkpoint.open(source) if source.is_dir() else body, runtime)
     prompt = teacher.prompt(job.prompt_name)
-    with progress.task("teacher", len(corpus), "texts") as advance:
+    with progress.task("encoding by the teacher", len(corpus), "texts") as advance:
         targets = gather_targets(
             corpus,
             CheckpointTeacher(teacher, query_prompt=prompt, document_prompt=prompt),
             VectorStore(VectorStore.default_root(), progress.warn),
             progress=advance,
+            skip=advance.skip,
             rank=runtime.rank,
             world=runtime.world,
         )

@@ -27,6 +27,7 @@ from emb_tool.training.vectors_file import FileVectors
 if TYPE_CHECKING:
     from emb_tool.encoder import Encoder
     from emb_tool.runtime import Runtime
+    from emb_tool.training.outcome import Score
     from emb_tool.training.targets import Targets
 
 
@@ -79,8 +80,9 @@ class Distill:
 
         if job.stream:
             runtime.on_main(lambda: note_sources(self.setup, state))
-        runtime.on_main(lambda: self._corpus(state))
-        corpus = self._corpus(state)
+        with self.progress.task("reading the texts"):
+            runtime.on_main(lambda: self._corpus(state))
+            corpus = self._corpus(state)
         counts: dict[str, Any] = dict(corpus.counts)
         if job.stream:
             counts = {"epoch": self.setup.epoch_texts, "head": counts}
@@ -90,13 +92,15 @@ class Distill:
         lap("read_seconds")
         targets, prompts = self._targets(corpus, state, runtime)
         lap("teacher_seconds")
-        student = open_student(self.setup, corpus, targets, prompts, state, runtime)
+        with self.progress.task("opening the student"):
+            student = open_student(self.setup, corpus, targets, prompts, state, runtime)
         lap("student_seconds")
         self._train(student, corpus, targets, prompts, folder, state, runtime)
         clock = time.perf_counter()
-        if runtime.is_main:
-            write_student(self.setup, student, corpus, targets, prompts, folder, state)
-        runtime.barrier()
+        with self.progress.task("writing the student"):
+            if runtime.is_main:
+                write_student(self.setup, student, corpus, targets, prompts, folder, state)
+            runtime.barrier()
         lap("write_seconds")
 
     def _corpus(self, state: Path) -> Corpus:
@@ -138,20 +142,22 @@ class Distill:
                 on_warning=self.progress.warn,
             )
             return vectors, {"query": job.query_prompt or "", "document": job.document_prompt or ""}
-        teacher, prompts = open_teacher(self.setup, runtime, self.progress)
+        with self.progress.task("opening the teacher"):
+            teacher, prompts = open_teacher(self.setup, runtime, self.progress)
         store = VectorStore(
             Path(job.store).expanduser() if job.store else VectorStore.default_root(),
             self.progress.warn,
         )
         if job.stream:  # else it is not asked again, and its memory is the student's
             self._teacher = teacher, store
-        with self.progress.task("teacher", len(corpus), "texts") as advance:
+        with self.progress.task("encoding by the teacher", len(corpus), "texts") as advance:
             targets = gather_targets(
                 corpus,
                 teacher,
                 store,
                 dims=job.teacher_dim,
                 progress=advance,
+                skip=advance.skip,
                 rank=runtime.rank,
                 world=runtime.world,
                 meet=runtime.barrier if job.fsdp and self.setup.teacher is not None else None,
@@ -191,6 +197,10 @@ class Distill:
             is_query = indices[0] if self.job.stream else roles[indices[0]]
             return lengths["query" if is_query else "document"]
 
+        def score() -> Score:
+            with self.progress.task("measuring the student"):
+                return score_student(student, corpus, targets, prompts, self.setup.tasks)
+
         with self.progress.task("training", total, "texts") as advance:
             trainer = Trainer(
                 student,
@@ -198,7 +208,7 @@ class Distill:
                 stream,
                 runtime,
                 state / "train",
-                score=lambda: score_student(student, corpus, targets, prompts, self.setup.tasks),
+                score=score,
                 scores=self.job.scores,
                 progress=lambda texts, loss: advance(
                     texts, "" if isnan(loss) else f"loss {loss:.4f}"
@@ -209,6 +219,7 @@ class Distill:
                 show=None if self.job.stream else lambda index: corpus.texts([index])[0],
                 log=_tensorboard(folder) if runtime.is_main else None,
                 fsdp=self.job.fsdp,
+                skip=advance.skip,
             )
             outcome = trainer.run()
         stream.close()

@@ -62,6 +62,7 @@ def encode(
     overwrite: bool = False,
     resume: bool = False,
     progress: Callable[[int], None] | None = None,
+    skip: Callable[[int], None] = lambda count: None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Report:
     """Encode every record of the texts, empty ones and duplicates included, in their order.
@@ -76,6 +77,7 @@ def encode(
         overwrite: Whether the output may be replaced.
         resume: Whether to go on with an interrupted run.
         progress: Called with the number of texts done in each batch.
+        skip: Called with those that an interrupted run has done.
         say: Called with a sentence.
 
     Raises:
@@ -99,6 +101,7 @@ def encode(
         scan(job.texts, job.text_field)
         scan(job.calibrate, job.text_field)
         run = _Run(job, runtime, file, progress)
+        skip(run.state.texts)
         try:
             report = run.go()
         except Refused as error:

@@ -10,17 +10,19 @@ import gc
 import json
 import sys
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emb_tool.errors import EmbToolError, Failed, Refused
+from emb_tool.evaluate.relay import Teller
+from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
 
 
-def check(request: dict[str, Any]) -> Report:
+def check(request: dict[str, Any], progress: Progress) -> Report:
     """Open the written checkpoint and measure it.
 
     Args:
@@ -29,6 +31,7 @@ def check(request: dict[str, Any]) -> Report:
             are; `tasks` and `reference` as of `embtool eval`; `device`, `dtype`, `min_retention`,
             which gates the neighbours' overlap where there are no tasks; `turned`, whether the
             vectors are of another basis than those.
+        progress: Shows how far it is.
     """
     from emb_tool.checkpoint.reader import Checkpoint
     from emb_tool.encoder import Encoder
@@ -38,13 +41,13 @@ def check(request: dict[str, Any]) -> Report:
     from emb_tool.runtime import Runtime
 
     if "tables" in request:
-        return check_tables(request)
+        return check_tables(request, progress)
     if "extended" in request:
         from emb_tool.evaluate.extended import check_extended
 
-        return check_extended(request, rename)
+        return check_extended(request, rename, progress)
     if "inputs" in request or "bare" in request:
-        return check_merged(request)
+        return check_merged(request, progress)
     runtime = Runtime.start(request["device"], request["dtype"])
     name, folder = request["name"], request["folder"]
     checkpoint = Checkpoint.open(folder)
@@ -58,9 +61,10 @@ def check(request: dict[str, Any]) -> Report:
             device=request["device"],
             dtype=request["dtype"],
         )
-        report = evaluate(job, runtime)
+        report = evaluate(job, runtime, progress=progress)
         rename(report, folder, name)
-    encoder = Encoder.open(checkpoint, runtime)
+    with progress.task("opening it"):
+        encoder = Encoder.open(checkpoint, runtime)
     if not request["tasks"]:
         report.measures += [
             Measure("weights", checkpoint.weight_bytes(), "B", model=name),
@@ -74,9 +78,11 @@ def check(request: dict[str, Any]) -> Report:
     goal = np.load(vectors_file)
     if len(lines) >= 3:
         vectors = np.empty((len(lines), encoder.dim), np.float32)
-        for prompt in {line["prompt"] for line in lines}:
-            mine = [i for i, line in enumerate(lines) if line["prompt"] == prompt]
-            vectors[mine] = encoder.encode([lines[i]["text"] for i in mine], prompt)
+        with progress.task("held-out texts", len(lines), "texts") as advance:
+            for prompt in {line["prompt"] for line in lines}:
+                mine = [i for i, line in enumerate(lines) if line["prompt"] == prompt]
+                texts = [lines[i]["text"] for i in mine]
+                vectors[mine] = encoder.encode(texts, prompt, progress=advance)
         figures = likeness(vectors, goal)
         if request.get("turned"):  # cosines to vectors of another basis say nothing
             figures = {"neighbour overlap": figures["neighbour overlap"]}
@@ -95,15 +101,16 @@ def check(request: dict[str, Any]) -> Report:
     return report
 
 
-def check_tables(request: dict[str, Any]) -> Report:
+def check_tables(request: dict[str, Any], progress: Progress) -> Report:
     """Read packed tables back and hold them against the file that they were in.
 
     Args:
         request: `folder`, `name`, and `tables`, the file.
+        progress: Shows how far it is.
     """
     from emb_tool.checkpoint.quantization import packed_modules
     from emb_tool.checkpoint.reader import Checkpoint
-    from emb_tool.ops.rows import relative_error
+    from emb_tool.ops.rows import relative_error, working
     from emb_tool.packed.plain import read_module
 
     name = request["name"]
@@ -120,7 +127,8 @@ def check_tables(request: dict[str, Any]) -> Report:
         original = source.tensor(tensor)
         shown = "-"
         if original.is_floating_point():
-            error, _ = relative_error(original, found.rows, None)
+            with working(None, progress):
+                error, _ = relative_error(original, found.rows, None)
             shown = f"{error:.4f}"
             report.measures.append(Measure("relative error", error, of=tensor, model=name))
         size = f"{found.nbytes / 1e6:,.2f}"
@@ -129,12 +137,13 @@ def check_tables(request: dict[str, Any]) -> Report:
     return report
 
 
-def check_merged(request: dict[str, Any]) -> Report:
+def check_merged(request: dict[str, Any], progress: Progress) -> Report:
     """Open a merged model as a user would and hold it against what it was made of.
 
     Args:
         request: `folder`, `name`, `device`, `dtype`; `inputs`, name to path; `texts`, a few;
             `tasks`. Or `bare`: there are only tensors to be read back.
+        progress: Shows how far it is.
     """
     from emb_tool.checkpoint.reader import Checkpoint, check_finite
     from emb_tool.evaluate.agreement import likeness
@@ -157,7 +166,7 @@ def check_merged(request: dict[str, Any]) -> Report:
             models=(folder, *inputs.values()), task=tuple(request["tasks"]),
             device=request["device"], dtype=request["dtype"],
         )  # fmt: skip
-        report = evaluate(job, runtime)
+        report = evaluate(job, runtime, progress=progress)
         rename(report, folder, name)
     written = Checkpoint.open(folder)
     if not request["tasks"]:
@@ -268,7 +277,7 @@ def main() -> None:
         return
     answer: dict[str, Any]
     try:
-        report = check(request)
+        report = check(request, Teller(partial(print, flush=True)))
         answer = report.to_file()
     except Exception as error:
         if fault := fault_of_inputs(request):
@@ -277,7 +286,7 @@ def main() -> None:
             answer = {"error": error.message}
         else:
             raise
-    json.dump(answer, sys.stdout)
+    print(json.dumps({"answer": answer}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 
 from emb_tool.errors import Failed
 from emb_tool.evaluate.windows import UNLIMITED, limited
+from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ ALIKE = 1 - 1e-5
 """Cosine from which two runs of a text in different batches count as the same vector."""
 
 
-def check_extended(request: dict[str, Any], rename: Callable[[Report, str, str], None]) -> Report:
+def check_extended(
+    request: dict[str, Any], rename: Callable[[Report, str, str], None], progress: Progress
+) -> Report:
     """Open a lengthened model as a user would and hold it against the one it was made from.
 
     Args:
@@ -33,6 +36,7 @@ def check_extended(request: dict[str, Any], rename: Callable[[Report, str, str],
             `rows` of the table of positions or None; `rotary`, what `_check_rotary` expects, or
             None; `tasks`.
         rename: Lets a report call the folder by its final name.
+        progress: Shows how far it is.
 
     Raises:
         Failed: The files do not do what they say.
@@ -53,13 +57,14 @@ def check_extended(request: dict[str, Any], rename: Callable[[Report, str, str],
                 models=(folder,), task=tuple(request["tasks"]), reference=request["extended"],
                 device=request["device"], dtype=request["dtype"],
             ),
-            runtime,
+            runtime, progress=progress,
         )  # fmt: skip
         rename(report, folder, name)
     written = Checkpoint.open(folder)
     if not request["tasks"]:
         report.measures.append(Measure("weights", written.weight_bytes(), "B", model=name))
-    after = Encoder.open(written, runtime)
+    with progress.task("opening it"):
+        after = Encoder.open(written, runtime)
     _check_lengths(after, target, request["rows"])
     if request["rotary"]:
         _check_rotary(after, request["rotary"], original, target)
@@ -69,9 +74,11 @@ def check_extended(request: dict[str, Any], rename: Callable[[Report, str, str],
     before.max_length = original
     table = Table("as written", ["", ""])
     table.rows.append(["tokens read", f"{after.max_length:,}"])
-    table.rows.append(_short(before, after, inputs, original, request["exact"], report))
+    with progress.task("short inputs"):
+        table.rows.append(_short(before, after, inputs, original, request["exact"], report))
     del before
-    table.rows.append(_batches(after, inputs, original, request["longest"], report))
+    with progress.task(f"inputs of up to {request['longest']:,} tokens"):
+        table.rows.append(_batches(after, inputs, original, request["longest"], report))
     report.tables.append(table)
     return report
 

@@ -10,14 +10,13 @@ import numpy as np
 
 from emb_tool.errors import Failed, Refused
 from emb_tool.evaluate.shared import encode_together
+from emb_tool.progress import Progress
+from emb_tool.summary import public_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Vectors = NDArray[np.float32]
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many texts are done, and of how many."""
 
 
 class Encodes(Protocol):
@@ -47,7 +46,7 @@ class Embedder:
             a model in training, make a new one at each evaluation.
         label: What to call it.
         batch_tokens: Padded tokens of a batch; None leaves them to the device.
-        progress: Called as texts are encoded.
+        progress: Shows how far the encoding is.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Embedder:
         self.encoder: Any = encoder
         self.label = label
         self.batch_tokens = batch_tokens
-        self.progress = progress
+        self.progress = progress or Progress(-1)
         self._known: dict[tuple[str, bytes], Vectors] = {}
 
     @property
@@ -79,17 +78,11 @@ class Embedder:
         prompt = self.encoder.prompt(prompt_name)
         key = (prompt, _digest(texts))
         if key not in self._known:
-            done = 0
-
-            def count(more: int) -> None:
-                nonlocal done
-                done += more
-                if self.progress:
-                    self.progress(self.label, done, len(texts))
-
-            vectors = encode_together(
-                self.encoder, texts, prompt, batch_tokens=self.batch_tokens, progress=count
-            )
+            name = f"encoding by {public_name(self.label)}" if self.label else "encoding"
+            with self.progress.task(name, len(texts), "texts") as advance:
+                vectors = encode_together(
+                    self.encoder, texts, prompt, batch_tokens=self.batch_tokens, progress=advance
+                )
             self.remember(texts, prompt_name, vectors)
         return self._known[key]
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.evaluate import plot
 from emb_tool.evaluate.long import LongTask, Synthetic
-from emb_tool.evaluate.pair import Embedder, Pair, Progress
+from emb_tool.evaluate.pair import Embedder, Pair
 from emb_tool.evaluate.tables import by_model, tables
 from emb_tool.evaluate.task import Task, run_tasks
+from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report
+from emb_tool.summary import public_name
 
 if TYPE_CHECKING:
     from emb_tool.evaluate.job import EvalJob
@@ -40,7 +42,7 @@ def evaluate(job: EvalJob, runtime: Runtime, *, progress: Progress | None = None
     Args:
         job: What to measure.
         runtime: Where.
-        progress: Called with a model's name, texts encoded, and of how many.
+        progress: Shows how far it is.
 
     Returns:
         Every figure (`model` is the name as given, of is the task), a summary table and one for
@@ -51,6 +53,7 @@ def evaluate(job: EvalJob, runtime: Runtime, *, progress: Progress | None = None
     """
     report = Report("eval", job=job.recipe())
     report.facts["runtime"] = runtime.facts()
+    progress = progress or Progress(-1)
     tasks = job.tasks()
     names = list(dict.fromkeys(job.models))
     checkpoints: dict[str, Checkpoint] = {}
@@ -65,7 +68,8 @@ def evaluate(job: EvalJob, runtime: Runtime, *, progress: Progress | None = None
             for sentence in task.check():
                 report.warn(sentence)
 
-    runtime.on_main(prepare)  # what is refused, one process says
+    with progress.task("reading the tasks"):
+        runtime.on_main(prepare)  # what is refused, one process says
     if not runtime.is_main:
         prepare()
 
@@ -79,7 +83,8 @@ def evaluate(job: EvalJob, runtime: Runtime, *, progress: Progress | None = None
         if path in kept:
             return kept[path]
         start = perf_counter()
-        found = _open(checkpoints[name], name, job, runtime, progress)
+        with progress.task(f"opening {public_name(name)}"):
+            found = _open(checkpoints[name], name, job, runtime, progress)
         clock("open", perf_counter() - start)
         if keep:
             kept[path] = found
@@ -88,8 +93,10 @@ def evaluate(job: EvalJob, runtime: Runtime, *, progress: Progress | None = None
     def measure(pair: Pair, size: list[Measure], against: Pair | None) -> None:
         report.measures += [Measure(m.name, m.value, m.unit, model=pair.label) for m in size]
         report.measures += run_tasks(
-            tasks, pair, against, clock=lambda task, seconds: clock(task.label, seconds)
-        )
+            tasks, pair, against,
+            clock=lambda task, seconds: clock(task.label, seconds),
+            watch=lambda task: progress.task(task.label),
+        )  # fmt: skip
         for side in {id(e): e for e in (pair.query, pair.document)}.values():
             (cut,) = runtime.sum(getattr(side.encoder, "truncated", 0))
             if cut:
@@ -129,7 +136,7 @@ def evaluate(job: EvalJob, runtime: Runtime, *, progress: Progress | None = None
 
 
 def _open(
-    checkpoint: Checkpoint, name: str, job: EvalJob, runtime: Runtime, progress: Progress | None
+    checkpoint: Checkpoint, name: str, job: EvalJob, runtime: Runtime, progress: Progress
 ) -> Opened:
     from emb_tool.encoder import Encoder
 

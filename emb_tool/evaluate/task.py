@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -194,6 +195,7 @@ def run_tasks(
     reference: Pair | None = None,
     *,
     clock: Callable[[Task, float], None] | None = None,
+    watch: Callable[[Task], AbstractContextManager[object]] = lambda task: nullcontext(),
 ) -> list[Measure]:
     """Every task on one pair of encoders: for `embtool eval`, and for a run on its own student.
 
@@ -213,6 +215,7 @@ def run_tasks(
         pair: Who is measured.
         reference: What retention and agreement refer to.
         clock: Called with each task and its seconds.
+        watch: Gives what a task is run within, e.g. a line that shows it.
     """
     from time import perf_counter
 
@@ -221,7 +224,8 @@ def run_tasks(
         if task.needs_reference and reference is None:
             continue
         start = perf_counter()
-        measures += task.run(pair, reference)
+        with watch(task):
+            measures += task.run(pair, reference)
         if clock:
             clock(task, perf_counter() - start)
     return measures

@@ -90,7 +90,8 @@ class ExtendContext:
         if table:
             spec = draft.packed.get(table.removesuffix(".weight"))
             self.rows = spec["shape"][0] if spec else draft.spec(table).shape[0]
-        digests.join()
+        with self.progress.task("hashing the input"):
+            digests.join()
         self.report.facts |= {"steps": list(draft.notes), **draft.facts}
 
     # -- after the files are written --------------------------------------------------------------

@@ -162,12 +162,13 @@ def tune_positions(
     corpus = read()
     teacher = Encoder.open(original, runtime)
     prompt = teacher.prompt(job.prompt_name)
-    with progress.task("teacher", len(corpus), "texts") as advance:
+    with progress.task("encoding by the teacher", len(corpus), "texts") as advance:
         targets = gather_targets(
             corpus,
             WindowTeacher(teacher, context, prompt),
             VectorStore(VectorStore.default_root(), progress.warn),
             progress=advance,
+            skip=advance.skip,
             rank=runtime.rank,
             world=runtime.world,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from emb_tool.data.texts import hashes, scan
 from emb_tool.errors import Refused
 from emb_tool.evaluate.task import parse_tasks, run_tasks
 from emb_tool.merge.finding import Finding, Looking, average
-from emb_tool.progress import Progress
+from emb_tool.progress import Progress, Task
 
 if TYPE_CHECKING:
     from emb_tool.data.pairs import Example
@@ -199,8 +200,8 @@ class Bench:
         teacher = CheckpointTeacher(Encoder.open(job.teacher, self.runtime))
         root = Path(job.store).expanduser() if job.store else VectorStore.default_root()
         store = VectorStore(root, self.progress.warn)
-        with self.progress.task("teacher", len(corpus), "texts") as advance:
-            targets = gather_targets(corpus, teacher, store, progress=advance)
+        with self.progress.task("encoding by the teacher", len(corpus), "texts") as advance:
+            targets = gather_targets(corpus, teacher, store, progress=advance, skip=advance.skip)
         every = np.arange(len(corpus))
         return corpus.texts(every), targets.read(every)
 
@@ -230,9 +231,9 @@ class Bench:
             "document": list(dict.fromkeys(documents)),
         }
 
-    def watch(self, name: str, steps: int) -> Any:
-        """A bar for a number of steps."""
-        return self.progress.task(name, steps, "steps")
+    def watch(self, name: str, total: int, unit: str = "steps") -> AbstractContextManager[Task]:
+        """Shows how far a piece of work is."""
+        return self.progress.task(name, total, unit)
 
     def rows(self) -> list[list[str]]:
         """What was tried, the best first, for a table."""

@@ -44,7 +44,7 @@ class Cocktail(Finding):
 
         probe = bench.probe(self.loss_temperature, self.negatives)
         losses = []
-        with bench.watch("cocktail", len(bench.names)) as advance:
+        with bench.watch("cocktail", len(bench.names), "models") as advance:
             for alone in np.eye(len(bench.names)):
                 bench.mixture.set(alone)
                 losses.append(mean_loss(probe, self.batch))

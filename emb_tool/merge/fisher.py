@@ -46,7 +46,7 @@ class Fisher(Statistical):
         encoder, device = mixture.encoder, bench.runtime.device
         generator = torch.Generator().manual_seed(bench.job.seed)
         total = {name: torch.zeros_like(held) for name, held in mixture.parameters.items()}
-        with bench.watch("fisher", self.tokens) as advance:
+        with bench.watch("fisher", self.tokens, "tokens") as advance:
             parts = 1
             for features in batches(bench, self.tokens, BATCH_TOKENS):
                 shape = texts_of(features), encoder.dim

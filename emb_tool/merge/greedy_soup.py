@@ -30,7 +30,7 @@ class GreedySoup(Finding):
         from emb_tool.merge.choosing import greedy
 
         count = len(bench.names)
-        with bench.watch("greedy soup", 2 * count - 1) as advance:
+        with bench.watch("greedy soup", 2 * count - 1, "models") as advance:
 
             def score(weights: np.ndarray) -> float:
                 worth = bench.score(weights)

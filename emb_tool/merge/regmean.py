@@ -66,7 +66,7 @@ class Regmean(Statistical):
         ]
         found = {}
         with (
-            bench.watch("regmean", len(layers)) as advance,
+            bench.watch("regmean", len(layers), "layers") as advance,
             without_cache(encoder.model[0].auto_model),
         ):
             for seen in second_moments(encoder.model, layers, inputs, bench.runtime):

@@ -85,14 +85,16 @@ class MergeModels:
             self._look(state, cast("Runtime", runtime))
         digests = digesting(self.inputs.values())
         started = time.perf_counter()
-        self._warn_of_distances()
+        with self.progress.task("comparing the inputs"):
+            self._warn_of_distances()
         write_merge(
             self.setup, self.method, folder, state, self.progress, self.report,
             metadata=describe(self.setup, self.method, known=False),
         )  # fmt: skip
         self.report.timings["merge_seconds"] = time.perf_counter() - started
-        for thread in digests:
-            thread.join()
+        with self.progress.task("hashing the inputs"):
+            for thread in digests:
+                thread.join()
         self._warn_of_copies()
         metadata = describe(self.setup, self.method, known=True)
         for path in sorted(folder.rglob("*.safetensors")):

@@ -37,7 +37,7 @@ class Search(Finding):
 
         mixture = bench.mixture
         scale = (self.scale or float(mixture.count)) if mixture.has_base else None
-        with bench.watch("search", self.trials) as advance:
+        with bench.watch("search", self.trials, "trials") as advance:
 
             def score(mix: np.ndarray) -> float:
                 worth = bench.score(mix)

@@ -46,7 +46,7 @@ def working(device: torch.device | None, progress: Progress | None) -> Iterator[
 
 @contextmanager
 def task(name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """A bar for a piece of a fit; yields `advance(count)`."""
+    """Shows how far a piece of a fit is; yields `advance(count)`."""
     place = _place.get()
     if place is None or place.progress is None:
         yield lambda count: None

@@ -72,6 +72,7 @@ class Trainer:
         show: See `Losses`.
         log: Called with figures and texts used, beside `metrics`.
         fsdp: Cut the student over the processes.
+        skip: Called with the texts that a run before has used.
     """
 
     def __init__(
@@ -91,12 +92,13 @@ class Trainer:
         show: Callable[[int], str] | None = None,
         log: Callable[[dict[str, float], int], None] | None = None,
         fsdp: bool = False,
+        skip: Callable[[int], None] = lambda texts: None,
     ) -> None:
         self.encoder, self.method, self.stream, self.runtime = encoder, method, stream, runtime
         self.states = States(folder)
         self.folder = folder
         self.score, self.scores = score, scores
-        self.progress, self.on_warning = progress, on_warning
+        self.progress, self.on_warning, self.skip = progress, on_warning, skip
         self.metrics, self.log = metrics, log
         self.signals = DeferredSignals()
         self.outcome = Outcome(split=method.accumulate)
@@ -127,6 +129,7 @@ class Trainer:
             self.place = Place(*facts["place"])
             self.outcome = Outcome(**facts["outcome"])
             self.outcome.resumed_at = self.place.texts
+            self.skip(self.place.texts)
             self.optimizer.scaler.load_state_dict(facts["scaler"])
             self.losses.take_up(Counts(*facts["loss"]))
         self._forget_metrics_after(self.place.texts if facts else -1)

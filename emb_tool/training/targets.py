@@ -76,6 +76,7 @@ def gather_targets(
     *,
     dims: int | None = None,
     progress: Callable[[int], None] | None = None,
+    skip: Callable[[int], None] | None = None,
     rank: int = 0,
     world: int = 1,
     shard_texts: int | None = None,
@@ -95,8 +96,8 @@ def gather_targets(
         store: Where vectors are kept.
         dims: Leading dimensions to use of each vector (a Matryoshka prefix); None uses all. The
             store keeps whole vectors.
-        progress: Called with the number of texts done, some at a time, in all `len(corpus)`; the
-            first call tells what was there.
+        progress: Called with the number of texts done, some at a time, in all `len(corpus)`.
+        skip: Called instead where they need not be encoded, first with those that are there.
         rank: This process among `world`.
         world: Number of processes.
         shard_texts: Texts of a shard; None leaves it to the teacher.
@@ -108,6 +109,7 @@ def gather_targets(
         Refused: Stored vectors that the teacher does not agree with, NaN, another width.
         Failed: The disk is full, memory is out, an endpoint gave up; what was done is kept.
     """
+    skip = skip or progress
     if dims is not None and not 1 <= dims <= teacher.dim:
         raise Refused(f"--teacher-dim {dims}: {teacher.name} has vectors of {teacher.dim} numbers")
     size = shard_texts or teacher.shard_texts
@@ -129,8 +131,8 @@ def gather_targets(
         lacking = start + np.flatnonzero(rows < 0)
         shards += [(role, lacking[i : i + size]) for i in range(0, len(lacking), size)]
         del rows, there, lacking
-    if progress:
-        progress(known)
+    if skip:
+        skip(known)
     if meet:
         meet()  # nobody writes before all have seen what is there
         nothing = np.zeros(0, np.int64)
@@ -153,8 +155,8 @@ def gather_targets(
         # a query may be a document too, and have been encoded as one just now
         if done or (role == 1 and spaces[0] is spaces[1]):
             lacking = indices[space.missing(corpus.keys[indices])]
-            if progress and len(lacking) < len(indices):
-                progress(len(indices) - len(lacking))
+            if skip and len(lacking) < len(indices):
+                skip(len(indices) - len(lacking))
             indices = lacking
         if len(indices):
             _encode(corpus, teacher, role, space, indices, progress)

@@ -108,6 +108,7 @@ def tune(
             on_warning=progress.warn,
             prompt_length=lambda indices: length,
             show=lambda index: corpus.texts([index])[0],
+            skip=advance.skip,
         )
         watch(trainer)
         outcome = trainer.run()
