@@ -6,6 +6,7 @@ what OpenAI's clients call the base URL, `/embeddings` is added to it.
 
 from __future__ import annotations
 
+import base64
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -20,6 +21,10 @@ from emb_tool.training.teacher import TextRefused, has_unit_norms, unit
 
 _PROBES = ("the", "Where does the river rise?", "iron and steel", "A law passed in 1871.")
 _ONE_MODEL = "is there one model behind that address?"
+_AS_FLOATS = 'set the server to answer encoding_format "float", which is what is asked for'
+_PLAUSIBLE = (1e-3, 1e6)
+"""Between these lies the largest number of an embedding: float16, float64 or bytes that are read
+as float32 miss it."""
 
 
 class EndpointTeacher:
@@ -180,7 +185,7 @@ class EndpointTeacher:
         """The vectors of an answer in the order of the inputs."""
         try:
             rows = answer["data"]
-            lists = [row["embedding"] for row in rows]
+            lists = [_numbers(row["embedding"]) for row in rows]
             order = [row.get("index", i) for i, row in enumerate(rows)]
             whole = sorted(order) == list(range(len(inputs)))
             width = self.dim or len(lists[0])
@@ -197,10 +202,13 @@ class EndpointTeacher:
             )
         out = np.empty((len(inputs), width), np.float32)
         for i, numbers in zip(order, lists, strict=True):
+            if numbers is None:
+                why = "its vector is a text that is not base64 of float32 numbers"
+                raise TextRefused(self.name, start + i, inputs[i], why, _AS_FLOATS)
             try:
                 vector: np.ndarray = np.asarray(numbers, np.float32)
             except (TypeError, ValueError):
-                vector = np.full(width, np.nan)  # base64, nested lists, words
+                vector = np.full(width, np.nan)  # nested lists, words
             if vector.shape != (width,):
                 why = f"its vector has {vector.size} numbers, others {width}"
                 raise TextRefused(self.name, start + i, inputs[i], why, _ONE_MODEL)
@@ -209,3 +217,25 @@ class EndpointTeacher:
                 raise TextRefused(self.name, start + i, inputs[i], why)
             out[i] = vector
         return out
+
+
+def _numbers(stated: Any) -> Any:
+    """The numbers of one embedding as an answer states it.
+
+    Some servers answer in base64 whatever they are asked: little-endian float32, as OpenAI's do.
+
+    Args:
+        stated: A list of numbers, or base64.
+
+    Returns:
+        What was stated, or the (dim,) float32 array that base64 holds; None for any other text.
+    """
+    if not isinstance(stated, str):
+        return stated
+    try:
+        vector = np.frombuffer(base64.b64decode(stated, validate=True), "<f4")
+    except ValueError:  # no base64, or not of whole numbers
+        return None
+    largest = np.abs(vector).max(initial=0.0)
+    zero = len(vector) > 0 and largest == 0  # some models' vector of an empty text
+    return vector if zero or _PLAUSIBLE[0] < largest < _PLAUSIBLE[1] else None
