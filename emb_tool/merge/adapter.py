@@ -1,4 +1,4 @@
-"""A LoRA adapter as a whole model: the base's tensors, W + scaling * B A where it has been trained.
+"""A LoRA adapter as a whole model: the base's tensors, W + scaling * B A where it was trained.
 
 Nothing of that is written out first: rows are computed where they are read.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,20 +20,33 @@ from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.source import locate
 from emb_tool.checkpoint.weights import find_weights
 from emb_tool.errors import Refused
-from emb_tool.merge.names import canonical
+from emb_tool.merge.lora import MERGE_BY_PEFT, read_lora
+from emb_tool.merge.names import PREFIXES, canonical
 from emb_tool.plan import TensorSpec
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-_KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.\w+)?\.weight")
+_KEY = re.compile(
+    r"(?:base_model\.model\.)?(?P<module>.+)\."
+    r"(?:lora_(?P<half>[AB])(?:\.\w+)?\.weight|lora_embedding_(?P<table_half>[AB])(?:\.\w+)?)"
+)
+
+_BASE = "name the model that the adapter was trained on with --base"
 
 
 class Factors(NamedTuple):
-    """What stands for a change of a matrix, scaling * B A."""
+    """What stands for a change of a matrix, scaling * B A; of a table, its transpose."""
 
     a: TensorSpec
     b: TensorSpec
     scaling: float
+    is_table: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrix that is changed."""
+        rows, columns = self.b.shape[0], self.a.shape[1]
+        return (columns, rows) if self.is_table else (rows, columns)
 
 
 class Adapter(Checkpoint):
@@ -92,6 +105,8 @@ class Adapter(Checkpoint):
             files.tensor(path, spec.name).values(0, spec.numel).reshape(spec.shape)
             for spec in (found.a, found.b)
         )
+        if found.is_table:  # (B A)^T
+            a, b = b.T, a.T
         return LowRank(there, path, found.scaling * b, a)
 
 
@@ -141,53 +156,72 @@ def _on_base(layout: Layout, base: Layout) -> Layout:
 
 
 def _factors(folder: Path, name: str, base: Checkpoint) -> dict[str, Factors]:
-    config = read_json(folder, CONFIG) or {}
-    _refuse_others(config, name)
-    header = read_header(folder / WEIGHTS)
-    halves: dict[str, dict[str, TensorSpec]] = {}
-    for key, spec in header.tensors.items():
-        found = _KEY.fullmatch(key)
-        if not found or spec.dtype not in FLOATS or len(spec.shape) != 2:
-            raise Refused(
-                f"{name}: {key} is not half of a low-rank matrix",
-                "merge it with peft's merge_and_unload, and name the folder of the result",
-            )
-        halves.setdefault(found[1], {})[found[2]] = spec
+    """Canonical name of a matrix to its change."""
+    config = read_json(folder, CONFIG)
+    if config is None:
+        raise Refused(f"{name}: {WEIGHTS} without {CONFIG}", "copy it from where it came from")
+    lora = read_lora(config, name)
     shorts = canonical(base.tensors)
-    found_factors = {}
-    for module, half in halves.items():
+    found: dict[str, Factors] = {}
+    for (module, is_table), halves in _halves(folder, name).items():
         short = f"{module}.weight"
-        if short not in shorts:  # it was trained on a class with a head
-            short = short.partition(".")[2]
-        if set(half) != {"A", "B"} or short not in shorts:
+        if short not in shorts and module.partition(".")[0] in PREFIXES:
+            short = short.partition(".")[2]  # it was trained on a class with a head
+        if set(halves) != {"A", "B"} or short not in shorts:
             raise Refused(
-                f"{name}: {module} is no matrix of {base.name}, or half of it is missing",
-                "name the model that the adapter was trained on with --base",
+                f"{name}: {module} is no matrix of {base.name}, or half of it is missing", _BASE
             )
-        rank = half["A"].shape[0]
-        shape = (half["B"].shape[0], half["A"].shape[1])
-        if shape != base.tensors[shorts[short]].shape or half["B"].shape[1] != rank:
+        made = Factors(halves["A"], halves["B"], lora.scaling_of(module), is_table)
+        stated, rank, other = lora.rank_of(module), made.a.shape[0], made.b.shape[1]
+        if not stated == rank == other:
             raise Refused(
-                f"{name}: {module} changes a matrix of {list(shape)}, {base.name} has"
-                f" {list(base.tensors[shorts[short]].shape)}",
-                "name the model that the adapter was trained on with --base",
+                f"{name}: {module} has factors of rank {rank} and {other}, adapter_config.json"
+                f" states {stated}",
+                "take both files from one version of the adapter",
             )
-        alpha = float(config.get("lora_alpha", rank))
-        scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-        found_factors[short] = Factors(half["A"], half["B"], scaling)
-    return found_factors
+        shape = base.tensors[shorts[short]].shape
+        if made.shape != shape:
+            raise Refused(
+                f"{name}: {module} changes a matrix of {list(made.shape)}, {base.name} has"
+                f" {list(shape)}",
+                _BASE,
+            )
+        if short in found:
+            raise Refused(f"{name}: {short} of {base.name} is changed twice", MERGE_BY_PEFT)
+        if not is_table and shape[0] == shape[1] and _has_transposed(base):
+            raise Refused(
+                f"{name}: {base.name} stores matrices as (in, out), so that the square {short} does"
+                " not tell which side is which",
+                MERGE_BY_PEFT,
+            )
+        found[short] = made
+    return found
 
 
-def _refuse_others(config: dict[str, Any], name: str) -> None:
-    kind = config.get("peft_type")
-    odd = [
-        key for key in ("use_dora", "modules_to_save", "alpha_pattern", "fan_in_fan_out",
-                        "megatron_config", "trainable_token_indices", "layer_replication")
-        if config.get(key)
-    ]  # fmt: skip
-    if kind != "LORA" or config.get("bias", "none") != "none" or odd:
-        what = ", ".join(odd) or (f"bias {config['bias']}" if kind == "LORA" else str(kind))
-        raise Refused(
-            f"{name} is an adapter with {what}: only plain low-rank matrices are merged here",
-            "merge it with peft's merge_and_unload, and name the folder of the result",
-        )
+def _halves(folder: Path, name: str) -> dict[tuple[str, bool], dict[str, TensorSpec]]:
+    """Module, and whether it is a table, to A and B; a file that holds anything else is refused."""
+    found: dict[tuple[str, bool], dict[str, TensorSpec]] = {}
+    for key, spec in read_header(folder / WEIGHTS).tensors.items():
+        match = _KEY.fullmatch(key)
+        if not match or spec.dtype not in FLOATS or len(spec.shape) != 2:
+            raise Refused(f"{name}: {key} is not half of a low-rank matrix", MERGE_BY_PEFT)
+        half = match["half"] or match["table_half"]
+        halves = found.setdefault((match["module"], match["half"] is None), {})
+        if half in halves:
+            raise Refused(
+                f"{name}: {halves[half].name} and {key} are of two adapters",
+                "save them apart: model.save_pretrained(OUT) of peft makes a folder of each",
+            )
+        halves[half] = spec
+    return found
+
+
+def _has_transposed(base: Checkpoint) -> bool:
+    """Whether a bias is as long as its matrix has columns: Conv1D of GPT-2, not a linear layer."""
+    for key, spec in base.tensors.items():
+        bias = base.tensors.get(f"{key.removesuffix('.weight')}.bias")
+        if bias and key.endswith(".weight") and len(spec.shape) == 2:
+            rows, columns = spec.shape
+            if bias.shape == (columns,) and rows != columns:
+                return True
+    return False
