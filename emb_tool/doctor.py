@@ -24,7 +24,7 @@ from emb_tool.training.store import VectorStore
 
 ADDS = {
     "matplotlib": "pictures of quality against size: --plot",
-    "compressed-tensors": "checkpoints for vLLM: compress --format compressed-tensors",
+    "compressed-tensors": "compress --format compressed-tensors, verified in transformers",
     "tensorboard": "curves of a training to be watched: distill",
     "sentencepiece": "tokenizers that have no tokenizer.json",
 }

@@ -1,23 +1,71 @@
-"""Export to compressed-tensors' pack-quantized layout, which vLLM and llm-compressor read.
+"""Export of linear layers to compressed-tensors' pack-quantized layout.
 
 A weight there is w = s (q - z): codes of 2, 4 or 8 bits in int32 words, a scale and a whole zero
-point for each group. `int` and `gptq` round to that form with `aligned=true`.
+point for each group. `int` and `gptq` round to that form with `aligned=true`. Tables stay as they
+are: transformers would read them packed, vLLM's token tables of encoders do not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.plan import TensorSpec
+from emb_tool.surgery import Surgery
 
 if TYPE_CHECKING:
     import torch
 
 BITS = (2, 4, 8)
 """Codes that fill a word without rest, as all versions of the format pack them."""
+
+VERSIONS = ">=0.15.0.1,<0.21"
+"""Of compressed-tensors, between which what is written here was loaded; as in pyproject.toml."""
+
+
+def fitted(step: Surgery) -> Surgery:
+    """A step of a chain, set to what the layout holds: whole zero points, linear layers alone.
+
+    Raises:
+        Refused: Bits for tables.
+    """
+    if tables := getattr(step, "tables", None):
+        raise Refused(
+            f"-m {step.name}:tables={tables}: --format compressed-tensors holds"
+            " linear layers alone, since loaders of the format do not read packed tables",
+            "leave tables= out: tables stay as they are, and -m cast before it halves them",
+        )
+    settings = {"aligned": True, "tables": 0}
+    return step.model_copy(
+        update={key: value for key, value in settings.items() if key in type(step).model_fields}
+    )
+
+
+def check_package() -> str | None:
+    """A warning about the version of compressed-tensors that is installed.
+
+    Raises:
+        Refused: It is not there; what is written is opened with it, to be measured.
+    """
+    from packaging.specifiers import SpecifierSet
+
+    try:
+        found = metadata.version("compressed-tensors")
+    except metadata.PackageNotFoundError:
+        raise Refused(
+            "--format compressed-tensors: the package is not installed, and what is written is"
+            " opened to measure it",
+            f"run: pip install 'compressed-tensors{VERSIONS}'",
+        ) from None
+    if SpecifierSet(VERSIONS).contains(found, prereleases=True):
+        return None
+    return (
+        f"compressed-tensors {found} has not been tried: --format compressed-tensors was run with"
+        f" {VERSIONS}"
+    )
 
 
 def export(draft: Draft) -> None:
@@ -35,8 +83,8 @@ def export(draft: Draft) -> None:
         if why := _unfit(spec):
             raise Refused(
                 f"--format compressed-tensors cannot hold {module}: {why}",
-                "use -m int or -m gptq with bits=2, 4 or 8, a group that divides the columns and"
-                " aligned=true",
+                "use -m int or -m gptq with bits=2, 4 or 8 and a group that divides the columns, or"
+                f" leave it out with skip={module}",
             )
     schemes = {(spec["bits"], _group(spec)) for spec in draft.packed.values()}
     if len(schemes) > 1:
@@ -44,7 +92,7 @@ def export(draft: Draft) -> None:
         raise Refused(
             f"--format compressed-tensors: {told} in one checkpoint, of which transformers reads"
             " one alone",
-            "give tables and linear layers the same bits and group, or leave one out: tables=0",
+            "give all linear layers the same bits and group, or leave some out with skip=",
         )
     ((bits, group),) = schemes
     draft.config["quantization_config"] = _config(draft, bits, group)
@@ -52,8 +100,9 @@ def export(draft: Draft) -> None:
         _rewrite(draft, module, spec)
     draft.packed = {}
     draft.notes.append(
-        "compressed-tensors: opens where the package of that name is installed; transformers"
-        " unpacks the weights when it loads them, so that only the file is small"
+        "compressed-tensors: linear layers are packed, tables stay as they are; opens where the"
+        " package of that name is installed; transformers unpacks the weights when it loads them,"
+        " so that only the file is small"
     )
 
 
@@ -61,12 +110,18 @@ def _unfit(spec: Mapping[str, Any]) -> str | None:
     """Why the layout cannot hold a packed module."""
     if spec["kind"] != "int":
         return f"its format is {spec['kind']}"
+    if spec["role"] != "linear":
+        return "it is a table, which loaders of the format do not read"
     if spec["bits"] not in BITS:
         return f"{spec['bits']} bits"
     if spec["shape"][1] % (_group(spec) or 1):
         return f"{spec['shape'][1]} columns are not whole groups of {spec['group']}"
     if not spec.get("aligned"):
         return "its groups have no whole zero points"
+    if spec["bits"] == 4 and spec["shape"][0] <= 8 and _group(spec):
+        return (
+            f"compressed-tensors 0.20 does not unpack 4 bits of {spec['shape'][0]} rows in groups"
+        )
     return None
 
 
@@ -150,9 +205,7 @@ def _config(draft: Draft, bits: int, group: int | None) -> dict[str, Any]:
     model: Any = model_on_meta(draft.config)
     base = f"{model.base_model_prefix}."
     packed = {module.removeprefix(base) for module in draft.packed}
-    roles = {"linear": nn.Linear, "table": nn.Embedding}
-    kinds = [roles[role] for role in sorted({spec["role"] for spec in draft.packed.values()})]
-    every = [name for name, module in model.named_modules() if isinstance(module, tuple(kinds))]
+    every = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     weights: dict[str, Any] = {
         "num_bits": bits, "type": "int", "symmetric": False,
         "strategy": "group" if group else "channel", "group_size": group,
@@ -162,8 +215,6 @@ def _config(draft: Draft, bits: int, group: int | None) -> dict[str, Any]:
         "format": "pack-quantized",
         "quantization_status": "compressed",
         "dequantize": True,
-        "config_groups": {
-            "group_0": {"targets": [kind.__name__ for kind in kinds], "weights": weights}
-        },
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
         "ignore": [name for name in every if name not in packed],
     }

@@ -101,8 +101,8 @@ class CompressJob(ChainJob):
     format: Annotated[
         Literal["embtool", "compressed-tensors"],
         Field(
-            description="of packed weights: our own, or pack-quantized as vLLM and llm-compressor "
-            "read it (int and gptq of 2, 4 or 8 bits)"
+            description="of packed weights: our own, or compressed-tensors' pack-quantized (linear "
+            "layers alone, by int or gptq of 2, 4 or 8 bits)"
         ),
     ] = "embtool"
     plot: Annotated[

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import cached_property
-from importlib.util import find_spec
 from typing import Any, cast
 
 from emb_tool.checkpoint.reader import Checkpoint, check_finite
-from emb_tool.compress.compressed_tensors import export
+from emb_tool.compress.compressed_tensors import check_package, export, fitted
 from emb_tool.compress.job import CompressJob
 from emb_tool.data.texts import hashes, scan
 from emb_tool.draft import Draft
@@ -29,8 +28,8 @@ class Setup:
     def __init__(self, job: CompressJob, progress: Progress) -> None:
         self.job, self.progress = job, progress
         self.steps = cast("tuple[Surgery, ...]", job.method)
-        if job.format == "compressed-tensors":  # it has whole zero points
-            self.steps = tuple(_aligned(step) for step in self.steps)
+        if job.format == "compressed-tensors":
+            self.steps = tuple(fitted(step) for step in self.steps)
 
     @cached_property
     def body(self) -> Checkpoint:
@@ -74,12 +73,8 @@ class Setup:
         self._check_partner()
         if self.job.format == "compressed-tensors":
             export(draft)
-            if find_spec("compressed_tensors") is None:
-                raise Refused(
-                    "--format compressed-tensors: the package is not installed, and what is "
-                    "written is opened to measure it",
-                    "run: pip install compressed-tensors",
-                )
+            if warning := check_package():
+                self.progress.warn(warning)
         for task in self.tasks:
             for sentence in task.check():
                 self.progress.warn(sentence)
@@ -141,8 +136,3 @@ class Setup:
                     f"{name}: {self.body.name} is a file of tensors, there is no model to run",
                     "leave it out; counts of rows are given with --frequencies FILE",
                 )
-
-
-def _aligned(step: Surgery) -> Surgery:
-    """A step that rounds, with whole zero points."""
-    return step.model_copy(update={"aligned": True}) if hasattr(step, "aligned") else step

@@ -1,9 +1,13 @@
-"""The pack-quantized layout, unpacked here bit by bit as its documents describe it."""
+"""The pack-quantized layout: unpacked bit by bit, and as transformers and its package load it."""
 
 from __future__ import annotations
 
 import json
+import re
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +16,15 @@ from safetensors.torch import load_file
 
 import emb_tool.hub  # noqa: F401
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.compress.compressed_tensors import export
+from emb_tool.compress import compressed_tensors
+from emb_tool.compress.compressed_tensors import VERSIONS, check_package, export, fitted
+from emb_tool.compress.gptq import Gptq
 from emb_tool.compress.int import Int
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
+from tests.runs import check_here
+
+Run = Callable[..., Any]
 
 
 def unpacked(words: np.ndarray, bits: int, count: int) -> np.ndarray:
@@ -43,7 +52,7 @@ def weight_of(held: dict[str, torch.Tensor], module: str, bits: int) -> np.ndarr
 
 def exported(model: Path, folder: Path, step: Int) -> tuple[Draft, Draft]:
     draft = Draft.of(Checkpoint.open(model))
-    step.plan(draft)
+    fitted(step).plan(draft)
     plain = draft.copy()
     export(draft)
     folder.mkdir()
@@ -54,9 +63,9 @@ def exported(model: Path, folder: Path, step: Int) -> tuple[Draft, Draft]:
 @pytest.mark.parametrize(
     "step",
     [
-        Int(bits=4, group=8, aligned=True),
-        Int(bits=8, group=0, aligned=True),
-        Int(bits=2, group=16, aligned=True, tables=0),
+        Int(bits=4, group=8),
+        Int(bits=8, group=0),
+        Int(bits=2, group=16),
     ],
     ids=lambda value: f"{value.bits}-bit" if isinstance(value, Int) else "",
 )
@@ -71,9 +80,20 @@ def test_unpacked_by_the_rules_of_the_format_it_is_the_rounded_weight(
     from transformers import AutoModel
 
     own = AutoModel.from_pretrained(tmp_path / "own", dtype=torch.float32)
+    loaded = AutoModel.from_pretrained(tmp_path / "out", dtype=torch.float32).state_dict()
     held = load_file(tmp_path / "out" / "model.safetensors")
     assert not draft.packed
     before = load_file(source / "model.safetensors")
+    # the loader unpacks to what the documents of the format say, and reads the rest as it is
+    assert loaded.keys() == own.state_dict().keys() | {f"{name}.weight" for name in plain.packed}
+    for name, tensor in loaded.items():
+        module = name.removesuffix(".weight")
+        if module in plain.packed:
+            weight = weight_of(held, module, step.bits)
+            np.testing.assert_allclose(tensor, weight, rtol=2**-10)  # it multiplies in float16
+        else:
+            assert torch.equal(tensor, before[name])
+    assert {spec["role"] for spec in plain.packed.values()} == {"linear"}
     for module, spec in plain.packed.items():
         assert f"{module}.weight" not in held
         weight = weight_of(held, module, step.bits)
@@ -91,29 +111,27 @@ def test_unpacked_by_the_rules_of_the_format_it_is_the_rounded_weight(
 
 
 def test_the_config_names_what_is_packed(tiny_bert: Path, tmp_path: Path) -> None:
-    step = Int(bits=4, group=16, aligned=True, skip=("pooler.dense", "*.position_embeddings"))
+    step = Int(bits=4, group=16, skip=("pooler.dense", "*.0.attention.self.key"))
     exported(tiny_bert, tmp_path / "out", step)
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "compressed-tensors"
     assert config["format"] == "pack-quantized"
     (group,) = config["config_groups"].values()
-    assert group["targets"] == ["Linear", "Embedding"]
+    assert group["targets"] == ["Linear"]
     weights = {
         "num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 16,
     }  # fmt: skip
     assert group["weights"] == weights
-    # two rows: packing would gain nothing
-    ignored = {"pooler.dense", "embeddings.position_embeddings", "embeddings.token_type_embeddings"}
-    assert set(config["ignore"]) in (ignored, ignored - {"embeddings.token_type_embeddings"})
+    assert config["ignore"] == ["encoder.layer.0.attention.self.key", "pooler.dense"]
 
 
 @pytest.mark.parametrize(
     ("step", "said"),
     [
-        (Int(bits=4, group=16), "no whole zero points"),
-        (Int(bits=3, group=16, aligned=True), "3 bits"),
-        (Int(bits=4, group=24, aligned=True), "32 columns are not whole groups of 24"),
-        (Int(bits=4, tables=8, group=16, aligned=True), "in one checkpoint"),
+        (Int(bits=4, group=16, tables=0), "no whole zero points"),
+        (fitted(Int(bits=3, group=16)), "3 bits"),
+        (fitted(Int(bits=4, group=24)), "32 columns are not whole groups of 24"),
+        (Int(bits=4, group=16, aligned=True), "word_embeddings: it is a table"),
     ],
     ids=lambda value: f"{value.bits}-bit" if isinstance(value, Int) else "",
 )
@@ -137,3 +155,72 @@ def test_without_packed_modules_or_for_a_static_model_it_is_refused(
     draft.packed["embeddings.word_embeddings"] = {"kind": "pq", "shape": [4, 4], "role": "table"}
     with pytest.raises(Refused, match="its format is pq"):
         export(draft)
+    draft = Draft.of(Checkpoint.open(tiny_bert))
+    fitted(Int(bits=4, group=16, skip=("pooler.dense",))).plan(draft)
+    fitted(Int(bits=8, group=0, only=("pooler.dense",))).plan(draft)
+    with pytest.raises(Refused, match="4 bits in groups of 16, 8 bits in groups of a row"):
+        export(draft)
+
+
+@pytest.mark.parametrize(
+    ("rows", "bits", "group", "fits"),
+    [(8, 4, 16, False), (9, 4, 16, True), (8, 4, 0, True), (4, 8, 16, True), (2, 2, 16, True)],
+)
+def test_few_rows_are_refused_where_the_package_does_not_unpack_them(
+    rows: int, bits: int, group: int, fits: bool
+) -> None:
+    """Whether it does is asked of the package: a release that does shows here."""
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    spec = {"kind": "int", "role": "linear", "bits": bits, "group": group or None,
+            "shape": [rows, 32], "aligned": True}  # fmt: skip
+    assert (compressed_tensors._unfit(spec) is None) == fits
+    codes = torch.arange(rows * (32 // group if group else 1)).reshape(rows, -1) % 2**bits
+    packed = compressed_tensors.pack_words(codes.T.to(torch.uint8), bits).T.contiguous()
+    try:
+        zeros = unpack_from_int32(packed, bits, codes.shape, packed_dim=0)
+    except RuntimeError:
+        assert not fits
+    else:
+        assert torch.equal(zeros.long() + 2 ** (bits - 1), codes)
+
+
+def test_bits_for_tables_are_refused_and_gptq_has_none() -> None:
+    with pytest.raises(Refused, match=r"int:tables=8: .*linear layers alone"):
+        fitted(Int(bits=4, tables=8))
+    assert fitted(Gptq(bits=4)).aligned
+    assert fitted(Int(bits=4, tables=0)).tables == 0
+
+
+def test_the_command_writes_what_opens_and_says_what_is_packed(
+    tiny_bert: Path, tmp_path: Path, run_cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_here(monkeypatch)
+    out = tmp_path / "out"
+    steps = ["-m", "cast:dtype=fp16", "-m", "int:bits=4,group=16"]
+    said = run_cli("compress", tiny_bert, *steps, "--format", "compressed-tensors", "-o", out)
+    assert said.code == 0, said.err
+    report = json.loads((out / "report.json").read_text())
+    assert any("tables stay as they are" in step for step in report["facts"]["steps"])
+    held = load_file(out / "model.safetensors")
+    assert held["embeddings.word_embeddings.weight"].dtype == torch.float16
+    likeness = {m["name"]: m["value"] for m in report["measures"]}
+    assert likeness["cosine mean"] > 0.9
+
+
+def test_versions_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    pyproject = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    extras = pyproject["optional-dependencies"]
+    assert extras["compressed-tensors"] == [f"compressed-tensors{VERSIONS}"]
+    assert f"compressed-tensors{VERSIONS}" in extras["test"]
+    assert check_package() is None  # what the suite runs with is between them
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.99.0")
+    assert re.match(r"compressed-tensors 0\.99\.0 has not been tried", check_package() or "")
+
+    def missing(name: str) -> str:
+        raise compressed_tensors.metadata.PackageNotFoundError
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    with pytest.raises(Refused) as refused:
+        check_package()
+    assert f"pip install 'compressed-tensors{VERSIONS}'" in str(refused.value.hint)
