@@ -329,7 +329,10 @@ def with_row(value: Any) -> Callable[[list[Any]], Any]:
         (with_row(coded([0.5] * 8)[:-5]), r"text 11 .*is a text that is not base64 of float32"),
         (with_row("not base64"), r"text 11 .*is a text that is not base64 of float32"),
         (with_row(coded([0.5] * 16, "<f2")), r"text 11 .*is a text that is not base64 of float32"),
-        (with_row(coded(vector("x", 4), "<f8")), r"text 11 .*is a text that is not base64 of float32"),
+        (
+            with_row(coded(vector("x", 4), "<f8")),
+            r"text 11 .*is a text that is not base64 of float32",
+        ),
         (with_row(coded([float("nan")] * 8)), r"text 11 .*is a text that is not base64 of float32"),
         (lambda rows: rows[:-1], "7 vectors, numbered .*, for 8 texts"),
         (lambda rows: [], "0 vectors|no embeddings"),
