@@ -47,6 +47,7 @@ def run(job: Job, options: Options) -> Report:
     """
     options = replace(options, started=time.perf_counter())
     options.progress.warnings.clear()
+    options.progress.notes.clear()
     try:
         with options.progress.task(job.verb):
             report = _VERBS[job.verb](job, options)
@@ -59,9 +60,16 @@ def run(job: Job, options: Options) -> Report:
     except Exception as error:
         raise _understood(error) or error from error.__cause__
     report.timings["total_seconds"] = time.perf_counter() - options.started
-    for sentence in options.progress.warnings:
-        report.warn(sentence)
+    _add_said(options.progress, report)
     return report
+
+
+def _add_said(progress: Progress, report: Report) -> None:
+    """What the user was told on the way."""
+    for sentence in progress.warnings:
+        report.warn(sentence)
+    if progress.notes:
+        report.facts["notes"] = list(progress.notes)
 
 
 def _understood(error: Exception) -> Failed | None:
@@ -120,12 +128,13 @@ def _encode(job: Any, options: Options) -> Report:
     if options.dry_run:
         from emb_tool.checkpoint.ranges import read_ranges_file
         from emb_tool.checkpoint.reader import Checkpoint
+        from emb_tool.data.options import TextOptions
         from emb_tool.data.texts import scan
         from emb_tool.encode.vectors import output_file
 
         path = Path(job.output).expanduser()
         output_file(path, job.digest(), overwrite=options.overwrite, resume=options.resume).check()
-        scan((*job.texts, *job.calibrate), job.text_field)
+        scan((*job.texts, *job.calibrate), TextOptions.of(job))
         dim = Checkpoint.open(job.model).layout.dim
         if job.ranges:
             read_ranges_file(Path(job.ranges).expanduser(), dim)
@@ -136,6 +145,7 @@ def _encode(job: Any, options: Options) -> Report:
         report = encode(
             job, runtime, overwrite=options.overwrite, resume=options.resume,
             progress=advance, skip=advance.skip, say=options.progress.say,
+            note=options.progress.note,
         )  # fmt: skip
     for sentence in report.warnings:
         options.progress.warn(sentence)
@@ -278,8 +288,7 @@ def _finish(
             "after": parts_of(written),
         }
     work.summarise(report)
-    for sentence in progress.warnings:
-        report.warn(sentence)
+    _add_said(progress, report)
     with progress.task("hashing the inputs"):
         inputs = {name: c.hashes() for name, c in work.inputs.items()} | work.data()
     if folder.resumed:

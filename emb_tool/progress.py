@@ -63,6 +63,7 @@ class Progress:
     ) -> None:
         self.level, self.clock, self.timed = level, clock, timed
         self.warnings: list[str] = []
+        self.notes: list[str] = []
         self._tasks: list[Task] = []
         self._live: Any = None
         self._last_line = 0.0
@@ -75,6 +76,12 @@ class Progress:
         """A line for a person."""
         if self.level >= level:
             self._print(sentence)
+
+    def note(self, sentence: str) -> None:
+        """A line for a person, said once and kept for the report."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+            self.say(sentence)
 
     def warn(self, sentence: str) -> None:
         """A warning, said once and kept for the report."""

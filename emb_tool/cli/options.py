@@ -84,7 +84,7 @@ def command(
         flag = f"--{name.rstrip('_').replace('_', '-')}"
         names = [flag, *([SHORT[name]] if name in SHORT else [])]
         if what == "flag":
-            names = [f"{flag}/--no-{name.replace('_', '-')}"] if field.default else [flag]
+            names = [flag] if field.default is False else [f"{flag}/--no-{name.replace('_', '-')}"]
         option = typer.Option(
             *names,
             help=describe(field),

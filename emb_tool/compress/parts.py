@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from emb_tool.compress.job import CompressJob
 from emb_tool.data.corpus import HELD_OUT_SHARE, Corpus
+from emb_tool.data.options import TextOptions
 
 
 class Parts(NamedTuple):
@@ -28,16 +30,23 @@ class Parts(NamedTuple):
     counts: dict[str, int]
 
     @classmethod
-    def of(cls, job: CompressJob, state: Path) -> Parts:
-        """Read them, or what a run before has read; without --texts a sample of our own."""
+    def of(cls, job: CompressJob, state: Path, note: Callable[[str], None]) -> Parts:
+        """Read them, or what a run before has read; without --texts a sample of our own.
+
+        Args:
+            job: Names them.
+            state: Folder of what is read.
+            note: Told where the text stands, if not in a field `text`.
+        """
         corpus = Corpus.open(state / "corpus") or Corpus.build(
             state / "corpus",
             job.texts or _sample(state / "sample.jsonl"),
-            field=job.text_field,
+            options=TextOptions.of(job),
             limit=job.limit,
             holdout=2 * job.holdout,
             share=HELD_OUT_SHARE // 2,
         )
+        corpus.tell(note)
         report, choice = halves(corpus)
         return cls(
             corpus.texts(corpus.train),

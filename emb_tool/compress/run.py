@@ -143,7 +143,7 @@ class Compress:
                 "like those that will be searched, the result depends on them"
             )
         with self.progress.task("reading the texts"):
-            parts = Parts.of(job, state)
+            parts = Parts.of(job, state, self.progress.note)
         self.report.facts["texts"] = parts.counts
         work = Work(
             parts.calibration, runtime, self.progress, state, job.seed, job.prompt_name, kept

@@ -8,6 +8,7 @@ from typing import Any, cast
 from emb_tool.checkpoint.reader import Checkpoint, check_finite
 from emb_tool.compress.compressed_tensors import check_package, export, fitted
 from emb_tool.compress.job import CompressJob
+from emb_tool.data.options import TextOptions
 from emb_tool.data.texts import hashes, scan
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
@@ -78,8 +79,7 @@ class Setup:
         for task in self.tasks:
             for sentence in task.check():
                 self.progress.warn(sentence)
-        if self.job.texts:
-            scan(self.job.texts, self.job.text_field)
+        scan([*self.job.texts, *self.job.tune], TextOptions.of(self.job))
         if not self.is_bare:  # tables can be large; those that are packed are looked through then
             check_finite(self.body)
         writes = tuple(draft.specs())

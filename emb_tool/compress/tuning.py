@@ -13,6 +13,7 @@ from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.job import CompressJob
 from emb_tool.compress.parts import halves
 from emb_tool.data.corpus import Corpus
+from emb_tool.data.options import TextOptions
 from emb_tool.draft import Draft, Lazy
 from emb_tool.progress import Progress
 from emb_tool.training.store import VectorStore
@@ -69,6 +70,7 @@ def tune_files(
 
     runtime.on_main(lambda: _corpus(job, state))
     corpus = _corpus(job, state)
+    corpus.tell(progress.note)
     runtime.reseed()  # what came before depends on whether the run was taken up
     source = state / TEACHER
     teacher = Encoder.open(Checkpoint.open(source) if source.is_dir() else body, runtime)
@@ -119,8 +121,9 @@ def tune_files(
 
 def _corpus(job: CompressJob, state: Path) -> Corpus:
     """The texts to tune on; none of those that the result is measured on is among them."""
-    corpus = Corpus.open(state / "tune-corpus") or Corpus.build(
-        state / "tune-corpus", job.tune, field=job.text_field, limit=job.limit, holdout=job.holdout
+    folder = state / "tune-corpus"
+    corpus = Corpus.open(folder) or Corpus.build(
+        folder, job.tune, options=TextOptions.of(job), limit=job.limit, holdout=job.holdout
     )
     measured = Corpus.open(state / "corpus")
     if measured is not None:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from emb_tool.data import files
+from emb_tool.data.dialect import Wanted, open_table
 from emb_tool.data.fields import titled
+from emb_tool.data.options import DEFAULT
 from emb_tool.errors import Refused
+
+_QUERY = ("query-id", "query_id", "queryid", "qid", "query", "topic")
+_DOC = (
+    *("corpus-id", "corpus_id", "doc-id", "doc_id", "docid", "docno", "document_id", "document-id"),
+    *("passage_id", "passage-id", "pid", "did"),
+)
+_SCORE = ("score", "relevance_score", "relevance-score", "relevance", "rel", "label", "grade")
+_TREC = ("0", "Q0")
+"""What stands in the second column of TREC's judgements, which says nothing."""
+
+_WANTED = (
+    "every line needs query-id, corpus-id, score, divided by tabs, with or without a header;"
+    " or TREC's four columns: query, 0, document, score"
+)
 
 _QRELS = ("qrels/test.tsv", "qrels/dev.tsv", "qrels/train.tsv", "qrels.tsv", "qrels.jsonl")
 
@@ -42,7 +59,8 @@ def load_beir(folder: str | Path) -> Beir:
     """Read `corpus.jsonl`, `queries.jsonl` and the judgements, each also `.gz`.
 
     Judgements are the first found of qrels/test.tsv, dev, train, qrels.tsv, qrels.jsonl,
-    qrels*.jsonl: `query-id`, `corpus-id`, `score`, whole numbers, with or without a header.
+    qrels*.jsonl: `query-id`, `corpus-id`, `score` (and usual other names), whole numbers, with or
+    without a header; or TREC's four columns (query, 0, document, score), divided by blanks, too.
 
     Raises:
         Refused: A file is missing; a broken line; ids twice; a judged query that does not exist;
@@ -113,7 +131,7 @@ def _find_qrels(folder: Path) -> Path:
 def _read_texts(path: Path, *, with_title: bool) -> dict[str, str]:
     texts: dict[str, str] = {}
     for record, where in files.json_records(files.numbered_lines(path), str(path)):
-        key = _id(record, "_id", where)
+        key = _id(record, ["_id"], where)
         text = record.get("text")
         if not isinstance(text, str):
             found = f"holds {files.shown(text)}" if "text" in record else "is missing"
@@ -129,39 +147,76 @@ def _read_texts(path: Path, *, with_title: bool) -> dict[str, str]:
     return texts
 
 
-def _id(record: dict[str, Any], key: str, where: str) -> str:
-    value = record.get(key)
+def _id(record: dict[str, Any], keys: Sequence[str], where: str) -> str:
+    """The first of some fields that a record has."""
+    key = next((key for key in keys if key in record), None)
+    value = record[key] if key else None
     if not isinstance(value, str | int):
         raise Refused(
-            f"{where}: no {key}; there are: {', '.join(record)}", f"every line needs {key}"
+            f"{where}: no {keys[0]}; there are: {', '.join(record)}", f"every line needs {keys[0]}"
         )
     return str(value)
 
 
 def _read_qrels(path: Path) -> Iterator[tuple[str, str, int, str]]:
-    name, lines, found = str(path), files.numbered_lines(path), False
-    if files.format_of(path) == "jsonl":
-        for record, where in files.json_records(lines, name):
-            found = True
-            query, doc = _id(record, "query-id", where), _id(record, "corpus-id", where)
-            yield query, doc, _score(record.get("score", 1), where), where
-    else:
-        for number, line in lines:
-            if line.isspace():
-                continue
-            where = f"{name}:{number}"
-            cells = line.rstrip("\r\n").split("\t")
-            if len(cells) != 3:
-                raise Refused(
-                    f"{where}: {len(cells)} tab-separated cells, not 3",
-                    "every line needs query-id, corpus-id, score",
-                )
-            if number == 1 and cells[2].strip().isalpha():
-                continue
-            found = True
-            yield cells[0], cells[1], _score(cells[2], where), where
+    found, is_json = False, files.format_of(path) == "jsonl"
+    rows = _judged_json(path) if is_json else _judged_table(path)
+    for query, doc, score, where in rows:
+        found = True
+        yield query, doc, _score(score, where), where
     if not found:
         raise Refused(f"{path} is empty: it holds no judgements")
+
+
+def _judged_json(path: Path) -> Iterator[tuple[str, str, Any, str]]:
+    for record, where in files.json_records(files.numbered_lines(path), str(path)):
+        score = next((record[key] for key in _SCORE if key in record), 1)
+        yield _id(record, _QUERY, where), _id(record, _DOC, where), score, where
+
+
+def _judged_table(path: Path) -> Iterator[tuple[str, str, Any, str]]:
+    wanted = Wanted(
+        is_header=lambda cells: _named(cells) is not None,
+        is_row=lambda cells: _unnamed(cells) is not None,
+        hint=lambda cells, delimiter: _WANTED,
+    )
+    lines = files.numbered_lines(path)
+    first = next(((number, line) for number, line in lines if not line.isspace()), None)
+    if first is None:
+        return
+    lines, cells = chain([first], lines), first[1].split()
+    if "\t" not in first[1] and (_named(cells) or _unnamed(cells)):  # blanks, as TREC has them
+        lines = ((number, "\t".join(line.split()) + "\n") for number, line in lines)
+    table = open_table(lines, str(path), "\t", DEFAULT, wanted)
+    if table is None:
+        return
+    columns = _named(table.columns) if table.has_header else _unnamed(table.first)
+    assert columns is not None
+    for row, where in table.rows():
+        query, doc, score = (row[i].strip() for i in columns)
+        yield query, doc, score, where
+
+
+def _named(names: Sequence[str]) -> tuple[int, int, int] | None:
+    """Where query, document and score stand by the names of the columns."""
+    lower = [name.strip().casefold() for name in names]
+    found = [next((lower.index(n) for n in k if n in lower), -1) for k in (_QUERY, _DOC, _SCORE)]
+    return None if -1 in found else (found[0], found[1], found[2])
+
+
+def _unnamed(cells: Sequence[str]) -> tuple[int, int, int] | None:
+    """Where they stand in a row without a header."""
+    if len(cells) == 3:
+        columns = (0, 1, 2)
+    elif len(cells) == 4 and cells[1].strip() in _TREC:
+        columns = (0, 2, 3)
+    else:
+        return None
+    try:
+        float(cells[columns[2]])
+    except ValueError:
+        return None
+    return columns
 
 
 def _score(value: Any, where: str) -> int:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -19,10 +19,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from emb_tool.data.deduplicate import CHUNK, deduplicate
+from emb_tool.data.fields import Note, field_sentence
+from emb_tool.data.options import DEFAULT, TextOptions
 from emb_tool.data.texts import read_texts
 from emb_tool.errors import Refused
 
-SCHEMA = 1
+SCHEMA = 2
+
 HELD_OUT_SHARE = 10
 """At most one text in so many is held out, unless more is asked for."""
 
@@ -63,6 +66,7 @@ class Corpus:
             of a sample; `documents`, `queries` and `heldout` kept; `document_records` of the
             records came from documents; `limited` is 1 if a source went on beyond the limit.
         digest: Hex name of the texts with their roles, order and rows.
+        fields: Of sources whose text is not in a field `text`, the field that it is in.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -75,6 +79,7 @@ class Corpus:
         self.heldout: np.ndarray = arrays["heldout"]
         self.counts: dict[str, int] = manifest["counts"]
         self.digest: str = manifest["digest"]
+        self.fields: dict[str, str] = manifest["fields"]
         self._offsets = arrays["offsets"]
         # Read by position, not mapped: pages once read do not stay in the process's memory.
         self._texts = (folder / "texts.bin").open("rb", buffering=0)
@@ -85,6 +90,11 @@ class Corpus:
     def __getitem__(self, index: int) -> str:
         start, end = self._offsets[index]
         return os.pread(self._texts.fileno(), int(end - start), int(start)).decode("utf-8")
+
+    def tell(self, note: Callable[[str], None]) -> None:
+        """Tell where the text of each source stands, if not in a field `text`."""
+        for source, field in self.fields.items():
+            note(field_sentence(source, field))
 
     def texts(self, indices: Iterable[int]) -> list[str]:
         """The texts at these indices, in their order."""
@@ -112,8 +122,8 @@ class Corpus:
         documents: Sequence[str],
         queries: Sequence[str] = (),
         *,
-        field: str | None = None,
-        query_field: str | None = None,
+        options: TextOptions = DEFAULT,
+        query_options: TextOptions = DEFAULT,
         limit: int | None = None,
         holdout: int = 0,
         share: int = HELD_OUT_SHARE,
@@ -128,8 +138,8 @@ class Corpus:
             folder: Where to; its parent exists.
             documents: Sources as for `read_texts`.
             queries: Likewise; a text may be a document and a query, but only once each.
-            field: The field of the documents.
-            query_field: The field of the queries.
+            options: How the documents are read.
+            query_options: How the queries are read.
             limit: Records read at most, of documents and of queries each.
             holdout: Texts held out at most.
             share: Never more than one text in so many is held out.
@@ -150,10 +160,11 @@ class Corpus:
         building.mkdir()
         try:
             shares = list(sample) * (len(documents) if len(sample) == 1 else 1)
-            parts = [(documents, field, shares), (queries, query_field, [])]
-            counts = _gather(building, parts, limit, seed)
+            parts = [(documents, options, shares), (queries, query_options, [])]
+            fields: dict[str, str] = {}
+            counts = _gather(building, parts, limit, seed, fields.__setitem__)
             counts |= deduplicate(building, counts.pop("document_texts"), holdout, share)
-            _seal(building, counts)
+            _seal(building, counts, fields)
             if folder.is_dir():
                 shutil.rmtree(folder)
             building.rename(folder)
@@ -167,9 +178,10 @@ class Corpus:
 
 def _gather(
     folder: Path,
-    parts: Sequence[tuple[Sequence[str], str | None, Sequence[float]]],
+    parts: Sequence[tuple[Sequence[str], TextOptions, Sequence[float]]],
     limit: int | None,
     seed: int,
+    note: Note,
 ) -> dict[str, int]:
     """Stream all texts that are not empty to texts.bin, their keys, spans and rows beside it."""
     keys, spans, rows = bytearray(), array("q"), array("q")
@@ -188,9 +200,9 @@ def _gather(
             _write(spans_file, spans)
             _write(rows_file, rows)
 
-        for sources, field, shares in parts:
+        for sources, options, shares in parts:
             first = records
-            stream = read_texts(sources, field=field)
+            stream = read_texts(sources, options, note=note)
             for record in islice(stream, limit):
                 records += 1
                 text = record.text.strip()
@@ -233,7 +245,7 @@ def _write(file: BinaryIO, buffer: bytearray | array[int]) -> None:
     del buffer[:]
 
 
-def _seal(folder: Path, counts: dict[str, int]) -> None:
+def _seal(folder: Path, counts: dict[str, int], fields: dict[str, str]) -> None:
     """Name the content, write the manifest and force all of it to disk."""
     digest = blake2b(digest_size=16)
     for name in ("keys", "roles", "rows"):
@@ -243,6 +255,7 @@ def _seal(folder: Path, counts: dict[str, int]) -> None:
     manifest = {
         "schema": SCHEMA,
         "counts": counts,
+        "fields": fields,
         "digest": digest.hexdigest(),
         "sizes": _sizes(folder),
     }

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
+import io
 import json
+import re
 import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import IO, Any
 
+from emb_tool.data import foreign
 from emb_tool.errors import Refused
 from emb_tool.registry import did_you_mean
 
@@ -27,19 +30,37 @@ FORMATS = {
 
 KNOWN = ", ".join(FORMATS) + ", each also with .gz"
 
-# An unclosed quote makes the csv module swallow the rest of the file into one cell: stop there.
-_LARGEST_CELL = 1 << 26
+_UNPACK = {".zst": "zstd -d", ".bz2": "bunzip2 -k", ".xz": "xz -dk", ".zip": "unzip"}
+
+Stream = io.BufferedReader | gzip.GzipFile
 
 _LFS = b"version https://git-lfs.github.com/spec/"
-_BOM = b"\xef\xbb\xbf"
 
 
-def format_of(path: PurePath) -> str | None:
+def format_of(name: str | Path) -> str | None:
     """The format that the extension names, `.gz` left aside; None if it names none."""
-    suffixes = [s.lower() for s in path.suffixes]
+    suffixes = [s.lower() for s in PurePosixPath(name).suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
     return FORMATS.get(suffixes[-1]) if suffixes else None
+
+
+def unknown_kind(name: str | Path) -> Refused:
+    """The refusal of a file whose extension names no format that is read."""
+    suffix = PurePosixPath(name).suffix.lower()
+    hint = f"known: {KNOWN}"
+    if suffix == ".json":
+        hint = "one object a line is wanted: jq -c '.[]' data.json > data.jsonl"
+    elif suffix in (".xlsx", ".xls"):
+        hint = "save the sheet as CSV UTF-8"
+    elif suffix in _UNPACK:
+        hint = f"unpack it first: {_UNPACK[suffix]} {quote(str(name))}"
+    return Refused(f"{name}: unknown kind of file", hint)
+
+
+def is_address(source: str) -> bool:
+    """Whether a source is `scheme://...`."""
+    return re.match(r"[a-z][a-z0-9+.]*://", source) is not None
 
 
 def locate(path: Path) -> Path:
@@ -60,38 +81,85 @@ def locate(path: Path) -> Path:
     raise Refused(f"{path}: not found", near if near.startswith("did") else "check the path")
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """Open for reading, decompressed if the name ends in `.gz`.
+def open_bytes(name: str | Path) -> Stream:
+    """Open a file or an address for reading, decompressed if the name ends in `.gz`.
 
     Raises:
         Refused: Not found, not readable, or a git-LFS pointer in place of the data.
     """
-    locate(path)
-    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    packed = str(name).lower().endswith(".gz")
     try:
-        stream = opener(path, "rb")
+        raw: Any = _open_address(name) if is_address(str(name)) else locate(Path(name))
+        if packed:
+            stream: Stream = gzip.open(raw)  # noqa: SIM115
+        else:
+            stream = raw.open("rb") if isinstance(raw, Path) else peekable(raw)
         head = stream.peek(len(_LFS))
     except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(name, error) from error
     if head.startswith(_LFS):
         stream.close()
-        raise Refused(f"{path} is a git-LFS pointer, not the data itself", "fetch it: git lfs pull")
-    opened: IO[bytes] = stream
-    return opened
+        raise Refused(f"{name} is a git-LFS pointer, not the data itself", "fetch it: git lfs pull")
+    return stream
 
 
-def open_seekable(path: Path) -> IO[bytes]:
+def _open_address(name: str | Path) -> IO[bytes]:
+    import fsspec
+
+    try:
+        stream: IO[bytes] = fsspec.open(str(name), "rb").open()
+    except Exception as error:  # as many libraries as schemes, each with errors of its own
+        raise not_opened(str(name), error) from error
+    return stream
+
+
+def not_opened(source: str, error: Exception) -> Refused:
+    """The refusal of an address or a hub set that its library does not open."""
+    said = str(error).strip().splitlines()
+    return Refused(
+        f"{source}: cannot be opened ({type(error).__name__}: {said[0] if said else ''})",
+        "check the name and the network (HF_HUB_OFFLINE); a hub set is hub:NAME:CONFIG:SPLIT,"
+        " an address may need its package of fsspec",
+    )
+
+
+class _Raw(io.RawIOBase):
+    """Any stream of bytes as one that can be buffered."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def peekable(stream: IO[bytes]) -> io.BufferedReader:
+    """A stream whose first bytes can be looked at."""
+    return stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(_Raw(stream))
+
+
+def open_seekable(name: str | Path) -> Any:
     """As `open_bytes`, for formats that are read from their end: unpacked to a temporary file."""
-    stream = open_bytes(path)
-    if path.suffix.lower() != ".gz":
-        return stream
+    if not str(name).lower().endswith(".gz"):
+        if is_address(str(name)):
+            return _open_address(name)
+        return open_bytes(name)
     spool: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
     try:
-        with stream:
+        with open_bytes(name) as stream:
             shutil.copyfileobj(stream, spool)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         spool.close()
-        raise _unreadable(path, error) from error
+        raise _unreadable(name, error) from error
     spool.seek(0)
     return spool
 
@@ -102,33 +170,38 @@ def _unreadable(name: object, error: Exception) -> Refused:
     return Refused(f"{name}: broken gzip data ({error})", "make or fetch the file again")
 
 
-def decoded(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
+def decoded(stream: Stream, name: str) -> Iterator[tuple[int, str]]:
     r"""Lines with their numbers from 1, split at `\n` alone and with it, decoded as UTF-8.
 
     Raises:
-        Refused: Bytes that are not UTF-8, or compressed data that breaks off.
+        Refused: Bytes that are no UTF-8 text, a web page, line ends of old Macs, or compressed
+            data that breaks off.
     """
     try:
+        head = stream.peek(foreign.HEAD)[: foreign.HEAD]
+        is_first = True
         for number, raw in enumerate(stream, 1):
-            if number == 1:
-                raw = raw.removeprefix(_BOM)
+            where = f"{name}:{number}"
             try:
+                if b"\0" in raw:
+                    raise ValueError
                 line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise Refused(
-                    f"{name}:{number}: not UTF-8 (byte 0x{raw[error.start]:02x} at column "
-                    f"{error.start + 1})",
-                    "convert the file first, for example with iconv -f latin1 -t utf-8",
-                ) from None
+            except ValueError:
+                raise foreign.not_text(head, raw, where, name) from None
+            if number == 1:
+                line = line.removeprefix("\ufeff")
+            if is_first and not line.isspace():
+                foreign.check_line(line, where, name)
+                is_first = False
             yield number, line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _unreadable(name, error) from error
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file, see `decoded`."""
-    with open_bytes(path) as stream:
-        yield from decoded(stream, str(path))
+def numbered_lines(name: str | Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file or of what is at an address, see `decoded`."""
+    with open_bytes(name) as stream:
+        yield from decoded(stream, str(name))
 
 
 def json_records(
@@ -139,10 +212,14 @@ def json_records(
     Raises:
         Refused: A line that is not a JSON object, or that holds half a surrogate pair.
     """
+    first = True
     for number, line in lines:
         if line.isspace():
             continue
         where = f"{name}:{number}"
+        if first and line.lstrip().startswith("["):
+            raise json_array(where, name)
+        first = False
         try:
             record = json.loads(line)
         # A bare ValueError is a number of too many digits.
@@ -151,9 +228,10 @@ def json_records(
                 said = f"{error.msg} at column {error.colno}"
             else:
                 said = str(error)
-            raise Refused(
-                f"{where}: not JSON ({said})", 'every line must be one object: {"text": "..."}'
-            ) from None
+            hint = 'every line must be one object: {"text": "..."}'
+            if line.strip() == "{":
+                hint += f"; put each on a line: jq -c . {foreign.in_command(name)} > NEW.jsonl"
+            raise Refused(f"{where}: not JSON ({said})", hint) from None
         if not isinstance(record, dict):
             raise Refused(
                 f"{where}: {shown(record)} is not a JSON object",
@@ -170,34 +248,24 @@ def json_records(
         yield record, where
 
 
-def table_rows(
-    lines: Iterable[tuple[int, str]], name: str, **dialect: Any
-) -> Iterator[tuple[list[str], str]]:
-    """Cells of a csv or tsv row by row, each with the line on which it starts.
-
-    Args:
-        lines: Numbered lines with their ends.
-        name: The file's name, for the places.
-        **dialect: Formatting parameters of `csv.reader`.
+def check_no_json(line: str, where: str, name: str) -> None:
+    """Refuse a first line of JSON where a table or a text is wanted.
 
     Raises:
-        Refused: Stray or unclosed quotes.
+        Refused: It opens an array or an object.
     """
-    csv.field_size_limit(_LARGEST_CELL)
-    reader = csv.reader((line for _, line in lines), strict=True, **dialect)
-    while True:
-        where = f"{name}:{reader.line_num + 1}"
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise Refused(
-                f"{where}: {error}",
-                'a cell that holds quotes must be quoted, with the inner ones doubled ("")',
-            ) from None
-        if row:
-            yield row, where
+    if re.match(r'\s*\[\s*([\[{"]|$)', line):
+        raise json_array(where, name)
+    if re.match(r'\s*\{\s*("|$)', line):
+        raise Refused(f"{where}: JSON, not a table", "let the file's name end in .jsonl")
+
+
+def json_array(where: str, name: str) -> Refused:
+    """The refusal of a file that is one JSON array."""
+    return Refused(
+        f"{where}: a JSON array, where one object a line is wanted",
+        f"put each on a line: jq -c '.[]' {foreign.in_command(name)} > NEW.jsonl",
+    )
 
 
 def shown(value: Any) -> str:

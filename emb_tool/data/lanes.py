@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from emb_tool.data.streams import Reader, Shards
+from emb_tool.data.shard_readers import Reader
+from emb_tool.data.streams import Shards
 from emb_tool.errors import Refused
 
 LANES = 16

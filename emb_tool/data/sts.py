@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from emb_tool.data import files
+from emb_tool.data.dialect import Wanted, open_table
+from emb_tool.data.options import DEFAULT, TextOptions
 from emb_tool.errors import Refused
 
 _LEFT = ("sentence1", "sentence_1", "sent1", "text1")
@@ -31,14 +32,13 @@ class Sts(NamedTuple):
     scores: list[float]
 
 
-def load_sts(file: str | Path) -> Sts:
+def load_sts(file: str | Path, options: TextOptions = DEFAULT) -> Sts:
     """Read a tsv, csv or jsonl file of pairs, also `.gz`.
 
-    What divides the cells is seen in the first line: with tabs, quotes are plain characters (as
-    in the STS benchmark, tabs even in files named .csv); with commas they quote. Columns are
-    known by their header (`sentence1`, `sentence2`, `score` and the usual variants); without
-    one, seven or more are the STS benchmark's (score in the fifth), and three are the two
-    sentences with the score last or first.
+    Columns are known by their header (`sentence1`, `sentence2`, `score` and the usual variants,
+    among others); without one, seven or more are the STS benchmark's (score in the fifth), and
+    three are the two sentences with the score last or first. What divides them is the one of tab,
+    comma, semicolon and bar that gives such a first line; with tabs, quotes are plain characters.
 
     Raises:
         Refused: Columns that cannot be told, a line with a fault, or fewer than two
@@ -47,9 +47,12 @@ def load_sts(file: str | Path) -> Sts:
     path = files.locate(Path(file).expanduser())
     if files.format_of(path) not in ("tsv", "csv", "jsonl"):
         raise Refused(f"{path}: not a file of pairs", "name a .tsv, .csv or .jsonl file")
-    read = _read_json if files.format_of(path) == "jsonl" else _read_table
+    is_json = files.format_of(path) == "jsonl"
+    if is_json and options.is_given:
+        raise Refused(f"{path}: jsonl has no columns to divide", "leave delimiter and header out")
+    read = _read_json(path) if is_json else _read_table(path, options)
     pairs = Sts([], [], [])
-    for left, right, score, where in read(path):
+    for left, right, score, where in read:
         for side, text in ((pairs.left, left), (pairs.right, right)):
             if not isinstance(text, str):
                 raise Refused(f"{where}: {files.shown(text)} is not a sentence", _WANTED)
@@ -75,30 +78,26 @@ def _read_json(path: Path) -> Iterator[tuple[Any, Any, Any, str]]:
         yield left, right, score, where
 
 
-def _read_table(path: Path) -> Iterator[tuple[Any, Any, Any, str]]:
-    _, first = next(files.numbered_lines(path), (1, ""))
-    dialect: dict[str, Any] = {"delimiter": ","}
-    if "\t" in first:
-        dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    rows = files.table_rows(files.numbered_lines(path), str(path), **dialect)
-    columns: Sequence[int] | None = None
-    for row, where in rows:
-        if columns is None:
-            columns = _columns(row)
-            if columns is not None:
-                continue
-            columns = _headless(row)
-            if columns is None:
-                raise Refused(
-                    f"{where}: {len(row)} columns, and which are the sentences and the score "
-                    "cannot be told",
-                    f"wanted: {_WANTED}",
-                )
-        if len(row) <= max(columns):
-            raise Refused(
-                f"{where}: {len(row)} cells, at least {max(columns) + 1} are wanted",
-                f"wanted: {_WANTED}",
-            )
+def _read_table(path: Path, options: TextOptions) -> Iterator[tuple[Any, Any, Any, str]]:
+    wanted = Wanted(
+        is_header=lambda cells: _columns(cells) is not None,
+        is_row=lambda cells: _headless(cells) is not None,
+        hint=lambda cells, delimiter: f"wanted: {_WANTED}",
+    )
+    usual = "\t" if files.format_of(path) == "tsv" else ","
+    table = open_table(files.numbered_lines(path), str(path), usual, options, wanted)
+    if table is None:
+        return
+    columns = _columns(table.columns) if table.has_header else _headless(table.first)
+    if columns is None:
+        raise Refused(
+            f"{path}: {len(table.columns)} columns, and which are the sentences and the score "
+            "cannot be told",
+            f"wanted: {_WANTED}",
+        )
+    # the benchmark's own lines have 7 cells, and some 9
+    least = None if table.has_header or len(table.first) < 7 else 7
+    for row, where in table.rows(least=least):
         left, right, score = (row[k] for k in columns)
         yield left, right, score, where
 
@@ -116,9 +115,10 @@ def _columns(names: Sequence[str]) -> tuple[int, int, int] | None:
 
 
 def _headless(row: Sequence[str]) -> tuple[int, int, int] | None:
-    """Where they stand in a file without a header."""
+    """Where they stand in a file without a header; a score at both ends does not tell."""
     layouts = [(5, 6, 4)] if len(row) >= 7 else [(0, 1, 2), (1, 2, 0)] if len(row) == 3 else []
-    return next((layout for layout in layouts if _parse(row[layout[2]]) is not None), None)
+    fits = [layout for layout in layouts if _parse(row[layout[2]]) is not None]
+    return fits[0] if len(fits) == 1 else None
 
 
 def _parse(value: Any) -> float | None:

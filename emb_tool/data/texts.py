@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from emb_tool.checkpoint.files import sha256
 from emb_tool.data import files
-from emb_tool.data.fields import Picker, pick_texts
-from emb_tool.data.streams import HUB, Shards, is_address, list_address, split_hub
+from emb_tool.data.fields import Note, Source
+from emb_tool.data.files import is_address
+from emb_tool.data.options import DEFAULT, TextOptions
+from emb_tool.data.readers import STDIN, Texts, file_texts, stdin_texts
+from emb_tool.data.streams import HUB, Shards, list_address, split_hub
 from emb_tool.errors import Refused
-
-STDIN = "-"
 
 
 class Record(NamedTuple):
@@ -33,60 +32,86 @@ class Record(NamedTuple):
     source: int = 0
 
 
-def read_texts(sources: Sequence[str], *, field: str | None = None) -> Iterator[Record]:
+def read_texts(
+    sources: Sequence[str], options: TextOptions = DEFAULT, *, note: Note | None = None
+) -> Iterator[Record]:
     """Read texts one after the other, in the order of the sources.
 
     A source is a file (.jsonl, .ndjson, .csv, .tsv, .parquet, .txt, each also .gz), a folder of
     them (recursive, sorted, hidden files and other extensions passed over),
     `hub:NAME[:CONFIG[:SPLIT]]` (the train split, unless named), an address of a file or folder that
-    fsspec opens (`s3://bucket/folder`), or `-` (stdin: JSON lines if it begins with `{`, else one
-    text a line). Blank lines are no records.
+    fsspec opens (`s3://bucket/folder`), or `-` (stdin). Blank lines are no records.
 
     Args:
         sources: What to read.
-        field: Name of the field or column that holds the text. By default `text` (for records
-            that also have an `_id`, as in BEIR: title, space, text), else the only one of strings.
+        options: Which field holds the text, and how tables are laid out. By default the text is in
+            the field `text` (for records that also have an `_id`, as in BEIR: title, space, text),
+            else in the only one that may hold it.
+        note: Told the source and the field, where it is not called `text`.
 
     Raises:
-        Refused: A source that is missing, unknown, not readable or without records; a broken
-            line; a record without the field or with something else than a string in it.
+        Refused: A source that is missing, unknown, not readable or without records; a table whose
+            first line does not tell its columns; a broken line; a record without the field or with
+            something else than a string in it; files of one source with the text in other fields.
     """
     row = 0
-    for number, source in enumerate(sources):
+    for number, name in enumerate(sources):
         before = row
-        for text, where in _read_source(source, field):
+        for text, where in _read_source(Source(name, options, note)):
             yield Record(text, where, row, number)
             row += 1
         if row == before:
-            raise _without_texts(source)
+            raise _without_texts(name)
 
 
-def scan(sources: Sequence[str], field: str | None = None) -> None:
+def scan(
+    sources: Sequence[str], options: TextOptions = DEFAULT, *, beside: Sequence[str] = ()
+) -> None:
     """Refuse before work what can be seen cheaply: every local file down to its first record.
 
     Stdin is left alone, and of hub sets and addresses only the name is looked at.
 
     Args:
         sources: As for `read_texts`.
-        field: As for `read_texts`.
+        options: As for `read_texts`.
+        beside: Other sources for which the options may be meant.
 
     Raises:
-        Refused: As `read_texts` does, for a fault in a first record.
+        Refused: As `read_texts` does, for a fault in a first record; options that nothing heeds.
     """
-    for source in sources:
-        if source.startswith(HUB):
-            split_hub(source)
-        elif is_address(source):
-            list_address(source)
-        elif source != STDIN:
-            firsts = [first_text(path, field) for path in expand(source)]
+    _check_use([*sources, *beside], options)
+    for name in sources:
+        if name.startswith(HUB):
+            split_hub(name)
+        elif is_address(name):
+            list_address(name)
+        elif name != STDIN:
+            source = Source(name, options)
+            firsts = [next(file_texts(str(path), source), None) for path in expand(name)]
             if not any(firsts):
-                raise _without_texts(source)
+                raise _without_texts(name)
 
 
-def first_text(path: Path, field: str | None = None) -> tuple[str, str] | None:
-    """The first text of a local file and where it stands; None of an empty one."""
-    return next(_read_file(path, field), None)
+def _check_use(sources: Sequence[str], options: TextOptions) -> None:
+    """Refuse a delimiter or header where nothing is a table, and a field where all is .txt."""
+    if not options.is_given:
+        return
+    kinds: set[str | None] = set()
+    for name in sources:
+        local = name != STDIN and not name.startswith(HUB) and not is_address(name)
+        kinds |= {files.format_of(path) for path in expand(name)} if local else {None}
+    of_tables = {"delimiter": options.delimiter, "header": options.header}
+    for key, value, heeding in (
+        ("text_field", options.field, {"jsonl", "csv", "tsv", "parquet", None}),
+        *((key, value, {"csv", "tsv", None}) for key, value in of_tables.items()),
+    ):
+        if value is not None and kinds and not kinds & heeding:
+            found = ", ".join(sorted(f".{kind}" for kind in kinds if kind))
+            raise Refused(
+                f"{options.spelled(**{key: value})}: of {', '.join(sources)} nothing is a table:"
+                f" {found} alone",
+                "leave it out, or let the table's name end in .tsv or .csv",
+            )
 
 
 def hashes(sources: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -112,10 +137,7 @@ def expand(source: str) -> list[Path]:
     path = files.locate(Path(source).expanduser())
     if not path.is_dir():
         if files.format_of(path) is None:
-            hint = f"known: {files.KNOWN}"
-            if path.suffix == ".json":
-                hint = "one object a line is wanted: jq -c '.[]' data.json > data.jsonl"
-            raise Refused(f"{path}: unknown kind of file", hint)
+            raise files.unknown_kind(path)
         return [path]
     found = sorted(
         p
@@ -129,108 +151,13 @@ def expand(source: str) -> list[Path]:
     return found
 
 
-def _read_source(source: str, field: str | None) -> Iterator[tuple[str, str]]:
-    if source == STDIN:
-        yield from _read_stdin(field)
-    elif source.startswith(HUB) or is_address(source):
-        yield from Shards([source], field).texts()
+def _read_source(source: Source) -> Texts:
+    name = source.name
+    if name == STDIN:
+        yield from stdin_texts(source)
+    elif name.startswith(HUB):
+        yield from Shards([name], source.options, note=source.note).texts()
     else:
-        for path in expand(source):
-            yield from _read_file(path, field)
-
-
-def _read_file(path: Path, field: str | None) -> Iterator[tuple[str, str]]:
-    kind = files.format_of(path)
-    if kind == "parquet":
-        yield from _read_parquet(path, field)
-        return
-    lines, name = files.numbered_lines(path), str(path)
-    if kind == "txt":
-        yield from _read_lines(lines, name)
-    elif kind == "jsonl":
-        yield from _read_json(lines, name, field)
-    else:
-        yield from _read_table(lines, name, field, "excel-tab" if kind == "tsv" else "excel")
-
-
-def _read_lines(lines: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[str, str]]:
-    for number, line in lines:
-        if not line.isspace():
-            yield line.rstrip("\r\n"), f"{name}:{number}"
-
-
-def _read_json(
-    lines: Iterator[tuple[int, str]], name: str, field: str | None
-) -> Iterator[tuple[str, str]]:
-    yield from pick_texts(files.json_records(lines, name), field)
-
-
-def _read_table(
-    lines: Iterator[tuple[int, str]], name: str, field: str | None, dialect: str
-) -> Iterator[tuple[str, str]]:
-    rows = files.table_rows(lines, name, dialect=dialect)
-    header, _ = next(rows, ([], ""))
-    pick = None
-    for row, where in rows:
-        if len(row) != len(header):
-            raise Refused(
-                f"{where}: {len(row)} cells, but the first line names {len(header)} columns",
-                "the first line must name the columns; cells that hold the delimiter need quotes",
-            )
-        record = dict(zip(header, row, strict=True))
-        if pick is None:
-            pick = Picker(field, header, [k for k, v in record.items() if not _number(v)], where)
-        yield pick(record, where), where
-
-
-def _number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _read_parquet(path: Path, field: str | None) -> Iterator[tuple[str, str]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    import pyarrow.types as pt
-
-    def is_text(kind: pa.DataType) -> bool:
-        kind = kind.value_type if pt.is_dictionary(kind) else kind
-        return any(f(kind) for f in (pt.is_string, pt.is_large_string, pt.is_string_view))
-
-    with files.open_seekable(path) as stream:
-        row = 0
-        try:
-            table = pq.ParquetFile(stream)
-            schema = table.schema_arrow
-            strings = [f.name for f in schema if is_text(f.type)]
-            pick = Picker(field, schema.names, strings, str(path))
-            if pick.column not in strings:
-                raise Refused(
-                    f"{path}: column {pick.column!r} holds {schema.field(pick.column).type}, "
-                    f"not strings; there are: {', '.join(schema.names)}",
-                    "name the one that holds the text with --text-field",
-                )
-            columns = [pick.column]
-            if pick.titled and "title" in schema.names:
-                columns.append("title")
-            for batch in table.iter_batches(batch_size=1024, columns=columns):
-                for record in batch.to_pylist():
-                    row += 1
-                    where = f"{path}:row {row}"
-                    yield pick(record, where), where
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise Refused(f"{path}: broken parquet after row {row} ({error})") from error
-
-
-def _read_stdin(field: str | None) -> Iterator[tuple[str, str]]:
-    lines = files.decoded(sys.stdin.buffer, "stdin")
-    for first in lines:
-        if not first[1].isspace():
-            whole = chain([first], lines)
-            if first[1].lstrip().startswith("{"):
-                yield from _read_json(whole, "stdin", field)
-            else:
-                yield from _read_lines(whole, "stdin")
+        paths = list_address(name) if is_address(name) else map(str, expand(name))
+        for path in paths:
+            yield from file_texts(path, source)

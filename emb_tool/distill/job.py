@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import MethodJob
+from emb_tool.data.options import Delimiter, Header
 from emb_tool.method import FloatList, Training
 
 
@@ -61,8 +62,13 @@ class DistillJob(MethodJob):
     buffer: Annotated[
         int, Field(ge=16, description="texts of a stream that are shuffled together")
     ] = 8192
-    text_field: Annotated[str | None, Field(description="field of --texts [text]")] = None
+    text_field: Annotated[
+        str | None,
+        Field(description="field of --texts, or a column's number from 1 [text, or the only one]"),
+    ] = None
     query_field: Annotated[str | None, Field(description="field of --queries [text_field]")] = None
+    delimiter: Delimiter = None
+    header: Header = None
     prompt_name: Annotated[
         str, Field(description="prompt of --texts: document, query, none or one of the model's")
     ] = "document"

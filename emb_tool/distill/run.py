@@ -11,6 +11,7 @@ import numpy as np
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.corpus import HELD_OUT_SHARE, Corpus
+from emb_tool.data.options import TextOptions
 from emb_tool.distill.job import DistillJob
 from emb_tool.distill.measure import score_student, tell, tokenize_roles
 from emb_tool.distill.setup import Setup
@@ -87,6 +88,7 @@ class Distill:
         if job.stream:
             counts = {"epoch": self.setup.epoch_texts, "head": counts}
         self.report.facts["texts"] = counts
+        corpus.tell(self.progress.note)
         if corpus.counts["duplicates"]:
             self.progress.say(f"{corpus.counts['duplicates']:,} duplicate texts dropped")
         lap("read_seconds")
@@ -116,8 +118,8 @@ class Distill:
             state / "corpus",
             texts,
             queries,
-            field=None if job.stream else job.text_field,
-            query_field=None if job.stream else self.setup.query_field,
+            options=TextOptions() if job.stream else self.setup.options,
+            query_options=TextOptions() if job.stream else self.setup.query_options,
             limit=job.limit,
             holdout=job.holdout,
             share=share,

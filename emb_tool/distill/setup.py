@@ -8,8 +8,11 @@ from typing import Any
 
 from emb_tool.checkpoint.files import sha256
 from emb_tool.checkpoint.reader import Checkpoint, check_finite
-from emb_tool.data.streams import HUB, Shards, is_address
-from emb_tool.data.texts import expand, first_text, hashes, scan
+from emb_tool.data.fields import field_sentence
+from emb_tool.data.files import is_address
+from emb_tool.data.options import TextOptions
+from emb_tool.data.streams import HUB, Shards
+from emb_tool.data.texts import expand, hashes, scan
 from emb_tool.distill.job import DistillJob
 from emb_tool.errors import Refused
 from emb_tool.evaluate.task import parse_tasks
@@ -132,12 +135,13 @@ class Setup:
                 )
             for sentence in task.check():
                 self.progress.warn(sentence)
-        for sources, field in ((job.texts, job.text_field), (job.queries, self.query_field)):
-            if sources:
-                scan(sources, field)
+        if job.texts:
+            scan(job.texts, self.options, beside=job.queries)
+        if job.queries:
+            scan(job.queries, self.query_options, beside=job.texts)
         if job.stream:
             for shards in self.streams.values():
-                shards.check(first_text)
+                shards.check()
             _ = self.epoch_texts
         check_finite(body)
         if self.teacher is not None and self.teacher is not body:
@@ -149,8 +153,11 @@ class Setup:
         """The shards of streamed texts, by their role."""
         job = self.job
         streams: dict[str, Shards] = {}
-        given = (("document", job.texts, job.text_field), ("query", job.queries, self.query_field))
-        for role, sources, field in given:
+        given = (
+            ("document", job.texts, self.options),
+            ("query", job.queries, self.query_options),
+        )
+        for role, sources, options in given:
             names = [
                 name
                 for source in sources
@@ -161,7 +168,9 @@ class Setup:
                 )
             ]
             if names:
-                streams[role] = Shards(names, field)
+                streams[role] = Shards(
+                    names, options, note=lambda *told: self.progress.note(field_sentence(*told))
+                )
         return streams
 
     @cached_property
@@ -210,9 +219,14 @@ class Setup:
         return limit  # data that end before it end the epoch
 
     @property
-    def query_field(self) -> str | None:
-        """The field of the queries."""
-        return self.job.query_field or self.job.text_field
+    def options(self) -> TextOptions:
+        """How the texts are read."""
+        return TextOptions.of(self.job)
+
+    @property
+    def query_options(self) -> TextOptions:
+        """How the queries are read."""
+        return TextOptions.of(self.job, self.job.query_field)
 
     @cached_property
     def tasks(self) -> list[Any]:

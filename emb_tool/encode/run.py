@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from hashlib import blake2b
 from itertools import chain, islice
@@ -16,6 +16,8 @@ from emb_tool.checkpoint.files import write_json
 from emb_tool.checkpoint.output_file import OutputFile
 from emb_tool.checkpoint.provenance import provenance
 from emb_tool.checkpoint.ranges import Ranges, read_ranges, read_ranges_file
+from emb_tool.data.fields import field_sentence
+from emb_tool.data.options import TextOptions
 from emb_tool.data.texts import Record, hashes, read_texts, scan
 from emb_tool.encode.job import EncodeJob
 from emb_tool.encode.report import describe
@@ -64,6 +66,7 @@ def encode(
     progress: Callable[[int], None] | None = None,
     skip: Callable[[int], None] = lambda count: None,
     say: Callable[[str], None] = lambda sentence: None,
+    note: Callable[[str], None] = lambda sentence: None,
 ) -> Report:
     """Encode every record of the texts, empty ones and duplicates included, in their order.
 
@@ -79,6 +82,7 @@ def encode(
         progress: Called with the number of texts done in each batch.
         skip: Called with those that an interrupted run has done.
         say: Called with a sentence.
+        note: Called with a sentence that belongs to the report.
 
     Raises:
         Refused: What `Encoder.open` and `read_texts` refuse, an output that cannot be written,
@@ -98,9 +102,8 @@ def encode(
             return Report("encode", output=str(output), job=job.recipe())
         if resume and not file.resumed:
             say(f"nothing to resume at {output}: starting from the beginning")
-        scan(job.texts, job.text_field)
-        scan(job.calibrate, job.text_field)
-        run = _Run(job, runtime, file, progress)
+        scan([*job.texts, *job.calibrate], TextOptions.of(job))
+        run = _Run(job, runtime, file, progress, note)
         skip(run.state.texts)
         try:
             report = run.go()
@@ -121,8 +124,10 @@ class _Run:
         runtime: Runtime,
         file: OutputFile,
         progress: Callable[[int], None] | None,
+        note: Callable[[str], None],
     ) -> None:
         self.job, self.runtime, self.file, self.progress = job, runtime, file, progress
+        self.note = note
         self.report = Report("encode", output=str(Path(job.output).expanduser()), job=job.recipe())
         ranges = read_ranges_file(Path(job.ranges).expanduser()) if job.ranges else None
         began = time.perf_counter()
@@ -179,7 +184,7 @@ class _Run:
     def _rest(self) -> Iterator[Record]:
         """The records that are not yet encoded; those that are must be the same as they were."""
         job, state = self.job, self.state
-        records = islice(read_texts(job.texts, field=job.text_field), job.limit)
+        records = islice(self._read(job.texts), job.limit)
         for record in islice(records, state.texts):
             _add(self.digest, record.text)
         if state.texts and self.digest.hexdigest() != state.digest:
@@ -189,6 +194,10 @@ class _Run:
                 "give the same texts, or begin anew with --overwrite",
             )
         return records
+
+    def _read(self, sources: Sequence[str]) -> Iterator[Record]:
+        options = TextOptions.of(self.job)
+        return read_texts(sources, options, note=lambda *told: self.note(field_sentence(*told)))
 
     def _stream(self, records: Iterable[Record]) -> Iterator[Block]:
         """Texts and their vectors, block by block."""
@@ -214,7 +223,7 @@ class _Run:
             return None, coming
         state.ranges = job.ranges
         if ranges is None and job.calibrate:
-            calibration = self._stream(read_texts(job.calibrate, field=job.text_field))
+            calibration = self._stream(self._read(job.calibrate))
             ranges = reduce(Ranges.join, (Ranges.of(block.vectors) for block in calibration))
             state.ranges = "the calibration texts"
         elif ranges is None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PrivateAttr
 
+from emb_tool.data.fields import Note
+from emb_tool.data.options import DEFAULT, Delimiter, Header, TextField, TextOptions
 from emb_tool.errors import Refused
 from emb_tool.evaluate.task import Score, Task
 
@@ -30,7 +32,9 @@ class Agreement(Task):
     limit: Annotated[
         int, Field(ge=3, description="texts taken of them, by hash of their content")
     ] = 2000
-    text_field: Annotated[str | None, Field(description="field that holds the text")] = None
+    text_field: TextField = None
+    delimiter: Delimiter = None
+    header: Header = None
     prompt_name: Annotated[str | None, Field(description="prompt of the texts [none]")] = None
 
     _texts: list[str] | None = PrivateAttr(None)
@@ -38,7 +42,7 @@ class Agreement(Task):
     def check(self) -> list[str]:
         """Read the texts."""
         self._load()
-        return []
+        return self._notes
 
     def score(self, pair: Pair, reference: Pair | None = None) -> Score:
         """Both models' vectors of the texts, held against each other: see `likeness`."""
@@ -50,7 +54,7 @@ class Agreement(Task):
 
     def _load(self) -> list[str]:
         if self._texts is None:
-            self._texts = sample_by_content(self.path, self.limit, self.text_field)
+            self._texts = sample_by_content(self.path, self.limit, TextOptions.of(self), self.note)
             if len(self._texts) < 3:
                 raise Refused(
                     f"{self.path}: {len(self._texts)} distinct texts are too few to compare",
@@ -95,17 +99,26 @@ def likeness(mine: Vectors, theirs: Vectors) -> dict[str, float]:
     }
 
 
-def sample_by_content(source: str, limit: int, field: str | None = None) -> list[str]:
+def sample_by_content(
+    source: str, limit: int, options: TextOptions = DEFAULT, note: Note | None = None
+) -> list[str]:
     """At most `limit` distinct texts, in the order of the source, empty ones left out.
 
     The ones whose hash is lowest are taken: the same whatever the order of the file, and spread
     over all of it.
-    """
-    from emb_tool.data.texts import read_texts
 
+    Args:
+        source: As for `read_texts`.
+        limit: How many.
+        options: As for `read_texts`.
+        note: As for `read_texts`.
+    """
+    from emb_tool.data.texts import read_texts, scan
+
+    scan([source], options)
     chosen: list[tuple[int, int, str]] = []
     hashes: set[int] = set()
-    for record in read_texts([source], field=field):
+    for record in read_texts([source], options, note=note):
         if not record.text.strip():
             continue
         value = int.from_bytes(blake2b(record.text.encode(), digest_size=8).digest(), "big")

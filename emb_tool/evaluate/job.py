@@ -59,7 +59,8 @@ class EvalJob(Job):
     ] = None
     batch_tokens: BatchTokens = None
     text_field: Annotated[
-        str | None, Field(description="field that holds the text, in files of agreement and speed")
+        str | None,
+        Field(description="field of the texts of agreement, speed, ...; or a column's number"),
     ] = None
     precision: Annotated[
         Precisions,

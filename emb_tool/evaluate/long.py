@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, PrivateAttr
 
+from emb_tool.data.options import Delimiter, Header, TextField, TextOptions
 from emb_tool.errors import Refused
 from emb_tool.evaluate.task import Score, Task, stem
 from emb_tool.method import IntList
@@ -108,7 +109,9 @@ class Synthetic(LongTask):
     ] = LENGTHS
     queries: Annotated[int, Field(ge=2, le=900, description="queries, and documents")] = 200
     sample_seed: Annotated[int, Field(ge=0, description="decides what is hidden and where")] = 0
-    text_field: Annotated[str | None, Field(description="field of the prose")] = None
+    text_field: TextField = None
+    delimiter: Delimiter = None
+    header: Header = None
     window: Window = None
 
     _sentences: list[str] | None = PrivateAttr(None)
@@ -132,7 +135,7 @@ class Synthetic(LongTask):
         """Read the prose."""
         if len(self._prose()) < 5:
             raise Refused(f"{self.haystack}: fewer than 5 sentences", "give more prose")
-        return []
+        return self._notes
 
     def score(self, pair: Pair, reference: Pair | None = None) -> Score:
         """Accuracy@1 and MRR at each length, and accuracy by depth."""
@@ -233,12 +236,13 @@ class Synthetic(LongTask):
     def _prose(self) -> list[str]:
         if self._sentences is None:
             from emb_tool.data.passkey import sentences_of
-            from emb_tool.data.texts import read_texts
+            from emb_tool.data.texts import read_texts, scan
 
             if self.haystack is None:
                 self._sentences = self.default_haystack()
             else:
-                records = read_texts([self.haystack], field=self.text_field)
+                scan([self.haystack], TextOptions.of(self))
+                records = read_texts([self.haystack], TextOptions.of(self), note=self.note)
                 self._sentences = sentences_of([record.text for record in records])
         return self._sentences
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, PrivateAttr
 
+from emb_tool.data.options import Delimiter, Header, TextField, TextOptions
 from emb_tool.errors import Refused
 from emb_tool.evaluate.long import LongTask, Window, cell, lengths_able
 from emb_tool.evaluate.task import Score
@@ -29,7 +30,9 @@ class Perplexity(LongTask):
     path: Annotated[str, Field(description="texts: a file, a folder or hub:NAME")]
     lengths: Annotated[IntList, Field(description="tokens of a context")] = (512, 1024, 2048)
     tokens: Annotated[int, Field(ge=64, description="tokens read of the texts")] = 65536
-    text_field: Annotated[str | None, Field(description="field that holds the text")] = None
+    text_field: TextField = None
+    delimiter: Delimiter = None
+    header: Header = None
     window: Window = None
 
     _text: str | None = PrivateAttr(None)
@@ -38,7 +41,7 @@ class Perplexity(LongTask):
         """Read the texts."""
         if not self._texts().strip():
             raise Refused(f"{self.path}: there is no text", "give some prose")
-        return []
+        return self._notes
 
     def score(self, pair: Pair, reference: Pair | None = None) -> Score:
         """Exp of the mean loss of every token but a context's first, at each length it reads."""
@@ -123,10 +126,11 @@ class Perplexity(LongTask):
 
     def _texts(self) -> str:
         if self._text is None:
-            from emb_tool.data.texts import read_texts
+            from emb_tool.data.texts import read_texts, scan
 
+            scan([self.path], TextOptions.of(self))
             parts, size = [], 0
-            for record in read_texts([self.path], field=self.text_field):
+            for record in read_texts([self.path], TextOptions.of(self), note=self.note):
                 parts.append(record.text)
                 size += len(record.text)
                 if size > 8 * self.tokens:

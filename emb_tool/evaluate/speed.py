@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, PrivateAttr, field_validator
 
+from emb_tool.data.options import Delimiter, Header, TextField, TextOptions
 from emb_tool.evaluate.task import Task
 from emb_tool.method import IntList
 from emb_tool.report import Measure
@@ -36,7 +37,9 @@ class Speed(Task):
     batch_tokens: Annotated[int, Field(ge=1, description="tokens of a batch")] = 4096
     repeats: Annotated[int, Field(ge=1, description="runs, of which the median counts")] = 5
     limit: Annotated[int, Field(ge=1, description="texts taken of `texts`")] = 512
-    text_field: Annotated[str | None, Field(description="field that holds the text")] = None
+    text_field: TextField = None
+    delimiter: Delimiter = None
+    header: Header = None
 
     _texts: list[str] | None = PrivateAttr(None)
 
@@ -55,7 +58,7 @@ class Speed(Task):
     def check(self) -> list[str]:
         """Read the texts, if any."""
         self._load()
-        return []
+        return self._notes
 
     def run(self, pair: Pair, reference: Pair | None = None) -> list[Measure]:
         """Time the encoder of the documents in batches, that of the queries one by one.
@@ -133,7 +136,9 @@ class Speed(Task):
             from emb_tool.evaluate.agreement import sample_by_content
 
             self._texts = (
-                sample_by_content(self.texts, self.limit, self.text_field) if self.texts else []
+                sample_by_content(self.texts, self.limit, TextOptions.of(self), self.note)
+                if self.texts
+                else []
             )
         return self._texts
 

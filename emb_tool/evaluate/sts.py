@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PrivateAttr
 
+from emb_tool.data.options import Delimiter, Header, TextOptions
 from emb_tool.evaluate.task import Score, Task
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class Sts(Task):
 
     path: Annotated[str, Field(description="tsv, csv or jsonl file of two sentences and a score")]
     prompt_name: Annotated[str | None, Field(description="prompt of both sentences [none]")] = None
+    delimiter: Delimiter = None
+    header: Header = None
 
     _data: Data | None = PrivateAttr(None)
 
@@ -51,5 +54,5 @@ class Sts(Task):
         if self._data is None:
             from emb_tool.data.sts import load_sts
 
-            self._data = load_sts(self.path)
+            self._data = load_sts(self.path, TextOptions.of(self))
         return self._data

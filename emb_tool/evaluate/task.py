@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PrivateAttr
 
 from emb_tool import method, registry
+from emb_tool.data.fields import field_sentence
 from emb_tool.errors import Refused
 from emb_tool.report import Measure
 
@@ -52,6 +53,7 @@ class Task(method.Measure):
     units: ClassVar[Mapping[str, str]] = {}
 
     _label: str = PrivateAttr("")
+    _notes: list[str] = PrivateAttr(default_factory=list)
 
     @property
     def spec(self) -> str:
@@ -86,6 +88,10 @@ class Task(method.Measure):
             What the user should know about the data, each a sentence.
         """
         return []
+
+    def note(self, source: str, field: str) -> None:
+        """Keep for `check` where the text stands that is not in a field `text`."""
+        self._notes.append(field_sentence(source, field))
 
     def score(self, pair: Pair, reference: Pair | None = None) -> Score:
         """Measure one pair of encoders."""

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from emb_tool.config import Job
+from emb_tool.data.options import Delimiter, Header
 from emb_tool.method import Method
 
 
@@ -48,7 +49,12 @@ class ExtendJob(Job):
             "towards the input's vectors; those of 100 tokens and more teach most"
         ),
     ] = ()
-    text_field: Annotated[str | None, Field(description="field of --tune [text]")] = None
+    text_field: Annotated[
+        str | None,
+        Field(description="field of --tune, or a column's number from 1 [text, or the only one]"),
+    ] = None
+    delimiter: Delimiter = None
+    header: Header = None
     prompt_name: Annotated[
         str, Field(description="prompt of --tune: document, query, none or one of the model's")
     ] = "document"

@@ -8,6 +8,7 @@ from typing import cast
 from emb_tool import registry
 from emb_tool.checkpoint.layout import needs_hub
 from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.data.options import TextOptions
 from emb_tool.data.texts import scan
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
@@ -152,7 +153,7 @@ class Setup:
                 raise Refused(
                     f"--tune: -m {self.method.name} adds no rows", "rp, hierarchical, gp, pi do"
                 )
-            scan(self.job.tune, self.job.text_field)
+            scan(self.job.tune, TextOptions.of(self.job))
         for task in self.tasks:
             for sentence in task.check():
                 self.progress.warn(sentence)

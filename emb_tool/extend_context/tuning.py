@@ -16,6 +16,7 @@ import torch
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.corpus import Corpus
+from emb_tool.data.options import TextOptions
 from emb_tool.draft import Draft
 from emb_tool.encoder import Encoder
 from emb_tool.evaluate.shared import encode_together
@@ -155,11 +156,12 @@ def tune_positions(
     def read() -> Corpus:
         kept = state / "tune-corpus"
         return Corpus.open(kept) or Corpus.build(
-            kept, job.tune, field=job.text_field, limit=job.limit, holdout=job.holdout
+            kept, job.tune, options=TextOptions.of(job), limit=job.limit, holdout=job.holdout
         )
 
     runtime.on_main(read)
     corpus = read()
+    corpus.tell(progress.note)
     teacher = Encoder.open(original, runtime)
     prompt = teacher.prompt(job.prompt_name)
     with progress.task("encoding by the teacher", len(corpus), "texts") as advance:

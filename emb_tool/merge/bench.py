@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.data.options import TextOptions
 from emb_tool.data.pairs import read_pairs
 from emb_tool.data.texts import hashes, scan
 from emb_tool.errors import Refused
@@ -91,7 +92,7 @@ class Data:
         if job.pairs:
             _ = self.pairs
         if job.texts:
-            scan(job.texts, job.text_field)
+            scan(job.texts, TextOptions.of(job))
         return [sentence for task in self.dev for sentence in task.check()]
 
     def digests(self) -> dict[str, dict[str, str]]:
@@ -211,9 +212,15 @@ class Bench:
         from emb_tool.data.corpus import Corpus
 
         job = self.job
-        return Corpus.build(
-            self.state / "corpus", job.texts, field=job.text_field, limit=job.limit, holdout=0
+        corpus = Corpus.build(
+            self.state / "corpus",
+            job.texts,
+            options=TextOptions.of(job),
+            limit=job.limit,
+            holdout=0,
         )
+        corpus.tell(self.progress.note)
+        return corpus
 
     @property
     def has_texts(self) -> bool:

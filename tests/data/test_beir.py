@@ -92,7 +92,7 @@ def test_judged_documents_that_are_gone_stay_judged(folder: Path) -> None:
             "test.tsv:2: score 'high'",
         ),
         ("qrels/test.tsv", "q1\td1\t0.5\n", "test.tsv:1: score '0.5' is not a whole number"),
-        ("qrels/test.tsv", "q1 0 d1 1\n", "test.tsv:1: 1 tab-separated cells"),
+        ("qrels/test.tsv", "q1 d1 yes 1 a\n", "test.tsv:1: the first line does not name known"),
         ("qrels/test.tsv", "q1\td1\t1\nq9\td1\t1\n", "test.tsv:2: query 'q9' is not in"),
         ("qrels/test.tsv", "q1\td1\t1\nq1\td1\t2\n", "test.tsv:2: query 'q1', document 'd1'"),
         ("qrels/test.tsv", "q1\tx\t1\n", "none of its documents"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from emb_tool.data.corpus import Corpus, text_key
+from emb_tool.data.options import TextOptions
 from emb_tool.errors import Refused
 
 
@@ -121,8 +122,8 @@ def test_fields_of_documents_and_queries(tmp_path: Path) -> None:
         tmp_path / "c",
         [str(tmp_path / "d.csv")],
         [str(tmp_path / "q.csv")],
-        field="body",
-        query_field="question",
+        options=TextOptions("body"),
+        query_options=TextOptions("question"),
     )
     assert corpus.texts([1, 0]) == ["q", "b"]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from emb_tool.data.options import TextOptions
 from emb_tool.data.texts import Record, read_texts, scan
 from emb_tool.errors import Refused
 
@@ -16,7 +18,7 @@ AWKWARD = ["a, b", 'say "hi"', "two\nlines", "naïve café 🜚", "", "  edges  
 
 
 def texts(*sources: Path | str, field: str | None = None) -> list[str]:
-    return [record.text for record in read_texts([str(s) for s in sources], field=field)]
+    return [record.text for record in read_texts([str(s) for s in sources], TextOptions(field))]
 
 
 def write_jsonl(path: Path, records: list[dict]) -> Path:
@@ -40,23 +42,26 @@ def refusal(*sources: Path | str, field: str | None = None) -> Refused:
 @pytest.mark.parametrize("kind", ["jsonl", "ndjson", "csv", "tsv", "parquet"])
 @pytest.mark.parametrize("gz", [False, True])
 def test_awkward_texts_survive_every_format(tmp_path: Path, kind: str, gz: bool) -> None:
-    import csv
-
     path = tmp_path / f"t.{kind}"
+    awkward = AWKWARD
     if kind in ("jsonl", "ndjson"):
         write_jsonl(path, [{"id": i, "text": t} for i, t in enumerate(AWKWARD)])
     elif kind == "parquet":
         write_parquet(path, id=list(range(len(AWKWARD))), text=AWKWARD)
+    elif kind == "tsv":  # nothing is quoted, so no cell holds a line end
+        awkward = [text for text in AWKWARD if "\n" not in text]
+        rows = ["id\ttext", *(f"{i}\t{text}" for i, text in enumerate(awkward))]
+        path.write_text("\n".join(rows), "utf-8")
     else:
         with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, dialect="excel-tab" if kind == "tsv" else "excel")
+            writer = csv.writer(file)
             writer.writerow(["id", "text"])
             writer.writerows(enumerate(AWKWARD))
     if gz:
         packed = tmp_path / f"t.{kind}.gz"
         packed.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
         path = packed
-    assert texts(path) == AWKWARD
+    assert texts(path) == awkward
 
 
 def test_places_and_rows_run_over_all_sources(tmp_path: Path) -> None:
@@ -134,18 +139,21 @@ def test_field_defaults(tmp_path: Path) -> None:
 def test_a_missing_field_says_which_there_are(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"t.{kind}"
     if kind == "jsonl":
-        write_jsonl(path, [{"sentence": "s", "label": "x"}])
+        write_jsonl(path, [{"sentence": "s", "title": "x"}])
     elif kind == "csv":
-        path.write_text("sentence,label\ns,x\n")
+        path.write_text("sentence,title\ns,x\n")
     else:
-        write_parquet(path, sentence=["s"], label=["x"])
-    for source in (lambda: texts(path, field="sentense"), lambda: scan([str(path)], "sentense")):
+        write_parquet(path, sentence=["s"], title=["x"])
+    for source in (
+        lambda: texts(path, field="sentense"),
+        lambda: scan([str(path)], TextOptions("sentense")),
+    ):
         with pytest.raises(Refused) as caught:
             source()
-        assert "there are: sentence, label" in caught.value.message
+        assert "there are: sentence, title" in caught.value.message
         assert caught.value.hint == "did you mean sentence?"
     ambiguous = refusal(path)
-    assert "there are: sentence, label" in ambiguous.message
+    assert "there are: sentence, title" in ambiguous.message
     assert "--text-field" in (ambiguous.hint or "")
 
 

@@ -1,0 +1,119 @@
+"""What a file is that holds no texts to read: named by its first bytes, with what mends it."""
+
+from __future__ import annotations
+
+from shlex import quote
+
+from emb_tool.errors import Refused
+
+HEAD = 4096
+"""Bytes looked at."""
+
+_SIGNATURES = (
+    (b"\x1f\x8b", "gzip data", "let its name end in .gz; from stdin: zcat FILE | embtool ..."),
+    (b"\x28\xb5\x2f\xfd", "zstd data", "unpack it first: zstd -d {name} -o NEW"),
+    (b"BZh", "bzip2 data", "unpack it first: bunzip2 -k {name}"),
+    (b"\xfd7zXZ", "xz data", "unpack it first: xz -dk {name}"),
+    (
+        b"PK\x03\x04",
+        "a zip archive, as Excel's .xlsx files are",
+        "save the sheet as CSV UTF-8, or unpack the archive",
+    ),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook (.xls)", "save the sheet as CSV UTF-8"),
+    (b"PAR1", "a parquet file", "let its name end in .parquet"),
+    (b"%PDF-", "a PDF", "extract its text first: pdftotext {name} NEW.txt"),
+)
+
+_WIDE = (
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+"""Byte order marks; iconv reads the order from them."""
+
+STDIN = "stdin"
+"""What stdin is called in messages."""
+
+_PAGES = ("<!doctype html", "<html", "<?xml")
+
+
+def in_command(name: str) -> str:
+    """A file as a shell's command reads it, unpacked; what is no file of this machine as FILE."""
+    if name == STDIN or "://" in name:
+        return "FILE"
+    return f"<(zcat {quote(name)})" if name.lower().endswith(".gz") else quote(name)
+
+
+def not_text(head: bytes, line: bytes, where: str, name: str) -> Refused:
+    """The refusal of a line that is not UTF-8, or that holds NUL bytes.
+
+    Args:
+        head: The first `HEAD` bytes of the file.
+        line: The line at fault.
+        where: Its place.
+        name: The file's name.
+    """
+    for signature, what, hint in _SIGNATURES:
+        if head.startswith(signature):
+            return Refused(f"{name} is {what}, not UTF-8 text", hint.format(name=in_command(name)))
+    encoding = _wide(head)
+    if encoding:
+        return Refused(
+            f"{name} is {encoding}, not UTF-8",
+            f"convert it first: iconv -f {encoding} -t UTF-8 {in_command(name)} > NEW",
+        )
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Refused(
+            f"{where}: not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1})",
+            "convert it first, for example: "
+            f"iconv -f WINDOWS-1252 -t UTF-8 {in_command(name)} > NEW",
+        )
+    return Refused(
+        f"{where}: a NUL byte at column {line.index(0) + 1}, which no text holds",
+        "the file is binary, or was cut off while it was written: make or fetch it again",
+    )
+
+
+def _wide(head: bytes) -> str | None:
+    """The encoding of two or four bytes a character, by its mark or by NULs at every other byte."""
+    for mark, encoding in _WIDE:
+        if head.startswith(mark):
+            return encoding
+    pairs = len(head) // 2
+    even, odd = head[: 2 * pairs : 2].count(0), head[1 : 2 * pairs : 2].count(0)
+    if not even and odd > pairs / 2:
+        return "UTF-16LE"
+    if not odd and even > pairs / 2:
+        return "UTF-16BE"
+    return None
+
+
+def check_line(line: str, where: str, name: str) -> None:
+    """Refuse a first line that is UTF-8, but of no file of texts or records.
+
+    Args:
+        line: With its end.
+        where: Its place.
+        name: The file's name.
+
+    Raises:
+        Refused: A web page, or a file whose lines end in carriage returns alone.
+    """
+    if line.lstrip().lower().startswith(_PAGES):
+        raise Refused(
+            f"{name} is a web page (HTML or XML), not the data itself",
+            "open it in a browser: as a rule it asks to log in, or says what is wrong",
+        )
+    if "\r" in line.rstrip("\r\n"):
+        raise bare_return(where, name)
+
+
+def bare_return(where: str, name: str) -> Refused:
+    """The refusal of a line within which a carriage return stands."""
+    return Refused(
+        f"{where}: a carriage return within the line (alone, it ends lines in files of old Macs)",
+        f"convert it first: tr '\\r' '\\n' < {in_command(name)} > NEW",
+    )

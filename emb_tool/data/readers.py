@@ -1,0 +1,218 @@
+"""The texts of one file, in whatever format, or of stdin; each with its place."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from emb_tool.data import files, foreign
+from emb_tool.data.dialect import (
+    TEXT_NAMES,
+    Lines,
+    Table,
+    Wanted,
+    are_known,
+    is_header,
+    is_known,
+    open_table,
+)
+from emb_tool.data.fields import Picker, Source, is_text, named, pick_texts, titled
+from emb_tool.data.options import TextOptions
+from emb_tool.errors import Refused
+
+STDIN = "-"
+
+Texts = Iterator[tuple[str, str]]
+
+_NUMBER = re.compile(r"\s*[-+]?\d+([.,]\d+)?\s*")
+
+
+def file_texts(name: str, source: Source) -> Texts:
+    """The texts of one file, or of what is at an address; blank lines are none.
+
+    Args:
+        name: A path or an address; its extension names the format.
+        source: What it belongs to.
+
+    Raises:
+        Refused: A file that is not readable or not of its format; a first line or record that does
+            not tell where the text is; a broken line or record.
+    """
+    kind = files.format_of(name)
+    if kind == "parquet":
+        yield from _parquet(name, source)
+        return
+    lines = files.numbered_lines(name)
+    if kind == "txt":
+        yield from _plain(lines, name)
+    elif kind == "jsonl":
+        yield from pick_texts(files.json_records(lines, name), source)
+    elif kind in ("csv", "tsv"):
+        yield from _table(lines, name, source, "\t" if kind == "tsv" else ",")
+    else:
+        raise files.unknown_kind(name)
+
+
+def stdin_texts(source: Source) -> Texts:
+    """The texts of stdin: JSON lines, a table, or one text a line.
+
+    JSON lines begin with `{`. It is a table where the user says anything about one, or its first
+    line names known columns. Else each line is a text; one with a tab in it is refused, since it
+    is a row of a table in all likelihood.
+    """
+    name = foreign.STDIN
+    lines = files.decoded(files.peekable(sys.stdin.buffer), name)
+    first = next(((number, line) for number, line in lines if not line.isspace()), None)
+    if first is None:
+        return
+    options, line = source.options, first[1].strip()
+    whole = chain([first], lines)
+    if line.startswith("{"):
+        yield from pick_texts(files.json_records(whole, name), source)
+    elif options.is_given or is_header(line):
+        yield from _table(whole, name, source, "\t")
+    elif is_known(line):
+        raise Refused(
+            f"{name}:{first[0]}: {line!r} may name a column or be a text",
+            f"say which: {options.spelled(header=True)} or {options.spelled(header=False)}",
+        )
+    else:
+        files.check_no_json(line, f"{name}:{first[0]}", name)
+        for text, where in _plain(whole, name):
+            if "\t" in text:
+                raise Refused(
+                    f"{where}: a line with tabs, {files.shown(text)}: it may be a row of a table",
+                    _undecided_hint(text.split("\t"), options)
+                    + "; if the whole line is a text: give it in a .txt file",
+                )
+            yield text, where
+
+
+def _plain(lines: Lines, name: str) -> Texts:
+    for number, line in lines:
+        if not line.isspace():
+            text = line.rstrip("\r\n")
+            if "\r" in text:
+                raise foreign.bare_return(f"{name}:{number}", name)
+            yield text, f"{name}:{number}"
+
+
+def _table(lines: Lines, name: str, source: Source, usual: str) -> Texts:
+    options = source.options
+    wanted = Wanted(
+        is_header=lambda cells: are_known(cells) or _names(cells, options.field),
+        is_row=lambda cells: False,
+        hint=lambda cells, delimiter: _undecided_hint(cells, options, delimiter),
+    )
+    table = open_table(lines, name, usual, options, wanted)
+    if table is None:
+        return
+    pick = None
+    for row, where in table.rows():
+        if pick is None:
+            pick = _picker(table, options, where)
+            source.settle(pick.column, where)
+            column = table.columns.index(pick.column)
+            title = table.columns.index("title") if "title" in table.columns else None
+            if (
+                options.field is None
+                and not is_text(pick.column)
+                and _NUMBER.fullmatch(row[column])
+            ):
+                raise Refused(
+                    f"{where}: {named(pick.column)} holds a number, {files.shown(row[column])}:"
+                    " it may not be the text",
+                    f"if it is: {options.spelled(text_field=pick.column)}",
+                )
+        text = row[column]
+        yield titled(row[title], text) if pick.titled and title is not None else text, where
+
+
+def _names(cells: Sequence[str], field: str | None) -> bool:
+    """Whether the field asked for is among the cells; a number may be a row's own."""
+    return field is not None and not field.isdecimal() and field in [c.strip() for c in cells]
+
+
+def _picker(table: Table, options: TextOptions, where: str) -> Picker:
+    """Which column holds the text, by the names of all, or by the number that was asked for."""
+    columns, field = table.columns, options.field
+    if field is not None and field.isdecimal() and field not in columns:
+        if not 1 <= int(field) <= len(columns):
+            raise Refused(
+                f"{where}: no column {field}; the first line has {len(columns)}"
+                + (f": {', '.join(columns)}" if table.has_header else ""),
+                f"name the one that holds the text: {options.spelled(text_field='NAME|NUMBER')}",
+            )
+        options = options._replace(field=columns[int(field) - 1])
+    elif not table.has_header and field is not None and field not in columns:
+        raise Refused(
+            f"{where}: {options.spelled(text_field=field)}, but without a header columns have no"
+            " names",
+            f"give its number, 1 to {len(columns)}: {options.spelled(text_field='NUMBER')}",
+        )
+    elif not table.has_header and field is None and len(columns) > 1:
+        raise Refused(
+            f"{where}: {len(columns)} columns without names",
+            f"say which holds the text: {options.spelled(text_field='NUMBER')}",
+        )
+    return Picker(options, columns, columns, where)
+
+
+def _undecided_hint(
+    cells: Sequence[str], options: TextOptions, delimiter: str | None = None
+) -> str:
+    """What decides, for a first line that names no known columns."""
+    if len(cells) == 1:
+        return (
+            f"if it is a text: name the file .txt, or {options.spelled(header=False)};"
+            f" if it names the column: {options.spelled(header=True)}"
+        )
+    also: dict[str, object] = {"delimiter": delimiter} if delimiter else {}
+    if options.field is not None and options.field.isdecimal():
+        row, names = {"header": False, **also}, {"header": True, **also}
+    else:
+        number = max(range(len(cells)), key=lambda i: len(cells[i])) + 1
+        name = next((cell.strip() for cell in cells if is_known(cell, names=TEXT_NAMES)), "NAME")
+        row, names = {"header": False, "text_field": number, **also}, {"text_field": name}
+    return (
+        f"if it holds a text: {options.spelled(**row)};"
+        f" if it names the columns: {options.spelled(**names)}"
+    )
+
+
+def _parquet(name: str, source: Source) -> Texts:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import pyarrow.types as pt
+
+    def is_text(kind: pa.DataType) -> bool:
+        kind = kind.value_type if pt.is_dictionary(kind) else kind
+        return any(f(kind) for f in (pt.is_string, pt.is_large_string, pt.is_string_view))
+
+    with files.open_seekable(name) as stream:
+        row = 0
+        try:
+            table = pq.ParquetFile(stream)
+            schema = table.schema_arrow
+            strings = [f.name for f in schema if is_text(f.type)]
+            pick = Picker(source.options, schema.names, strings, name)
+            if pick.column not in strings:
+                raise Refused(
+                    f"{name}: column {pick.column!r} holds {schema.field(pick.column).type}, "
+                    f"not strings; there are: {', '.join(schema.names)}",
+                    "name the one that holds the text: "
+                    + source.options.spelled(text_field="NAME"),
+                )
+            source.settle(pick.column, name)
+            columns = [pick.column]
+            if pick.titled and "title" in schema.names:
+                columns.append("title")
+            for batch in table.iter_batches(batch_size=1024, columns=columns):
+                for record in batch.to_pylist():
+                    row += 1
+                    where = f"{name}:row {row}"
+                    yield pick(record, where), where
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise Refused(f"{name}: broken parquet after row {row} ({error})") from error
