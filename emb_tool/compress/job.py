@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import ChainJob
-from emb_tool.data.options import Delimiter, Header
+from emb_tool.data.options import Delimiter, Header, TextField
 from emb_tool.errors import Refused
 
 SEARCHED = ("vocabulary", "weights")
@@ -48,10 +48,7 @@ class CompressJob(ChainJob):
             "will be searched [sentences of Python's own documentation]"
         ),
     ] = ()
-    text_field: Annotated[
-        str | None,
-        Field(description="field of --texts, or a column's number from 1 [text, or the only one]"),
-    ] = None
+    text_field: TextField = None
     delimiter: Delimiter = None
     header: Header = None
     prompt_name: Annotated[

@@ -228,7 +228,7 @@ def _undecided(
 ) -> Refused:
     """The refusal of a first line that is no known header."""
     char = alone if alone in splits else next(iter(splits))
-    if len(splits) > 1 and char != "\t":
+    if len(splits) > 1 and alone != "\t":
         return _uncertain(splits, where, alone, options)
     named = next((name for name, c in DELIMITERS.items() if c == char != alone), None)
     return Refused(

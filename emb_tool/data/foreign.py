@@ -107,7 +107,8 @@ def check_line(line: str, where: str, name: str) -> None:
             f"{name} is a web page (HTML or XML), not the data itself",
             "open it in a browser: as a rule it asks to log in, or says what is wrong",
         )
-    if "\r" in line.rstrip("\r\n"):
+    before, bare, _ = line.rstrip("\r\n").partition("\r")
+    if bare and before.count('"') % 2 == 0:  # within a quoted cell it is a character
         raise bare_return(where, name)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import MethodJob
-from emb_tool.data.options import Delimiter, Header
+from emb_tool.data.options import Delimiter, Header, TextField
 from emb_tool.method import FloatList, Training
 
 
@@ -62,11 +62,10 @@ class DistillJob(MethodJob):
     buffer: Annotated[
         int, Field(ge=16, description="texts of a stream that are shuffled together")
     ] = 8192
-    text_field: Annotated[
-        str | None,
-        Field(description="field of --texts, or a column's number from 1 [text, or the only one]"),
+    text_field: TextField = None
+    query_field: Annotated[
+        TextField, Field(description="field of --queries, or its column's number [text_field]")
     ] = None
-    query_field: Annotated[str | None, Field(description="field of --queries [text_field]")] = None
     delimiter: Delimiter = None
     header: Header = None
     prompt_name: Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from emb_tool.config import BatchTokens, Job
-from emb_tool.data.options import Delimiter, Header
+from emb_tool.data.options import Delimiter, Header, TextField
 from emb_tool.errors import Refused
 from emb_tool.ops.precisions import CALIBRATED, Precision
 
@@ -44,10 +44,7 @@ class EncodeJob(Job):
         AfterValidator(_vector_file),
         Field(description="file to write: .npy, or .parquet with columns text and embedding"),
     ]
-    text_field: Annotated[
-        str | None,
-        Field(description="field of the text, or a column's number from 1 [text, or the only one]"),
-    ] = None
+    text_field: TextField = None
     delimiter: Delimiter = None
     header: Header = None
     prompt_name: Annotated[

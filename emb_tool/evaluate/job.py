@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import BatchTokens, Job
+from emb_tool.data.options import TextField
 from emb_tool.errors import Refused
 from emb_tool.method import IntList
 from emb_tool.ops.precisions import Precisions
@@ -59,8 +60,8 @@ class EvalJob(Job):
     ] = None
     batch_tokens: BatchTokens = None
     text_field: Annotated[
-        str | None,
-        Field(description="field of the texts of agreement, speed, ...; or a column's number"),
+        TextField,
+        Field(description="field of the texts of agreement, speed, ..., or its column's number"),
     ] = None
     precision: Annotated[
         Precisions,

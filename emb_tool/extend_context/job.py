@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from emb_tool.config import Job
-from emb_tool.data.options import Delimiter, Header
+from emb_tool.data.options import Delimiter, Header, TextField
 from emb_tool.method import Method
 
 
@@ -49,10 +49,7 @@ class ExtendJob(Job):
             "towards the input's vectors; those of 100 tokens and more teach most"
         ),
     ] = ()
-    text_field: Annotated[
-        str | None,
-        Field(description="field of --tune, or a column's number from 1 [text, or the only one]"),
-    ] = None
+    text_field: TextField = None
     delimiter: Delimiter = None
     header: Header = None
     prompt_name: Annotated[

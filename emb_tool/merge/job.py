@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import MethodJob
-from emb_tool.data.options import Delimiter, Header
+from emb_tool.data.options import Delimiter, Header, TextField
 
 Names = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
@@ -62,10 +62,7 @@ class MergeJob(MethodJob):
         tuple[str, ...],
         Field(description="texts for statistics, or to come near to the vectors of --teacher on"),
     ] = ()
-    text_field: Annotated[
-        str | None,
-        Field(description="field of --texts, or a column's number from 1 [text, or the only one]"),
-    ] = None
+    text_field: TextField = None
     delimiter: Delimiter = None
     header: Header = None
     limit: Annotated[int | None, Field(ge=1, description="read this many texts at most")] = None
