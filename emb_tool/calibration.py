@@ -117,8 +117,9 @@ class Work:
 
                 def encode(piece: Sequence[str] = piece) -> Result:
                     encoder = self.encoder(draft)
-                    vectors = encoder.encode(piece, self.prompt(encoder))
-                    _check_finite(vectors, piece, encoder.checkpoint.name)
+                    prompt = self.prompt(encoder)
+                    vectors = encoder.encode(piece, prompt)
+                    _check_finite(vectors, piece, prompt, encoder)
                     return Result({"vectors": torch.from_numpy(vectors)}, {})
 
                 before = self.kept.taken.total()
@@ -144,10 +145,11 @@ class Work:
         return counts
 
 
-def _check_finite(vectors: np.ndarray, texts: Sequence[str], model: str) -> None:
+def _check_finite(vectors: np.ndarray, texts: Sequence[str], prompt: str, encoder: Encoder) -> None:
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
+        text = texts[int(np.argmin(finite))]
+        why, hint = encoder.explain_not_finite(text, prompt)
         raise Refused(
-            f"{model} gives NaN or infinity for {texts[int(np.argmin(finite))][:60]!r}",
-            "its weights or its config.json are broken: restore the original files",
+            f"{encoder.checkpoint.name} gives NaN or infinity for {text[:60]!r}{why}", hint
         )

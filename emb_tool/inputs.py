@@ -129,6 +129,28 @@ class Inputs:
             self._prompt_lengths[prompt] = len(ids) - closed
         return self._prompt_lengths[prompt]
 
+    def explain_not_finite(self, text: str, prompt: str = "") -> tuple[str, str]:
+        """Why the vector of a text holds NaN or infinity, and what to do.
+
+        The largest over no tokens is minus infinity, whatever the weights are: a text has none
+        where the tokenizer makes none, or those of the prompt alone, which are not pooled.
+
+        Args:
+            text: The text.
+            prompt: Put before it.
+
+        Returns:
+            The end of a sentence, "" where nothing is known, and a hint.
+        """
+        if "max" in self.layout.pooling:
+            pooled = len(self.tokenize([text], prompt)[0]) - self.prompt_length(prompt)
+            if pooled <= 0:
+                return (
+                    ": it has no tokens, and max pooling makes no vector of none",
+                    "leave such texts out, empty ones first of all",
+                )
+        return "", "try --dtype fp32; if that does not help, the model's weights are broken"
+
     def frame(self, prompt: str = "") -> tuple[np.ndarray, np.ndarray]:
         """Token ids that stand before and behind every text: special ones, and the prompt's."""
         return frame(lambda texts: self.tokenize(texts, prompt))

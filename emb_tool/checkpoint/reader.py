@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from emb_tool.checkpoint.files import inside, join, read_json, sha256
 from emb_tool.checkpoint.header import TORCH_NAMES
+from emb_tool.checkpoint.kinds import other_kind, without_weights
 from emb_tool.checkpoint.layout import Layout, read_layout
 from emb_tool.checkpoint.modules import ModuleSpec, read_modules
 from emb_tool.checkpoint.source import locate
-from emb_tool.checkpoint.weights import Weights, bare_file, find_weights, no_weights
+from emb_tool.checkpoint.weights import Weights, bare_file, find_weights
 from emb_tool.errors import Refused
 from emb_tool.plan import TensorSpec
 
@@ -100,6 +101,10 @@ class Checkpoint:
         if path.is_file():
             weights = bare_file(path)
             return cls(path, str(source), {}, {"": weights}, Layout(), notes)
+        if kind := other_kind(path):
+            if not lenient:
+                raise Refused(f"{source} {kind.what}", kind.hint)
+            notes.append(f"it {kind.what}")
         modules, routes = read_modules(path, notes if lenient else None)
         layout = Layout(modules=modules, routes=routes)
         parts = dict.fromkeys([layout.main, *(m.path for m in _all_modules(layout))])
@@ -110,7 +115,8 @@ class Checkpoint:
                 weights_by_part[part] = found
         main = weights_by_part[layout.main]
         if not main.files:
-            raise Refused(no_weights(path, layout.main), "is this the folder of a model?")
+            kind = without_weights(path, layout.main)
+            raise Refused(f"{path / layout.main} {kind.what}", kind.hint)
         config = read_json(path, join(layout.main, "config.json")) or {}
         chain = layout.chain
         if not config and not (chain and chain[0].kind == "StaticEmbedding"):

@@ -7,6 +7,7 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 
+from emb_tool.checkpoint.kinds import file_kind
 from emb_tool.errors import Refused
 
 _HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model",
@@ -22,10 +23,8 @@ def locate(source: str | Path) -> Path:
     if path.is_file():
         if path.suffix == ".safetensors":
             return path
-        raise Refused(
-            f"{source} is a file, but neither a model folder nor .safetensors",
-            "name the folder that holds config.json",
-        )
+        kind = file_kind(path)
+        raise Refused(f"{source} {kind.what}", kind.hint)
     text = str(source)
     hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text) and not text.endswith(".safetensors")
     if isinstance(source, Path) or not hub_id:

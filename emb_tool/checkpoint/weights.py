@@ -103,13 +103,3 @@ def _sharded(root: Path, part: str, index: dict[str, Any]) -> Weights:
                 "download the index and the shards again: they are of different versions",
             )
     return Weights(tensors, where, tuple(join(part, name) for name in names))
-
-
-def no_weights(path: Path, main: str) -> str:
-    """Why a folder has no weights, as a sentence."""
-    folder = path / main
-    if (folder / "adapter_model.safetensors").is_file():
-        return f"{folder} holds an adapter, not a whole model: merge it into its base first"
-    found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []
-    held = f" (it holds {', '.join(found)})" if found else ""
-    return f"{folder}: no model.safetensors{held}"

@@ -210,9 +210,11 @@ class _Run:
             finite = np.isfinite(vectors).all(axis=1)
             if not finite.all():
                 bad = block[int(np.argmin(finite))]
+                why, hint = self.model.explain_not_finite(bad.text, self.prompt)
                 raise Refused(
-                    f"{bad.where}: {job.model} gives NaN or infinity for this text (row {bad.row})",
-                    "try --dtype fp32; if that does not help, the model's weights are broken",
+                    f"{bad.where}: {job.model} gives NaN or infinity for this text"
+                    f" (row {bad.row}){why}",
+                    hint,
                 )
             yield Block(texts, vectors, self.model.truncated - before)
 

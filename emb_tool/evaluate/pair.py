@@ -90,11 +90,12 @@ class Embedder:
         """Take these vectors for these texts, e.g. from a store, instead of encoding them."""
         finite = np.isfinite(vectors).all(1)
         if not finite.all():
-            row = int(np.argmin(finite))
+            text, others = texts[int(np.argmin(finite))], int((~finite).sum()) - 1
+            why, hint = self.encoder.explain_not_finite(text, self.encoder.prompt(prompt_name))
             raise Failed(
-                f"{self.label or 'the model'} gives NaN or infinity for {texts[row][:60]!r} "
-                f"and {int((~finite).sum()) - 1} other texts",
-                "try --dtype fp32; if that does not help, its weights or configs are broken",
+                f"{self.label or 'the model'} gives NaN or infinity for {text[:60]!r}"
+                f" and {others} other texts{why}",
+                hint,
             )
         self._known[self.encoder.prompt(prompt_name), _digest(texts)] = vectors
 
