@@ -52,7 +52,8 @@ def examine(quick: bool = False, say: Callable[[str], None] = lambda sentence: N
         say: Called before what takes seconds.
 
     Returns:
-        Facts and tables; a gate where something is missing that embtool cannot do without.
+        Facts and tables; the fact `broken` has a sentence for each thing that embtool needs and
+        that is missing or does not work.
     """
     report = Report("doctor")
     packages = list(_packages())
@@ -62,6 +63,7 @@ def examine(quick: bool = False, say: Callable[[str], None] = lambda sentence: N
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {p.name: p._asdict() for p in packages},
+        "broken": [],
     }
     report.tables += [_package_table(packages), _machine(report)]
     if quick:
@@ -71,12 +73,13 @@ def examine(quick: bool = False, say: Callable[[str], None] = lambda sentence: N
     else:
         say("importing torch to ask for devices (some seconds; --quick leaves it out)")
         report.tables.append(_devices(report))
-        say("trying bitsandbytes' kernels")
-        report.tables.append(_kernels(report))
+        if not report.facts["broken"]:
+            say("trying bitsandbytes' kernels")
+            report.tables.append(_kernels(report))
     report.tables.append(_missing(report, packages))
     if broken:
         told = ", ".join(f"{p.name} {p.needed} ({p.found or 'missing'})" for p in broken)
-        report.gate = f"embtool needs {told}: pip install --upgrade embtool"
+        report.facts["broken"].append(f"embtool needs {told}: pip install --upgrade embtool")
     return report
 
 
@@ -206,8 +209,8 @@ def _devices(report: Report) -> Table:
     try:
         from emb_tool.runtime import Runtime
     except Exception as error:
-        report.gate = f"torch cannot be imported: {error}"
-        return Table(report.gate, [])
+        report.facts["broken"].append(f"torch cannot be imported: {error}")
+        return Table(report.facts["broken"][-1], [])
     report.timings["import_torch_seconds"] = time.perf_counter() - started
     found = Runtime.describe()
     report.facts["devices"] = found
@@ -234,6 +237,7 @@ def _kernels(report: Report) -> Table:
             weight = torch.linspace(-1, 1, 64 * 64, device=device).view(64, 64)
     except Exception as error:
         told = dict.fromkeys(_bnb_methods(), f"cannot be imported: {error}")
+        report.facts["broken"].append(f"bitsandbytes cannot be imported: {error}")
     for name in _bnb_methods() if not told else ():
         try:
             if name.endswith("int8"):

@@ -41,13 +41,14 @@ def test_all_of_it(run_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert torch["found"] == metadata.version("torch")
     assert torch["fits"] is True
     assert told["facts"]["devices"]["chosen"]
+    assert told["facts"]["broken"] == []
     assert set(told["facts"]["bitsandbytes"].values()) == {"works"}
     measures = {m["name"]: m["value"] for m in told["measures"]}
     assert (measures["memory"], measures["memory free"]) == (1_000_000_000, 600_000_000)
     assert "importing torch" in said.err
 
 
-def test_what_is_needed_and_not_there_ends_with_3(
+def test_what_is_needed_and_not_there_ends_with_1(
     run_cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = {"safetensors": "0.1", "tokenizers": None, "matplotlib": None}
@@ -61,6 +62,24 @@ def test_what_is_needed_and_not_there_ends_with_3(
     )
     monkeypatch.setattr(metadata, "requires", lambda name: requires)
     said = run_cli("doctor", "--quick")
-    assert said.code == 3
+    assert said.code == 1
+    assert "gate" not in said.err
     assert "embtool needs safetensors >=0.6 (0.1), tokenizers  (missing)" in said.err
     assert "'embtool[plot]'" in said.out
+    document = run_cli("doctor", "--quick", "--json")
+    assert document.code == 1
+    assert "safetensors >=0.6 (0.1)" in json.loads(document.out)["facts"]["broken"][0]
+
+
+def test_what_is_there_and_does_not_work_ends_with_1(
+    run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    said = run_cli("doctor")
+    assert said.code == 1
+    assert "error: bitsandbytes cannot be imported" in said.err
+    monkeypatch.setitem(sys.modules, "emb_tool.runtime", None)
+    said = run_cli("doctor")
+    assert said.code == 1
+    assert "error: torch cannot be imported" in said.err
+    assert "bitsandbytes cannot" not in said.err

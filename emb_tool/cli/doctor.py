@@ -1,6 +1,6 @@
 """What this installation and this machine can do: versions, devices, kernels, memory, disks.
 
-Ends with 3 where something is missing that embtool cannot do without.
+Ends with 1 where something is missing or broken that embtool cannot do without.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from typing import Annotated
 import typer
 
 from emb_tool.cli import output
+from emb_tool.errors import Failed
+
+EXAMPLE = "embtool doctor --quick"
 
 
 def command(
@@ -24,5 +27,7 @@ def command(
 
     report = examine(quick, Progress().say)
     output.show([report], json)
-    if report.exit_code:
-        raise typer.Exit(report.exit_code)
+    if broken := report.facts["broken"]:
+        if not json:
+            output.fail(Failed("; ".join(broken)), json)
+        raise typer.Exit(Failed.exit_code)
