@@ -86,7 +86,7 @@ def export(draft: Draft) -> None:
                 "use -m int or -m gptq with bits=2, 4 or 8 and a group that divides the columns, or"
                 f" leave it out with skip={module}",
             )
-    schemes = {(spec["bits"], _group(spec)) for spec in draft.packed.values()}
+    schemes = dict.fromkeys((spec["bits"], _group(spec)) for spec in draft.packed.values())
     if len(schemes) > 1:
         told = ", ".join(f"{bits} bits in groups of {group or 'a row'}" for bits, group in schemes)
         raise Refused(
