@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from keyword import iskeyword
-from typing import Annotated, Any, ClassVar, NamedTuple
+from pathlib import PurePath
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from emb_tool import registry
 from emb_tool.errors import Refused
+from emb_tool.fields import RUNNING, Show, flag, show
 from emb_tool.method import Method, Settings
 
 
@@ -32,9 +35,29 @@ Given = dict[str, Value]
 
 
 BatchTokens = Annotated[
-    int | None, Field(ge=1, description="padded tokens of a batch [8,192; on a GPU 65,536]")
+    int | None,
+    Field(ge=1, description="padded tokens of a batch [8,192; on a GPU 65,536]"),
+    Show(RUNNING),
 ]
 """Of jobs that encode."""
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def _picture(value: str) -> str:
+    if PurePath(value).suffix.lower() not in PICTURES:
+        raise ValueError("not a picture: end it in .png, .svg or .pdf")
+    return value
+
+
+Picture = Annotated[str, AfterValidator(_picture)]
+"""The name of a picture to draw."""
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", value):
+        raise ValueError("no such device: use auto, cpu, cuda, cuda:N or mps")
+    return value
 
 
 class Job(Settings):
@@ -43,16 +66,34 @@ class Job(Settings):
     Attributes:
         verb: The command.
         default_method: The method taken when none is named; None for verbs without methods.
+        positional: Fields that the command line gives by their place, without a flag.
     """
 
     verb: ClassVar[str]
     default_method: ClassVar[str | None] = None
+    positional: ClassVar[tuple[str, ...]] = ()
 
-    device: Annotated[str, Field(description="auto, cpu, cuda, cuda:N or mps")] = "auto"
-    dtype: Annotated[str, Field(description="auto, fp32, bf16 or fp16, of matrix products")] = (
-        "auto"
-    )
-    seed: Annotated[int, Field(ge=0, lt=2**63, description="seed of everything random")] = 0
+    device: Annotated[
+        str,
+        AfterValidator(_device),
+        Field(description="auto, cpu, cuda, cuda:N or mps"),
+        Show(RUNNING, "DEVICE"),
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        Field(description="of matrix products; sums and weights in training are fp32"),
+        Show(RUNNING),
+    ] = "auto"
+    seed: Annotated[
+        int, Field(ge=0, lt=2**63, description="seed of everything random"), Show(RUNNING)
+    ] = 0
+
+    @classmethod
+    def spell(cls, key: str) -> str:
+        """What a field is called on the command line: `-o/--output`, or `MODEL` by its place."""
+        if key in cls.positional:
+            return show(cls.model_fields[key]).metavar
+        return flag(key)
 
     def recipe(self) -> dict[str, Any]:
         """The job as a recipe that makes it again."""
@@ -80,11 +121,11 @@ class ChainJob(Job):
     """A job that carries out methods one after another.
 
     Attributes:
-        shared: Title, module and class of settings that may be given once, for all the steps that
-            have them.
+        shared: Module and class of settings that may be given once, for all the steps that have
+            them.
     """
 
-    shared: ClassVar[tuple[str, str, str] | None] = None
+    shared: ClassVar[tuple[str, str] | None] = None
 
     method: tuple[Method, ...] = ()
 
@@ -129,7 +170,7 @@ def resolve(
         verb: The command.
         recipe: The recipe's keys.
         recipe_name: Its file, for messages.
-        flags: What was given on the command line, by field name.
+        flags: What was given on the command line, by field name; None without a command line.
         method: `-m name:key=value,...`; several for a chain.
         sets: `--set key=value`.
 
@@ -137,9 +178,10 @@ def resolve(
         Refused: Every unknown key, wrong type and value out of range, each with where it is from.
     """
     cls = job_class(verb)
+    spell = cls.spell if flags is not None else f"{{}} ({recipe_name})".format
     if issubclass(cls, ChainJob):
         chain = [method] if isinstance(method, str) else method or ()
-        return _resolve_chain(cls, recipe or {}, recipe_name, flags or {}, chain, sets)
+        return _resolve_chain(cls, recipe or {}, recipe_name, flags or {}, chain, sets, spell)
     assert method is None or isinstance(method, str)
     chosen = cls.default_method
     given: Given = {}
@@ -166,8 +208,9 @@ def resolve(
     for key, (_, origin) in given.items():
         if key not in ours | theirs:
             raise _unknown(key, f"{verb} {chosen}" if chosen else verb, origin, ours | theirs)
-    made = {"method": _build(methods, given, theirs)} if methods else {}
-    job: Job = _build(cls, given, ours, **made)
+    hint = f"see embtool methods {verb} {chosen}"
+    made = {"method": _build(methods, given, theirs, hint)} if methods else {}
+    job: Job = _build(cls, given, ours, f"see embtool {verb} --help", spell, **made)
     return job
 
 
@@ -178,6 +221,7 @@ def _resolve_chain(
     flags: Mapping[str, Any],
     methods: Sequence[str],
     sets: Sequence[str],
+    spell: Callable[[str], str],
 ) -> Job:
     """`resolve` for a chain: what is not the job's goes to every step that has it."""
     if methods:  # a chain on the command line stands in place of the recipe's
@@ -191,7 +235,7 @@ def _resolve_chain(
     classes = [registry.load(cls.verb, name) for name, _, _ in steps]
     ours = set(cls.model_fields) - {"method"}
     # what such steps share is theirs first: a budget of `-m pq -m int:bits=8` is that of the table
-    common = getattr(import_module(cls.shared[1]), cls.shared[2]) if cls.shared else None
+    common = getattr(import_module(cls.shared[0]), cls.shared[1]) if cls.shared else None
     for key in [key for key in given if key not in ours]:
         value, origin = given.pop(key)
         having = [i for i, step in enumerate(classes) if key in step.model_fields]
@@ -205,10 +249,10 @@ def _resolve_chain(
         for i in having:
             steps[i][1].setdefault(key, value)
     built = tuple(
-        registry.build(step, settings, origin)
+        registry.build(step, settings, origin, f"see embtool methods {cls.verb} {step.name}")
         for step, (_, settings, origin) in zip(classes, steps, strict=True)
     )
-    job: Job = _build(cls, given, ours, method=built)
+    job: Job = _build(cls, given, ours, f"see embtool {cls.verb} --help", spell, method=built)
     return job
 
 
@@ -217,7 +261,7 @@ def _given(settings: Mapping[str, Any], origin: str) -> Given:
 
 
 def _given_flags(flags: Mapping[str, Any]) -> Given:
-    origins = {key: f"--{key.replace('_', '-')}" for key in flags}
+    origins = {key: flag(key) for key in flags}
     return {field_name(key): Value(value, origins[key]) for key, value in flags.items()}
 
 
@@ -239,9 +283,17 @@ def _step(given: Any) -> tuple[str, dict[str, Any]]:
     return str(settings.pop("name", None) or ""), settings
 
 
-def _build(cls: type[BaseModel], given: Given, fields: set[str], **more: Any) -> Any:
+def _build(
+    cls: type[BaseModel],
+    given: Given,
+    fields: set[str],
+    hint: str,
+    spell: Callable[[str], str] = str,
+    **more: Any,
+) -> Any:
     values = {key: value for key, (value, _) in given.items() if key in fields}
-    return registry.build(cls, values | more, {key: given[key].origin for key in values})
+    origins = {key: given[key].origin for key in values}
+    return registry.build(cls, values | more, origins, hint, spell)
 
 
 def _unknown(key: str, of: str, origin: str, known: Iterable[str]) -> Refused:

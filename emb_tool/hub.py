@@ -7,7 +7,6 @@ sentence-transformers' static embeddings are taught when that library is importe
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
@@ -22,12 +21,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from emb_tool.checkpoint.files import read_json, write_json
-from emb_tool.checkpoint.output import OutputFolder, clear
 from emb_tool.checkpoint.quantization import PACKED, VERSION, packed_modules
-from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import Refused
+from emb_tool.expand import expand as expand
 from emb_tool.ops import attention
-from emb_tool.progress import Progress
 
 if TYPE_CHECKING:
     from emb_tool.packed.base import Packed
@@ -281,7 +278,7 @@ class _AfterImport(MetaPathFinder, Loader):
         self.then()
 
 
-# -- opening, and making plain --------------------------------------------------------------------
+# -- opening --------------------------------------------------------------------------------------
 
 
 def load(path: str | Path, **settings: Any) -> Any:
@@ -294,49 +291,6 @@ def load(path: str | Path, **settings: Any) -> Any:
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(str(path), **settings)
-
-
-def expand(
-    source: str | Path,
-    out: str | Path,
-    dtype: str = "fp32",
-    *,
-    overwrite: bool = False,
-    resume: bool = False,
-    progress: Progress | None = None,
-) -> Path:
-    """Write a packed checkpoint as a plain one, tensor by tensor.
-
-    Args:
-        source: A packed checkpoint.
-        out: The folder to be.
-        dtype: Of every float weight of the main part: `fp32`, `fp16` or `bf16`.
-        overwrite: Replace what is there.
-        resume: Begin anew where a run was interrupted; leave alone what one has finished.
-        progress: Shows a bar.
-
-    Returns:
-        The folder.
-
-    Raises:
-        Refused: Nothing is packed, a format that is not known, bytes that do not fit it, a folder
-            that is not empty.
-    """
-    from emb_tool.packed.plain import write_plain
-    from emb_tool.runtime import DTYPES
-
-    if dtype not in DTYPES:
-        raise Refused(f"unknown dtype {dtype!r}", "use " + ", ".join(DTYPES))
-    checkpoint = Checkpoint.open(source, need_tokenizer=False)
-    if not packed_modules(checkpoint.config):
-        raise Refused(f"{checkpoint.name} holds no packed weights", "it is plain already")
-    digest = hashlib.sha256(f"expand {checkpoint.fingerprint()} {dtype}".encode()).hexdigest()
-    with OutputFolder(out, job_digest=digest, overwrite=overwrite, resume=resume) as folder:
-        if folder.finished:
-            return folder.path
-        clear(folder.partial, folder.state)
-        write_plain(checkpoint, folder.partial, DTYPES[dtype], progress or Progress(0))
-        return folder.seal()
 
 
 attention.register()

@@ -10,6 +10,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from emb_tool.fields import METHOD, TRAINING
+
 
 def _split(value: Any) -> Any:
     """`"0,2,5"` as typed in a shell, to a list."""
@@ -40,10 +42,12 @@ class Method(Settings):
     Attributes:
         name: The `-m` name, the file's name with dashes.
         paper: Where it was published, `arXiv:...` or `doi:...`.
+        panel: Heading of its settings in `--help`, where they name no other.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str] = ""
+    panel: ClassVar[str] = METHOD
 
 
 class Measure(Method):
@@ -57,6 +61,7 @@ class Training(Method):
         presets: Settings by name of a preset, taken before a recipe's and the user's own.
     """
 
+    panel: ClassVar[str] = TRAINING
     presets: ClassVar[dict[str, dict[str, object]]] = {}
 
     epochs: Annotated[float, Field(gt=0, description="passes over the texts, per cycle")] = 1.0

@@ -7,7 +7,7 @@ Each verb is a package whose `__init__` holds `METHODS`: rows of (name, module, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import pydantic
 
 from emb_tool.errors import Refused
+from emb_tool.fields import choices, expects
 from emb_tool.method import Method
+from emb_tool.spellings import nearest
 
 VERBS: dict[str, str] = {
     "distill": "emb_tool.distill",
@@ -43,9 +45,17 @@ def methods(verb: str) -> dict[str, Row]:
     return {row[0]: Row(*row) for row in getattr(package, "METHODS", ())}
 
 
+def verbs_with(method: str) -> list[str]:
+    """The verbs that have a method of that name."""
+    return [verb for verb in VERBS if method in methods(verb)]
+
+
 def load(verb: str, name: str) -> type[Method]:
     """Import one method's class."""
     table = methods(verb)
+    if name not in table and (theirs := verbs_with(name)):
+        where = " and ".join(f"embtool {other}" for other in theirs)
+        raise Refused(f"unknown {verb} method {name!r}", f"{name} is a method of {where}")
     row = table[choose(name, table, f"{verb} method")]
     cls: type[Method] = getattr(import_module(row.module), row.attribute)
     return cls
@@ -62,7 +72,7 @@ def choose(name: str, known: Iterable[str], what: str) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint: the nearest of the known names, or all of them."""
     known = list(known)
-    near = get_close_matches(name, known, n=2, cutoff=0.6)
+    near = nearest(name, known)
     if near:
         return "did you mean " + " or ".join(near) + "?"
     return "known: " + ", ".join(known) if known else "none is known"
@@ -93,6 +103,7 @@ def build(
     values: Mapping[str, Any],
     origin: Any = "",
     hint: str | None = None,
+    spell: Callable[[str], str] = str,
 ) -> Any:
     """Make a settings object, every fault said in one sentence each.
 
@@ -101,6 +112,7 @@ def build(
         values: Its fields.
         origin: Where the values came from: one text, or a mapping of field to text.
         hint: What to do next, if it is not another spelling.
+        spell: What a field that is missing is called where it would be given.
 
     Raises:
         Refused: Unknown keys (with a did-you-mean), wrong types, values out of range.
@@ -108,20 +120,26 @@ def build(
     try:
         return cls(**values)
     except pydantic.ValidationError as error:
-        sentences = []
+        sentences: dict[str, None] = {}  # a union has a fault for each of its types
         for fault in error.errors():
-            key = ".".join(str(part) for part in fault["loc"])
-            said = fault["msg"].removeprefix("Value error, ")
-            if not key:  # about several fields together
-                sentences.append(said)
-                continue
-            where = origin.get(str(fault["loc"][0]), "") if isinstance(origin, Mapping) else origin
+            key = str(fault["loc"][0]) if fault["loc"] else ""
+            where = origin.get(key, "") if isinstance(origin, Mapping) else origin
             where = f" ({where})" if where else ""
-            if fault["type"] == "extra_forbidden":
-                sentences.append(f"unknown setting {key!r}{where}")
-                hint = did_you_mean(key, cls.model_fields)
-            elif fault["type"] == "missing":
-                sentences.append(f"{key} is missing{where}")
+            if fault["type"] == "value_error":  # a validator's own sentence
+                said = str(fault["ctx"]["error"])
+                sentences[f"{_given(key, values, where)}: {said}" if key else said] = None
+            elif fault["type"] == "missing" and key in cls.model_fields:
+                sentences[f"{spell(key)} is missing{where}"] = None
+            elif key in cls.model_fields:  # whatever pydantic calls it
+                field = cls.model_fields[key]
+                sentences[f"{_given(key, values, where)}: expected {expects(field)}"] = None
+                near = get_close_matches(str(values.get(key)), choices(field.annotation), n=1)
+                hint = f"did you mean {near[0]}?" if near else hint
             else:
-                sentences.append(f"{key}={fault['input']!r:.200}{where}: {said}")
+                sentences[f"unknown setting {key!r}{where}"] = None
+                hint = did_you_mean(key, cls.model_fields)
         raise Refused("; ".join(sentences), hint) from None
+
+
+def _given(key: str, values: Mapping[str, Any], where: str) -> str:
+    return f"{key.rstrip('_')}={values.get(key)!r:.200}{where}"

@@ -106,15 +106,15 @@ def test_methods(run_cli: Cli) -> None:
     ("argv", "message", "hint"),
     [
         (["distil"], "unknown command 'distil'", "did you mean distill?"),
-        (["distill", "--epoch", "3"], "No such option: --epoch", "embtool distill --help"),
+        (["distill", "--epoch", "3"], "distill has no option --epoch", "did you mean --epochs?"),
         (["distill", "--lr"], "requires an argument", "--help"),
         (["distill", "--set", "lr"], "--set lr: not key=value", "--set seed=1"),
         (["distill", "--set", "epoch=3"], "unknown setting 'epoch'", "did you mean epochs?"),
         (["distill", "-m", "leef"], "unknown distill method 'leef'", "did you mean leaf?"),
-        (["distill", "--texts", "x"], "teacher is missing; output is missing", ""),
+        (["distill", "--texts", "x"], "--teacher is missing; -o/--output is missing", ""),
         (["methods", "distill", "leef"], "unknown distill method 'leef'", "did you mean leaf?"),
-        (["methods", "evil"], "unknown command 'evil'", "did you mean eval?"),
-        (["run"], "Missing argument 'recipe'", "embtool run --help"),
+        (["methods", "evil"], "unknown command or method 'evil'", "did you mean eval?"),
+        (["run"], "RECIPE is missing", "embtool run --help"),
         (["run", "none.yaml"], "none.yaml: no such recipe", "docs/recipes.md"),
         (["distill", "-r", "none.yaml"], "none.yaml: no such recipe", ""),
         (["inspect", "/no/such"], "/no/such", ""),
@@ -322,7 +322,7 @@ def test_stdout_is_the_result_and_stderr_the_rest(
     assert run_cli(argv).code == 2  # there already
 
 
-@pytest.mark.parametrize("argv", [["doctor", "--quick"], ["methods"], ["methods", "merge", "ties"]])
+@pytest.mark.parametrize("argv", [["methods"], ["methods", "compress", "int"]])
 def test_prose_is_folded_where_there_is_no_terminal(
     run_cli: Cli, argv: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,7 +129,7 @@ def test_an_unknown_setting_is_told_with_the_nearest(settings: dict[str, Any], w
         ({"flags": {"preset": "quik"}}, "unknown leaf preset 'quik'", "did you mean quick?"),
         ({"sets": ["lr"]}, "--set lr: not key=value", "write --set seed=1"),
         ({"method": "leaf:lr"}, "'leaf:lr': 'lr' is not key=value", "-m name:key=value"),
-        ({"flags": {"lr": "2"}}, "less than or equal to 1", ""),
+        ({"flags": {"lr": "2"}}, "lr='2' (--lr): expected a number above 0 and at most 1", ""),
         ({"flags": {"seed": "-1"}}, "seed='-1' (--seed)", ""),
         ({"recipe": {"texts": []}}, "give --texts or --queries", ""),
         ({"recipe": {"student": None}}, "give --student, or --student-layers", ""),
@@ -144,7 +144,7 @@ def test_other_faults(settings: dict[str, Any], message: str, hint: str) -> None
 
 
 def test_every_missing_setting_is_named_at_once() -> None:
-    with pytest.raises(Refused, match="teacher is missing; output is missing"):
+    with pytest.raises(Refused, match="--teacher is missing; -o/--output is missing"):
         resolve("distill", flags={"texts": ["x"]})
     with pytest.raises(Refused, match="unknown command 'distil'"):
         resolve("distil")

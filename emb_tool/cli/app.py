@@ -11,24 +11,29 @@ import typer
 
 from emb_tool import __version__
 from emb_tool.cli import completion, output
+from emb_tool.cli.help import KNOWN, MADE, SETTINGS, USED, Command, Group
 from emb_tool.errors import EmbToolError, Followed, Interrupted
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "distill": ("emb_tool.cli.distill", "train a small student in the teacher's vector space"),
-    "compress": ("emb_tool.cli.compress", "fewer dimensions, layers, tokens and bits"),
-    "merge": ("emb_tool.cli.merge", "one model of several: soups, task vectors, ties"),
-    "extend-context": ("emb_tool.cli.extend_context", "let a model read longer texts"),
-    "eval": ("emb_tool.cli.eval", "measure models: sts, retrieval, agreement, speed"),
-    "doctor": ("emb_tool.cli.doctor", "what this installation and this machine can do"),
-    "encode": ("emb_tool.cli.encode", "texts to vectors, npy or parquet"),
-    "expand": ("emb_tool.cli.expand", "a packed checkpoint as a plain one"),
-    "inspect": ("emb_tool.cli.inspect", "what a checkpoint holds, from its headers"),
-    "methods": ("emb_tool.cli.methods", "the methods of each command, and their settings"),
-    "report": ("emb_tool.cli.report", "outputs side by side, from their own reports"),
-    "run": ("emb_tool.cli.run", "carry out the jobs of a recipe"),
-    "store": ("emb_tool.cli.store", "list or prune the stored teacher vectors"),
+    "distill": (MADE, "train a small student in the teacher's vector space"),
+    "compress": (MADE, "fewer dimensions, layers, tokens and bits"),
+    "merge": (MADE, "one model of several: soups, task vectors, ties"),
+    "extend-context": (MADE, "let a model read longer texts"),
+    "run": (MADE, "carry out the jobs of a recipe"),
+    "eval": (USED, "measure models: sts, retrieval, agreement, speed"),
+    "encode": (USED, "texts to vectors, npy or parquet"),
+    "report": (USED, "outputs side by side, from their own reports"),
+    "expand": (USED, "a packed checkpoint as a plain one"),
+    "inspect": (KNOWN, "what a checkpoint holds, from its headers"),
+    "methods": (KNOWN, "the methods of each command, and their settings"),
+    "store": (KNOWN, "list or prune the stored teacher vectors"),
+    "doctor": (KNOWN, "what this installation and this machine can do"),
 }
-"""Command to module (with a `command` function, and `LISTS`, its options of several values)."""
+"""Heading and summary of each command.
+
+Its module in `emb_tool.cli` has a `command` function, `EXAMPLE`, a line that runs, and `LISTS`, its
+options of several values.
+"""
 
 
 def build(wanted: str | None) -> tuple[typer.Typer, set[str]]:
@@ -37,11 +42,11 @@ def build(wanted: str | None) -> tuple[typer.Typer, set[str]]:
 
     app = typer.Typer(
         help="Smaller, faster, longer-reading embedding models, and what each step cost.",
-        no_args_is_help=True,
         add_completion=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings=SETTINGS,
+        cls=Group,
     )
 
     def print_version(wanted: bool) -> None:
@@ -56,21 +61,22 @@ def build(wanted: str | None) -> tuple[typer.Typer, set[str]]:
             "--version",
             is_eager=True,  # before a command is asked for
             callback=print_version,
-            help="print the version and stop",
+            help="print the version",
         ),
     ) -> None:
         pass
 
     lists: set[str] = set()
-    for name, (module, summary) in COMMANDS.items():
+    for name, (panel, summary) in COMMANDS.items():
+        function, text, example = _placeholder, summary, None
         if name == wanted:
-            loaded = import_module(module)
-            function = loaded.command
+            loaded = import_module(f"emb_tool.cli.{name.replace('-', '_')}")
+            function, example = loaded.command, loaded.EXAMPLE
             lists = getattr(loaded, "LISTS", set())
             text = (loaded.__doc__ or summary).strip()
-        else:
-            function, text = _placeholder, summary
-        app.command(name, help=text, short_help=summary)(function)
+        app.command(
+            name, cls=Command, help=text, short_help=summary, epilog=example, rich_help_panel=panel
+        )(function)
     return app, lists
 
 
@@ -85,7 +91,7 @@ def wanted_command(argv: Sequence[str]) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     as_json = "--json" in words
     typed = completion.words()  # a shell asks what may come next
     wanted = wanted_command(words if typed is None else typed)
@@ -93,9 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if typed is not None and wanted not in COMMANDS:
             wanted = None
         elif wanted and wanted not in COMMANDS:
-            from emb_tool import registry
+            from emb_tool.cli import guess
 
-            registry.choose(wanted, COMMANDS, "command")
+            raise guess.command(wanted, COMMANDS)
         app, lists = build(wanted)
         from emb_tool.cli.options import spread_lists
 
@@ -114,20 +120,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.fail(Interrupted(2), as_json)
         return 130
     except Exception as error:
-        usage = _usage_error(error)
+        usage = _usage_error(error, wanted)
         if usage is None:
             raise
         output.fail(usage, as_json)
         return 2
 
 
-def _usage_error(error: Exception) -> EmbToolError | None:
+def _usage_error(error: Exception, wanted: str | None) -> EmbToolError | None:
     """Typer's own refusals (unknown option, missing value) in our words; None for a bug."""
     message: Callable[[], str] | None = getattr(error, "format_message", None)
     if message is None or getattr(error, "exit_code", None) is None:
         return None
+    from emb_tool.cli import guess
     from emb_tool.errors import Refused
 
     context: Any = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "embtool"
-    return Refused(message().rstrip("."), f"see {path} --help")
+    path = context.command_path if context is not None else f"embtool {wanted or ''}".rstrip()
+    hint = f"see {path} --help"
+    kind = type(error).__name__  # the classes are Typer's own copies
+    if kind == "NoSuchOption" and context is not None:
+        option = str(getattr(error, "option_name", ""))
+        if wanted and context.parent is None:
+            hint = f"options of a command come after it: embtool {wanted} ... {option}"
+        else:
+            hint = guess.option(option, context.command) or hint
+        return Refused(f"{path} has no option {option}", hint)
+    if kind == "MissingParameter":
+        param: Any = getattr(error, "param", None)
+        flags = "/".join(sorted(param.opts, key=len))
+        missing = param.metavar if param.param_type_name == "argument" else flags
+        return Refused(f"{missing} is missing", hint)
+    return Refused(message().rstrip("."), hint)

@@ -13,12 +13,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
 
 import typer
 
-from emb_tool import registry
-from emb_tool.cli.fields import describe, unwrap
+from emb_tool import fields, registry
 from emb_tool.errors import EmbToolError
 
 VARIABLE = "_EMBTOOL_COMPLETE"
@@ -142,28 +140,17 @@ def _names(verb: str) -> Found:
 
 def _settings(verb: str, name: str, rest: str, incomplete: str) -> Found:
     """`key=` of a method, or the choices of one key; what stands before is kept."""
-    fields = registry.load(verb, name).model_fields
+    known = registry.load(verb, name).model_fields
     last = rest.rpartition(",")[2]
     begun = incomplete[: len(incomplete) - len(last)]
     key, equals, _ = last.partition("=")
     if not equals:
         return _offer(
-            ((f"{begun}{n}=", describe(field)) for n, field in fields.items()), incomplete
+            ((f"{begun}{n}=", fields.describe(field)) for n, field in known.items()), incomplete
         )
-    field = fields.get(key.replace("-", "_"))
-    values = options(field.annotation) if field else []
+    field = known.get(key.replace("-", "_"))
+    values = fields.choices(field.annotation) if field else []
     return _offer(((f"{begun}{key}={value}", "") for value in values), incomplete)
-
-
-def options(annotation: Any) -> list[str]:
-    """The words that a field takes, where they are few."""
-    found: list[str] = []
-    for part in unwrap(annotation):
-        if get_origin(part) is Literal:
-            found += map(str, get_args(part))
-        elif part is bool:
-            found += ["true", "false"]
-    return found
 
 
 def _paths(begun: str) -> list[str]:

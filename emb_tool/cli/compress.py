@@ -1,9 +1,14 @@
-"""Make a model smaller: a chain of methods, one read and one write, measured on the files written.
+"""Make a model smaller.
 
-For example: embtool compress MODEL -m rotate -m truncate:dim=128 -m int:bits=4 --texts T -o OUT
+A chain of methods, one read and one write, measured on the files as written.
 """
 
 from emb_tool.cli.jobs import job_command, list_options
 
-command = job_command("compress", "Compression", ["model"])
+EXAMPLE = (
+    "embtool compress sentence-transformers/all-MiniLM-L6-v2 -m truncate:dim=256 -m int:bits=8"
+    " --texts texts.jsonl -o small"
+)
+
+command = job_command("compress")
 LISTS = list_options("compress")

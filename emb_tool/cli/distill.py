@@ -5,5 +5,10 @@ Queries can go to the student while documents stay with the teacher; no labels a
 
 from emb_tool.cli.jobs import job_command, list_options
 
-command = job_command("distill", "Distillation")
+EXAMPLE = (
+    "embtool distill --teacher sentence-transformers/all-MiniLM-L6-v2 --student-layers 3"
+    " --texts texts.jsonl -o student"
+)
+
+command = job_command("distill")
 LISTS = list_options("distill")

@@ -2,4 +2,6 @@
 
 from emb_tool.cli.jobs import job_command
 
-command = job_command("encode", "Encoding", positional=("model", "texts"))
+EXAMPLE = "embtool encode small texts.jsonl -o vectors.npy"
+
+command = job_command("encode")

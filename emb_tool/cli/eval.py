@@ -6,5 +6,9 @@ long-retrieval:DIR, perplexity:TEXTS. Their settings: embtool methods eval TASK.
 
 from emb_tool.cli.jobs import job_command
 
-command = job_command("eval", "Evaluation", positional=("models",))
+EXAMPLE = (
+    "embtool eval small --reference sentence-transformers/all-MiniLM-L6-v2 --task sts:pairs.tsv"
+)
+
+command = job_command("eval")
 LISTS = {"--precision"}

@@ -11,24 +11,25 @@ import typer
 
 from emb_tool import config
 from emb_tool.cli import output
-from emb_tool.cli.fields import kind
 from emb_tool.cli.options import command as make_command
 from emb_tool.errors import EmbToolError, Refused
+from emb_tool.fields import flag, kind
 from emb_tool.recipe import read_recipe
 from emb_tool.report import Report, Table
 
 
-def job_command(verb: str, title: str, positional: Sequence[str] = ()) -> Callable[..., None]:
-    """The command of a verb."""
+def job_command(verb: str) -> Callable[..., None]:
+    """The command of a verb: the settings of its job and of its default method as options."""
     cls = config.job_class(verb)
-    classes: list[tuple[str, Any]] = [(title, cls)]
+    classes: list[tuple[str, Any]] = [("", cls)]
     method = config.method_class(verb)
     if method is not None:
-        classes.append((f"Method {method.name}", method))
+        classes.append((method.panel, method))
     chain = issubclass(cls, config.ChainJob)
     if issubclass(cls, config.ChainJob) and cls.shared:
-        name, module, attribute = cls.shared
-        classes.append((name, getattr(import_module(module), attribute)))
+        module, attribute = cls.shared
+        shared = getattr(import_module(module), attribute)
+        classes.append((shared.panel, shared))
 
     def run(
         *,
@@ -58,15 +59,16 @@ def job_command(verb: str, title: str, positional: Sequence[str] = ()) -> Callab
         carry_out([job], json, **common)
 
     methods = verb if "method" in cls.model_fields else None
-    return make_command(run, classes, positional, methods=methods, chain=chain)
+    return make_command(run, classes, cls.positional, methods=methods, chain=chain)
 
 
 def list_options(verb: str) -> set[str]:
     """The options of a verb that take several values after one name."""
+    cls = config.job_class(verb)
     return {
-        f"--{name.replace('_', '-')}"
-        for name, field in config.job_class(verb).model_fields.items()
-        if name != "method" and kind(field)[0] == "list"
+        flag(name)
+        for name, field in cls.model_fields.items()
+        if name not in ("method", *cls.positional) and kind(field)[0] == "list"
     }
 
 

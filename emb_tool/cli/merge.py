@@ -1,9 +1,11 @@
-"""One model of several of the same family, streamed: inputs are never wholly in memory.
-
-For example: embtool merge A B C -m slerp:t=0.3 -o OUT
-"""
+"""One model of several of the same family, streamed: inputs are never wholly in memory."""
 
 from emb_tool.cli.jobs import job_command, list_options
 
-command = job_command("merge", "Merge", ["models"])
-LISTS = list_options("merge") - {"--models"}
+EXAMPLE = (
+    "embtool merge sentence-transformers/all-MiniLM-L6-v2"
+    " sentence-transformers/multi-qa-MiniLM-L6-cos-v1 -m slerp:t=0.3 -o merged"
+)
+
+command = job_command("merge")
+LISTS = list_options("merge")

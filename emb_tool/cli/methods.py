@@ -8,23 +8,38 @@ import typer
 
 from emb_tool import config, registry
 from emb_tool.cli import completion, output
-from emb_tool.cli.fields import describe, kind
+from emb_tool.errors import Refused
+from emb_tool.fields import SUBJECT, default, kind, limits
 from emb_tool.report import Report, Table
+
+EXAMPLE = "embtool methods compress int"
 
 
 def command(
     verb: Annotated[
-        str | None, typer.Argument(help="a command, e.g. distill", autocompletion=completion.verbs)
+        str | None,
+        typer.Argument(
+            metavar="COMMAND",
+            help="a command, as distill; or the name of a method",
+            autocompletion=completion.verbs,
+            rich_help_panel=SUBJECT,
+        ),
     ] = None,
     method: Annotated[
-        str | None, typer.Argument(help="one of its methods", autocompletion=completion.methods_of)
+        str | None,
+        typer.Argument(
+            metavar="METHOD",
+            help="one of its methods",
+            autocompletion=completion.methods_of,
+            rich_help_panel=SUBJECT,
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:
     """Print the tables; nothing heavy is imported."""
     report = Report(verb="methods")
-    if verb:
-        registry.choose(verb, registry.VERBS, "command")
+    if verb and verb not in registry.VERBS:
+        verb, method = _placed(verb)
     if verb and method:
         _settings(report, verb, method)
     else:
@@ -41,22 +56,48 @@ def command(
     output.show([report], json)
 
 
+def _placed(name: str) -> tuple[str, str]:
+    """Verb and method, where a method alone was named.
+
+    Raises:
+        Refused: No method is so called, or several are.
+    """
+    verbs = registry.verbs_with(name)
+    if len(verbs) == 1:
+        return verbs[0], name
+    if verbs:
+        lines = " or ".join(f"embtool methods {verb} {name}" for verb in verbs)
+        raise Refused(f"{name} is a method of {' and '.join(verbs)}", f"write {lines}")
+    every = [*registry.VERBS, *(name for verb in registry.VERBS for name in registry.methods(verb))]
+    raise Refused(f"unknown command or method {name!r:.200}", registry.did_you_mean(name, every))
+
+
 def _settings(report: Report, verb: str, method: str) -> None:
     cls = registry.load(verb, method)
     row = registry.methods(verb)[method]
-    table = Table(f"{verb} -m {method}: {row.summary}", ["setting", "value", "what it is"])
+    title = f"embtool {verb} ... -m {method}: {row.summary}"
+    if verb == "eval":
+        title = f"embtool eval ... --task {method}: {row.summary}"
+    table = Table(title, ["setting", "value", "default", "what it is"])
     report.facts["settings"] = {}
     for name, field in cls.model_fields.items():
         what, metavar = kind(field)
-        values = "true|false" if what == "flag" else metavar
-        shown = (
-            values if len(values) <= output.SHORT else values.replace("|", " | ")
-        )  # can be folded
-        table.rows.append([name, shown, describe(field)])
-        report.facts["settings"][name] = {"values": values, "description": describe(field)}
+        values = {"flag": "true|false", "list": metavar.replace("...", ",...")}.get(what, metavar)
+        # long ones are folded between words
+        value = values if len(values) <= output.SHORT else values.replace("|", " | ")
+        shown = "required" if field.is_required() else default(field)
+        within = limits(field)
+        text = field.description or ""
+        table.rows.append([name, f"{value} {within}".strip(), shown, text])
+        report.facts["settings"][name] = {
+            "values": values, "limits": within, "default": shown, "description": text,
+        }  # fmt: skip
     report.facts["paper"] = cls.paper
     report.facts["default"] = config.job_class(verb).default_method == method
-    report.tables.append(table)
+    if table.rows:
+        report.tables.append(table)
+    else:
+        report.tables.append(Table(f"{title}\nit has no settings", []))
     for name, settings in getattr(cls, "presets", {}).items():
         shown = ", ".join(f"{key}={value}" for key, value in settings.items()) or "the defaults"
         report.tables.append(Table(f"--preset {name}: {shown}", []))

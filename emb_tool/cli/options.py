@@ -15,27 +15,26 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from emb_tool.cli import completion
-from emb_tool.cli.fields import describe, kind
+from emb_tool.fields import METHOD, REQUIRED, RUNNING, choices, describe, flag, kind, show
 
-EVERYWHERE = "Everywhere"
-SHORT = {"output": "-o"}
+TYPES: dict[str, Any] = {"flag": bool | None, "list": list[str] | None, "value": str | None}
+"""Annotation by kind: what was typed goes to pydantic as it is."""
 
-COMMON: dict[str, tuple[Any, Any, str, tuple[str, ...]]] = {
-    "recipe": (str | None, None, "YAML file of settings; flags go before it", ("-r",)),
-    "set": (list[str] | None, None, "any setting, as key=value; goes before flags", ()),
-    "dry_run": (
-        bool,
-        False,
-        "check everything, print what would be written, write nothing",
-        ("-n",),
+COMMON: dict[str, tuple[Any, Any, str, str, tuple[str, ...]]] = {
+    "recipe": (str | None, None, "PATH", "YAML file of settings, which flags override", ("-r",)),
+    "set": (
+        list[str] | None, None, "KEY=VALUE", "any setting, also the method's; overrides flags", ()
     ),
-    "json": (bool, False, "one JSON document on stdout", ()),
-    "overwrite": (bool, False, "replace an output that exists", ()),
-    "resume": (bool, False, "go on with an interrupted job", ()),
-    "quiet": (bool, False, "no progress", ("-q",)),
-    "verbose": (bool, False, "more on stderr; tracebacks of refusals", ("-v",)),
-}
-"""Options of every command that runs a job: type, default, help, short names."""
+    "dry_run": (
+        bool, False, "", "check everything, print what would be written, write nothing", ("-n",)
+    ),
+    "overwrite": (bool, False, "", "replace an output that exists", ()),
+    "resume": (bool, False, "", "go on with an interrupted job", ()),
+    "json": (bool, False, "", "one JSON document on stdout, errors too", ()),
+    "quiet": (bool, False, "", "no progress", ("-q",)),
+    "verbose": (bool, False, "", "more on stderr; tracebacks of refusals", ("-v",)),
+}  # fmt: skip
+"""Options of every command that runs a job: type, default, metavar, help, short names."""
 
 
 def command(
@@ -49,85 +48,82 @@ def command(
 
     Args:
         run: Called with `flags` (what was given, by field), and the common options by name.
-        classes: Title and class of each group of fields.
+        classes: Heading of the fields that name none, and class; the job's own class first.
         positional: Fields given without a name, in order.
         methods: The verb whose methods `-m` takes; None: there is no `-m`.
         chain: Whether there may be several.
     """
     parameters: list[inspect.Parameter] = []
-    seen: set[str] = set()
 
-    def add(name: str, annotation: Any, default: Any) -> None:
-        seen.add(name)
+    def add(name: str, annotation: Any, option: Any, default: Any = None) -> None:
         parameters.append(
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=default,
+                annotation=Annotated[annotation, option],
             )
         )
 
-    fields = {
-        name: (title, field)
-        for title, cls in classes
-        for name, field in cls.model_fields.items()
-        if name != "method"
-    }
+    fields: dict[str, tuple[str, FieldInfo]] = {}
+    for panel, cls in classes:
+        for name, field in cls.model_fields.items():
+            if name != "method":
+                fields.setdefault(name, (panel, field))
     for name in positional:
-        many = kind(fields[name][1])[0] == "list"
-        argument = typer.Argument(
-            help=describe(fields[name][1]), metavar=name.rstrip("s").upper(), show_default=False
-        )
-        add(name, Annotated[list[str] | None if many else str | None, argument], None)
-    for name, (title, field) in fields.items():
-        if name in seen:
-            continue
+        panel, field = fields.pop(name)
         what, metavar = kind(field)
-        flag = f"--{name.rstrip('_').replace('_', '-')}"
-        names = [flag, *([SHORT[name]] if name in SHORT else [])]
-        if what == "flag":
-            names = [flag] if field.default is False else [f"{flag}/--no-{name.replace('_', '-')}"]
+        argument = typer.Argument(
+            help=describe(field), metavar=metavar, show_default=False, rich_help_panel=REQUIRED
+        )
+        add(name, TYPES[what], argument)
+    if methods:
+        each = f"NAME, or NAME:KEY=VALUE,... (embtool methods {methods} lists them)"
+        option = typer.Option(
+            "-m",
+            "--method",
+            metavar="METHOD",
+            help=f"steps in their order, each {each} [found by --target]" if chain else each,
+            show_default=False,
+            autocompletion=completion.methods(methods),
+            rich_help_panel=REQUIRED if chain else METHOD,
+        )
+        add("method", list[str] | None if chain else str | None, option)
+    presets = [name for _, cls in classes for name in getattr(cls, "presets", ())]
+    if presets:
+        option = typer.Option(
+            "--preset",
+            metavar="|".join(presets),
+            help=f"settings to start from (see embtool methods {methods})",
+            show_default=False,
+            autocompletion=completion.choices(presets),
+            rich_help_panel=METHOD,
+        )
+        add("preset", str | None, option)
+    for name, (panel, field) in fields.items():
+        what, metavar = kind(field)
+        names = flag(name).split("/")
+        if what == "flag" and field.default is not False:
+            names = [f"{names[0]}/--no-{names[0].removeprefix('--')}"]
         option = typer.Option(
             *names,
             help=describe(field),
             metavar=metavar or None,
             show_default=False,
             autocompletion=_completed(name, field) if what != "flag" else None,
-            rich_help_panel=EVERYWHERE if name in ("device", "dtype", "seed") else title,
+            rich_help_panel=show(field, panel).panel,
         )
-        annotation = {"flag": bool | None, "list": list[str] | None, "value": str | None}[what]
-        add(name, Annotated[annotation, option], None)
-    presets = [name for _, cls in classes for name in getattr(cls, "presets", ())]
-    if presets:
-        option = typer.Option(
-            "--preset",
-            metavar="|".join(presets),
-            help="settings to start from (embtool methods)",
-            show_default=False,
-            autocompletion=completion.choices(presets),
-        )
-        add("preset", Annotated[str | None, option], None)
-    if methods:
-        option = typer.Option(
-            "-m",
-            "--method",
-            metavar="NAME:KEY=VALUE,...",
-            help="methods, in order (embtool methods)"
-            if chain
-            else "method and its settings (embtool methods)",
-            show_default=False,
-            autocompletion=completion.methods(methods),
-        )
-        add("method", Annotated[list[str] | None if chain else str | None, option], None)
-    for name, (annotation, default, text, short) in COMMON.items():
-        placeholder = "FILE" if name == "recipe" else "KEY=VALUE" if name == "set" else None
+        add(name, TYPES[what], option)
+    for name, (annotation, default, metavar, text, short) in COMMON.items():
         option = typer.Option(
             f"--{name.replace('_', '-')}",
             *short,
             help=text,
-            metavar=placeholder,
+            metavar=metavar or None,
             show_default=False,
-            rich_help_panel=EVERYWHERE,
+            rich_help_panel=RUNNING,
         )
-        add(name, Annotated[annotation, option], default)
+        add(name, annotation, option, default)
 
     def call(**values: Any) -> None:
         common = {name: values.pop(name) for name in (*COMMON, *(["method"] if methods else []))}
@@ -143,7 +139,7 @@ def _completed(name: str, field: FieldInfo) -> Callable[[str], list[tuple[str, s
     """What a shell offers after an option; None leaves it to the shell, which knows files."""
     if name in ("task", "eval"):
         return completion.tasks
-    values = completion.options(field.annotation)
+    values = choices(field.annotation)
     return completion.choices(values) if values else None
 
 

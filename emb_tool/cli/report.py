@@ -1,7 +1,4 @@
-"""Outputs side by side: size, quality, time and how each was made, from their own reports.
-
-For example: embtool report student small merged --page comparison.html
-"""
+"""Outputs side by side: size, quality, time and how each was made, from their own reports."""
 
 from __future__ import annotations
 
@@ -10,16 +7,28 @@ from typing import Annotated
 import typer
 
 from emb_tool.cli import output
+from emb_tool.fields import OUTPUT, REQUIRED
+
+EXAMPLE = "embtool report student small --page comparison.html"
 
 
 def command(
     outputs: Annotated[
         list[str],
-        typer.Argument(help="folders that embtool wrote, or files of what --json printed"),
+        typer.Argument(
+            metavar="OUTPUT...",
+            help="folders that embtool wrote, or files of what --json printed",
+            rich_help_panel=REQUIRED,
+        ),
     ],
     page: Annotated[
         str | None,
-        typer.Option("--page", metavar="FILE", help="write them as one HTML page, too"),
+        typer.Option(
+            "--page",
+            metavar="PATH",
+            help="write them as one HTML page, too",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace a page that exists")

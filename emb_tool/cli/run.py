@@ -11,11 +11,16 @@ import typer
 
 from emb_tool import config
 from emb_tool.cli.jobs import carry_out
+from emb_tool.fields import REQUIRED
 from emb_tool.recipe import read_recipe
+
+EXAMPLE = "embtool run small/recipe.yaml --set output=again"
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="YAML file")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="YAML file", rich_help_panel=REQUIRED)
+    ],
     set: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="a setting of every job that has it"),

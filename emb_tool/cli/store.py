@@ -9,10 +9,12 @@ import typer
 
 from emb_tool.cli import output
 
+EXAMPLE = "embtool store --prune 30 --dry-run"
+
 
 def command(
     store: Annotated[
-        str | None, typer.Option("--store", metavar="DIR", help="folder [user's cache folder]")
+        str | None, typer.Option("--store", metavar="PATH", help="folder [user's cache folder]")
     ] = None,
     prune: Annotated[
         float | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 
 from emb_tool.compress.matrices import MatrixMethod
+from emb_tool.fields import Show
 from emb_tool.method import TextList
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ class Int(MatrixMethod):
     kind: ClassVar[str] = "int"
 
     tensor: Annotated[
-        TextList, Field(description="names or patterns of tensors to pack, as for tables [all]")
+        TextList,
+        Field(description="names or patterns of tensors to pack, as for tables [all]"),
+        Show(metavar="NAME"),
     ] = ()
     budget: Annotated[
         float | None,

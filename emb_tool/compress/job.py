@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from emb_tool.config import ChainJob
+from emb_tool.config import ChainJob, Picture
 from emb_tool.data.options import Delimiter, Header, TextField
 from emb_tool.errors import Refused
+from emb_tool.fields import DATA, EVALUATION, METHOD, OUTPUT, REQUIRED, TRAINING, Show
 
 SEARCHED = ("vocabulary", "weights")
 """Stages that a search fills."""
@@ -36,25 +37,33 @@ class CompressJob(ChainJob):
     """`embtool compress`."""
 
     verb: ClassVar[str] = "compress"
-    shared: ClassVar[tuple[str, str, str] | None] = (
-        "Tables", "emb_tool.compress.table", "TableMethod",
-    )  # fmt: skip
+    positional: ClassVar[tuple[str, ...]] = ("model",)
+    shared: ClassVar[tuple[str, str] | None] = ("emb_tool.compress.table", "TableMethod")
 
-    model: Annotated[str, Field(description="folder, hub id, or a bare .safetensors file")]
+    model: Annotated[
+        str,
+        Field(description="folder, hub id, or a bare .safetensors file"),
+        Show(REQUIRED, "MODEL"),
+    ]
     texts: Annotated[
         tuple[str, ...],
         Field(
             description="texts to calibrate on and, others of them, to measure on; best those that "
             "will be searched [sentences of Python's own documentation]"
         ),
+        Show(DATA, "PATH"),
     ] = ()
     text_field: TextField = None
     delimiter: Delimiter = None
     header: Header = None
     prompt_name: Annotated[
-        str, Field(description="prompt of --texts: document, query, none or one of the model's")
+        str,
+        Field(description="prompt of --texts: document, query, none or one of the model's"),
+        Show(DATA, "NAME"),
     ] = "document"
-    limit: Annotated[int | None, Field(ge=1, description="read this many texts at most")] = None
+    limit: Annotated[
+        int | None, Field(ge=1, description="read this many texts at most"), Show(DATA)
+    ] = None
     holdout: Annotated[
         int,
         Field(
@@ -62,14 +71,17 @@ class CompressJob(ChainJob):
             description="texts kept from calibration to measure the result on, and as many others "
             "for --target to choose on",
         ),
+        Show(EVALUATION),
     ] = 500
     with_: Annotated[
         str | None,
         Field(description="model of the same space that gets the same vectors' steps: OUT/partner"),
+        Show(DATA, "MODEL"),
     ] = None
     eval: Annotated[
         tuple[str, ...],
         Field(description="task measured on the result and the input: sts:FILE, retrieval:DIR"),
+        Show(EVALUATION, "TASK"),
     ] = ()
     min_retention: Annotated[
         float | None,
@@ -77,19 +89,22 @@ class CompressJob(ChainJob):
             gt=0, le=2,
             description="gate: least share kept in the tasks of --eval, or of the ten nearest "
             "neighbours where there is none, else exit code 3",
-        ),
+        ), Show(EVALUATION),
     ] = None  # fmt: skip
     max_bytes: Annotated[
         Bytes | None,
         Field(gt=0, description="gate: size of the weight files, as 20MB, else exit code 3"),
+        Show(EVALUATION, "SIZE"),
     ] = None
     target: Annotated[
         Bytes | None,
         Field(gt=0, description="size of the weight files, as 15MB: find the best chain below it"),
+        Show(METHOD, "SIZE"),
     ] = None
     target_retention: Annotated[
         float | None,
         Field(gt=0, le=1, description="share to be kept: find the smallest chain that keeps it"),
+        Show(METHOD),
     ] = None
     tune: Annotated[
         tuple[str, ...],
@@ -97,21 +112,31 @@ class CompressJob(ChainJob):
             description="texts on which scales, codebooks, norms and biases are then trained "
             "towards the input's vectors"
         ),
+        Show(TRAINING, "PATH"),
     ] = ()
-    epochs: Annotated[float, Field(gt=0, description="passes of --tune over its texts")] = 1.0
-    lr: Annotated[float, Field(gt=0, le=1, description="peak learning rate of --tune")] = 1e-3
-    batch_tokens: Annotated[int, Field(ge=1, description="tokens of a step of --tune")] = 2048
+    epochs: Annotated[
+        float, Field(gt=0, description="passes of --tune over its texts"), Show(TRAINING)
+    ] = 1.0
+    lr: Annotated[
+        float, Field(gt=0, le=1, description="peak learning rate of --tune"), Show(TRAINING)
+    ] = 1e-3
+    batch_tokens: Annotated[
+        int, Field(ge=1, description="tokens of a step of --tune"), Show(TRAINING)
+    ] = 2048
     format: Annotated[
         Literal["embtool", "compressed-tensors"],
         Field(
             description="of packed weights: our own, or compressed-tensors' pack-quantized (linear "
             "layers alone, by int or gptq of 2, 4 or 8 bits)"
         ),
+        Show(OUTPUT),
     ] = "embtool"
     plot: Annotated[
-        str | None, Field(description="picture of what --target tried, a .png, .svg or .pdf")
+        Picture | None,
+        Field(description="picture of what --target tried, a .png, .svg or .pdf"),
+        Show(OUTPUT, "PATH"),
     ] = None
-    output: Annotated[str, Field(description="folder to write")]
+    output: Annotated[str, Field(description="folder to write"), Show(REQUIRED, "PATH")]
 
     @property
     def searches(self) -> bool:

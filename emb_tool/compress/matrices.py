@@ -15,6 +15,7 @@ from emb_tool.compress.table import LOSSY, packed_of
 from emb_tool.compress.tensors import check_rows, module_name, refuse_head
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
+from emb_tool.fields import Show
 from emb_tool.method import TextList
 from emb_tool.registry import did_you_mean
 from emb_tool.surgery import Surgery
@@ -39,10 +40,14 @@ class MatrixMethod(Surgery):
     kind: ClassVar[str]
 
     only: Annotated[
-        TextList, Field(description="names or patterns of the modules to pack [all]")
+        TextList,
+        Field(description="names or patterns of the modules to pack [all]"),
+        Show(metavar="NAME"),
     ] = ()
     skip: Annotated[
-        TextList, Field(description="names or patterns of modules that stay as they are")
+        TextList,
+        Field(description="names or patterns of modules that stay as they are"),
+        Show(metavar="NAME"),
     ] = ()
 
     @property

@@ -15,6 +15,7 @@ from emb_tool.checkpoint.kept import Result
 from emb_tool.compress.tensors import check_rows, match, module_name, read_counts, refuse_head
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
+from emb_tool.fields import TABLES, Show
 from emb_tool.method import TextList
 from emb_tool.surgery import Surgery
 
@@ -37,10 +38,13 @@ class TableMethod(Surgery):
 
     stage = "weights"
     calibrated = True
+    panel: ClassVar[str] = TABLES
     kind: ClassVar[str]
 
     tensor: Annotated[
-        TextList, Field(description="names or patterns of the tensors [the token table]")
+        TextList,
+        Field(description="names or patterns of the tensors [the token table]"),
+        Show(metavar="NAME"),
     ] = ()
     budget: Annotated[
         float | None,
@@ -52,6 +56,7 @@ class TableMethod(Surgery):
     frequencies: Annotated[
         str | None,
         Field(description="file of counts, one per row: .npy or text [counted in the texts]"),
+        Show(metavar="PATH"),
     ] = None
     scale: Annotated[
         float | None, Field(gt=0, description="what 1 of an integer table stands for")

@@ -14,6 +14,7 @@ from emb_tool.checkpoint.kept import Result
 from emb_tool.compress.vocab_tokens import Tokens, check_padding
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
+from emb_tool.fields import Show
 from emb_tool.method import TextList
 from emb_tool.registry import did_you_mean
 from emb_tool.surgery import Surgery
@@ -48,9 +49,12 @@ class Vocab(Surgery):
     list: Annotated[
         str | None,
         Field(description="file of the tokens to keep, one a line [those that occur in the texts]"),
+        Show(metavar="PATH"),
     ] = None
     keep: Annotated[
-        TextList, Field(description="further tokens to keep, as the vocabulary spells them")
+        TextList,
+        Field(description="further tokens to keep, as the vocabulary spells them"),
+        Show(metavar="TOKEN"),
     ] = ()
     characters: Annotated[
         bool,

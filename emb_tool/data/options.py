@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
+from emb_tool.fields import DATA, Show
+
 DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";", "bar": "|"}
 """Characters that divide the cells of a table, by the names that `--delimiter` takes."""
 
@@ -29,17 +31,20 @@ TextField = Annotated[
     str | None,
     BeforeValidator(_as_text),
     Field(description="field of the text, or its column's number from 1 [text, or the only one]"),
+    Show(DATA, "FIELD"),
 ]
 
 Delimiter = Annotated[
     Literal["tab", "comma", "semicolon", "bar"] | None,
     BeforeValidator(_by_name),
     Field(description="what divides the cells of csv and tsv files [seen in the first line]"),
+    Show(DATA),
 ]
 
 Header = Annotated[
     bool | None,
     Field(description="whether the first line of csv and tsv files names the columns [seen]"),
+    Show(DATA),
 ]
 
 

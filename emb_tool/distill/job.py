@@ -8,13 +8,13 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import MethodJob
 from emb_tool.data.options import Delimiter, Header, TextField
+from emb_tool.fields import DATA, EVALUATION, OUTPUT, REQUIRED, RUNNING, TEACHER, TRAINING, Show
 from emb_tool.method import FloatList, Training
 
 
 def _layers(value: Any) -> Any:
-    if isinstance(value, str):
-        parts = [part.strip() for part in value.split(",")]
-        return int(parts[0]) if len(parts) == 1 else tuple(int(part) for part in parts if part)
+    if isinstance(value, str) and "," in value:
+        return [part.strip() for part in value.split(",") if part.strip()]
     return value
 
 
@@ -34,23 +34,34 @@ class DistillJob(MethodJob):
             description="folder or hub id; a file of vectors beside the texts (.npy, .parquet, "
             ".safetensors); or an endpoint, https://host/v1#model"
         ),
+        Show(REQUIRED, "MODEL"),
     ]
     student: Annotated[
-        str | None, Field(description="folder or hub id [cut from the teacher by --student-layers]")
+        str | None,
+        Field(
+            description="model to train: folder or hub id [the teacher, cut to --student-layers]"
+        ),
+        Show(REQUIRED, "MODEL"),
     ] = None
     student_layers: Annotated[
         Layers | None,
         Field(description="layers of the teacher (or student) to keep: a count, or a list 0,2,5"),
+        Show(DATA, "LAYERS"),
     ] = None
     from_scratch: Annotated[
-        bool, Field(description="start from random weights instead of the student's own")
+        bool,
+        Field(description="start from random weights instead of the student's own"),
+        Show(TRAINING),
     ] = False
     texts: Annotated[
         tuple[str, ...],
         Field(description="texts: jsonl, csv, tsv, parquet, txt (.gz), folders, hub:, s3://, -"),
+        Show(REQUIRED, "PATH"),
     ] = ()
     queries: Annotated[
-        tuple[str, ...], Field(description="queries, read as --texts, with the query prompt")
+        tuple[str, ...],
+        Field(description="queries, read as --texts, with the query prompt"),
+        Show(DATA, "PATH"),
     ] = ()
     stream: Annotated[
         bool,
@@ -58,9 +69,10 @@ class DistillJob(MethodJob):
             description="read texts as they are trained on: no copy, no search for duplicates,"
             " vectors stored only where --store is given; for more texts than a disk is for"
         ),
+        Show(DATA),
     ] = False
     buffer: Annotated[
-        int, Field(ge=16, description="texts of a stream that are shuffled together")
+        int, Field(ge=16, description="texts of a stream that are shuffled together"), Show(DATA)
     ] = 8192
     text_field: TextField = None
     query_field: Annotated[
@@ -69,11 +81,14 @@ class DistillJob(MethodJob):
     delimiter: Delimiter = None
     header: Header = None
     prompt_name: Annotated[
-        str, Field(description="prompt of --texts: document, query, none or one of the model's")
+        str,
+        Field(description="prompt of --texts: document, query, none or one of the model's"),
+        Show(DATA, "NAME"),
     ] = "document"
     limit: Annotated[
         int | None,
         Field(ge=1, description="read this many texts at most; of a stream, in each epoch"),
+        Show(DATA),
     ] = None
     sample: Annotated[
         FloatList,
@@ -81,60 +96,89 @@ class DistillJob(MethodJob):
             description="share of --texts to take, drawn by content and --seed; one for all of"
             " them, or one for each, as 1,.4 [all]"
         ),
+        Show(DATA, "SHARE,..."),
     ] = ()
     holdout: Annotated[
-        int, Field(ge=0, description="texts kept from training, to measure on the way")
+        int,
+        Field(ge=0, description="texts kept from training, to measure on the way"),
+        Show(EVALUATION),
     ] = 500
     eval: Annotated[
         tuple[str, ...],
         Field(description="task measured on the way and at the end: sts:FILE, retrieval:DIR"),
+        Show(EVALUATION, "TASK"),
     ] = ()
-    scores: Annotated[int, Field(ge=1, description="how often it is measured on the way")] = 4
+    scores: Annotated[
+        int, Field(ge=1, description="how often it is measured on the way"), Show(EVALUATION)
+    ] = 4
     min_retention: Annotated[
         float | None,
         Field(
             gt=0, le=2, description="gate: lowest share of the teacher's figures, else exit code 3"
         ),
+        Show(EVALUATION),
     ] = None
-    output: Annotated[str, Field(description="folder to write")]
+    output: Annotated[str, Field(description="folder to write"), Show(REQUIRED, "PATH")]
     router: Annotated[
-        bool, Field(description="also write OUT/router: queries by student, documents by teacher")
+        bool,
+        Field(description="also write OUT/router: queries by student, documents by teacher"),
+        Show(OUTPUT),
     ] = False
     store: Annotated[
-        str | None, Field(description="folder of the teacher's vectors [user's cache folder]")
+        str | None,
+        Field(description="folder of the teacher's vectors [user's cache folder]"),
+        Show(TEACHER, "PATH"),
     ] = None
     store_dtype: Annotated[
-        Literal["float16", "float32"], Field(description="dtype of the stored vectors")
+        Literal["float16", "float32"],
+        Field(description="dtype of the stored vectors"),
+        Show(TEACHER),
     ] = "float16"
     teacher_dim: Annotated[
-        int | None, Field(ge=1, description="first dimensions of the teacher taken as target [all]")
+        int | None,
+        Field(ge=1, description="first dimensions of the teacher taken as target [all]"),
+        Show(TEACHER),
     ] = None
     teacher_column: Annotated[
-        str | None, Field(description="column or tensor of a file of vectors [the only one]")
+        str | None,
+        Field(description="column or tensor of a file of vectors [the only one]"),
+        Show(TEACHER, "NAME"),
     ] = None
     teacher_max_length: Annotated[
-        int | None, Field(ge=2, description="tokens that the teacher reads [its own limit]")
+        int | None,
+        Field(ge=2, description="tokens that the teacher reads [its own limit]"),
+        Show(TEACHER),
     ] = None
     query_prompt: Annotated[
-        str | None, Field(description="prompt put before queries [the teacher's own]")
+        str | None,
+        Field(description="prompt put before queries [the teacher's own]"),
+        Show(TEACHER, "TEXT"),
     ] = None
     document_prompt: Annotated[
-        str | None, Field(description="prompt put before documents [the teacher's own]")
+        str | None,
+        Field(description="prompt put before documents [the teacher's own]"),
+        Show(TEACHER, "TEXT"),
     ] = None
     api_key_env: Annotated[
-        str, Field(description="environment variable that holds the endpoint's key")
+        str,
+        Field(description="environment variable that holds the endpoint's key"),
+        Show(TEACHER, "NAME"),
     ] = "EMBTOOL_API_KEY"
-    concurrency: Annotated[int, Field(ge=1, description="requests to the endpoint at a time")] = 8
+    concurrency: Annotated[
+        int, Field(ge=1, description="requests to the endpoint at a time"), Show(TEACHER)
+    ] = 8
     fsdp: Annotated[
         bool,
         Field(
             description="cut teacher and student over the processes (FSDP), where one device does"
             " not hold them; slower where it does"
         ),
+        Show(RUNNING),
     ] = False
     allow_pickle: Annotated[
         bool,
         Field(description="open checkpoints whose weights are pickled (never do for strangers')"),
+        Show(DATA),
     ] = False
     method: Training
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from emb_tool.fields import METHOD, Show
 from emb_tool.method import IntList, Training
 from emb_tool.training.spread import spread_out, spread_share
 
@@ -34,14 +35,21 @@ class Leaf(Training):
     head: Annotated[
         Literal["auto", "none", "linear", "mlp"],
         Field(description="map to the teacher's width; auto: none if the widths are equal"),
+        Show(METHOD),
     ] = "auto"
-    bias: Annotated[bool, Field(description="whether the head has a bias")] = True
+    bias: Annotated[bool, Field(description="whether the head has a bias"), Show(METHOD)] = True
     dims: Annotated[
-        IntList, Field(description="Matryoshka prefixes that are trained too, as 256,128,64")
+        IntList,
+        Field(description="Matryoshka prefixes that are trained too, as 256,128,64"),
+        Show(METHOD),
     ] = ()
-    cosine: Annotated[float, Field(ge=0, description="weight of an added 1 - cosine")] = 0.0
+    cosine: Annotated[
+        float, Field(ge=0, description="weight of an added 1 - cosine"), Show(METHOD)
+    ] = 0.0
     gor: Annotated[
-        float, Field(ge=0, description="weight of the spread-out term, which helps binary codes")
+        float,
+        Field(ge=0, description="weight of the spread-out term, which helps binary codes"),
+        Show(METHOD),
     ] = 0.0
 
     def loss(

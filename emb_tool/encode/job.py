@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from emb_tool.config import BatchTokens, Job
 from emb_tool.data.options import Delimiter, Header, TextField
 from emb_tool.errors import Refused
+from emb_tool.fields import DATA, OUTPUT, REQUIRED, Show
 from emb_tool.ops.precisions import CALIBRATED, Precision
 
 SUFFIXES = (".npy", ".parquet")
@@ -29,8 +30,9 @@ class EncodeJob(Job):
     """`embtool encode`."""
 
     verb: ClassVar[str] = "encode"
+    positional: ClassVar[tuple[str, ...]] = ("model", "texts")
 
-    model: Annotated[str, Field(description="folder or hub id")]
+    model: Annotated[str, Field(description="folder or hub id"), Show(REQUIRED, "MODEL")]
     texts: Annotated[
         tuple[str, ...],
         BeforeValidator(_sources),
@@ -38,30 +40,44 @@ class EncodeJob(Job):
             min_length=1,
             description="texts: jsonl, csv, tsv, parquet, txt (.gz), folders, hub:NAME, -",
         ),
+        Show(REQUIRED, "TEXTS"),
     ]
     output: Annotated[
         str,
         AfterValidator(_vector_file),
         Field(description="file to write: .npy, or .parquet with columns text and embedding"),
+        Show(REQUIRED, "PATH"),
     ]
     text_field: TextField = None
     delimiter: Delimiter = None
     header: Header = None
     prompt_name: Annotated[
-        str, Field(description="prompt of the texts: document, query, none or one of the model's")
+        str,
+        Field(description="prompt of the texts: document, query, none or one of the model's"),
+        Show(DATA, "NAME"),
     ] = "document"
     max_length: Annotated[
-        int | None, Field(ge=2, description="tokens read of a text [the model's own limit]")
+        int | None,
+        Field(ge=2, description="tokens read of a text [the model's own limit]"),
+        Show(DATA),
     ] = None
     batch_tokens: BatchTokens = None
-    limit: Annotated[int | None, Field(ge=1, description="read this many texts at most")] = None
+    limit: Annotated[
+        int | None, Field(ge=1, description="read this many texts at most"), Show(DATA)
+    ] = None
     precision: Annotated[
-        Precision, Field(description="what a vector is kept as; docs/precision.md")
+        Precision,
+        Field(
+            description="what a vector is kept as: float32, float16, int8, uint8, binary, ubinary "
+            "or rabitq (docs/precision.md)"
+        ),
+        Show(OUTPUT, "PRECISION"),
     ] = "float32"
     calibrate: Annotated[
         tuple[str, ...],
         BeforeValidator(_sources),
         Field(description="int8, uint8, rabitq: texts whose vectors give the ranges"),
+        Show(OUTPUT, "PATH"),
     ] = ()
     ranges: Annotated[
         str | None,
@@ -69,6 +85,7 @@ class EncodeJob(Job):
             description="ranges from this file: embedding_ranges.json of a model, or the "
             ".codes.json beside earlier codes [the model's own]"
         ),
+        Show(OUTPUT, "PATH"),
     ] = None
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from emb_tool.data.fields import Note
 from emb_tool.data.options import DEFAULT, Delimiter, Header, TextField, TextOptions
 from emb_tool.errors import Refused
 from emb_tool.evaluate.task import Score, Task
+from emb_tool.fields import Show
 
 if TYPE_CHECKING:
     from emb_tool.evaluate.pair import Pair, Vectors
@@ -28,14 +29,18 @@ class Agreement(Task):
     needs_reference: ClassVar[bool] = True
     units: ClassVar[dict[str, str]] = {"texts": "texts"}
 
-    path: Annotated[str, Field(description="texts: a file, a folder or hub:NAME")]
+    path: Annotated[
+        str, Field(description="texts: a file, a folder or hub:NAME"), Show(metavar="PATH")
+    ]
     limit: Annotated[
         int, Field(ge=3, description="texts taken of them, by hash of their content")
     ] = 2000
     text_field: TextField = None
     delimiter: Delimiter = None
     header: Header = None
-    prompt_name: Annotated[str | None, Field(description="prompt of the texts [none]")] = None
+    prompt_name: Annotated[
+        str | None, Field(description="prompt of the texts [none]"), Show(metavar="NAME")
+    ] = None
 
     _texts: list[str] | None = PrivateAttr(None)
 

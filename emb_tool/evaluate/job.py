@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from emb_tool.config import BatchTokens, Job
+from emb_tool.config import BatchTokens, Job, Picture
 from emb_tool.data.options import TextField
 from emb_tool.errors import Refused
+from emb_tool.fields import DATA, EVALUATION, OUTPUT, REQUIRED, Show
 from emb_tool.method import IntList
 from emb_tool.ops.precisions import Precisions
 
 if TYPE_CHECKING:
     from emb_tool.evaluate.task import Task
-
-PICTURES = (".png", ".svg", ".pdf")
 
 Texts = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
@@ -28,14 +26,25 @@ class EvalJob(Job):
     """Measure models, against a reference where there is one."""
 
     verb: ClassVar[str] = "eval"
+    positional: ClassVar[tuple[str, ...]] = ("models",)
 
-    models: Annotated[Texts, Field(min_length=1, description="folders or hub ids")]
-    task: Annotated[Texts, Field(min_length=1, description="what to measure: name:PATH,key=value")]
+    models: Annotated[
+        Texts, Field(min_length=1, description="folders or hub ids"), Show(REQUIRED, "MODEL")
+    ]
+    task: Annotated[
+        Texts,
+        Field(min_length=1, description="what to measure: name:PATH,key=value"),
+        Show(REQUIRED, "TASK"),
+    ]
     reference: Annotated[
-        str | None, Field(description="model to hold the others against, as a rule the teacher")
+        str | None,
+        Field(description="model to hold the others against, as a rule the teacher"),
+        Show(DATA, "MODEL"),
     ] = None
     query_model: Annotated[
-        str | None, Field(description="model that encodes the queries [the model itself]")
+        str | None,
+        Field(description="model that encodes the queries [the model itself]"),
+        Show(DATA, "MODEL"),
     ] = None
     prompt_name: Annotated[
         str | None,
@@ -43,20 +52,25 @@ class EvalJob(Job):
             description="prompt of every text: query, document, none or a name of the model's own "
             "[retrieval: query and document; else none]"
         ),
+        Show(DATA, "NAME"),
     ] = None
     min_retention: Annotated[
         float | None,
         Field(gt=0, le=2, description="least share kept of the reference's figures, e.g. 0.97"),
+        Show(EVALUATION),
     ] = None
     plot: Annotated[
-        str | None,
+        Picture | None,
         Field(
             description="picture of quality against size, or against length for long inputs: "
             "a .png, .svg or .pdf"
         ),
+        Show(OUTPUT, "PATH"),
     ] = None
     max_length: Annotated[
-        int | None, Field(ge=1, description="tokens read of a text [each model's own limit]")
+        int | None,
+        Field(ge=1, description="tokens read of a text [each model's own limit]"),
+        Show(DATA),
     ] = None
     batch_tokens: BatchTokens = None
     text_field: Annotated[
@@ -69,6 +83,7 @@ class EvalJob(Job):
             description="retrieval: also search document vectors kept as float16, int8, uint8, "
             "binary, ubinary, rabitq"
         ),
+        Show(EVALUATION, "PRECISION"),
     ] = ()
     rescore: Annotated[
         IntList,
@@ -76,6 +91,7 @@ class EvalJob(Job):
             description="retrieval: K, the first 10 K found by codes are put in order by float32 "
             "vectors; several: 0,4"
         ),
+        Show(EVALUATION),
     ] = ()
 
     @model_validator(mode="after")
@@ -104,8 +120,6 @@ class EvalJob(Job):
                     f"--min-retention {self.min_retention:g}: none of the tasks has a retention",
                     "add --task sts:FILE or --task retrieval:DIR",
                 )
-        if self.plot is not None and Path(self.plot).suffix.lower() not in PICTURES:
-            raise Refused(f"--plot {self.plot}: not a picture", "end it in " + ", ".join(PICTURES))
         return self
 
     def tasks(self) -> list[Task]:

@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr
 from emb_tool.data.options import Delimiter, Header, TextField, TextOptions
 from emb_tool.errors import Refused
 from emb_tool.evaluate.task import Score, Task, stem
+from emb_tool.fields import Show
 from emb_tool.method import IntList
 from emb_tool.report import Measure, Table
 
@@ -102,7 +103,9 @@ class Synthetic(LongTask):
     _judged: ClassVar[str] = "accuracy@"
 
     haystack: Annotated[
-        str | None, Field(description="prose around it: a file, a folder or hub:NAME")
+        str | None,
+        Field(description="prose around it: a file, a folder or hub:NAME"),
+        Show(metavar="PATH"),
     ] = None
     lengths: Annotated[
         IntList, Field(description="tokens of a document; those above a model's limit are left out")

@@ -10,6 +10,7 @@ from pydantic import Field, PrivateAttr
 from emb_tool.evaluate.long import BASELINES, LongTask, Window, cell
 from emb_tool.evaluate.retrieval import Retrieval
 from emb_tool.evaluate.task import Score
+from emb_tool.fields import Show
 from emb_tool.report import Measure, Table
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ class LongRetrieval(LongTask):
     main: ClassVar[str | None] = "ndcg@10"
     units: ClassVar[dict[str, str]] = {"queries": "queries"}
 
-    path: Annotated[str, Field(description="folder of corpus.jsonl, queries.jsonl and qrels")]
+    path: Annotated[
+        str,
+        Field(description="folder of corpus.jsonl, queries.jsonl and qrels"),
+        Show(metavar="PATH"),
+    ]
     window: Window = None
 
     _inner: Retrieval | None = PrivateAttr(None)

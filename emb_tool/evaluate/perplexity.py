@@ -12,6 +12,7 @@ from emb_tool.data.options import Delimiter, Header, TextField, TextOptions
 from emb_tool.errors import Refused
 from emb_tool.evaluate.long import LongTask, Window, cell, lengths_able
 from emb_tool.evaluate.task import Score
+from emb_tool.fields import Show
 from emb_tool.method import IntList
 from emb_tool.report import Measure, Table
 
@@ -27,7 +28,9 @@ class Perplexity(LongTask):
     main: ClassVar[str | None] = "perplexity"
     units: ClassVar[dict[str, str]] = {"tokens": "tokens"}
 
-    path: Annotated[str, Field(description="texts: a file, a folder or hub:NAME")]
+    path: Annotated[
+        str, Field(description="texts: a file, a folder or hub:NAME"), Show(metavar="PATH")
+    ]
     lengths: Annotated[IntList, Field(description="tokens of a context")] = (512, 1024, 2048)
     tokens: Annotated[int, Field(ge=64, description="tokens read of the texts")] = 65536
     text_field: TextField = None

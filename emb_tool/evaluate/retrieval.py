@@ -10,6 +10,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from emb_tool.errors import Refused
 from emb_tool.evaluate.task import Score, Task
+from emb_tool.fields import Show
 from emb_tool.method import IntList
 from emb_tool.ops.precisions import Precision, Precisions
 from emb_tool.report import Measure
@@ -61,9 +62,17 @@ class Retrieval(Task):
     retains: ClassVar[bool] = True
     units: ClassVar[dict[str, str]] = {"queries": "queries", "queries excluded": "queries"}
 
-    path: Annotated[str, Field(description="folder of corpus.jsonl, queries.jsonl and qrels")]
-    query_prompt: Annotated[str, Field(description="prompt of the queries")] = "query"
-    document_prompt: Annotated[str, Field(description="prompt of the documents")] = "document"
+    path: Annotated[
+        str,
+        Field(description="folder of corpus.jsonl, queries.jsonl and qrels"),
+        Show(metavar="PATH"),
+    ]
+    query_prompt: Annotated[
+        str, Field(description="prompt of the queries"), Show(metavar="NAME")
+    ] = "query"
+    document_prompt: Annotated[
+        str, Field(description="prompt of the documents"), Show(metavar="NAME")
+    ] = "document"
     similarity: Annotated[
         Literal["auto", "cosine", "dot"],
         Field(description="what documents are ordered by; auto is dot where the model says so"),
@@ -78,6 +87,7 @@ class Retrieval(Task):
             description="also search document vectors kept as float16, int8, uint8, binary, "
             "ubinary or rabitq; several: int8,binary"
         ),
+        Show(metavar="PRECISION,..."),
     ] = ()
     rescore: Annotated[
         IntList,
@@ -86,9 +96,9 @@ class Retrieval(Task):
             "0 is not at all; several: 0,4"
         ),
     ] = (0,)
-    rescore_with: Annotated[Precision, Field(description="precision of those better vectors")] = (
-        "float32"
-    )
+    rescore_with: Annotated[
+        Precision, Field(description="precision of those better vectors"), Show(metavar="PRECISION")
+    ] = "float32"
     hamming: Annotated[
         bool,
         Field(

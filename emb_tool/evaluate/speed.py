@@ -10,6 +10,7 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from emb_tool.data.options import Delimiter, Header, TextField, TextOptions
 from emb_tool.evaluate.task import Task
+from emb_tool.fields import Show
 from emb_tool.method import IntList
 from emb_tool.report import Measure
 
@@ -31,7 +32,9 @@ class Speed(Task):
     name: ClassVar[str] = "speed"
 
     texts: Annotated[
-        str | None, Field(description="texts for the throughput with tokenisation [not measured]")
+        str | None,
+        Field(description="texts for the throughput with tokenisation [not measured]"),
+        Show(metavar="PATH"),
     ] = None
     lengths: Annotated[IntList, Field(min_length=1, description="tokens of a text")] = LENGTHS
     batch_tokens: Annotated[int, Field(ge=1, description="tokens of a batch")] = 4096

@@ -8,6 +8,7 @@ from pydantic import Field, PrivateAttr
 
 from emb_tool.data.options import Delimiter, Header, TextOptions
 from emb_tool.evaluate.task import Score, Task
+from emb_tool.fields import Show
 
 if TYPE_CHECKING:
     from emb_tool.data.sts import Sts as Data
@@ -23,8 +24,14 @@ class Sts(Task):
     retains: ClassVar[bool] = True
     units: ClassVar[dict[str, str]] = {"pairs": "pairs"}
 
-    path: Annotated[str, Field(description="tsv, csv or jsonl file of two sentences and a score")]
-    prompt_name: Annotated[str | None, Field(description="prompt of both sentences [none]")] = None
+    path: Annotated[
+        str,
+        Field(description="tsv, csv or jsonl file of two sentences and a score"),
+        Show(metavar="PATH"),
+    ]
+    prompt_name: Annotated[
+        str | None, Field(description="prompt of both sentences [none]"), Show(metavar="NAME")
+    ] = None
     delimiter: Delimiter = None
     header: Header = None
 

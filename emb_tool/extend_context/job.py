@@ -8,6 +8,7 @@ from pydantic import Field
 
 from emb_tool.config import Job
 from emb_tool.data.options import Delimiter, Header, TextField
+from emb_tool.fields import DATA, EVALUATION, METHOD, REQUIRED, TRAINING, Show
 from emb_tool.method import Method
 
 
@@ -15,9 +16,12 @@ class ExtendJob(Job):
     """`embtool extend-context`."""
 
     verb: ClassVar[str] = "extend-context"
+    positional: ClassVar[tuple[str, ...]] = ("model",)
 
-    model: Annotated[str, Field(description="folder or hub id")]
-    to: Annotated[int, Field(ge=2, description="tokens that the result reads of a text")]
+    model: Annotated[str, Field(description="folder or hub id"), Show(REQUIRED, "MODEL")]
+    to: Annotated[
+        int, Field(ge=2, description="tokens that the result reads of a text"), Show(REQUIRED)
+    ]
     method: Annotated[
         Method | None,
         Field(description="how [rp for learned positions, ntk for rotary ones]"),
@@ -27,6 +31,7 @@ class ExtendJob(Job):
         Field(
             ge=2, description="tokens that the model was trained at [the config, where it tells]"
         ),
+        Show(METHOD),
     ] = None
     preserve_short: Annotated[
         bool,
@@ -34,6 +39,7 @@ class ExtendJob(Job):
             description="inputs up to the original length keep their vectors to the bit; rotary "
             "methods are then carried by longrope, which transformers alone reads"
         ),
+        Show(METHOD),
     ] = False
     logn: Annotated[
         Literal["exact", "constant"] | None,
@@ -41,6 +47,7 @@ class ExtendJob(Job):
             description="attention's logits times ln n / ln L: exact by a text's own length (needs "
             "emb_tool.hub to load), constant for the target, in the weights"
         ),
+        Show(METHOD),
     ] = None
     tune: Annotated[
         tuple[str, ...],
@@ -48,22 +55,36 @@ class ExtendJob(Job):
             description="texts on which the added rows of learned positions are then trained "
             "towards the input's vectors; those of 100 tokens and more teach most"
         ),
+        Show(TRAINING, "PATH"),
     ] = ()
     text_field: TextField = None
     delimiter: Delimiter = None
     header: Header = None
     prompt_name: Annotated[
-        str, Field(description="prompt of --tune: document, query, none or one of the model's")
+        str,
+        Field(description="prompt of --tune: document, query, none or one of the model's"),
+        Show(DATA, "NAME"),
     ] = "document"
-    limit: Annotated[int | None, Field(ge=1, description="read this many texts at most")] = None
+    limit: Annotated[
+        int | None, Field(ge=1, description="read this many texts at most"), Show(DATA)
+    ] = None
     holdout: Annotated[
-        int, Field(ge=3, description="texts of --tune kept from training, to choose the best state")
+        int,
+        Field(ge=3, description="texts of --tune kept from training, to choose the best state"),
+        Show(TRAINING),
     ] = 200
-    epochs: Annotated[float, Field(gt=0, description="passes of --tune over its texts")] = 1.0
-    lr: Annotated[float, Field(gt=0, le=1, description="peak learning rate of --tune")] = 1e-3
-    batch_tokens: Annotated[int, Field(ge=1, description="tokens of a step of --tune")] = 4096
+    epochs: Annotated[
+        float, Field(gt=0, description="passes of --tune over its texts"), Show(TRAINING)
+    ] = 1.0
+    lr: Annotated[
+        float, Field(gt=0, le=1, description="peak learning rate of --tune"), Show(TRAINING)
+    ] = 1e-3
+    batch_tokens: Annotated[
+        int, Field(ge=1, description="tokens of a step of --tune"), Show(TRAINING)
+    ] = 4096
     eval: Annotated[
         tuple[str, ...],
         Field(description="task measured on the result and the input, as passkey or retrieval:DIR"),
+        Show(EVALUATION, "TASK"),
     ] = ()
-    output: Annotated[str, Field(description="folder to write")]
+    output: Annotated[str, Field(description="folder to write"), Show(REQUIRED, "PATH")]

@@ -21,6 +21,7 @@ import numpy as np
 from pydantic import Field
 
 from emb_tool.errors import Refused
+from emb_tool.fields import Show
 from emb_tool.merge.weights import Weights
 from emb_tool.method import Method
 
@@ -174,6 +175,7 @@ class Averaging(Merge):
             description="share of each model, as .5,.3,.2; for layers and names, too: "
             ".5,.5;0-5:.7,.3;*pooler*:1,0 [the same for all]"
         ),
+        Show(metavar="SHARE,..."),
     ] = None
 
 
@@ -188,6 +190,7 @@ class OnTaskVectors(Merge):
             description="factor of each task vector, as 1,.5; for layers and names, too: "
             "1,1;0-5:1,.5;*pooler*:1,0 [1]"
         ),
+        Show(metavar="FACTOR,..."),
     ] = None
     scale: Annotated[float, Field(description="factor on the merged task vector")] = 1.0
 

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import MethodJob
 from emb_tool.data.options import Delimiter, Header, TextField
+from emb_tool.fields import DATA, EVALUATION, METHOD, OUTPUT, REQUIRED, RUNNING, Show
 
 Names = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
@@ -19,6 +20,7 @@ class MergeJob(MethodJob):
     """`embtool merge`."""
 
     verb: ClassVar[str] = "merge"
+    positional: ClassVar[tuple[str, ...]] = ("models",)
     default_method: ClassVar[str | None] = "linear"
 
     models: Annotated[
@@ -28,9 +30,12 @@ class MergeJob(MethodJob):
             description="models of one family: folders, hub ids, LoRA adapters of the base, or "
             "bare .safetensors files",
         ),
+        Show(REQUIRED, "MODEL"),
     ]
     base: Annotated[
-        str | None, Field(description="model that the others were trained from: task vectors")
+        str | None,
+        Field(description="model that the others were trained from: task vectors"),
+        Show(DATA, "MODEL"),
     ] = None
     take: Annotated[
         tuple[str, ...],
@@ -38,49 +43,67 @@ class MergeJob(MethodJob):
             description="where models differ, whose to take, counted from 0: pooling=1, "
             "prompts=0, config=0"
         ),
+        Show(METHOD, "PART=NUMBER"),
     ] = ()
     out_dtype: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
         Field(description="of the weights written; auto is the widest that is read"),
+        Show(OUTPUT),
     ] = "auto"
     shard_mb: Annotated[
-        int, Field(ge=1, description="MB of weights in one file at most; resumed file by file")
+        int,
+        Field(ge=1, description="MB of weights in one file at most; resumed file by file"),
+        Show(OUTPUT),
     ] = 5000
     eval: Annotated[
         tuple[str, ...],
         Field(description="task measured on the result and the inputs: sts:FILE, retrieval:DIR"),
+        Show(EVALUATION, "TASK"),
     ] = ()
     dev: Annotated[
         tuple[str, ...],
         Field(description="task that weights are chosen by: sts:FILE, retrieval:DIR"),
+        Show(METHOD, "TASK"),
     ] = ()
     pairs: Annotated[
         tuple[str, ...],
         Field(description="jsonl of queries, positives and negatives that losses are taken on"),
+        Show(DATA, "PATH"),
     ] = ()
     texts: Annotated[
         tuple[str, ...],
         Field(description="texts for statistics, or to come near to the vectors of --teacher on"),
+        Show(DATA, "PATH"),
     ] = ()
     text_field: TextField = None
     delimiter: Delimiter = None
     header: Header = None
-    limit: Annotated[int | None, Field(ge=1, description="read this many texts at most")] = None
+    limit: Annotated[
+        int | None, Field(ge=1, description="read this many texts at most"), Show(DATA)
+    ] = None
     teacher: Annotated[
-        str | None, Field(description="model whose vectors of --texts are the goal")
+        str | None,
+        Field(description="model whose vectors of --texts are the goal"),
+        Show(DATA, "MODEL"),
     ] = None
     store: Annotated[
-        str | None, Field(description="folder of the teacher's vectors [user's cache folder]")
+        str | None,
+        Field(description="folder of the teacher's vectors [user's cache folder]"),
+        Show(DATA, "PATH"),
     ] = None
     max_length: Annotated[
         int | None,
         Field(ge=2, description="tokens read of a text while data is looked at [the models']"),
+        Show(DATA),
     ] = None
     inspect: Annotated[
         bool,
         Field(description="merge nothing: print how the models differ, in weights and configs"),
+        Show(RUNNING),
     ] = False
-    output: Annotated[str | None, Field(description="folder to write")] = None
+    output: Annotated[str | None, Field(description="folder to write"), Show(REQUIRED, "PATH")] = (
+        None
+    )
 
     @property
     def max_shard(self) -> int:
@@ -90,5 +113,5 @@ class MergeJob(MethodJob):
     @model_validator(mode="after")
     def _whole(self) -> MergeJob:
         if self.output is None and not self.inspect:
-            raise ValueError("output is missing: give -o FOLDER, or --inspect")
+            raise ValueError("-o/--output is missing: give it, or --inspect")
         return self

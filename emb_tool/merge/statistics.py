@@ -17,6 +17,7 @@ from emb_tool.checkpoint.elements import Files
 from emb_tool.checkpoint.header import read_header
 from emb_tool.checkpoint.kept import save_tensors
 from emb_tool.errors import Refused
+from emb_tool.fields import Show
 from emb_tool.merge.base import Averaging
 from emb_tool.merge.finding import Found, Looking
 from emb_tool.merge.order import canonical_order
@@ -47,6 +48,7 @@ class Statistical(Looking, Averaging):
             description="folder to keep the statistics in, one file for each model; those that are"
             " there are read instead of gathered [none]"
         ),
+        Show(metavar="PATH"),
     ] = None
     tokens: Annotated[int, Field(ge=1, description="tokens that each model is run on")] = 32768
 

@@ -145,7 +145,7 @@ def test_gates(compress: Compress, tiny_bert: Path, run_cli: Callable[..., CliRe
         (["-m", "rotate:center=true,basis=itq"], "center", ""),
         ([], "no method", ""),
         (["-m", "rotate", "--max-bytes", "many"], "not a size", ""),
-        (["-m", "rotate", "--dim", "3"], "No such option", ""),
+        (["-m", "rotate", "--dim", "3"], "no option --dim", "did you mean -m truncate:dim=INT"),
         (["-m", "layers:count=1", "--with", "MODEL"], "no step shapes", "-m rotate"),
     ],
 )

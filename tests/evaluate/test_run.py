@@ -14,6 +14,7 @@ import rich.console
 import rich.table
 import rich.text
 
+from emb_tool import registry
 from emb_tool.errors import Refused
 from emb_tool.evaluate import plot
 from emb_tool.evaluate.job import EvalJob
@@ -164,7 +165,7 @@ def test_what_cannot_be_measured_is_refused_at_once(
     fields: dict[str, object], message: str
 ) -> None:
     with pytest.raises(Refused, match=message):
-        EvalJob(**{"models": ["m"], "task": ["sts:x"], **fields})
+        registry.build(EvalJob, {"models": ["m"], "task": ["sts:x"], **fields})
 
 
 def test_a_picture_that_cannot_be_made_is_refused_before_the_work(

@@ -328,8 +328,8 @@ def test_modules_that_cannot_work_together(
     [
         ("encoder.layer.0.output.dense", {"role": "table"}, "role=table, the model has a linear"),
         ("embeddings.word_embeddings", {"role": "linear"}, "role=linear, the model has a table"),
-        ("embeddings.word_embeddings", {"bits": "8"}, "bits='8' .*word_embeddings.*: Input"),
-        ("embeddings.word_embeddings", {"group": 12}, "group=12 .*: Input should be a multiple"),
+        ("embeddings.word_embeddings", {"bits": "8"}, "bits='8' .*word_embeddings.*: expected"),
+        ("embeddings.word_embeddings", {"group": 12}, "group=12 .*: expected .* a multiple of 8"),
         ("embeddings.word_embeddings", {"kind": "pq"}, "subvectors is missing"),
         ("embeddings.word_embeddings", {"kind": "x"}, "unknown packed format 'x'"),
         ("embeddings.word_embeddings", {"tensor": []}, "does not describe the packed modules"),
