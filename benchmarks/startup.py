@@ -1,4 +1,4 @@
-"""How soon the command answers: help, the methods, `inspect` of a small and of a 10 GB model."""
+"""How soon the command answers: help, methods, `inspect` (also of a 10 GB model), and refusals."""
 
 from __future__ import annotations
 
@@ -80,11 +80,29 @@ def main() -> int:
         "embtool inspect MiniLM": [*start, "inspect", args.model],
         "embtool inspect, 10 GB in 3 shards": [*start, "inspect", str(large)],
     }
+    out, none = str(args.work / "out"), str(args.work / "none")
+    distill = ["distill", "--teacher", args.model, "--student", args.model, "-o", out]
+    compress = ["compress", args.model, "-m", "int:bits=8", "-o", out]
+    evaluate = ["eval", args.model, "--task"]
+    refused = {
+        "refused: embtool eval --task sts:none.tsv": [*evaluate, f"sts:{none}.tsv"],
+        "refused: embtool distill --texts none.jsonl": [*distill, "--texts", f"{none}.jsonl"],
+        "refused: embtool compress --eval sts:none.tsv": [*compress, "--eval", f"sts:{none}.tsv"],
+        "refused: embtool encode none.jsonl": ["encode", args.model, none, "-o", f"{out}.npy"],
+    }
+    commands |= {name: [*start, *words] for name, words in refused.items()}
 
-    def runner(command: list[str]) -> float:
-        return seconds(partial(subprocess.run, command, stdout=subprocess.DEVNULL, check=True))
+    def once(command: list[str], code: int) -> None:
+        done = subprocess.run(command, capture_output=True, check=False)
+        assert done.returncode == code, done.stderr
 
-    timers = {name: partial(runner, command) for name, command in commands.items()}
+    def runner(command: list[str], code: int) -> float:
+        return seconds(partial(once, command, code))
+
+    timers = {
+        name: partial(runner, command, 2 if name in refused else 0)
+        for name, command in commands.items()
+    }
     for timer in timers.values():
         timer()
     times, turns = alternate(timers, args.rounds)

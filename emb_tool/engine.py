@@ -99,46 +99,30 @@ def _runtime(job: Job, progress: Progress) -> Runtime:
 
 
 def _evaluate(job: Any, options: Options) -> Report:
-    from emb_tool.checkpoint.reader import Checkpoint
-    from emb_tool.evaluate.plot import check_plot
-    from emb_tool.evaluate.run import evaluate
+    from emb_tool.evaluate.run import evaluate, prepare
 
-    if options.dry_run:
-        report = Report("eval", job=job.recipe())
-        for name in (*job.models, job.reference, job.query_model):
-            if name:
-                Checkpoint.open(name)
-        tasks = job.tasks()
-        for task in tasks:
-            for sentence in task.check():
-                report.warn(sentence)
-        if job.plot:
-            check_plot(job.plot)
-        report.tables = [Table("would measure", ["task"], [[task.spec] for task in tasks])]
+    # several processes have to hear of a refusal: `evaluate` then prepares, once they are joined
+    prepared = None if _are_several() and not options.dry_run else prepare(job)
+    if prepared and options.dry_run:
+        report = Report("eval", job=job.recipe(), warnings=prepared.warnings)
+        rows = [[task.spec] for task in prepared.tasks]
+        report.tables = [Table("would measure", ["task"], rows)]
         return report
-    report = evaluate(job, _runtime(job, options.progress), progress=options.progress)
+    progress = options.progress
+    report = evaluate(job, _runtime(job, progress), prepared=prepared, progress=progress)
     for sentence in report.warnings:
         options.progress.warn(sentence)
     return report
 
 
 def _encode(job: Any, options: Options) -> Report:
-    from emb_tool.encode.run import encode
+    from emb_tool.encode.run import check, encode
 
+    _refuse_several(job)
+    model = check(job, overwrite=options.overwrite, resume=options.resume)
     if options.dry_run:
-        from emb_tool.checkpoint.ranges import read_ranges_file
-        from emb_tool.checkpoint.reader import Checkpoint
-        from emb_tool.data.options import TextOptions
-        from emb_tool.data.texts import scan
-        from emb_tool.encode.vectors import output_file
-
-        path = Path(job.output).expanduser()
-        output_file(path, job.digest(), overwrite=options.overwrite, resume=options.resume).check()
-        scan((*job.texts, *job.calibrate), TextOptions.of(job))
-        dim = Checkpoint.open(job.model).layout.dim
-        if job.ranges:
-            read_ranges_file(Path(job.ranges).expanduser(), dim)
-        table = Table("would write", ["file", "width"], [[job.output, str(dim)]])
+        width = str(model.layout.dim) if model else "finished already"
+        table = Table("would write", ["file", "width"], [[job.output, width]])
         return Report("encode", job=job.recipe(), tables=[table])
     runtime = _runtime(job, options.progress)
     with options.progress.task("encoding", job.limit, "texts") as advance:

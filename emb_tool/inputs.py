@@ -10,13 +10,12 @@ import torch
 
 from emb_tool.checkpoint.layout import Layout
 from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.checkpoint.reading import check_max_length, check_prompt
 from emb_tool.data.batches import pad
 from emb_tool.errors import Refused
 from emb_tool.progress import quiet
 from emb_tool.runtime import Runtime
 from emb_tool.windows import SETTING, frame
-
-ROLES = ("query", "document")
 
 
 class Inputs:
@@ -45,13 +44,8 @@ class Inputs:
         self.runtime = runtime
         self.layout = layout
         self.prompts: dict[str, str] = dict(layout.prompts)
-        limit = layout.max_length
-        if max_length and limit and max_length > limit:
-            raise Refused(
-                f"--max-length {max_length}: {checkpoint.name} reads {limit} tokens at most",
-                f"use --max-length {limit}, or lengthen the model first (embtool extend-context)",
-            )
-        self.max_length = max_length or limit
+        check_max_length(max_length, layout, checkpoint.name)
+        self.max_length = max_length or layout.max_length
         self.static = type(model[0]).__name__ == "StaticEmbedding"
         self.truncated = 0
         self._tokenizer = self.model[0].tokenizer
@@ -74,10 +68,8 @@ class Inputs:
             return self.prompts[name]
         if name == "document" and "passage" in self.prompts:
             return self.prompts["passage"]
-        if name in ROLES:
-            return ""
-        known = ", ".join(["query", "document", "none", *self.prompts])
-        raise Refused(f"{self.checkpoint.name} has no prompt named {name!r}", f"it knows: {known}")
+        check_prompt(name, self.prompts, self.checkpoint.name)
+        return ""
 
     def tokenize(self, texts: Sequence[str], prompt: str = "") -> list[np.ndarray]:
         """Token ids of each text, special tokens included, cut at `max_length`.

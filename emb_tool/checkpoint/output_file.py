@@ -53,9 +53,9 @@ class OutputFile(OutputFolder):
                 raise Refused(f"{file} exists already", "name another file, or give --overwrite")
         return False
 
-    def check(self) -> None:
-        """Refuse, before work, an output that cannot be."""
-        self._check_out()
+    def check(self) -> bool:
+        """Refuse, before work, an output that cannot be; returns whether it is finished."""
+        return self._check_out()
 
     def seal(self) -> Path:
         """Flush what was written to disk and move it to its place; returns the finished file."""

@@ -6,12 +6,14 @@ from functools import cached_property
 from typing import Any, cast
 
 from emb_tool.checkpoint.reader import Checkpoint, check_finite
+from emb_tool.checkpoint.reading import check_prompt
 from emb_tool.compress.compressed_tensors import check_package, export, fitted
 from emb_tool.compress.job import CompressJob
 from emb_tool.data.options import TextOptions
 from emb_tool.data.texts import hashes, scan
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
+from emb_tool.evaluate.plot import check_plot
 from emb_tool.evaluate.task import parse_tasks
 from emb_tool.plan import Plan, Step
 from emb_tool.progress import Progress
@@ -66,20 +68,17 @@ class Setup:
         """Every refusal that headers, settings and local files can give."""
         if self.is_bare:
             self._check_bare()
+        self._check_partner()  # and the data before the steps, of which some import torch
+        self._check_data()
         draft = Draft.of(self.body)
         if self.job.searches:
             self._check_plain(draft)
         for step in self.steps:
             plan_step(step, draft)
-        self._check_partner()
+        if self.partner is not None:
+            self.shaped(self.partner, {})
         if self.job.format == "compressed-tensors":
             export(draft)
-            if warning := check_package():
-                self.progress.warn(warning)
-        for task in self.tasks:
-            for sentence in task.check():
-                self.progress.warn(sentence)
-        scan([*self.job.texts, *self.job.tune], TextOptions.of(self.job))
         if not self.is_bare:  # tables can be large; those that are packed are looked through then
             check_finite(self.body)
         writes = tuple(draft.specs())
@@ -96,6 +95,19 @@ class Setup:
                 plan_step(step, draft)
         return draft
 
+    def _check_data(self) -> None:
+        """Refuse texts, tasks and pictures that cannot be had."""
+        job = self.job
+        if job.format == "compressed-tensors" and (warning := check_package()):
+            self.progress.warn(warning)
+        if job.plot:
+            check_plot(job.plot)
+        check_prompt(job.prompt_name, self.body.layout.prompts, self.body.name)
+        for task in self.tasks:
+            for sentence in task.check():
+                self.progress.warn(sentence)
+        scan((*job.texts, *job.tune), TextOptions.of(job))
+
     def _check_partner(self) -> None:
         if self.partner is None:
             return
@@ -107,7 +119,6 @@ class Setup:
             )
         if not any(step.stage == "vectors" for step in self.steps):
             raise Refused("--with: no step shapes vectors", "add -m rotate or -m truncate")
-        self.shaped(self.partner, {})
 
     def _check_plain(self, draft: Draft) -> None:
         """Refuse a search among ways to pack what is packed already."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from emb_tool.checkpoint.files import sha256
 from emb_tool.checkpoint.reader import Checkpoint, check_finite
+from emb_tool.checkpoint.reading import check_prompt
 from emb_tool.data.fields import field_sentence
 from emb_tool.data.files import is_address
 from emb_tool.data.options import TextOptions
@@ -96,8 +97,6 @@ class Setup:
         job = self.job
         self._check_method()
         body, keep = self.body, self.keep
-        whole = f"weights of {body.weight_bytes() / 1e6:,.1f} MB, as those of {body.name}"
-        plan = plan_cut(body, keep) if keep is not None else Plan(notes=(whole,))
         dim = self._teacher_dim()
         if dim is not None:
             if job.teacher_dim is not None and job.teacher_dim > dim:
@@ -126,6 +125,8 @@ class Setup:
                 f"--query-share {self.method.query_share:g}: there is nothing to share between",
                 "give both --texts and --queries",
             )
+        if self.teacher is not None:
+            check_prompt(job.prompt_name, self.teacher.layout.prompts, self.teacher.name)
         for task in self.tasks:
             if task.needs_reference and self.teacher is None:
                 raise Refused(
@@ -143,6 +144,9 @@ class Setup:
             for shards in self.streams.values():
                 shards.check()
             _ = self.epoch_texts
+        # from here on transformers and torch are imported
+        whole = f"weights of {body.weight_bytes() / 1e6:,.1f} MB, as those of {body.name}"
+        plan = plan_cut(body, keep) if keep is not None else Plan(notes=(whole,))
         check_finite(body)
         if self.teacher is not None and self.teacher is not body:
             check_finite(self.teacher)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from emb_tool.encode.job import EncodeJob
 from emb_tool.encode.state import State
-from emb_tool.encoder import Encoder
 from emb_tool.ops.codes import Code, ScalarCode
 from emb_tool.report import Measure, Report, Table
+
+if TYPE_CHECKING:
+    from emb_tool.encoder import Encoder
 
 CLIPPED = 0.01
 """Share of numbers outside the ranges from which on the user is told."""

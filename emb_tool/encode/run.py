@@ -8,7 +8,7 @@ from functools import reduce
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from emb_tool.checkpoint.files import write_json
 from emb_tool.checkpoint.output_file import OutputFile
 from emb_tool.checkpoint.provenance import provenance
 from emb_tool.checkpoint.ranges import Ranges, read_ranges, read_ranges_file
+from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.checkpoint.reading import ROLES, check_max_length, check_prompt
 from emb_tool.data.fields import field_sentence
 from emb_tool.data.options import TextOptions
 from emb_tool.data.texts import Record, hashes, read_texts, scan
@@ -23,13 +25,13 @@ from emb_tool.encode.job import EncodeJob
 from emb_tool.encode.report import describe
 from emb_tool.encode.state import State
 from emb_tool.encode.vectors import PLAIN, beside, make_writer, output_file, provenance_of
-from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused, met_late
-from emb_tool.inputs import ROLES
 from emb_tool.ops.codes import Code, ScalarCode, code_from_json, make_code
 from emb_tool.ops.precisions import CALIBRATED
 from emb_tool.report import Measure, Report
-from emb_tool.runtime import Runtime
+
+if TYPE_CHECKING:
+    from emb_tool.runtime import Runtime
 
 # Texts sorted by length together: enough that batches are even, little enough that a kill loses
 # little.
@@ -55,6 +57,29 @@ class Block(NamedTuple):
     texts: list[str]
     vectors: np.ndarray
     truncated: int
+
+
+def check(job: EncodeJob, *, overwrite: bool = False, resume: bool = False) -> Checkpoint | None:
+    """Refuse, before torch is imported, what settings, headers and first records can tell.
+
+    Args:
+        job: What is to be done.
+        overwrite: Whether the output may be replaced.
+        resume: Whether to go on with an interrupted run.
+
+    Returns:
+        The model; None where the output is finished.
+    """
+    path = Path(job.output).expanduser()
+    if output_file(path, job.digest(), overwrite=overwrite, resume=resume).check():
+        return None
+    model = Checkpoint.open(job.model)
+    check_max_length(job.max_length, model.layout, model.name)
+    check_prompt(job.prompt_name, model.layout.prompts, model.name)
+    scan((*job.texts, *job.calibrate), TextOptions.of(job))
+    if job.ranges:
+        read_ranges_file(Path(job.ranges).expanduser(), model.layout.dim)
+    return model
 
 
 def encode(
@@ -92,17 +117,12 @@ def encode(
     """
     output = Path(job.output).expanduser()
     file = output_file(output, job.digest(), overwrite=overwrite, resume=resume)
-    if runtime.world > 1:
-        raise Refused(
-            f"encode runs in one process, not in {runtime.world}", "start it without torchrun"
-        )
     with file:
         if file.finished:
             say(f"{output} is finished already: nothing to do")
             return Report("encode", output=str(output), job=job.recipe())
         if resume and not file.resumed:
             say(f"nothing to resume at {output}: starting from the beginning")
-        scan([*job.texts, *job.calibrate], TextOptions.of(job))
         run = _Run(job, runtime, file, progress, note)
         skip(run.state.texts)
         try:
@@ -130,6 +150,8 @@ class _Run:
         self.note = note
         self.report = Report("encode", output=str(Path(job.output).expanduser()), job=job.recipe())
         ranges = read_ranges_file(Path(job.ranges).expanduser()) if job.ranges else None
+        from emb_tool.encoder import Encoder
+
         began = time.perf_counter()
         model = Encoder.open(job.model, runtime, max_length=job.max_length)
         self.prompt = model.prompt(job.prompt_name)

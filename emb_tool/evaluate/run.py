@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.checkpoint.reading import check_max_length, check_prompt
 from emb_tool.evaluate import plot
 from emb_tool.evaluate.long import LongTask, Synthetic
 from emb_tool.evaluate.pair import Embedder, Pair
@@ -34,7 +35,47 @@ class Opened(NamedTuple):
         return Pair(self.query, self.document)
 
 
-def evaluate(job: EvalJob, runtime: Runtime, *, progress: Progress | None = None) -> Report:
+class Prepared(NamedTuple):
+    """What a job names, opened and found to be in order.
+
+    Args:
+        tasks: The tasks, their files read.
+        checkpoints: The models, the reference and the query model by name.
+        warnings: What the user should know about the data.
+    """
+
+    tasks: list[Task]
+    checkpoints: dict[str, Checkpoint]
+    warnings: list[str]
+
+
+PROMPTS = ("prompt_name", "query_prompt", "document_prompt")
+"""Settings of tasks that name a prompt."""
+
+
+def prepare(job: EvalJob) -> Prepared:
+    """Refuse, before torch is imported, what settings, headers and the tasks' files can tell."""
+    if job.plot:
+        plot.check_plot(job.plot)
+    tasks = job.tasks()
+    named = [name for name in (*job.models, job.reference, job.query_model) if name]
+    checkpoints = {name: Checkpoint.open(name) for name in dict.fromkeys(named)}
+    prompts = {getattr(task, key, None) for task in tasks for key in PROMPTS}
+    for name, checkpoint in checkpoints.items():
+        check_max_length(job.max_length, checkpoint.layout, name)
+        for prompt in sorted(filter(None, prompts)):
+            check_prompt(prompt, checkpoint.layout.prompts, name)
+    warnings = [sentence for task in tasks for sentence in task.check()]
+    return Prepared(tasks, checkpoints, warnings)
+
+
+def evaluate(
+    job: EvalJob,
+    runtime: Runtime,
+    *,
+    prepared: Prepared | None = None,
+    progress: Progress | None = None,
+) -> Report:
     """Measure the models of a job, one in memory at a time beside reference and query model.
 
     Several processes share out the texts; each has all vectors, and works out the same figures.
@@ -42,6 +83,7 @@ def evaluate(job: EvalJob, runtime: Runtime, *, progress: Progress | None = None
     Args:
         job: What to measure.
         runtime: Where.
+        prepared: What `prepare` gave; None calls it.
         progress: Shows how far it is.
 
     Returns:
@@ -54,24 +96,16 @@ def evaluate(job: EvalJob, runtime: Runtime, *, progress: Progress | None = None
     report = Report("eval", job=job.recipe())
     report.facts["runtime"] = runtime.facts()
     progress = progress or Progress(-1)
-    tasks = job.tasks()
     names = list(dict.fromkeys(job.models))
-    checkpoints: dict[str, Checkpoint] = {}
-
-    def prepare() -> None:
-        if job.plot:
-            plot.check_plot(job.plot)
-        for name in (*names, job.reference, job.query_model):
-            if name:
-                checkpoints[name] = Checkpoint.open(name)
-        for task in tasks:
-            for sentence in task.check():
-                report.warn(sentence)
-
-    with progress.task("reading the tasks"):
-        runtime.on_main(prepare)  # what is refused, one process says
-    if not runtime.is_main:
-        prepare()
+    if prepared is None:
+        first: list[Prepared] = []
+        with progress.task("reading the tasks"):
+            # what is refused, one process says
+            runtime.on_main(lambda: first.append(prepare(job)))
+        prepared = first[0] if first else prepare(job)
+    tasks, checkpoints = prepared.tasks, prepared.checkpoints
+    for sentence in prepared.warnings:
+        report.warn(sentence)
 
     def clock(what: str, seconds: float) -> None:
         report.timings[what] = report.timings.get(what, 0.0) + seconds

@@ -8,6 +8,7 @@ from typing import cast
 from emb_tool import registry
 from emb_tool.checkpoint.layout import needs_hub
 from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.checkpoint.reading import check_prompt
 from emb_tool.data.options import TextOptions
 from emb_tool.data.texts import scan
 from emb_tool.draft import Draft
@@ -140,6 +141,11 @@ class Setup:
 
     def plan(self) -> Plan:
         """Every refusal that headers, settings and local files can give."""
+        check_prompt(self.job.prompt_name, self.checkpoint.layout.prompts, self.checkpoint.name)
+        scan(self.job.tune, TextOptions.of(self.job))
+        for task in self.tasks:
+            for sentence in task.check():
+                self.progress.warn(sentence)
         draft = self.draft()
         if self.job.tune:
             if self.positions.kind != "learned":
@@ -153,10 +159,6 @@ class Setup:
                 raise Refused(
                     f"--tune: -m {self.method.name} adds no rows", "rp, hierarchical, gp, pi do"
                 )
-            scan(self.job.tune, TextOptions.of(self.job))
-        for task in self.tasks:
-            for sentence in task.check():
-                self.progress.warn(sentence)
         if self.positions.family.eager:
             self.progress.warn(
                 f"transformers has no attention but the eager one for this family: one text of "

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from emb_tool.errors import Refused
-from emb_tool.ops.products import quicken
 from emb_tool.training.space import Space
 
 if TYPE_CHECKING:
@@ -103,6 +102,8 @@ class CheckpointTeacher:
         batch_tokens: int | None = None,
         store_dtype: str = "float16",
     ) -> None:
+        from emb_tool.ops.products import quicken
+
         quicken(encoder.model)
         self.encoder = encoder
         self.dim = encoder.dim

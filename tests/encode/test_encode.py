@@ -9,7 +9,7 @@ import pytest
 
 from emb_tool.encode import run
 from emb_tool.encode.job import EncodeJob
-from emb_tool.encode.run import encode
+from emb_tool.encode.run import check, encode
 from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused
 from emb_tool.registry import build
@@ -130,8 +130,8 @@ def test_an_output_that_cannot_be_is_refused_before_work(
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(Refused, match="is a folder"):
         encode(job(tmp_path / "no-model", texts, tmp_path / "folder.npy"), runtime)
-    with pytest.raises(Refused, match="not found"):
-        encode(job(tmp_path / "no-model", tmp_path / "in.txt", tmp_path / "x.npy"), runtime)
+    with pytest.raises(Refused, match="no-model does not exist"):
+        check(job(tmp_path / "no-model", texts, tmp_path / "x.npy"))
     assert taken.read_bytes() == b"mine"
 
 
