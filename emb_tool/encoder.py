@@ -80,7 +80,9 @@ class Encoder(Inputs):
         """
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
         layout = checkpoint.layout
-        model = load(checkpoint, runtime.device, torch.float32 if training else runtime.dtype)
+        dtype = torch.float32 if training else runtime.dtype
+        substitute = 0.0 if training else math.nan
+        model = load(checkpoint, runtime.device, dtype, substitute=substitute)
         if training and layout.truncate_dim:  # a student is trained in its whole width
             model.truncate_dim = None
             layout = replace(layout, truncate_dim=None)

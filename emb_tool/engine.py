@@ -123,7 +123,8 @@ def _encode(job: Any, options: Options) -> Report:
     if options.dry_run:
         width = str(model.layout.dim) if model else "finished already"
         table = Table("would write", ["file", "width"], [[job.output, width]])
-        return Report("encode", job=job.recipe(), tables=[table])
+        warnings = list(model.warnings) if model else []
+        return Report("encode", job=job.recipe(), tables=[table], warnings=warnings)
     runtime = _runtime(job, options.progress)
     with options.progress.task("encoding", job.limit, "texts") as advance:
         report = encode(
@@ -192,6 +193,7 @@ def make(job: Any, options: Options, worker: Any) -> Report:
     out = Path(job.output).expanduser()
     if options.dry_run:
         plan = work.plan()
+        _warn_of_inputs(work, progress)
         report.tables = [_planned(plan)]
         report.facts["plan"] = {"bytes": plan.nbytes, "config": plan.config, "notes": plan.notes}
         return report
@@ -211,6 +213,7 @@ def make(job: Any, options: Options, worker: Any) -> Report:
                 progress.say(f"nothing to resume at {out}: starting from the beginning")
             with progress.task("reading headers and settings"):
                 work.plan()
+            _warn_of_inputs(work, progress)
             return False
 
         if runtime.on_main(begin) if runtime else begin():
@@ -227,6 +230,12 @@ def make(job: Any, options: Options, worker: Any) -> Report:
         if runtime.on_main(finish) and not runtime.is_main:
             report.gate = "see rank 0"
     return report
+
+
+def _warn_of_inputs(work: Any, progress: Progress) -> None:
+    for checkpoint in work.inputs.values():
+        for sentence in checkpoint.warnings:
+            progress.warn(sentence)
 
 
 def _finish(

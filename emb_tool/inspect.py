@@ -1,7 +1,7 @@
 """`embtool inspect`: what a checkpoint holds, from its headers and configs alone.
 
 Neither torch nor transformers is imported and no weight is read, so that a model of any size is
-described in milliseconds.
+described in milliseconds; unless the libraries are to load it and report on every tensor (`exact`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from emb_tool.checkpoint.architectures import ARCHITECTURES
+from emb_tool.checkpoint.complete import Fault
 from emb_tool.checkpoint.layout import position_rows, static_table
-from emb_tool.checkpoint.modules import ModuleSpec, hidden_size
+from emb_tool.checkpoint.modules import ModuleSpec, hidden_size, stated_layers
 from emb_tool.checkpoint.quantization import packed_modules, unpacked
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.weights import pickles
-from emb_tool.ops.layers import group_layers, stated_layers
+from emb_tool.errors import Refused
+from emb_tool.ops.layers import group_layers
 from emb_tool.ops.parts import main_table, parts_of
 from emb_tool.plan import TensorSpec
 from emb_tool.report import Measure, Report, Table
@@ -23,20 +26,23 @@ from emb_tool.report import Measure, Report, Table
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 
 
-def inspect(source: str) -> Report:
+def inspect(source: str, *, exact: bool = False) -> Report:
     """Describe a checkpoint.
 
     Args:
         source: Folder, `.safetensors` file or hub id.
+        exact: Let the libraries load the model, without its data, and report on every tensor.
 
     Returns:
-        Facts (parts, dtypes, layers, pooling, dimensions, prompts, limits, tied names, oddities),
-        sizes as measures, and both as tables.
+        Facts (parts, dtypes, layers, pooling, dimensions, prompts, limits, tied names, oddities,
+        faults: tensors that are missing or too many), sizes as measures, and both as tables.
 
     Raises:
-        Refused: There is no checkpoint, or its weight files are damaged.
+        Refused: There is no checkpoint, its weight files are damaged, or `exact` is asked of
+            pickles or a bare file.
     """
     ckpt = Checkpoint.open(source, lenient=True, need_tokenizer=False, allow_pickle=True)
+    faults = list(ckpt.faults) or (_as_loaded(ckpt) if exact else [])
     parts = parts_of(ckpt)
     parameters = sum(part["parameters"] for part in parts.values())
     dtypes = Counter[str]()
@@ -68,7 +74,9 @@ def inspect(source: str) -> Report:
         "routes": sorted(layout.routes),
         "tied": _tied(ckpt),
         "packed": Counter(str(spec["kind"]) for spec in packed_modules(config).values()),
-        "odd": [*ckpt.notes, *_odd(ckpt)],
+        "checked": "exact" if exact else "headers",
+        "faults": [fault._asdict() for fault in faults],
+        "odd": [*ckpt.notes, *ckpt.warnings, *_odd(ckpt)],
     }
     size = ckpt.weight_bytes()
     measures = [Measure("weights", size, "B"), Measure("parameters", parameters)]
@@ -78,9 +86,29 @@ def inspect(source: str) -> Report:
         table.rows.append([name, f"{part['parameters']:,}", f"{part['bytes'] / 1e6:,.1f}", share])
     table.rows.append(["all", f"{parameters:,}", f"{size / 1e6:,.1f}", ""])
     tables = [_summary(facts), table]
+    if faults:
+        tables.append(Table("faults", ["what"], [[fault.message] for fault in faults]))
     if facts["odd"]:
         tables.append(Table("odd about it", ["what"], [[sentence] for sentence in facts["odd"]]))
     return Report("inspect", facts=facts, measures=measures, tables=tables)
+
+
+def _as_loaded(ckpt: Checkpoint) -> list[Fault]:
+    """What the libraries report when they load the model without its tensors' data."""
+    if ckpt.path.is_file() or any(weights.pickled for weights in ckpt.weights.values()):
+        raise Refused(
+            f"{ckpt.name}: --exact loads the model of a folder with a config.json and safetensors",
+            "leave --exact out",
+        )
+    import torch
+
+    from emb_tool.pretrained import load
+
+    try:
+        load(ckpt, torch.device("meta"), None)
+    except Refused as error:
+        return [Fault(error.message.removeprefix(f"{ckpt.name}: "), error.hint or "")]
+    return []
 
 
 def _all_specs(ckpt: Checkpoint) -> Iterable[TensorSpec]:
@@ -144,7 +172,19 @@ def _summary(facts: dict[str, Any]) -> Table:
         ", ".join(f"{count} matrices as {kind}" for kind, count in facts["packed"].items()),
     )
     row("weight files", len(facts["files"]))
+    row("tensors checked", _checked(facts))
     return Table(str(facts["model"]), ["", ""], rows)
+
+
+def _checked(facts: dict[str, Any]) -> str:
+    """What was looked at to find tensors that are missing or that nothing uses, and the result."""
+    exact = facts["checked"] == "exact"
+    if facts["faults"]:
+        return f"FAULTY {'when loaded' if exact else 'by headers'}, see below"
+    if exact:
+        return "complete: the libraries load every tensor"
+    layers = "layers, " if facts["model_type"] in ARCHITECTURES else ""
+    return f"{layers}shards and modules by headers; every tensor: --exact"
 
 
 def _odd(ckpt: Checkpoint) -> list[str]:
@@ -206,7 +246,7 @@ def _disagreements(ckpt: Checkpoint) -> list[str]:
     # a model may share one group's weights among its layers
     layers = config.get("num_hidden_groups") or stated_layers(config)
     counted = _layer_count(ckpt)
-    if layers and counted and layers != counted:
+    if layers and counted and layers != counted and not ckpt.faults:
         odd.append(f"config.json: {layers} layers, the weights have {counted}")
     dtype = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")))
     floats = {s.dtype for s in ckpt.tensors.values() if s.dtype in _DTYPES.values()}
@@ -221,12 +261,6 @@ def _disagreements(ckpt: Checkpoint) -> list[str]:
                 odd.append(f"{module.path}: pools {stated} dimensions, the model has {width}")
             width = ckpt.layout.dim if width is None else width * max(1, len(ckpt.layout.pooling))
         if module.kind == "Dense":
-            spec = ckpt.weights[module.path].tensors.get("linear.weight") if (
-                module.path in ckpt.weights) else None  # fmt: skip
-            if spec is None:
-                odd.append(f"{module.path}: Dense without linear.weight")
-            elif spec.shape != (c.get("out_features"), c.get("in_features")):
-                odd.append(f"{module.path}: config and weights disagree on the shape")
             if width and c.get("in_features") not in (None, width):
                 odd.append(f"{module.path}: takes {c.get('in_features')} dimensions, gets {width}")
             width = c.get("out_features")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -13,26 +14,36 @@ from torch import Tensor
 from emb_tool.checkpoint.layout import Layout, needs_hub, static_table, write_layout
 from emb_tool.checkpoint.quantization import unpacked
 from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
+from emb_tool.checkpoint.wrappers import unwrapped
 from emb_tool.errors import EmbToolError, Failed, Refused
 from emb_tool.ops.bare import check_extent
 from emb_tool.ops.foreign import is_the_libraries, told
+from emb_tool.ops.loading import loading_reports, refuse_unloaded
 from emb_tool.ops.tokenizers import SENTENCEPIECE, lacks_sentencepiece
 from emb_tool.progress import quiet
 from emb_tool.runtime import Runtime
 
 
-def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+def load(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    *,
+    substitute: float = math.nan,
+) -> Any:
     """The `SentenceTransformer` of a checkpoint; code of the checkpoint's own is never run.
 
     Args:
         checkpoint: Opened.
         device: Where to.
-        dtype: Of its weights.
+        dtype: Of its weights; None leaves them as they are stored.
+        substitute: What weights that no file has and no vector needs (a pooler's) are set to; NaN
+            shows in vectors that need them after all, 0 can be trained beside and written.
 
     Raises:
-        Refused: A config that describes far more weights than there are, and whatever
-            sentence-transformers cannot load.
-        Failed: Memory that runs out.
+        Refused: A config that describes far more weights than there are, weights that would be
+            random, tensors that no module uses, and whatever sentence-transformers cannot load.
+        Failed: Memory that runs out; models that transformers gives no loading report of.
     """
     config, layout = checkpoint.config, checkpoint.layout
     if needs_hub(config, layout):
@@ -42,20 +53,33 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> An
     with quiet():
         from sentence_transformers import SentenceTransformer
 
-        kwargs: dict[str, Any] = {"dtype": dtype}
+        kwargs: dict[str, Any] = {"dtype": dtype} if dtype else {}
         quantized = config.get("quantization_config")
         if isinstance(quantized, dict) and quantized.get("quant_method") == "bitsandbytes":
             kwargs["device_map"] = {"": str(device)}  # else they go to a GPU, whatever is asked for
+        elif device.type == "meta":  # names and shapes alone
+            kwargs["device_map"] = {"": "meta"}
+        model_folders = {m.path for m in layout.all_modules if m.kind == "Transformer"}
         try:
             modules = _static(checkpoint)
-            model = SentenceTransformer(
-                None if modules else str(checkpoint.path),
-                modules=modules,
-                device=str(device),
-                local_files_only=True,
-                trust_remote_code=False,
-                model_kwargs=kwargs,
-            )
+            with unwrapped(checkpoint) as folder, loading_reports() as loaded:
+                model = SentenceTransformer(
+                    None if modules else str(folder),
+                    modules=modules,
+                    device=str(device),
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    model_kwargs=kwargs,
+                )
+            if len(loaded) < len(model_folders):
+                raise Failed(
+                    f"{checkpoint.name}: transformers gave no report of which weights it loaded",
+                    "please report this, with the versions that `embtool doctor` prints",
+                )
+            for one in loaded:
+                refuse_unloaded(
+                    one, checkpoint.name, pooler=layout.reads_pooler, substitute=substitute
+                )
             reader: Any = model[0]
             reader.tokenizer.encode("")  # its template's tokens are missed in use alone
         except EmbToolError:
@@ -74,7 +98,7 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> An
                 f"{checkpoint.name}: sentence-transformers cannot load it: {told(error)}",
                 SENTENCEPIECE if unread else "check the folder with: embtool inspect",
             ) from error
-    return model.to(dtype)
+    return model.to(dtype) if dtype else model
 
 
 def _static(checkpoint: Checkpoint) -> list[torch.nn.Module] | None:

@@ -20,6 +20,7 @@ from emb_tool.checkpoint.modules import (
     normalises,
     read_modules,
     read_pooling,
+    text_output,
 )
 from emb_tool.checkpoint.quantization import packed_modules, unpacked
 from emb_tool.errors import Refused
@@ -75,6 +76,17 @@ class Layout:
     def find(self, kind: str) -> ModuleSpec | None:
         """The first module of that kind."""
         return next((m for m in self.modules if m.kind == kind), None)
+
+    @property
+    def all_modules(self) -> tuple[ModuleSpec, ...]:
+        """The modules, and those of every route."""
+        return (*self.modules, *(m for route in self.routes.values() for m in route))
+
+    @property
+    def reads_pooler(self) -> bool:
+        """Whether a transformer's output is its pooler's."""
+        transformers = (m for m in self.all_modules if m.kind == "Transformer")
+        return any(text_output(module) == "pooler_output" for module in transformers)
 
     @property
     def main(self) -> str:

@@ -146,10 +146,15 @@ def _first(folder: Path, module: ModuleSpec) -> _Vectors:
     """What a module gives that reads the text itself."""
     if module.kind != "Transformer":
         return _Vectors(module.kind == "WordEmbeddings", None)
-    modalities = module.config.get("modality_config") or {}
-    output = modalities.get("text", {}).get("method_output_name", "last_hidden_state")
+    output = text_output(module)
     config = read_json(folder, join(module.path, "config.json")) or {}
     return _Vectors(TEXT_OUTPUTS[output], hidden_size(config) if output != "text_embeds" else None)
+
+
+def text_output(module: ModuleSpec) -> str:
+    """Which of its model's outputs a Transformer gives on, for texts."""
+    modalities = module.config.get("modality_config") or {}
+    return str(modalities.get("text", {}).get("method_output_name", "last_hidden_state"))
 
 
 def _names(module: ModuleSpec) -> tuple[str, str]:
@@ -261,6 +266,15 @@ def read_pooling(folder: Path, module: ModuleSpec | None) -> tuple[str, ...]:
                 "known: " + ", ".join(POOLING_KEYS),
             )
     return tuple(modes)
+
+
+LAYER_COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+"""Names under which configs state the number of layers."""
+
+
+def stated_layers(config: Mapping[str, Any]) -> int | None:
+    """The number of layers that a config states."""
+    return next((config[key] for key in LAYER_COUNTS if isinstance(config.get(key), int)), None)
 
 
 def hidden_size(config: Mapping[str, Any]) -> int | None:

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emb_tool.checkpoint.complete import MAIN_KINDS, Fault, find_faults, strip
 from emb_tool.checkpoint.files import inside, join, read_json, sha256
 from emb_tool.checkpoint.header import TORCH_NAMES
 from emb_tool.checkpoint.kinds import other_kind, without_weights
 from emb_tool.checkpoint.layout import Layout, read_layout
-from emb_tool.checkpoint.modules import ModuleSpec, read_modules
+from emb_tool.checkpoint.modules import read_modules
 from emb_tool.checkpoint.source import locate
 from emb_tool.checkpoint.weights import Weights, bare_file, find_weights
+from emb_tool.checkpoint.wrappers import copy_unwrapped, warning
 from emb_tool.errors import Refused
 from emb_tool.plan import TensorSpec
 
@@ -47,6 +49,10 @@ class Checkpoint:
         weights: Folder (relative, "" is the root) to its weight files.
         layout: How text becomes a vector.
         notes: What is odd, one sentence each.
+
+    Attributes:
+        tensors: The main ones by name, those of a Router by folder and name.
+        faults: Tensors that are missing or unused, where it was opened in spite of that.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class Checkpoint:
         self.weights = weights
         self.layout = layout
         self.notes = notes
+        self.faults: tuple[Fault, ...] = ()
         self._open: dict[Path, Any] = {}
         if layout.routes:  # the same names occur in several routes
             self.tensors = {
@@ -91,10 +98,11 @@ class Checkpoint:
             allow_pickle: Accept a folder that has pickled weights only; they are not read here.
             need_tokenizer: Refuse a folder that has none.
             lenient: Describe what can be described (`embtool inspect`): faults that do not stop
-                the reading become `notes`.
+                the reading become `notes`, those of the weights `faults`.
 
         Raises:
-            Refused: Anything that is missing, damaged, or leads out of the folder.
+            Refused: Anything that is missing, damaged, or leads out of the folder; tensors that
+                are missing or that nothing uses, as far as headers show it.
         """
         path = locate(source)
         notes: list[str] = []
@@ -107,7 +115,7 @@ class Checkpoint:
             notes.append(f"it {kind.what}")
         modules, routes = read_modules(path, notes if lenient else None)
         layout = Layout(modules=modules, routes=routes)
-        parts = dict.fromkeys([layout.main, *(m.path for m in _all_modules(layout))])
+        parts = dict.fromkeys([layout.main, *(m.path for m in layout.all_modules)])
         weights_by_part = {}
         for part in parts:
             found = find_weights(path, part, allow_pickle=allow_pickle)
@@ -129,8 +137,19 @@ class Checkpoint:
                 raise Refused(sentence, "copy the tokenizer's files from where the model came from")
             notes.append(sentence)
         read_json(path, join(layout.main, "tokenizer_config.json"))  # looked at, whoever reads it
+        configs = {
+            module.path: read_json(path, join(module.path, "config.json")) or {}
+            for module in layout.all_modules
+            if module.kind in MAIN_KINDS
+        }
+        weights_by_part = strip(layout.all_modules, weights_by_part, configs)
+        faults = tuple(find_faults(layout.all_modules, weights_by_part, configs))
+        if faults and not lenient:
+            raise Refused(f"{source}: {faults[0].message}", faults[0].hint)
+        main = weights_by_part[layout.main]
         layout = read_layout(path, config, main.tensors, [] if lenient else None)
         checkpoint = cls(path, str(source), config, weights_by_part, layout, notes)
+        checkpoint.faults = faults
         for name in checkpoint.files():
             inside(path, name)
         return checkpoint
@@ -167,24 +186,30 @@ class Checkpoint:
         dtype = weights.tensors[name].dtype
         if dtype not in TORCH_NAMES:
             raise Refused(f"{self.name}: {name} has dtype {dtype}", "torch has no such dtype")
-        path = weights.where[name]
+        path, stored = weights.where[name], weights.stored(name)
         if weights.tensors[name].nbytes >= LARGE:
             from emb_tool.checkpoint.mapped import map_tensor
 
-            return map_tensor(path, name)
+            return map_tensor(path, stored)
         if path not in self._open:
             from safetensors import safe_open
 
             self._open[path] = safe_open(path, framework="pt")
-        tensor: torch.Tensor = self._open[path].get_tensor(name)
+        tensor: torch.Tensor = self._open[path].get_tensor(stored)
         return tensor
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user has to know of a checkpoint that can be used all the same."""
+        wrappers = dict.fromkeys(w.wrapper for w in self.weights.values() if w.wrapper)
+        return tuple(warning(self.name, wrapper) for wrapper in wrappers)
 
     def files(self) -> tuple[str, ...]:
         """Everything that decides what vectors come out: weights, tokenizer, layout configs."""
         if self.path.is_file():
             return (self.path.name,)
         names = {name for weights in self.weights.values() for name in weights.files}
-        for part in {self.layout.main, *(m.path for m in _all_modules(self.layout))}:
+        for part in {self.layout.main, *(m.path for m in self.layout.all_modules)}:
             kept = (*_SIDE_FILES, "router_config.json", "sentence_bert_config.json")
             names |= {join(part, name) for name in kept if (self.path / part / name).is_file()}
         names |= {
@@ -211,12 +236,6 @@ class Checkpoint:
         return sum((root / n).stat().st_size for w in self.weights.values() for n in w.files)
 
 
-def _all_modules(layout: Layout) -> Iterator[ModuleSpec]:
-    yield from layout.modules
-    for modules in layout.routes.values():
-        yield from modules
-
-
 def copy_side_files(source: Checkpoint, folder: Path) -> None:
     """Copy tokenizer files and `config.json`, byte for byte, into the root of `folder`.
 
@@ -232,8 +251,10 @@ def copy_side_files(source: Checkpoint, folder: Path) -> None:
 def copy_module_weights(source: Checkpoint, folder: Path, written: Layout) -> None:
     """Copy the weight files of modules (Dense, ...) to where `write_layout` has put the modules."""
     for old, new in zip(source.layout.modules[1:], written.modules[1:], strict=True):
-        for name in source.weights.get(old.path, Weights()).files:
-            shutil.copyfile(inside(source.path, name), folder / new.path / Path(name).name)
+        weights = source.weights.get(old.path, Weights())
+        for name in weights.files:
+            target = folder / new.path / Path(name).name
+            copy_unwrapped(inside(source.path, name), target, weights.wrapper)
 
 
 def check_finite(checkpoint: Checkpoint) -> None:

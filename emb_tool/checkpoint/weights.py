@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,40 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "mo
 
 _PICKLED_SHARD = re.compile(r"pytorch_model-\d+-of-\d+\.bin")
 
+_SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors")
+
 
 @dataclass(frozen=True)
 class Weights:
     """The weight files of one folder.
 
     Args:
-        tensors: Over all shards.
+        tensors: Over all shards, by their names without the wrapper's prefix.
         where: Tensor to its file.
         files: The files, relative to the checkpoint; pickles only if there is nothing else.
         pickled: Whether the files are pickles, which are not looked into.
+        wrapper: Prefix of every name in the files (`emb_tool.checkpoint.wrappers`); mostly none.
     """
 
     tensors: dict[str, TensorSpec] = field(default_factory=dict)
     where: dict[str, Path] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     pickled: bool = False
+    wrapper: str = ""
+
+    def stored(self, name: str) -> str:
+        """A tensor's name in its file."""
+        return self.wrapper + name
+
+    def without(self, wrapper: str) -> Weights:
+        """The same weights, all of whose names begin with a wrapper's prefix, without it."""
+
+        def short(name: str) -> str:
+            return name.removeprefix(wrapper)
+
+        tensors = {short(n): replace(spec, name=short(n)) for n, spec in self.tensors.items()}
+        where = {short(name): path for name, path in self.where.items()}
+        return replace(self, tensors=tensors, where=where, wrapper=wrapper)
 
 
 def bare_file(path: Path) -> Weights:
@@ -86,6 +105,11 @@ def _sharded(root: Path, part: str, index: dict[str, Any]) -> Weights:
     tensors: dict[str, TensorSpec] = {}
     where: dict[str, Path] = {}
     names = sorted(set(weight_map.values()))
+    if absent := _absent_shard(names):
+        raise Refused(
+            f"{where_index} does not name {absent}: its tensors are in no file that is read",
+            "download the index and the shards again",
+        )
     for name in names:
         path = inside(root, join(part, name))
         if not path.is_file():
@@ -94,12 +118,31 @@ def _sharded(root: Path, part: str, index: dict[str, Any]) -> Weights:
             )
         header = read_header(path)
         for tensor, spec in header.tensors.items():
-            if weight_map.get(tensor, name) == name:
-                tensors[tensor], where[tensor] = spec, path
+            if tensor in tensors:  # loaders take one of them, and not all the same one
+                raise Refused(
+                    f"{where_index}: {tensor} is in both {where[tensor].name} and {name}",
+                    "download the shards again: they are of different versions",
+                )
+            tensors[tensor], where[tensor] = spec, path
     for tensor, name in weight_map.items():
-        if tensor not in tensors:
+        if tensor not in tensors or where[tensor].name != Path(name).name:
             raise Refused(
                 f"{where_index} places {tensor} in {name}, where it is not",
                 "download the index and the shards again: they are of different versions",
             )
     return Weights(tensors, where, tuple(join(part, name) for name in names))
+
+
+def _absent_shard(names: Iterable[str]) -> str:
+    """The first shard of `model-00001-of-00003.safetensors` and so on that is not named, or ""."""
+    named = sorted(set(names))
+    found = next(filter(None, map(_SHARD.fullmatch, named)), None)
+    if found is None:
+        return ""
+    stem, number, count = found.groups()
+    first = min(int(number), 1)  # some count from 0
+    shards = (
+        f"{stem}-{index:0{len(number)}}-of-{count}.safetensors"
+        for index in range(first, first + min(int(count), len(named) + 1))
+    )
+    return next((shard for shard in shards if shard not in named), "")

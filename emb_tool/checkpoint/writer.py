@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from emb_tool.checkpoint.files import write_json
 from emb_tool.checkpoint.header import SAFETENSORS_NAMES
@@ -238,13 +238,34 @@ def replace_metadata(path: Path, metadata: Mapping[str, str]) -> None:
         length = int.from_bytes(file.read(8), "little")
         fields = json.loads(file.read(length))
         fields["__metadata__"] = {"format": "pt", **metadata}
-        text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
-        if not 0 <= length - len(text) < 8:
-            raise ValueError("metadata of another length")
-        file.seek(8)
-        file.write(text + b" " * (length - len(text)))
-        file.flush()
-        os.fsync(file.fileno())
+        _put_header(file, fields, length, spare=8)
+
+
+def rename_tensors(path: Path, rename: Callable[[str], str]) -> None:
+    """Give the tensors of a file shorter names; their data stays where it is.
+
+    Raises:
+        ValueError: The names are longer than before, or one occurs twice (a bug of the caller).
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length))
+        metadata = {k: entries.pop(k) for k in ("__metadata__",) if k in entries}
+        fields = metadata | {rename(name): entry for name, entry in entries.items()}
+        if len(fields) != len(metadata) + len(entries):
+            raise ValueError("a tensor name occurs twice")
+        _put_header(file, fields, length, spare=length)
+
+
+def _put_header(file: BinaryIO, fields: Mapping[str, Any], length: int, spare: int) -> None:
+    """Replace a header of `length` bytes by one that has fewer than `spare` bytes left over."""
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    if not 0 <= length - len(text) < spare:
+        raise ValueError("a header of another length")
+    file.seek(8)
+    file.write(text + b" " * (length - len(text)))
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _split(specs: Sequence[TensorSpec], max_shard: int) -> list[list[TensorSpec]]:

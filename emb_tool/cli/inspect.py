@@ -21,9 +21,19 @@ def command(
             rich_help_panel=REQUIRED,
         ),
     ],
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="load it, and report on every tensor (takes seconds)"),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:
-    """Print the report of `inspect`."""
+    """Print the report of `inspect`, and refuse a checkpoint whose weights are not complete."""
+    from emb_tool.errors import Refused
     from emb_tool.inspect import inspect
 
-    output.show([inspect(model)], json)
+    report = inspect(model, exact=exact)
+    output.show([report], json)
+    if faults := report.facts["faults"]:
+        if json:  # the document tells
+            raise typer.Exit(Refused.exit_code)
+        raise Refused(f"{model}: {faults[0]['message']}", faults[0]["hint"] or None)

@@ -158,6 +158,8 @@ class _Run:
         self.model = model.route(job.prompt_name if job.prompt_name in ROLES else "document")
         self.opened = time.perf_counter()
         self.report.timings["open"] = self.opened - began
+        for sentence in model.checkpoint.warnings:
+            self.report.warn(sentence)
         self.given = ranges
         self.target = file.partial / file.path.name
         self.place = file.state / "place.json"

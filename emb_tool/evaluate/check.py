@@ -83,6 +83,8 @@ def check(request: dict[str, Any], progress: Progress) -> Report:
                 mine = [i for i, line in enumerate(lines) if line["prompt"] == prompt]
                 texts = [lines[i]["text"] for i in mine]
                 vectors[mine] = encoder.encode(texts, prompt, progress=advance)
+        if not np.isfinite(vectors).all():
+            raise Failed("its vectors are not finite", None)
         figures = likeness(vectors, goal)
         if request.get("turned"):  # cosines to vectors of another basis say nothing
             figures = {"neighbour overlap": figures["neighbour overlap"]}
@@ -171,9 +173,6 @@ def check_merged(request: dict[str, Any], progress: Progress) -> Report:
     written = Checkpoint.open(folder)
     if not request["tasks"]:
         report.measures.append(Measure("weights", written.weight_bytes(), "B", model=name))
-    missing = [] if written.layout.family == "static" else _missing_in_transformers(folder)
-    if missing:
-        report.warn(f"transformers makes up {', '.join(missing)}, which no model holds")
     mine = vectors_of(folder, **_like(request))
     if not np.isfinite(mine).all():
         raise Failed("its vectors are not finite", None)
@@ -230,22 +229,6 @@ def fault_of_inputs(request: dict[str, Any]) -> Refused | None:
 
 def _like(request: dict[str, Any]) -> dict[str, Any]:
     return {"texts": tuple(request["texts"]), **{key: request[key] for key in ("device", "dtype")}}
-
-
-def _missing_in_transformers(folder: str) -> list[str]:
-    """What `AutoModel` does not find in a folder's weights, the pooler aside."""
-    from emb_tool.progress import quiet
-
-    if not (Path(folder) / "config.json").is_file():
-        return []
-    with quiet():
-        from transformers import AutoModel
-
-        _, told = AutoModel.from_pretrained(  # names and shapes: sentence-transformers loads it
-            folder, output_loading_info=True, local_files_only=True, dtype="auto",
-            device_map="meta",
-        )  # fmt: skip
-    return [key for key in sorted(told["missing_keys"]) if "pooler" not in key][:5]
 
 
 def rename(report: Report, folder: str, name: str) -> None:

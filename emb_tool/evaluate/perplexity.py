@@ -102,13 +102,17 @@ class Perplexity(LongTask):
         import torch
         from transformers import AutoModelForCausalLM
 
+        from emb_tool.checkpoint.wrappers import unwrapped
+        from emb_tool.ops.loading import loading_reports, refuse_unloaded
         from emb_tool.progress import quiet
 
         encoder: Any = pair.document.encoder
-        with quiet():
+        with quiet(), unwrapped(encoder.checkpoint) as folder, loading_reports() as loaded:
             model: Any = AutoModelForCausalLM.from_pretrained(
-                encoder.checkpoint.path, dtype=torch.float32, local_files_only=True
+                folder, dtype=torch.float32, local_files_only=True
             )
+        for one in loaded:
+            refuse_unloaded(one, encoder.checkpoint.name, head=True)
         model.to(encoder.runtime.device).eval()
         with quiet():
             ids = encoder._tokenizer(self._texts(), return_tensors="pt")["input_ids"][0]

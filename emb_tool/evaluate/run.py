@@ -41,7 +41,7 @@ class Prepared(NamedTuple):
     Args:
         tasks: The tasks, their files read.
         checkpoints: The models, the reference and the query model by name.
-        warnings: What the user should know about the data.
+        warnings: What the user should know about the models and the data.
     """
 
     tasks: list[Task]
@@ -65,7 +65,8 @@ def prepare(job: EvalJob) -> Prepared:
         check_max_length(job.max_length, checkpoint.layout, name)
         for prompt in sorted(filter(None, prompts)):
             check_prompt(prompt, checkpoint.layout.prompts, name)
-    warnings = [sentence for task in tasks for sentence in task.check()]
+    warnings = [sentence for checkpoint in checkpoints.values() for sentence in checkpoint.warnings]
+    warnings += [sentence for task in tasks for sentence in task.check()]
     return Prepared(tasks, checkpoints, warnings)
 
 

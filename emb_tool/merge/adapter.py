@@ -75,6 +75,11 @@ class Adapter(Checkpoint):
         self.folder = folder
         self.factors = _factors(folder, name, base)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """None: the base has its own."""
+        return ()
+
     def files(self) -> tuple[str, ...]:
         """What the adapter itself is made of."""
         return (CONFIG, WEIGHTS)
@@ -91,12 +96,12 @@ class Adapter(Checkpoint):
         """One of its main tensors.
 
         Args:
-            stored: The name in the base's files.
+            stored: The base's own name for it.
             short: The canonical name.
             files: Open files.
         """
         main = self.weights[self.layout.main]
-        there = files.tensor(main.where[stored], stored)
+        there = files.tensor(main.where[stored], main.stored(stored))
         if short not in self.factors:
             return there
         found = self.factors[short]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from emb_tool.checkpoint.complete import COMPUTED, modern
 from emb_tool.ops.layers import group_layers
 
 PREFIXES = (
@@ -13,12 +14,8 @@ PREFIXES = (
 )  # fmt: skip
 """Under which classes with a head hold the body that embedding models use alone."""
 
-_OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-
 _STATIC = {"embeddings": "embedding.weight"}
 """model2vec's name of the table, and sentence-transformers'."""
-
-_COMPUTED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|attn\.bias|masked_bias)$")
 
 _HEADS = re.compile(r"^(lm_head\.|cls\.predictions\.decoder\.weight$)")
 
@@ -33,10 +30,7 @@ def canonical(names: Iterable[str]) -> dict[str, str]:
     prefix = _prefix(names)
     found: dict[str, str] = {}
     for name in names:
-        short = _STATIC.get(name, name.removeprefix(prefix))
-        for old, new in _OLD.items():
-            if short.endswith(old):
-                short = short.removesuffix(old) + new
+        short = _STATIC.get(name, modern(name.removeprefix(prefix)))
         found[name if short in found else short] = name
     return found
 
@@ -60,7 +54,7 @@ def layer_numbers(names: Iterable[str]) -> dict[str, int]:
 
 def is_computed(name: str) -> bool:
     """Whether a buffer is one that newer versions compute (`embeddings.position_ids`)."""
-    return bool(_COMPUTED.search(name))
+    return bool(COMPUTED.search(name))
 
 
 def is_head(name: str) -> bool:

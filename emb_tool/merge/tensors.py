@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
+from emb_tool.checkpoint.complete import modern
 from emb_tool.checkpoint.elements import FLOATS, STORED, Files, widest
 from emb_tool.checkpoint.files import join
 from emb_tool.checkpoint.reader import Checkpoint
@@ -17,8 +19,21 @@ from emb_tool.merge.preflight import Difference
 from emb_tool.merge.stream import Slot, Source
 from emb_tool.plan import TensorSpec
 
-Entry = tuple[str, TensorSpec, Path]
-"""A tensor's name as stored, its spec, its file."""
+
+class Entry(NamedTuple):
+    """A tensor of one model.
+
+    Args:
+        name: As it is called in the model, whatever the file's wrapper.
+        spec: Its spec.
+        path: Its file.
+        stored: Its name there.
+    """
+
+    name: str
+    spec: TensorSpec
+    path: Path
+    stored: str
 
 
 class Tensors:
@@ -62,9 +77,9 @@ class Tensors:
     def _specs(self, number: int) -> dict[str, TensorSpec]:
         """A model's tensors by canonical name, those left aside that are no matter of choice."""
         return {
-            f"{part}/{name}" if part else name: spec
+            f"{part}/{name}" if part else name: entry.spec
             for part, held in self._parts(self.models[number]).items()
-            for name, (_, spec, _) in held.items()
+            for name, entry in held.items()
             if not self._is_spare(name)
         }
 
@@ -82,7 +97,7 @@ class Tensors:
             layers = layer_numbers(held)
             for name, entry in held.items():
                 entries = [parts[part][name] for parts in models if name in parts.get(part, {})]
-                alike = len({(spec.shape, spec.dtype) for _, spec, _ in entries}) == 1
+                alike = len({(e.spec.shape, e.spec.dtype) for e in entries}) == 1
                 everywhere = len(entries) == len(models)
                 if self._is_spare(name) and (is_head(name) or not everywhere or not alike):
                     self.notes.append(f"{join(part, name)} is left out: loaders make it themselves")
@@ -90,19 +105,19 @@ class Tensors:
                 theirs = base.get(part, {}).get(name) if base is not None else None
                 if not everywhere:
                     entries, theirs = [entry], None
-                elif not {spec.dtype for _, spec, _ in entries} <= set(FLOATS):
+                elif not {e.spec.dtype for e in entries} <= set(FLOATS):
                     theirs = None  # a buffer is copied or refused
                 elif base is not None:
-                    self._check_base(join(part, name), entry[1], theirs)
-                slot = self._slot(part, name, entry[0], entries, theirs, layers.get(name))
+                    self._check_base(join(part, name), entry.spec, theirs)
+                slot = self._slot(part, name, entry.name, entries, theirs, layers.get(name))
                 slots.append(slot if everywhere else replace(slot, only=0))
         return slots
 
     def _slot(
-        self, part: str, name: str, stored: str, entries: list[Entry], theirs: Entry | None,
+        self, part: str, name: str, own: str, entries: list[Entry], theirs: Entry | None,
         layer: int | None,
     ) -> Slot:  # fmt: skip
-        """One tensor to be written as `stored`, from those of its canonical name."""
+        """One tensor to be written as `own`, from those of its canonical name."""
         full = join(part, name)
         owners = self.models if len(entries) == len(self.models) else [None] * len(entries)
         sources = tuple(
@@ -110,8 +125,8 @@ class Tensors:
             for entry, owner in zip(entries, owners, strict=True)
         )
         there = [*entries, *([theirs] if theirs else [])]
-        dtype = self._out_dtype({spec.dtype for _, spec, _ in there}, full)
-        spec = TensorSpec(_modern(stored), entries[0][1].shape, dtype)
+        dtype = self._out_dtype({e.spec.dtype for e in there}, full)
+        spec = TensorSpec(modern(own), entries[0].spec.shape, dtype)
         base = self._source(theirs) if theirs else None
         return Slot(full, part, spec, sources, base, layer)
 
@@ -122,9 +137,9 @@ class Tensors:
                 f"the base {self.base.name} has no {name}, so there is no task vector of it",
                 "take the model that the others were trained from, with all its modules",
             )
-        if theirs[1].shape != spec.shape:
+        if theirs.spec.shape != spec.shape:
             raise Refused(
-                f"the base {self.base.name}: {name} is {list(theirs[1].shape)}, not"
+                f"the base {self.base.name}: {name} is {list(theirs.spec.shape)}, not"
                 f" {list(spec.shape)}",
                 "take the model that the others were trained from",
             )
@@ -138,10 +153,9 @@ class Tensors:
         return self.out_dtype or widest(dtypes)
 
     def _source(self, entry: Entry, model: Checkpoint | None = None, name: str = "") -> Source:
-        stored, _, path = entry
         if isinstance(model, Adapter):
-            return model.source(stored, name, self.files)
-        return self.files.tensor(path, stored)
+            return model.source(entry.name, name, self.files)
+        return self.files.tensor(entry.path, entry.stored)
 
     def _is_spare(self, name: str) -> bool:
         """Whether a tensor may be missing: computed buffers, a head tied to the token table."""
@@ -150,7 +164,7 @@ class Tensors:
 
     @staticmethod
     def _parts(checkpoint: Checkpoint) -> dict[str, dict[str, Entry]]:
-        """Part as it is written to canonical name to (name as stored, spec, file)."""
+        """Part as it is written to canonical name to the tensor."""
         layout = checkpoint.layout
         main = checkpoint.weights[layout.main]
         parts = {"": main}
@@ -159,17 +173,10 @@ class Tensors:
                 parts[f"{index}_{module.kind}"] = checkpoint.weights[module.path]
         return {
             part: {
-                short: (stored, weights.tensors[stored], weights.where[stored])
-                for short, stored in (
+                short: Entry(name, weights.tensors[name], weights.where[name], weights.stored(name))
+                for short, name in (
                     canonical(weights.tensors) if not part else {n: n for n in weights.tensors}
                 ).items()
             }
             for part, weights in parts.items()
         }
-
-
-def _modern(name: str) -> str:
-    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
-        if name.endswith(old):
-            return name.removesuffix(old) + new
-    return name

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from emb_tool.checkpoint.files import write_json
+from emb_tool.checkpoint.modules import LAYER_COUNTS, stated_layers
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import header
 from emb_tool.errors import Refused
 from emb_tool.ops.bare import model_on_meta, transformers_config
 from emb_tool.plan import Plan, Step, TensorSpec
 from emb_tool.progress import quiet
-
-LAYER_COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
-"""Names under which configs state the number of layers."""
 
 _LAYER = re.compile(r"^(.*?)\.?(?<![^.])(\d+)\.(.+)$")
 _INDEX_LIST = re.compile(r"_layers?(_(idx|ids|idxs|indices|indexes))?$")
@@ -56,11 +54,6 @@ def keep_layers(checkpoint: Checkpoint, layers: int | Sequence[int]) -> tuple[in
     """
     total = len(find_layers(checkpoint)[1])
     return spread(layers, total) if isinstance(layers, int) else tuple(layers)
-
-
-def stated_layers(config: Mapping[str, Any]) -> int | None:
-    """The number of layers that a config states."""
-    return next((config[key] for key in LAYER_COUNTS if isinstance(config.get(key), int)), None)
 
 
 def group_layers(names: Iterable[str]) -> dict[str, dict[int, list[str]]]:

@@ -14,7 +14,7 @@ from emb_tool.checkpoint.modules import ModuleSpec
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused
-from emb_tool.pretrained import readable
+from emb_tool.pretrained import load, readable
 from emb_tool.progress import quiet
 from emb_tool.runtime import DTYPES
 
@@ -205,8 +205,9 @@ def write_router(student: Path, teacher: Checkpoint, folder: Path, dim: int) -> 
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.models import Dense, Normalize, Router
 
-        queries = SentenceTransformer(str(student), device="cpu", local_files_only=True)
-        documents = SentenceTransformer(str(teacher.path), device="cpu", local_files_only=True)
+        cpu = torch.device("cpu")
+        queries = load(Checkpoint.open(student), cpu, None, substitute=0.0)
+        documents = load(teacher, cpu, None, substitute=0.0)
         prompts = {name: text or "" for name, text in queries.prompts.items()}
         modules = list(documents)
         width = teacher.layout.dim or documents.get_embedding_dimension() or dim

@@ -206,9 +206,12 @@ def test_config_that_lies(tiny_bert: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
     config = json.loads((model / "config.json").read_text())
     for changes, says in (
-        ({"num_hidden_layers": 12}, "states 12 layers, the weights have 4 under 'encoder.layer'"),
+        ({"num_hidden_layers": 12},
+         "states 12 layers, of 8 of them the files have no tensor: 4, 5, 6"),
+        ({"model_type": "new", "num_hidden_layers": 12},
+         "states 12 layers, the weights have 4 under 'encoder.layer'"),
         ({"model_type": "nvembed"}, "does not know the model type 'nvembed'"),
-    ):
+    ):  # fmt: skip
         (model / "config.json").write_text(json.dumps(config | changes))
         with pytest.raises(Refused, match=says):
             plan_cut(Checkpoint.open(model), (0,))
