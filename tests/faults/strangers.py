@@ -147,3 +147,41 @@ def _beside(held: Any) -> st.SearchStrategy[Any]:
     if isinstance(held, list):
         return st.sampled_from((held[1:], [*held, *held], held[::-1], []))
     return st.none() | st.sampled_from(({}, 1, "eager", [0.5] * 4, {"rope_type": "longrope"}))
+
+
+PREFIXES = (
+    "_orig_mod.", "module.", "0.auto_model.", "model.", "base_model.model.", "0.", "bert.",
+    "encoder.", "x.",
+)  # fmt: skip
+"""Of wrappers, of classes with a head, of nobody."""
+
+
+@st.composite
+def renamed(draw: st.DrawFn, names: list[str]) -> dict[str, str]:
+    """Tensors as another program might have saved them: new name to the old one.
+
+    Prefixes around all names or some, names gone, added, or split as peft splits a layer's; a name
+    that was added stands for a copy of another tensor.
+    """
+    found = {name: name for name in names}
+    for _ in range(draw(st.integers(1, 2))):
+        what, some = draw(st.integers(0, 5)), draw(st.sampled_from(sorted(found)))
+        prefix = draw(st.sampled_from(PREFIXES))
+        if what <= 1:  # as most often: around all
+            found = {prefix + name: old for name, old in found.items()}
+        elif what == 2:
+            found = {prefix * name.startswith(some[:18]) + name: old for name, old in found.items()}
+        elif what == 3:  # all names with the same end, or number
+            part = draw(st.sampled_from(some.split(".")))
+            rest = {name: old for name, old in found.items() if part not in name.split(".")}
+            found = rest or found
+        elif what == 4:
+            found[draw(st.sampled_from((prefix + some, some + ".x", "x", "pooler.x")))] = found[
+                some
+            ]
+        else:
+            module, _, kind = some.rpartition(".")
+            if draw(st.booleans()):
+                found[f"{module}.base_layer.{kind}"] = found.pop(some)
+            found[f"{module}.lora_A.default.{kind}"] = names[0]
+    return found

@@ -26,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.cli.app import main
 from emb_tool.runtime import Runtime
-from tests.faults.strangers import near, spoilt, spoilt_weights
+from tests.faults.strangers import near, renamed, spoilt, spoilt_weights
 from tests.runs import check_here, write_texts
 
 SECONDS, MEGABYTES = 10.0, 500
@@ -195,6 +195,39 @@ def running(model: Path, twin: Path, good: Path, texts: str, out: Path) -> list[
         ["distill", "--teacher", model, "--student", good, *given_],
         ["distill", "--teacher", good, "--student", model, *given_],
     ]
+
+
+@pytest.mark.parametrize("count", [12, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["bert", "decoder", "static", "packed"])
+def test_tensors_under_other_names(
+    tmp_path: Path, models: dict[str, Path], sentences: list[str], family: str, count: int,
+    record_property: Record, pytestconfig: pytest.Config,
+) -> None:  # fmt: skip
+    """The vectors of the model as it was, or a refusal: never others."""
+    model, texts = tmp_path / "model", write_texts(tmp_path / "texts.jsonl", sentences[:4])
+    shutil.copytree(models[family], model)
+    file, out = model / "model.safetensors", tmp_path / "vectors.npy"
+    good = load_file(file)
+    line = ["encode", model, texts, "-o", out, "-q", "--overwrite"]
+    assert told(line)[0] == 0
+    right, inputs = np.load(out), 0
+
+    @many(count, pytestconfig)
+    @given(renamed(sorted(good)))
+    def run(names: dict[str, str]) -> None:
+        nonlocal inputs
+        inputs += 1
+        out.unlink(missing_ok=True)
+        save_file({name: good[old] for name, old in names.items()}, file, {"format": "pt"})
+        code, err = told(line)
+        if code == 0:
+            assert np.array_equal(np.load(out), right), err
+        else:
+            assert code == 2, err
+            assert not out.exists()
+
+    run()
+    record_property("tensors under other names", inputs)
 
 
 RECIPES = sorted((Path(__file__).parent.parent.parent / "recipes").rglob("*.yaml"))
