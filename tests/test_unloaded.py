@@ -393,9 +393,13 @@ def test_what_vectors_do_not_need(change: Any, tiny_bert: Path, tmp_path: Path) 
 @pytest.mark.parametrize("head", [BertForMaskedLM, BertForSequenceClassification])
 def test_a_class_with_a_head(head: Any, tiny_bert: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
-    with_head = head.from_pretrained(tiny_bert)
-    with_head.save_pretrained(model)
+    head.from_pretrained(tiny_bert).save_pretrained(model)
     assert np.array_equal(vectors(model), vectors(tiny_bert))
+    assert not Checkpoint.open(model).warnings
+    (model / "modules.json").unlink()
+    warnings = Checkpoint.open(model).warnings
+    assert len(warnings) == (head is BertForSequenceClassification)
+    assert all("BertForSequenceClassification without modules.json" in text for text in warnings)
 
 
 def test_a_pooler_or_head_that_is_read_must_be_there(tiny_bert: Path) -> None:

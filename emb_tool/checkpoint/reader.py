@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from emb_tool.checkpoint.complete import MAIN_KINDS, Fault, find_faults, strip
 from emb_tool.checkpoint.files import inside, join, read_json, sha256
 from emb_tool.checkpoint.header import TORCH_NAMES
-from emb_tool.checkpoint.kinds import other_kind, without_weights
+from emb_tool.checkpoint.kinds import head_warning, other_kind, without_weights
 from emb_tool.checkpoint.layout import Layout, read_layout
 from emb_tool.checkpoint.modules import read_modules
 from emb_tool.checkpoint.source import locate
@@ -202,7 +202,11 @@ class Checkpoint:
     def warnings(self) -> tuple[str, ...]:
         """What a user has to know of a checkpoint that can be used all the same."""
         wrappers = dict.fromkeys(w.wrapper for w in self.weights.values() if w.wrapper)
-        return tuple(warning(self.name, wrapper) for wrapper in wrappers)
+        sentences = [warning(self.name, wrapper) for wrapper in wrappers]
+        if self.config and not (self.path / "modules.json").is_file():
+            head = head_warning(self.config, " and ".join(self.layout.pooling))
+            sentences += [f"{self.name}: {head}"] if head else []
+        return tuple(sentences)
 
     def files(self) -> tuple[str, ...]:
         """Everything that decides what vectors come out: weights, tokenizer, layout configs."""
