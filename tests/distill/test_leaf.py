@@ -318,4 +318,4 @@ def test_a_streamed_file_without_the_column_is_named_before_work(
     )  # fmt: skip
     assert told.code == 2
     assert f"{folder / '1.parquet'}" in told.err
-    assert "no field 'text'" in told.err
+    assert "its text would be field 'body'" in told.err
