@@ -60,6 +60,20 @@ def _device(value: str) -> str:
     return value
 
 
+LEAST_HELD_OUT = 3
+"""Texts: of fewer no neighbours can be compared."""
+
+
+def _enough(count: int) -> int:
+    if 0 < count < LEAST_HELD_OUT:
+        raise ValueError(f"at least {LEAST_HELD_OUT}, or 0 for none: fewer tell nothing")
+    return count
+
+
+Holdout = Annotated[int, Field(ge=0), AfterValidator(_enough)]
+"""How many texts are kept from what is fitted, at most; 0 declines it."""
+
+
 class Job(Settings):
     """What every job has; each verb's `job.py` adds its own fields.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ import numpy as np
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.job import CompressJob
 from emb_tool.compress.parts import halves
-from emb_tool.data.corpus import Corpus
+from emb_tool.data.corpus import Corpus, check_parts
 from emb_tool.data.options import TextOptions
 from emb_tool.draft import Draft, Lazy
+from emb_tool.evaluate.task import Task
 from emb_tool.progress import Progress
 from emb_tool.training.store import VectorStore
 
@@ -48,6 +50,7 @@ def tune_files(
     state: Path,
     runtime: Runtime,
     progress: Progress,
+    dev: Sequence[Task] = (),
 ) -> dict[str, Any]:
     """Train scales, codebooks, norms, biases and Dense modules; the matrices keep their codes.
 
@@ -58,6 +61,7 @@ def tune_files(
         state: Folder for what is needed on the way, and for a run that is taken up.
         runtime: Where.
         progress: Bar and warnings.
+        dev: Tasks that choose the state [the held-out texts].
 
     Returns:
         Figures for the report.
@@ -68,7 +72,13 @@ def tune_files(
     from emb_tool.training.teacher import CheckpointTeacher
     from emb_tool.training.tune import Tune, tune
 
-    runtime.on_main(lambda: _corpus(job, state))
+    def check() -> None:
+        corpus = _corpus(job, state)
+        counts = len(corpus.train), len(corpus.heldout)
+        if warning := check_parts("--tune", *counts, job.holdout):
+            progress.warn(warning)
+
+    runtime.on_main(check)
     corpus = _corpus(job, state)
     corpus.tell(progress.note)
     runtime.reseed()  # what came before depends on whether the run was taken up
@@ -97,7 +107,9 @@ def tune_files(
         module.unlock()
     trained = sum(p.numel() for p in student.model.parameters() if p.requires_grad)
     method = Tune(epochs=job.epochs, lr=job.lr, batch_tokens=job.batch_tokens)
-    outcome = tune(student, corpus, targets, prompt, method, runtime, state / "tune", progress)
+    outcome = tune(
+        student, corpus, targets, prompt, method, runtime, state / "tune", progress, dev=dev
+    )
     for module in packed:
         module.lock()
 
@@ -114,6 +126,7 @@ def tune_files(
         "texts": outcome.texts,
         "parameters": trained,
         "best_at": outcome.best,
+        "choice": outcome.choice(),
         "history": outcome.history,
         "resumed_at": outcome.resumed_at,
     }

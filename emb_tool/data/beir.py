@@ -73,7 +73,7 @@ def load_beir(folder: str | Path) -> Beir:
         )
     corpus_file = _find(folder, "corpus.jsonl")
     queries_file = _find(folder, "queries.jsonl")
-    qrels_file = _find_qrels(folder)
+    qrels_file = find_qrels(folder)
 
     docs = _read_texts(corpus_file, with_title=True)
     queries = _read_texts(queries_file, with_title=False)
@@ -120,7 +120,8 @@ def _find(folder: Path, name: str) -> Path:
     )
 
 
-def _find_qrels(folder: Path) -> Path:
+def find_qrels(folder: Path) -> Path:
+    """The file of judgements that `load_beir` reads."""
     fixed = [folder / f"{name}{end}" for name in _QRELS for end in ("", ".gz")]
     for path in (*fixed, *sorted(folder.glob("qrels*.jsonl*"))):
         if path.is_file() and files.format_of(path) is not None:

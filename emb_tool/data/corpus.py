@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from emb_tool.config import LEAST_HELD_OUT
 from emb_tool.data.deduplicate import CHUNK, deduplicate
 from emb_tool.data.fields import Note, field_sentence
 from emb_tool.data.options import DEFAULT, TextOptions
@@ -28,6 +29,9 @@ SCHEMA = 2
 
 HELD_OUT_SHARE = 10
 """At most one text in so many is held out, unless more is asked for."""
+
+FEW_TEXTS = 300
+"""Below so many texts what is fitted to them is fitted to their wording."""
 
 _MANIFEST = "corpus.json"
 _ARRAYS = ("offsets", "keys", "roles", "rows", "train", "heldout")
@@ -49,6 +53,42 @@ def drawn(text: bytes, share: float, seed: int) -> bool:
     key = seed.to_bytes(8, "little")
     value = int.from_bytes(blake2b(text, digest_size=8, key=key).digest(), "little")
     return value < share * 2**64
+
+
+def check_parts(
+    what: str, fitted: int, heldout: int, asked: int, *, share: int = HELD_OUT_SHARE
+) -> str | None:
+    """Refuse to fit where nothing is left to tell how well, unless that was asked for.
+
+    Args:
+        what: The flag that names the texts.
+        fitted: Distinct texts to fit to.
+        heldout: Distinct texts held out.
+        asked: How many the user wants held out at most; 0: none.
+        share: At most one in so many is.
+
+    Returns:
+        A warning where there are few.
+
+    Raises:
+        Refused: No text to fit to, or too few held out to tell anything.
+    """
+    total = fitted + heldout
+    if asked and heldout < LEAST_HELD_OUT:
+        raise Refused(
+            f"{what}: of {total:,} distinct texts {heldout} can be held out (one in {share} at"
+            f" most); what they are for takes {LEAST_HELD_OUT} at least",
+            f"give at least {share * LEAST_HELD_OUT} texts, better some thousand; or decline, and"
+            " nothing is measured on texts of its own: --holdout 0",
+        )
+    if not fitted:
+        raise Refused(f"{what}: no text is left to fit to", "lower --holdout, or give more texts")
+    if fitted < FEW_TEXTS:
+        return (
+            f"{what}: {fitted:,} distinct texts are few to fit to: what is learned is their"
+            " wording; some thousand is what it takes"
+        )
+    return None
 
 
 class Corpus:

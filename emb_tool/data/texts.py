@@ -114,11 +114,16 @@ def _check_use(sources: Sequence[str], options: TextOptions) -> None:
             )
 
 
+def is_local(source: str) -> bool:
+    """Whether a source is a file or folder of this machine."""
+    return source != STDIN and not source.startswith(HUB) and not is_address(source)
+
+
 def hashes(sources: Sequence[str]) -> dict[str, dict[str, str]]:
     """sha256 of every local file, by source and by name within it; what is streamed has none."""
     found = {}
     for source in sources:
-        if source != STDIN and not source.startswith(HUB) and not is_address(source):
+        if is_local(source):
             root = Path(source).expanduser()
             names = {
                 p: str(p.relative_to(root)) if root.is_dir() else p.name for p in expand(source)

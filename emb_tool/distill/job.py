@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from emb_tool.config import MethodJob
+from emb_tool.config import Holdout, MethodJob
 from emb_tool.data.options import Delimiter, Header, TextField
 from emb_tool.fields import DATA, EVALUATION, OUTPUT, REQUIRED, RUNNING, TEACHER, TRAINING, Show
 from emb_tool.method import FloatList, Training
@@ -99,13 +99,27 @@ class DistillJob(MethodJob):
         Show(DATA, "SHARE,..."),
     ] = ()
     holdout: Annotated[
-        int,
-        Field(ge=0, description="texts kept from training, to measure on the way"),
+        Holdout,
+        Field(
+            description="texts kept from training, at most a tenth, to choose the state and to"
+            " measure it; 0 keeps none, and the last state is written",
+        ),
         Show(EVALUATION),
     ] = 500
+    dev: Annotated[
+        tuple[str, ...],
+        Field(
+            description="task that the state to write is chosen by: sts:FILE, retrieval:DIR"
+            " [the held-out texts]"
+        ),
+        Show(EVALUATION, "TASK"),
+    ] = ()
     eval: Annotated[
         tuple[str, ...],
-        Field(description="task measured on the way and at the end: sts:FILE, retrieval:DIR"),
+        Field(
+            description="task reported on the way and at the end, which chooses nothing: sts:FILE,"
+            " retrieval:DIR"
+        ),
         Show(EVALUATION, "TASK"),
     ] = ()
     scores: Annotated[

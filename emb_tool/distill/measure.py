@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emb_tool.data.corpus import Corpus
+from emb_tool.evaluate.dev import Tasks, mean_figure, rule
 from emb_tool.evaluate.shared import encode_together
-from emb_tool.evaluate.task import run_tasks
 from emb_tool.progress import Progress
-from emb_tool.report import Measure, Report
+from emb_tool.report import Measure, Report, Table
 
 if TYPE_CHECKING:
     from emb_tool.encoder import Encoder
@@ -53,35 +52,38 @@ def score_student(
     corpus: Corpus,
     targets: Targets,
     prompts: dict[str, str],
-    tasks: Sequence[Any],
+    tasks: Tasks,
 ) -> Score:
-    """The student on held-out texts and on the `--eval` tasks."""
+    """The student on held-out texts and on the tasks; what is reported does not choose.
+
+    The tasks of `--dev` choose; without them the held-out texts, by cosine where vectors have norm
+    1 and by distance where their length counts, too.
+    """
     from emb_tool.evaluate.pair import Pair
     from emb_tool.training.outcome import Score
 
     figures: dict[str, float] = {}
     key: float | None = None
+    by, lower = "", False
     heldout = np.asarray(corpus.heldout)
     if len(heldout):
         vectors = encode_roles(student, corpus, heldout, prompts)
         goal = targets.read(heldout)
         loss = float(np.square(vectors - goal).sum(1).mean())
         norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(goal, axis=1)
-        cosine = (vectors * goal).sum(1) / np.maximum(norms, 1e-12)
-        figures |= {"heldout_loss": loss, "heldout_cosine": float(cosine.mean())}
-        key = -loss
-    mains = []
-    tasks = [task for task in tasks if task.main and not task.needs_reference]
-    if tasks:
-        measures = run_tasks(tasks, Pair.of(student, "student"))
-        for task in tasks:
-            for measure in measures:
-                if measure.of == task.label and measure.name == task.main:
-                    figures[f"{task.label} {task.main}"] = float(measure.value or 0.0)
-                    mains.append(float(measure.value or 0.0))
-    if mains:
-        key = sum(mains) / len(mains)
-    return Score(key, figures)
+        cosine = float(((vectors * goal).sum(1) / np.maximum(norms, 1e-12)).mean())
+        figures |= {"heldout_loss": loss, "heldout_cosine": cosine}
+        lower = not targets.normalises
+        key = -loss if lower else cosine
+        by = "squared distance" if lower else "cosine"
+        by += f" to the teacher on {len(heldout):,} held-out texts"
+    pair = Pair.of(student, "student")
+    if tasks.dev:
+        key, chosen = mean_figure(tasks.dev, pair)
+        figures |= chosen
+        by, lower = rule(tasks.dev), False
+    watched = [task for task in tasks.reported if task.main and not task.needs_reference]
+    return Score(key, figures | mean_figure(watched, pair)[1], by, lower)
 
 
 def tell(
@@ -101,6 +103,7 @@ def tell(
         "split": outcome.split,
         "resumed_at": outcome.resumed_at,
         "best_at": outcome.best,
+        "choice": outcome.choice(),
         "history": outcome.history,
     }
     report.timings["train_seconds"] = outcome.seconds
@@ -113,13 +116,19 @@ def tell(
             f"{student.truncated:,} texts were longer than the {student.max_length} tokens "
             f"that the student reads{' (of those since --resume)' if resumed else ''}"
         )
-    if outcome.best == 0 and outcome.history:
+    tell_choice(report, progress, outcome, total)
+
+
+def tell_choice(report: Report, progress: Progress, outcome: Outcome, total: int) -> None:
+    """Say which state was chosen, by what, and what became of the last one."""
+    told = outcome.told(total)
+    report.tables.append(Table("which state was written", [""], [[told]]))
+    if outcome.best == 0 and outcome.by:
         progress.warn(
             "TRAINING DID HARM: no state was better than the initialisation, which is what "
-            "was written; try a lower --lr, or more and better fitting texts"
+            f"was written ({told}); try a lower --lr, or more and better fitting texts"
         )
     elif outcome.best < outcome.texts:
-        progress.warn(
-            f"the best state was the one after {outcome.best:,} of {total:,} texts; "
-            "that one was written"
-        )
+        progress.warn(told)
+    else:
+        progress.say(told)

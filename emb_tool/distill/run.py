@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.data.corpus import HELD_OUT_SHARE, Corpus
+from emb_tool.data.corpus import HELD_OUT_SHARE, Corpus, check_parts
 from emb_tool.data.options import TextOptions
 from emb_tool.distill.job import DistillJob
 from emb_tool.distill.measure import score_student, tell, tokenize_roles
@@ -18,7 +18,6 @@ from emb_tool.distill.setup import Setup
 from emb_tool.distill.streaming import follow, note_sources, write_heads
 from emb_tool.distill.student import open_student, write_student
 from emb_tool.distill.teachers import open_teacher
-from emb_tool.errors import Refused
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 from emb_tool.report import Report, Table
@@ -107,13 +106,18 @@ class Distill:
 
     def _corpus(self, state: Path) -> Corpus:
         """The texts on disk; of a stream its head, for the measuring and for the head's start."""
-        job, known = self.job, Corpus.open(state / "corpus")
-        if known:
-            return known
-        texts, queries, share = list(job.texts), list(job.queries), HELD_OUT_SHARE
+        share = 2 if self.job.stream else HELD_OUT_SHARE
+        corpus = Corpus.open(state / "corpus") or self._read(state, share)
+        counts = len(corpus.train), len(corpus.heldout)
+        if warning := check_parts("--texts", *counts, self.job.holdout, share=share):
+            self.progress.warn(warning)
+        return corpus
+
+    def _read(self, state: Path, share: int) -> Corpus:
+        """Read the texts; at most one in `share` is held out."""
+        job, texts, queries = self.job, list(self.job.texts), list(self.job.queries)
         if job.stream:
             texts, queries = write_heads(self.setup, state).values()
-            share = 2
         return Corpus.build(
             state / "corpus",
             texts,
@@ -248,8 +252,6 @@ class Distill:
         from emb_tool.training.stream import Stream, TokenCache, index_dtype
 
         method, train, roles = self.method, corpus.train, corpus.roles
-        if not len(train):
-            raise Refused("no text is left to train on", "lower --holdout, or give more texts")
         pools = [train]
         if corpus.counts["queries"]:
             dtype = index_dtype(len(corpus))
@@ -291,15 +293,16 @@ class Distill:
         after = report.value("weights") or 0
         rows = [["weights", before, f"{after / 1e6:,.1f} MB"]]
         training = report.facts["training"]
-        history = training["history"]
-        first = history[0] if history else {}
-        best = next((h for h in history if h["texts"] == training["best_at"]), first)
-        table = Table("student", ["", "at start", "trained"])
-        for name in best:
+        history, choice = training["history"], training["choice"]
+        states = {"at start": history[0], "written": choice["chosen"], "last": choice["last"]}
+        if choice["chosen"] == choice["last"]:
+            del states["last"]
+        table = Table("student", ["", *states])
+        table.rows.append(["after texts", *(f"{state['texts']:,}" for state in states.values())])
+        for name in history[0]:
             if name != "texts":
-                table.rows.append([name, f"{first[name]:.4f}", f"{best[name]:.4f}"])
-        if table.rows:
-            report.tables.insert(0, table)
+                table.rows.append([name, *(f"{state[name]:.4f}" for state in states.values())])
+        report.tables.insert(0, table)
         report.tables.insert(0, Table("distilled", ["", "teacher", "student"], rows))
 
 

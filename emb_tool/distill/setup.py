@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from emb_tool.checkpoint.files import sha256
 from emb_tool.checkpoint.reader import Checkpoint, check_finite
@@ -16,7 +15,7 @@ from emb_tool.data.streams import HUB, Shards
 from emb_tool.data.texts import expand, hashes, scan
 from emb_tool.distill.job import DistillJob
 from emb_tool.errors import Refused
-from emb_tool.evaluate.task import parse_tasks
+from emb_tool.evaluate import dev
 from emb_tool.method import Training
 from emb_tool.ops.layers import keep_layers, plan_cut
 from emb_tool.plan import Plan
@@ -79,7 +78,7 @@ class Setup:
         if self.teacher_kind == "file":
             path = Path(self.job.teacher)
             found[self.job.teacher] = {path.name: sha256(path)}
-        return found
+        return found | dev.digests(self.tasks.dev)
 
     @cached_property
     def keep(self) -> tuple[int, ...] | None:
@@ -114,7 +113,7 @@ class Setup:
                 "leave --router out",
             )
         if job.min_retention is not None and (
-            self.teacher is None or not any(task.retains for task in self.tasks)
+            self.teacher is None or not any(task.retains for task in self.tasks.reported)
         ):
             raise Refused(
                 f"--min-retention {job.min_retention:g}: there is nothing to retain",
@@ -127,15 +126,14 @@ class Setup:
             )
         if self.teacher is not None:
             check_prompt(job.prompt_name, self.teacher.layout.prompts, self.teacher.name)
-        for task in self.tasks:
+        for task in self.tasks.reported:
             if task.needs_reference and self.teacher is None:
                 raise Refused(
                     f"--eval {task.spec}: compares with the teacher, and {job.teacher} is no "
                     "checkpoint",
                     "leave it out",
                 )
-            for sentence in task.check():
-                self.progress.warn(sentence)
+        self.tasks.check(self.progress.warn)
         if job.texts:
             scan(job.texts, self.options, beside=job.queries)
         if job.queries:
@@ -233,9 +231,9 @@ class Setup:
         return TextOptions.of(self.job, self.job.query_field)
 
     @cached_property
-    def tasks(self) -> list[Any]:
-        """The `--eval` tasks, parsed."""
-        return parse_tasks(self.job.eval)
+    def tasks(self) -> dev.Tasks:
+        """The tasks of `--dev` and `--eval`, parsed."""
+        return dev.Tasks(self.job.dev, self.job.eval)
 
     def _teacher_dim(self) -> int | None:
         """The width of the teacher's vectors, where it can be known before work."""

@@ -27,6 +27,7 @@ class Agreement(Task):
     paper: ClassVar[str] = "arXiv:2509.12539"
     main: ClassVar[str | None] = "neighbour overlap"
     needs_reference: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
     units: ClassVar[dict[str, str]] = {"texts": "texts"}
 
     path: Annotated[
@@ -49,6 +50,10 @@ class Agreement(Task):
         self._load()
         return self._notes
 
+    def items(self) -> list[str]:
+        """The texts."""
+        return self._load()
+
     def score(self, pair: Pair, reference: Pair | None = None) -> Score:
         """Both models' vectors of the texts, held against each other: see `likeness`."""
         assert reference is not None
@@ -68,15 +73,16 @@ class Agreement(Task):
         return self._texts
 
 
-def likeness(mine: Vectors, theirs: Vectors) -> dict[str, float]:
+def likeness(mine: Vectors, theirs: Vectors, neighbours: int = NEIGHBOURS) -> dict[str, float]:
     """How alike two models' vectors of the same texts are.
 
     Args:
         mine: (texts, dim) one model's vectors.
         theirs: (texts, dim or another width) the other's.
+        neighbours: Of a text; of n texts (neighbours / (n - 1)) are shared by chance.
 
     Returns:
-        `neighbour overlap`, the mean share of a text's 10 nearest other texts that both models
+        `neighbour overlap`, the mean share of a text's nearest other texts that both models
         agree on. At equal widths also `cosine mean`, `cosine p5` and `cosine p1` (percentiles)
         of the two vectors of a text, and `cosine floor`, their mean for vectors of two different
         texts: what unrelated vectors reach.
@@ -87,7 +93,7 @@ def likeness(mine: Vectors, theirs: Vectors) -> dict[str, float]:
 
     mine, theirs = unit(mine), unit(theirs)
     own = np.arange(len(mine))
-    k = min(NEIGHBOURS, len(mine) - 1)
+    k = min(neighbours, len(mine) - 1)
     near = [search(vectors, vectors, k, exclude=own) for vectors in (mine, theirs)]
     shared = (near[0][:, :, None] == near[1][:, None, :]).any(2).mean()
     figures = {"neighbour overlap": float(shared)}

@@ -99,6 +99,7 @@ class Synthetic(LongTask):
     """Something is hidden in each document, and a query asks for it."""
 
     main: ClassVar[str | None] = "accuracy"
+    chooses: ClassVar[bool] = True
     units: ClassVar[dict[str, str]] = {"queries": "queries"}
     _judged: ClassVar[str] = "accuracy@"
 
@@ -139,6 +140,10 @@ class Synthetic(LongTask):
         if len(self._prose()) < 5:
             raise Refused(f"{self.haystack}: fewer than 5 sentences", "give more prose")
         return self._notes
+
+    def items(self) -> list[str]:
+        """What is hidden."""
+        return self.needles().sentences
 
     def score(self, pair: Pair, reference: Pair | None = None) -> Score:
         """Accuracy@1 and MRR at each length, and accuracy by depth."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PrivateAttr
@@ -23,6 +24,7 @@ class LongRetrieval(LongTask):
     name: ClassVar[str] = "long-retrieval"
     paper: ClassVar[str] = "arXiv:2404.12096"
     main: ClassVar[str | None] = "ndcg@10"
+    chooses: ClassVar[bool] = True
     units: ClassVar[dict[str, str]] = {"queries": "queries"}
 
     path: Annotated[
@@ -37,6 +39,14 @@ class LongRetrieval(LongTask):
     def check(self) -> list[str]:
         """Read the folder."""
         return self._retrieval().check()
+
+    def files(self) -> list[Path]:
+        """See `Retrieval.files`."""
+        return self._retrieval().files()
+
+    def items(self) -> list[str]:
+        """The judged queries."""
+        return self._retrieval().items()
 
     def score(self, pair: Pair, reference: Pair | None = None) -> Score:
         """NDCG@10 and recall@100, the means over the queries."""

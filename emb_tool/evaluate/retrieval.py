@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -60,6 +61,7 @@ class Retrieval(Task):
     paper: ClassVar[str] = "arXiv:2104.08663"
     main: ClassVar[str | None] = "ndcg@10"
     retains: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
     units: ClassVar[dict[str, str]] = {"queries": "queries", "queries excluded": "queries"}
 
     path: Annotated[
@@ -133,6 +135,16 @@ class Retrieval(Task):
                 "as not found"
             )
         return said
+
+    def files(self) -> list[Path]:
+        """The judgements; splits of one collection share documents and queries."""
+        from emb_tool.data.beir import find_qrels
+
+        return [find_qrels(Path(self.path).expanduser())]
+
+    def items(self) -> list[str]:
+        """The judged queries."""
+        return self.data().queries
 
     def score(self, pair: Pair, reference: Pair | None = None) -> Score:
         """nDCG@10, recall@100, MAP@100 and MRR@10, each the mean over the queries."""

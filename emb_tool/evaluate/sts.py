@@ -22,6 +22,7 @@ class Sts(Task):
     paper: ClassVar[str] = "arXiv:1708.00055"
     main: ClassVar[str | None] = "spearman"
     retains: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
     units: ClassVar[dict[str, str]] = {"pairs": "pairs"}
 
     path: Annotated[
@@ -41,6 +42,11 @@ class Sts(Task):
         """Read the pairs."""
         self._load()
         return []
+
+    def items(self) -> list[str]:
+        """The pairs."""
+        data = self._load()
+        return [f"{left}\n{right}" for left, right in zip(data.left, data.right, strict=True)]
 
     def score(self, pair: Pair, reference: Pair | None = None) -> Score:
         """Spearman's rank correlation, over pairs, of cosine and score."""

@@ -13,6 +13,7 @@ from pydantic import PrivateAttr
 
 from emb_tool import method, registry
 from emb_tool.data.fields import field_sentence
+from emb_tool.data.texts import is_local
 from emb_tool.errors import Refused
 from emb_tool.report import Measure
 
@@ -44,12 +45,14 @@ class Task(method.Measure):
         main: The figure by which the task is summed up; None if there is no single one.
         retains: Whether that figure is kept a share of the reference's.
         needs_reference: Whether it compares with the reference and means nothing without.
+        chooses: Whether more of that figure is better, so that `--dev` may choose by it.
         units: Unit of a figure by name, where it is not a plain fraction.
     """
 
     main: ClassVar[str | None] = None
     retains: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
+    chooses: ClassVar[bool] = False
     units: ClassVar[Mapping[str, str]] = {}
 
     _label: str = PrivateAttr("")
@@ -92,6 +95,18 @@ class Task(method.Measure):
     def note(self, source: str, field: str) -> None:
         """Keep for `check` where the text stands that is not in a field `text`."""
         self._notes.append(field_sentence(source, field))
+
+    def files(self) -> list[Path]:
+        """The local files that make it what it is: two tasks that share one are not independent."""
+        path = getattr(self, "path", "")
+        root = Path(path).expanduser()
+        if not path or not is_local(path):
+            return []
+        return sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
+
+    def items(self) -> list[str]:
+        """What is judged, an item a string: the same of tasks on the same data, however stored."""
+        return []
 
     def score(self, pair: Pair, reference: Pair | None = None) -> Score:
         """Measure one pair of encoders."""

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from emb_tool.config import Job
+from emb_tool.config import Holdout, Job
 from emb_tool.data.options import Delimiter, Header, TextField
 from emb_tool.fields import DATA, EVALUATION, METHOD, REQUIRED, TRAINING, Show
 from emb_tool.method import Method
@@ -69,8 +69,11 @@ class ExtendJob(Job):
         int | None, Field(ge=1, description="read this many texts at most"), Show(DATA)
     ] = None
     holdout: Annotated[
-        int,
-        Field(ge=3, description="texts of --tune kept from training, to choose the best state"),
+        Holdout,
+        Field(
+            description="texts of --tune kept from training, at most a tenth, to choose the state;"
+            " 0 keeps none, and the last state is written"
+        ),
         Show(TRAINING),
     ] = 200
     epochs: Annotated[
@@ -82,9 +85,20 @@ class ExtendJob(Job):
     batch_tokens: Annotated[
         int, Field(ge=1, description="tokens of a step of --tune"), Show(TRAINING)
     ] = 4096
+    dev: Annotated[
+        tuple[str, ...],
+        Field(
+            description="task that the state of --tune is chosen by, as passkey:sample_seed=1"
+            " [the held-out texts]"
+        ),
+        Show(TRAINING, "TASK"),
+    ] = ()
     eval: Annotated[
         tuple[str, ...],
-        Field(description="task measured on the result and the input, as passkey or retrieval:DIR"),
+        Field(
+            description="task reported for the result and the input, which chooses nothing, as"
+            " passkey or retrieval:DIR"
+        ),
         Show(EVALUATION, "TASK"),
     ] = ()
     output: Annotated[str, Field(description="folder to write"), Show(REQUIRED, "PATH")]

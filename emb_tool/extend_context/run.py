@@ -12,6 +12,7 @@ from emb_tool.checkpoint.output import clear
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.sample import sample_texts
 from emb_tool.data.texts import hashes
+from emb_tool.evaluate import dev
 from emb_tool.extend_context.cost import affordable
 from emb_tool.extend_context.job import ExtendJob
 from emb_tool.extend_context.setup import Setup
@@ -53,7 +54,7 @@ class ExtendContext:
 
     def data(self) -> dict[str, dict[str, str]]:
         """Digests of the local files of texts."""
-        return hashes(self.job.tune)
+        return hashes(self.job.tune) | dev.digests(self.setup.tasks.dev)
 
     def plan(self) -> Plan:
         """Every refusal that headers, settings and local files can give."""
@@ -71,7 +72,7 @@ class ExtendContext:
             started = time.perf_counter()
             self.report.facts["tuning"] = tune_positions(
                 folder, self.setup.checkpoint, self.setup.context, self.job, state, runtime,
-                self.progress,
+                self.progress, self.setup.tasks.dev,
             )  # fmt: skip
             self.report.timings["tune_seconds"] = time.perf_counter() - started
 
@@ -113,7 +114,7 @@ class ExtendContext:
             "exact": self.setup.keeps_short or self.job.preserve_short,
             "rotary": self.expected,
             "rows": self.rows,
-            "tasks": [task.spec for task in self.setup.tasks],
+            "tasks": [task.spec for task in self.setup.tasks.reported],
         }
 
     def summarise(self, report: Report) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import cast
 
@@ -13,6 +14,7 @@ from emb_tool.data.options import TextOptions
 from emb_tool.data.texts import scan
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
+from emb_tool.evaluate import dev
 from emb_tool.evaluate.task import Task, parse_tasks
 from emb_tool.extend_context.base import Context, Extension
 from emb_tool.extend_context.cost import memory
@@ -45,10 +47,14 @@ class Setup:
         self.method = cast(Extension, method)
 
     @cached_property
-    def tasks(self) -> list[Task]:
-        """The `--eval` tasks, parsed; up to the target where they name no lengths."""
-        tasks = parse_tasks(self.job.eval, window=self.context.original)
-        return [_within(task, self.context.target) for task in tasks]
+    def tasks(self) -> dev.Tasks:
+        """The tasks of `--dev` and `--eval`, up to the target where they name no lengths."""
+
+        def parse(texts: Sequence[str]) -> list[Task]:
+            tasks = parse_tasks(texts, window=self.context.original)
+            return [_within(task, self.context.target) for task in tasks]
+
+        return dev.Tasks(self.job.dev, self.job.eval, parse)
 
     @cached_property
     def context(self) -> Context:
@@ -143,9 +149,9 @@ class Setup:
         """Every refusal that headers, settings and local files can give."""
         check_prompt(self.job.prompt_name, self.checkpoint.layout.prompts, self.checkpoint.name)
         scan(self.job.tune, TextOptions.of(self.job))
-        for task in self.tasks:
-            for sentence in task.check():
-                self.progress.warn(sentence)
+        if self.job.dev and not self.job.tune:
+            raise Refused("--dev chooses a state of --tune, and there is none", "leave it out")
+        self.tasks.check(self.progress.warn)
         draft = self.draft()
         if self.job.tune:
             if self.positions.kind != "learned":

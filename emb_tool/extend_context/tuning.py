@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.data.corpus import Corpus
+from emb_tool.data.corpus import Corpus, check_parts
 from emb_tool.data.options import TextOptions
 from emb_tool.draft import Draft
 from emb_tool.encoder import Encoder
 from emb_tool.evaluate.shared import encode_together
+from emb_tool.evaluate.task import Task
 from emb_tool.evaluate.windows import Windows
 from emb_tool.extend_context.base import Context
 from emb_tool.extend_context.job import ExtendJob
@@ -137,6 +138,7 @@ def tune_positions(
     state: Path,
     runtime: Runtime,
     progress: Progress,
+    dev: Sequence[Task] = (),
 ) -> dict[str, Any]:
     """Train the added rows of the files in `folder` and write them; the others stay to the bit.
 
@@ -148,6 +150,7 @@ def tune_positions(
         state: Folder for what is needed on the way, and for a run that is taken up.
         runtime: Where.
         progress: Bar and warnings.
+        dev: Tasks that choose the state [the held-out texts].
 
     Returns:
         Figures for the report.
@@ -155,9 +158,13 @@ def tune_positions(
 
     def read() -> Corpus:
         kept = state / "tune-corpus"
-        return Corpus.open(kept) or Corpus.build(
+        found = Corpus.open(kept) or Corpus.build(
             kept, job.tune, options=TextOptions.of(job), limit=job.limit, holdout=job.holdout
         )
+        counts = len(found.train), len(found.heldout)
+        if warning := check_parts("--tune", *counts, job.holdout):
+            progress.warn(warning)
+        return found
 
     runtime.on_main(read)
     corpus = read()
@@ -198,8 +205,9 @@ def tune_positions(
     # decay would move rows that no gradient reaches
     method = Tune(epochs=job.epochs, lr=job.lr, batch_tokens=job.batch_tokens, weight_decay=0.0)
     outcome = tune(
-        student, corpus, targets, prompt, method, runtime, state / "tune", progress, encode, watch
-    )
+        student, corpus, targets, prompt, method, runtime, state / "tune", progress, encode, watch,
+        dev,
+    )  # fmt: skip
     trained = table.weight.detach().cpu()
     name = context.positions.table
     assert name is not None
@@ -218,6 +226,7 @@ def tune_positions(
         "texts": outcome.texts,
         "parameters": trained[end:].numel(),
         "best_at": outcome.best,
+        "choice": outcome.choice(),
         "seconds": outcome.seconds,
         "history": outcome.history,
         "resumed_at": outcome.resumed_at,

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.data.corpus import FEW_TEXTS
 from emb_tool.data.options import TextOptions
 from emb_tool.data.pairs import read_pairs
 from emb_tool.data.texts import hashes, scan
 from emb_tool.errors import Refused
-from emb_tool.evaluate.task import parse_tasks, run_tasks
+from emb_tool.evaluate import dev
 from emb_tool.merge.finding import Finding, Looking, average
 from emb_tool.progress import Progress, Task
 
@@ -46,9 +47,9 @@ class Data:
         self.job = job
 
     @cached_property
-    def dev(self) -> list[Any]:
-        """The tasks of --dev."""
-        return parse_tasks(self.job.dev)
+    def tasks(self) -> dev.Tasks:
+        """The tasks of --dev and --eval."""
+        return dev.Tasks(self.job.dev, self.job.eval)
 
     @cached_property
     def pairs(self) -> list[Example]:
@@ -80,24 +81,49 @@ class Data:
                 f"{method.name} on --texts needs vectors to come near to",
                 "name their model with --teacher, or give --pairs",
             )
-        for task in self.dev:
-            if task.main is None:
-                raise Refused(f"--dev {task.spec}: has no figure to choose by", "see embtool eval")
-            if task.needs_reference and not job.teacher:
-                raise Refused(
-                    f"--dev {task.spec}: compares with a reference", "name it with --teacher"
-                )
+        said: list[str] = []
+        self.tasks.check(said.append, reference=bool(job.teacher))
         if job.teacher:
             Checkpoint.open(job.teacher)
         if job.pairs:
-            _ = self.pairs
+            said += self._check_pairs()
         if job.texts:
             scan(job.texts, TextOptions.of(job))
-        return [sentence for task in self.dev for sentence in task.check()]
+        return said
+
+    def _check_pairs(self) -> list[str]:
+        """What the user should know of the pairs."""
+        said = []
+        self.refuse_few("--pairs", len(self.pairs))
+        if len(self.pairs) < FEW_TEXTS:
+            said.append(
+                f"--pairs: {len(self.pairs):,} pairs are few to find weights from; differences of"
+                " the models' losses on them may be chance"
+            )
+        queries = {pair.query for pair in self.pairs}
+        for task in self.tasks.reported:
+            if shared := len(queries.intersection(task.items())):
+                said.append(
+                    f"{shared:,} of the queries of --eval {task.spec} are in --pairs, too: what is"
+                    " reported is too good"
+                )
+        return said
+
+    def refuse_few(self, flag: str, count: int) -> None:
+        """Refuse fewer examples than the method takes."""
+        method = self.job.method
+        if isinstance(method, Finding) and count < (
+            least := method.least_examples(len(self.job.models))
+        ):
+            raise Refused(
+                f"{flag}: {count} examples do not determine what {method.name} learns of"
+                f" {len(self.job.models)} models",
+                f"give at least {least}, better some hundred",
+            )
 
     def digests(self) -> dict[str, dict[str, str]]:
-        """Digests of the local files of texts and pairs."""
-        return hashes([*self.job.texts, *self.job.pairs])
+        """Digests of the local files of texts, pairs and the tasks that choose."""
+        return hashes([*self.job.texts, *self.job.pairs]) | dev.digests(self.tasks.dev)
 
 
 class Bench:
@@ -150,7 +176,9 @@ class Bench:
         from emb_tool.encoder import Encoder
         from emb_tool.evaluate.pair import Pair
 
-        if not self.job.teacher or not any(task.needs_reference for task in self.setup.data.dev):
+        if not self.job.teacher or not any(
+            task.needs_reference for task in self.setup.data.tasks.dev
+        ):
             return None
         return Pair.of(Encoder.open(self.job.teacher, self.runtime), self.job.teacher)
 
@@ -158,16 +186,9 @@ class Bench:
         """What a mix is worth: the mean of the main figures of the tasks of --dev."""
         from emb_tool.evaluate.pair import Pair
 
-        tasks = self.setup.data.dev
         self.mixture.set(coefficients)
-        measures = run_tasks(tasks, Pair.of(self.mixture.encoder, "mix"), self._reference)
-        figures = {
-            task.label: float(m.value)
-            for task in tasks
-            for m in measures
-            if m.of == task.label and m.name == task.main and m.value is not None
-        }
-        worth = sum(figures.values()) / len(tasks)
+        mix = Pair.of(self.mixture.encoder, "mix")
+        worth, figures = dev.mean_figure(self.setup.data.tasks.dev, mix, self._reference)
         self.tried.append((np.array(coefficients), figures, worth))
         shown = ", ".join(f"{c:.3g}" for c in coefficients)
         self.progress.say(f"{worth:.4f}: {shown}", level=2)
@@ -209,7 +230,7 @@ class Bench:
     @cached_property
     def corpus(self) -> Any:
         """The texts of --texts, each once."""
-        from emb_tool.data.corpus import Corpus
+        from emb_tool.data.corpus import Corpus, check_parts
 
         job = self.job
         corpus = Corpus.build(
@@ -220,7 +241,21 @@ class Bench:
             holdout=0,
         )
         corpus.tell(self.progress.note)
+        self.setup.data.refuse_few("--texts", len(corpus))
+        if warning := check_parts("--texts", len(corpus), 0, 0):
+            self.progress.warn(warning)
         return corpus
+
+    def chosen_by(self) -> str:
+        """What the weights are found by, in words."""
+        job = self.job
+        if job.dev:
+            return dev.rule(self.setup.data.tasks.dev)
+        if job.pairs:
+            return f"the loss on {len(self.setup.data.pairs):,} --pairs, none of them held out"
+        return (
+            f"the distance to {job.teacher} on {len(self.corpus):,} --texts, none of them held out"
+        )
 
     @property
     def has_texts(self) -> bool:

@@ -65,6 +65,14 @@ class Looking(Merge):
 class Finding(Looking):
     """A method that finds weights and leaves the merging to another, which is recorded."""
 
+    def least_examples(self, models: int) -> int:
+        """How many examples it takes.
+
+        Args:
+            models: How many there are.
+        """
+        return 2
+
 
 def keep_found(state: Path, found: Found) -> None:
     """Keep what was found until the merge is whole: a resume must go on with the same weights."""
@@ -96,5 +104,5 @@ def arithmetic(coefficients: np.ndarray) -> TaskArithmetic:
 
 def tried(bench: Bench) -> Table:
     """What was measured, the best first."""
-    tasks = [task.label for task in bench.setup.data.dev]
+    tasks = [task.label for task in bench.setup.data.tasks.dev]
     return Table("mixes measured", ["mean", *tasks, *bench.names], bench.rows())

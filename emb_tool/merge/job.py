@@ -57,7 +57,10 @@ class MergeJob(MethodJob):
     ] = 5000
     eval: Annotated[
         tuple[str, ...],
-        Field(description="task measured on the result and the inputs: sts:FILE, retrieval:DIR"),
+        Field(
+            description="task reported for the result and the inputs, which chooses nothing:"
+            " sts:FILE, retrieval:DIR"
+        ),
         Show(EVALUATION, "TASK"),
     ] = ()
     dev: Annotated[

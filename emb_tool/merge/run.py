@@ -129,12 +129,15 @@ class MergeModels:
         if found is None:
             bench = Bench(self.setup, runtime, self.progress, state)
             found = cast(Looking, self.method).find(bench)
-            bench.close()
             if isinstance(self.method, Finding):
+                found.facts["chosen_by"] = bench.chosen_by()
                 keep_found(state, found)
+            bench.close()
         self.report.facts[self.method.name] = found.facts
         if found.table:
             self.report.tables.append(found.table)
+        if by := found.facts.get("chosen_by"):
+            self.report.tables.append(Table("weights chosen by", [""], [[by]]))
         if isinstance(self.method, Finding):  # the recipe needs no data any more
             nothing = {name: MergeJob.model_fields[name].default for name in (*DATA, "max_length")}
             self.job = self.job.model_copy(update={"method": found.method, **nothing})

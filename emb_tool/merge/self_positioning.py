@@ -39,6 +39,10 @@ class SelfPositioning(Finding):
     ] = 0.05
     negatives: Annotated[int, Field(ge=0, description="hard negatives taken of each pair")] = 7
 
+    def least_examples(self, models: int) -> int:
+        """As many as numbers are learned: fewer do not determine them."""
+        return models + 1
+
     def find(self, bench: Bench) -> Found:
         """Descend."""
         from emb_tool.merge.descent import descend

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import Refused
-from emb_tool.evaluate.task import parse_tasks
 from emb_tool.merge.adapter import Adapter, open_model
 from emb_tool.merge.base import Merge
 from emb_tool.merge.bench import Data
@@ -71,11 +70,6 @@ class Setup:
         return {checkpoint.name: checkpoint for checkpoint in found}
 
     @cached_property
-    def tasks(self) -> list[Any]:
-        """The `--eval` tasks, parsed."""
-        return parse_tasks(self.job.eval)
-
-    @cached_property
     def data(self) -> Data:
         """What the method looks at."""
         return Data(self.job)
@@ -116,9 +110,6 @@ class Setup:
                     f"the base {self.base.name} is not like {self.lead.name}: {key}: {said}",
                     "take the model that the others were trained from",
                 )
-        for task in self.tasks:
-            for sentence in task.check():
-                self.progress.warn(sentence)
         for sentence in self.data.check():
             self.progress.warn(sentence)
         if self.is_bare and isinstance(self.method, Looking):

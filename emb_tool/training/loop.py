@@ -277,11 +277,8 @@ class Trainer:
         started = time.perf_counter()
         score = self.score()
         self.student.train(self.method.dropout)
-        self.outcome.history.append({"texts": self.place.texts, **score.figures})
         self._write(score.figures)
-        if score.key is None or score.key > self.outcome.best_key:
-            self.outcome.best = self.place.texts
-            self.outcome.best_key = -math.inf if score.key is None else score.key
+        if self.outcome.note(score):
             weights = {name: whole(value) for name, value in self.student.state_dict().items()}
             if self.runtime.is_main:
                 save_tensors(self._best_file(), weights)

@@ -11,7 +11,10 @@ import numpy as np
 from pydantic import Field
 
 from emb_tool.data.corpus import Corpus
+from emb_tool.evaluate.dev import mean_figure, rule
+from emb_tool.evaluate.pair import Pair
 from emb_tool.evaluate.shared import encode_together
+from emb_tool.evaluate.task import Task
 from emb_tool.method import Training
 from emb_tool.progress import Progress
 
@@ -49,8 +52,11 @@ def tune(
     progress: Progress,
     encode: Callable[[Sequence[str]], np.ndarray] | None = None,
     watch: Callable[[Trainer], None] = lambda trainer: None,
+    dev: Sequence[Task] = (),
 ) -> Outcome:
-    """Train what requires a gradient; the encoder ends with the best state on the held-out texts.
+    """Train what requires a gradient; the encoder ends with the state that is best by a hold-out.
+
+    That is the tasks of `--dev`, else the held-out texts; where there is neither, the last state.
 
     Args:
         encoder: Opened for training.
@@ -63,6 +69,7 @@ def tune(
         progress: Bar and warnings.
         encode: Vectors of the held-out texts [those of the encoder].
         watch: Called with the training before it begins.
+        dev: Tasks that choose the state [the held-out texts].
     """
     from emb_tool.training.loop import Trainer
     from emb_tool.training.outcome import Score
@@ -75,9 +82,17 @@ def tune(
     goal = targets.read(heldout)
 
     def score() -> Score:
-        vectors = encode(texts) if encode else encode_together(encoder, texts, prompt)
-        loss = float(np.square(vectors - goal).sum(1).mean()) if len(texts) else 0.0
-        return Score(-loss if len(texts) else None, {"heldout_loss": loss})
+        figures: dict[str, float] = {}
+        key, by = None, ""
+        if texts:
+            vectors = encode(texts) if encode else encode_together(encoder, texts, prompt)
+            figures["heldout_loss"] = float(np.square(vectors - goal).sum(1).mean())
+            key = -figures["heldout_loss"]
+            by = f"squared distance to the input's vectors on {len(texts):,} held-out texts"
+        if dev:
+            key, chosen = mean_figure(dev, Pair.of(encoder))
+            figures, by = figures | chosen, rule(dev)
+        return Score(key, figures, by, lower=not dev)
 
     cache = TokenCache(
         state / f"tokens-{runtime.rank}.bin",
@@ -115,4 +130,5 @@ def tune(
     cache.close()
     if runtime.is_main:
         trainer.take_best()
+        progress.say(f"tuned: {outcome.told(total)}")
     return outcome

@@ -183,7 +183,7 @@ def test_passkeys_are_sought_up_to_the_target_unless_lengths_are_named(tiny_bert
     def lengths(target: int) -> list[tuple[int, ...]]:
         asked = ("passkey", "needle:lengths=64,4096")
         job = ExtendJob(model=str(tiny_bert), to=target, eval=asked, output="out")
-        return [task.lengths for task in Setup(job, Progress(0)).tasks]  # type: ignore[attr-defined]
+        return [task.lengths for task in Setup(job, Progress(0)).tasks.reported]  # type: ignore[attr-defined]
 
     assert lengths(600) == [(256, 512), (64, 4096)]
     assert lengths(100) == [(100,), (64, 4096)]
