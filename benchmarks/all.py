@@ -20,6 +20,7 @@ SCRIPTS = {
     "distill_vs_trainer": True,
     "distill_quality": True,
     "compress": True,
+    "target": True,
     "precision": True,
     "tables": True,
     "compress_peers": True,

@@ -36,6 +36,7 @@ class Work:
         seed: Of everything random.
         prompt_name: The prompt that texts are encoded with.
         kept: Results of steps, of this run and of one that was killed.
+        unseen: Held-out texts, on which a step may tell what it costs; it learns nothing from them.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class Work:
         seed: int = 0,
         prompt_name: str = "document",
         kept: Kept | None = None,
+        unseen: Sequence[str] = (),
     ) -> None:
-        self.texts = texts
+        self.texts, self.unseen = texts, unseen
         self.runtime, self.progress, self.seed = runtime, progress, seed
         self.scratch = scratch
         self.kept = kept or Kept()
@@ -127,6 +129,8 @@ class Work:
                 found.append(pieces.tensors["vectors"].numpy())
                 there = self.kept.taken.total() > before
                 (advance.skip if there else advance)(len(piece))
+        if not found:
+            return np.zeros((0, self.encoder(draft).dim), np.float32)
         return np.concatenate(found)
 
     def token_ids(self, draft: Draft, texts: Sequence[str] | None = None) -> list[np.ndarray]:

@@ -191,15 +191,18 @@ def make(job: Any, options: Options, worker: Any) -> Report:
     report = Report(job.verb, job=job.recipe())
     work = worker(job, progress, report)
     out = Path(job.output).expanduser()
-    if options.dry_run:
-        plan = work.plan()
-        _warn_of_inputs(work, progress)
-        report.tables = [_planned(plan)]
-        report.facts["plan"] = {"bytes": plan.nbytes, "config": plan.config, "notes": plan.notes}
-        return report
     folder = OutputFolder(
         out, job_digest=job.digest(), overwrite=options.overwrite, resume=options.resume
     )
+    if options.dry_run:
+        folder.check()
+        plan = work.plan()
+        _warn_of_inputs(work, progress)
+        report.tables = _planned(plan)
+        report.facts["plan"] = {"bytes": plan.nbytes, "config": plan.config, "notes": plan.notes}
+        if plan.trials:
+            report.facts["plan"]["trials"] = [[*trial] for trial in plan.trials]
+        return report
     # one process alone starts it after the refusals; several have to hear of them
     runtime = _runtime(job, progress) if _are_several() else None
     with ExitStack() as stack:
@@ -312,7 +315,7 @@ def _finish(
         folder.seal()
 
 
-def _planned(plan: Plan) -> Table:
+def _planned(plan: Plan) -> list[Table]:
     table = Table("would write", ["what", "size"])
     if plan.steps:
         tensors = sum(len(step.writes) for step in plan.steps)
@@ -321,7 +324,9 @@ def _planned(plan: Plan) -> Table:
         table.rows.append([f"config.json {key}", str(value)])
     for note in plan.notes:
         table.rows.append([note, ""])
-    return table
+    rows = [[f"{nbytes / 1e6:,.2f}", chain] for chain, nbytes in plan.trials]
+    trials = Table("would try", ["about MB", "chain"], rows)
+    return [found for found in (table, trials) if found.rows]
 
 
 def _read_report(out: Path) -> Report:

@@ -61,12 +61,14 @@ class Plan:
         config: Keys of `config.json` to set (`None` removes the key).
         files: Further files, path to what it will hold (for `--dry-run`).
         notes: Sentences for the user.
+        trials: What a search would try, and about how many bytes that has.
     """
 
     steps: tuple[Step, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    trials: tuple[tuple[str, int], ...] = ()
 
     @property
     def nbytes(self) -> int:

@@ -167,6 +167,8 @@ def _cost(report: Report) -> list[str]:
     ]
     if report.gate:
         lines += [f"Below the gate that was set: {public(report.gate)}", ""]
+    if loss := report.facts.get("loss"):
+        lines += [f"**{loss}.**", ""]
     lines += _markdown(cost(report, summary))
     parts = report.facts.get("parts") or {}
     old, new = parts.get("before") or {}, parts.get("after") or {}

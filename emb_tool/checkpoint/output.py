@@ -66,8 +66,23 @@ class OutputFolder:
         self._lock: int | None = None
         self._made: list[Path] = []
 
+    def check(self) -> bool:
+        """Refuse what entering would refuse, and change nothing; who else writes is not looked at.
+
+        Returns:
+            Whether the output is finished.
+
+        Raises:
+            Refused: See the table of this module.
+        """
+        if self._is_done():
+            return True
+        self._decide()
+        return False
+
     def __enter__(self) -> OutputFolder:
-        if self._check_out():
+        if self._is_done():
+            shutil.rmtree(self.path / ".state", ignore_errors=True)  # killed while sealing
             self.finished = True
             return self
         try:
@@ -82,7 +97,7 @@ class OutputFolder:
             ) from None
         try:
             self._put_back()
-            self.finished = self._check_out()  # again: who held the lock may have sealed it
+            self.finished = self._is_done()  # again: who held the lock may have sealed it
             if self.finished:
                 self.discard()
             else:
@@ -98,7 +113,7 @@ class OutputFolder:
         if free and self._replaced.is_dir():
             self._replaced.rename(self.path)
 
-    def _check_out(self) -> bool:
+    def _is_done(self) -> bool:
         """Whether OUT is finished by this very job; refuses what may not be replaced."""
         if self.path.is_file():
             raise Refused(f"{self.path} is a file", "name a folder with -o")
@@ -107,7 +122,6 @@ class OutputFolder:
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return False
         if self.resume and sealed_digest(self.path / "provenance.json") == self.digest:
-            shutil.rmtree(self.path / ".state", ignore_errors=True)  # killed while sealing
             return True
         if not self.overwrite:
             other = (
@@ -127,26 +141,28 @@ class OutputFolder:
         return False
 
     def _check_partial(self) -> None:
-        """Decide what becomes of the partial, once it is locked."""
-        found = [p for p in self.partial.iterdir() if p != self.state]
-        ours = self._ours()
-        empty = not found and not self._digest_file.exists()
-        if self.resume and ours:
-            self.resumed = True
-        elif self.overwrite or empty:
+        """Take the partial up or make it anew, once it is locked."""
+        self.resumed = self._decide()
+        if not self.resumed:
             self._empty()
-        elif self.resume:
+            write_atomically(self._digest_file, self.digest + "\n")
+
+    def _decide(self) -> bool:
+        """Whether the partial is taken up; refuses what may be neither that nor made anew."""
+        if self.resume and self._ours():
+            return True
+        found = self.partial.is_dir() and any(p != self.state for p in self.partial.iterdir())
+        if self.overwrite or not (found or self._digest_file.exists()):
+            return False
+        if self.resume:
             raise Refused(
                 f"{self.partial} is not of this job: its settings or inputs differ",
                 "give the same settings as before, or begin anew with --overwrite",
             )
-        else:
-            raise Refused(
-                f"{self.partial} was left by an interrupted job",
-                "go on with --resume, or begin anew with --overwrite",
-            )
-        if not self.resumed:
-            write_atomically(self._digest_file, self.digest + "\n")
+        raise Refused(
+            f"{self.partial} was left by an interrupted job",
+            "go on with --resume, or begin anew with --overwrite",
+        )
 
     def _ours(self) -> bool:
         """Whether the partial is of this job."""

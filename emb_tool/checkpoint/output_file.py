@@ -35,7 +35,7 @@ class OutputFile(OutputFolder):
         self.files = [*(self.path.with_name(p.name) for p in (*beside, provenance)), self.path]
         self._sealing = self.state / "sealing"
 
-    def _check_out(self) -> bool:
+    def _is_done(self) -> bool:
         if not self.path.parent.is_dir():
             raise Refused(f"{self.path}: there is no folder {self.path.parent}", "make it first")
         if self.path.is_dir():
@@ -52,10 +52,6 @@ class OutputFile(OutputFolder):
             if file != self.provenance and file.exists() and not self.overwrite:
                 raise Refused(f"{file} exists already", "name another file, or give --overwrite")
         return False
-
-    def check(self) -> bool:
-        """Refuse, before work, an output that cannot be; returns whether it is finished."""
-        return self._check_out()
 
     def seal(self) -> Path:
         """Flush what was written to disk and move it to its place; returns the finished file."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from emb_tool.config import ChainJob, Picture
+from emb_tool.config import ChainJob, Holdout, Picture
 from emb_tool.data.options import Delimiter, Header, TextField
 from emb_tool.errors import Refused
 from emb_tool.fields import DATA, EVALUATION, METHOD, OUTPUT, REQUIRED, TRAINING, Show
@@ -29,7 +29,13 @@ def _bytes(value: Any) -> Any:
         raise ValueError("not a size: write 20MB, 1.5GB or a number of bytes") from None
 
 
-Bytes = Annotated[int, BeforeValidator(_bytes)]
+def _weights(count: int) -> int:
+    if count < UNITS["kb"]:
+        raise ValueError(f"{count} bytes hold no model: did you mean {count}MB?")
+    return count
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes), AfterValidator(_weights)]
 """A number of bytes, written `20MB` in a shell."""
 
 
@@ -65,11 +71,10 @@ class CompressJob(ChainJob):
         int | None, Field(ge=1, description="read this many texts at most"), Show(DATA)
     ] = None
     holdout: Annotated[
-        int,
+        Holdout,
         Field(
-            ge=3,
             description="texts kept from calibration to measure the result on, and as many others "
-            "for --target to choose on",
+            "for --target to choose on; at most a tenth each; 0 keeps none",
         ),
         Show(EVALUATION),
     ] = 500
@@ -78,9 +83,20 @@ class CompressJob(ChainJob):
         Field(description="model of the same space that gets the same vectors' steps: OUT/partner"),
         Show(DATA, "MODEL"),
     ] = None
+    dev: Annotated[
+        tuple[str, ...],
+        Field(
+            description="task by whose retention --target chooses, and --tune its state: sts:FILE,"
+            " retrieval:DIR [held-out texts]"
+        ),
+        Show(EVALUATION, "TASK"),
+    ] = ()
     eval: Annotated[
         tuple[str, ...],
-        Field(description="task measured on the result and the input: sts:FILE, retrieval:DIR"),
+        Field(
+            description="task reported for the result and the input, which chooses nothing:"
+            " sts:FILE, retrieval:DIR"
+        ),
         Show(EVALUATION, "TASK"),
     ] = ()
     min_retention: Annotated[
@@ -153,6 +169,12 @@ class CompressJob(ChainJob):
             )
         if self.target is not None and self.target_retention is not None:
             raise ValueError("--target and --target-retention: give one of them")
+        if self.dev and not (self.searches or self.tune):
+            raise ValueError("--dev chooses a chain or a state: give --target or --tune, too")
+        if self.searches and not self.holdout and not self.dev:
+            raise ValueError("--holdout 0 leaves --target nothing to choose by: give --dev, too")
+        if self.min_retention is not None and not self.holdout and not self.eval:
+            raise ValueError("--holdout 0 leaves --min-retention nothing: give --eval, too")
         if self.plot and not self.searches:
             raise ValueError("--plot shows what a search tried: give --target, too")
         if self.format != "embtool" and (self.searches or self.tune):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from emb_tool.compress.job import CompressJob
-from emb_tool.data.corpus import HELD_OUT_SHARE, Corpus
+from emb_tool.data.corpus import HELD_OUT_SHARE, Corpus, check_parts
 from emb_tool.data.options import TextOptions
+from emb_tool.evaluate.agreement import NEIGHBOURS
+from emb_tool.progress import Progress
+
+MANY = 100
+"""Held-out texts among which ten nearest neighbours are a choice."""
 
 
 class Parts(NamedTuple):
@@ -30,13 +34,16 @@ class Parts(NamedTuple):
     counts: dict[str, int]
 
     @classmethod
-    def of(cls, job: CompressJob, state: Path, note: Callable[[str], None]) -> Parts:
+    def of(cls, job: CompressJob, state: Path, progress: Progress) -> Parts:
         """Read them, or what a run before has read; without --texts a sample of our own.
 
         Args:
             job: Names them.
             state: Folder of what is read.
-            note: Told where the text stands, if not in a field `text`.
+            progress: Told in which field the text is, if not in `text`, and warned of few texts.
+
+        Raises:
+            Refused: Too few to hold any out.
         """
         corpus = Corpus.open(state / "corpus") or Corpus.build(
             state / "corpus",
@@ -46,8 +53,18 @@ class Parts(NamedTuple):
             holdout=2 * job.holdout,
             share=HELD_OUT_SHARE // 2,
         )
-        corpus.tell(note)
+        corpus.tell(progress.note)
         report, choice = halves(corpus)
+        least = min(len(report), len(choice)) if job.searches and not job.dev else len(report)
+        fitted = len(corpus.train) + len(choice) + len(report) - least
+        if warning := check_parts("--texts", fitted, least, job.holdout):
+            progress.warn(warning)
+        if 0 < len(report) < MANY:
+            chance = min(1, NEIGHBOURS / max(len(report) - 1, 1))
+            progress.warn(
+                f"{len(report)} held-out texts are few to measure on: of ten nearest neighbours"
+                f" among them chance alone keeps {chance:.0%}; give some thousand --texts"
+            )
         return cls(
             corpus.texts(corpus.train),
             corpus.texts(choice),

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,8 +20,8 @@ from emb_tool.compress.job import CompressJob
 from emb_tool.compress.parts import Parts
 from emb_tool.compress.setup import Setup
 from emb_tool.compress.tuning import tune_files, write_teacher
+from emb_tool.compress.vocab import FEW_TEXTS
 from emb_tool.draft import Draft
-from emb_tool.errors import Refused
 from emb_tool.evaluate.task import run_tasks
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
@@ -37,8 +38,8 @@ RANGE_TEXTS = 1024
 """Texts whose vectors give the ranges for eight bits."""
 
 
-LEAST = 3
-"""Texts that chains can be compared on."""
+LOUD = 0.9
+"""Share of the ten nearest neighbours below which the loss is shouted."""
 
 
 class Heldout(NamedTuple):
@@ -63,6 +64,7 @@ class Compress:
         self.setup = Setup(job, progress)
         self.steps = self.setup.steps
         self.papers = list(dict.fromkeys(step.paper for step in self.steps if step.paper))
+        self.target = job.target
         self.missed: str | None = None
         self._work: Work | None = None
         self._heldout: Heldout | None = None
@@ -97,7 +99,15 @@ class Compress:
         runtime.on_main(lambda: self._compress(folder, state, runtime.alone))
         if self.job.tune:
             with self._timed("tune_seconds"):
-                told = tune_files(folder, self.setup.body, self.job, state, runtime, self.progress)
+                told = tune_files(
+                    folder,
+                    self.setup.body,
+                    self.job,
+                    state,
+                    runtime,
+                    self.progress,
+                    self.setup.tasks.dev,
+                )
                 self.report.facts["tuning"] = told
         if self.job.texts and not self.setup.is_bare:
             with self._timed("ranges_seconds"), self.progress.task("measuring the ranges"):
@@ -143,21 +153,17 @@ class Compress:
                 "like those that will be searched, the result depends on them"
             )
         with self.progress.task("reading the texts"):
-            parts = Parts.of(job, state, self.progress.note)
+            parts = Parts.of(job, state, self.progress)
         self.report.facts["texts"] = parts.counts
         work = Work(
-            parts.calibration, runtime, self.progress, state, job.seed, job.prompt_name, kept
-        )
+            parts.calibration, runtime, self.progress, state, job.seed, job.prompt_name, kept,
+            parts.report,
+        )  # fmt: skip
         prompt = work.prompt(work.encoder(start))
         np.save(state / "heldout.npy", work.vectors(start, parts.report))
         lines = [json.dumps({"text": text, "prompt": prompt}) + "\n" for text in parts.report]
         (state / "heldout.jsonl").write_text("".join(lines), encoding="utf-8")
-        if job.searches and not job.eval:
-            if len(parts.choice) < LEAST:
-                raise Refused(
-                    f"--target: {len(parts.choice)} texts are left to choose on",
-                    "give more --texts, or tasks to choose by: --eval",
-                )
+        if job.searches and not job.dev:
             self._heldout = Heldout(parts.choice, prompt, work.vectors(start, parts.choice))
         return work
 
@@ -190,57 +196,80 @@ class Compress:
         """Find the chain that `--target` asks for."""
         from emb_tool.compress.search import Search
 
-        job = self.job
-        search = Search(draft, work, lambda path: self._kept(path, work), state)
+        job, vocabulary = self.job, self._tries_vocabulary(work)
+        measure = partial(self._kept, work=work)
+        search = Search(draft, work, measure, state, vocabulary=vocabulary)
         if job.target is not None:
             aim = f"--target {job.target / 1e6:g} MB"
             found = search.below(job.target)
+            chosen = found or search.measured()[-1]
+            gap = (job.target - chosen.bytes) / job.target
+            said = (
+                f"{chosen.bytes / 1e6:,.2f} MB, {abs(gap):.1%} {'below' if gap >= 0 else 'ABOVE'}"
+            )
         else:
             assert job.target_retention is not None
             aim = f"--target-retention {job.target_retention:g}"
             found = search.keeping(job.target_retention)
-        chosen = found or search.nearest()
+            chosen = found or max(search.measured(), key=lambda chain: chain.score)
+            said = f"{chosen.bytes / 1e6:,.2f} MB for"
         if found is None:
             self.missed = f"{aim} cannot be met; the nearest is {chosen.spelled}"
+        if self._heldout is not None:
+            by = f"neighbours kept on {len(self._heldout.texts):,} held-out texts"
+            by += " that are not reported on"
+        else:
+            by = "the least retention in " + ", ".join(t.label for t in self.setup.tasks.dev)
+            by += " (--dev)"
+        self.progress.say(f"chosen by {by}: {chosen.spelled} ({said} {aim})")
         # the recipe that is recorded makes the same model again without a search
         steps = (*self.steps, *chosen.steps)
-        self.job = job.model_copy(
-            update={"method": steps, "target": None, "target_retention": None, "plot": None}
-        )
+        nothing = {"target": None, "target_retention": None, "plot": None}
+        dev = job.dev if job.tune else ()
+        self.job = job.model_copy(update={"method": steps, "dev": dev, **nothing})
         self.papers = list(dict.fromkeys(step.paper for step in steps if step.paper))
         self.report.facts["search"] = {
             "aim": aim,
+            "by": by,
             "chosen": chosen.spelled,
-            "by": "the tasks of --eval, which are reported, too"
-            if job.eval
-            else "held-out texts that are not reported on",
+            "bytes": chosen.bytes,
+            "kept": chosen.kept,
             "tried": search.told(),
         }
-        if job.eval:
-            self.progress.warn(
-                "the tasks of --eval have chosen the chain and are reported as well: of like chains"
-                " the luckiest is taken, so measure it once more on others, with embtool eval"
-            )
         self.report.tables.append(search.table(chosen))
+        self.report.tables.append(Table("chosen by", [""], [[by]]))
         if job.plot:
             search.draw(job.plot, self.setup.body.weight_bytes(), chosen)
         return search.draft(chosen)
 
+    def _tries_vocabulary(self, work: Work) -> bool:
+        """Whether there are texts enough for `vocab` to know what others of their kind need."""
+        enough = bool(self.job.texts) and len(work.texts) >= FEW_TEXTS
+        if not enough:
+            given = f"{len(work.texts):,} texts" if self.job.texts else "no --texts"
+            self.progress.say(
+                f"vocab is not tried: it takes {FEW_TEXTS:,} --texts to tell which tokens"
+                f" are needed, and there are {given}"
+            )
+        return enough
+
     def _kept(self, folder: Path, work: Work) -> float:
         """The least share that a written model keeps: of the tasks, or of the neighbours."""
         from emb_tool.encoder import Encoder
-        from emb_tool.evaluate.agreement import likeness
+        from emb_tool.evaluate.agreement import NEIGHBOURS, likeness
         from emb_tool.evaluate.pair import Pair
 
         encoder = Encoder.open(folder, work.runtime)
         if self._heldout is not None:
             vectors = encoder.encode(self._heldout.texts, self._heldout.prompt)
-            return likeness(vectors, self._heldout.vectors)["neighbour overlap"]
+            # of few texts the ten nearest are most of the others, whatever the model
+            near = min(NEIGHBOURS, max(1, (len(vectors) - 1) // 10))
+            return likeness(vectors, self._heldout.vectors, near)["neighbour overlap"]
         if self._reference is None:
             self._reference = Pair.of(
                 Encoder.open(self.setup.body, work.runtime), self.setup.body.name
             )
-        measures = run_tasks(self.setup.tasks, Pair.of(encoder, folder.name), self._reference)
+        measures = run_tasks(self.setup.tasks.dev, Pair.of(encoder, folder.name), self._reference)
         kept = [m.value for m in measures if m.name == "retention"]
         return min(value / 100 if value is not None else 0.0 for value in kept)
 
@@ -266,6 +295,9 @@ class Compress:
         share = f"{after / before:.1%}"
         table = Table("compressed", ["", "before", "after", ""])
         table.rows.append(["weights", f"{before / 1e6:,.2f} MB", f"{after / 1e6:,.2f} MB", share])
+        if self.target is not None:
+            row = ["of --target", "", f"{self.target / 1e6:,.2f} MB", f"{after / self.target:.1%}"]
+            table.rows.append(row)
         resident = report.value("resident")
         if resident is not None:
             table.rows.append(["resident weights", "", f"{resident / 1e6:,.2f} MB", ""])
@@ -283,6 +315,14 @@ class Compress:
         steps = Table("steps", [""], [[note] for note in report.facts["steps"]])
         if steps.rows:
             report.tables.insert(1, steps)
+        kept = report.value("neighbour overlap", of="held-out texts")
+        if kept is not None and kept < LOUD:
+            loss = (
+                f"MUCH IS LOST: {kept:.1%} of the ten nearest neighbours are kept, less than"
+                f" {LOUD:.0%}; what it finds will differ from what the input finds"
+            )
+            report.facts["loss"] = loss
+            self.progress.warn(f"{loss}; allow more bytes, or --tune it")
         limit, missed = self.job.max_bytes, [report.gate, self.missed]
         if limit is not None and after > limit:
             missed.append(f"{after:,} bytes of weights, more than --max-bytes {limit:,}")

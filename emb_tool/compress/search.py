@@ -3,48 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from emb_tool import registry
 from emb_tool.checkpoint.kept import Result
+from emb_tool.compress import chains
+from emb_tool.compress.chains import Family
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.report import Table
-from emb_tool.surgery import Surgery, carry_out, plan_step
+from emb_tool.surgery import Surgery, carry_out
 
 if TYPE_CHECKING:
     from emb_tool.calibration import Work
 
-WEIGHTS = (
-    ("cast:dtype=fp16",),
-    ("int:bits=8",),
-    ("gptq:bits=6", "int:bits=8"),
-    ("gptq:bits=5", "int:bits=6"),
-    ("gptq:bits=4", "int:bits=8"),
-    ("gptq:bits=4", "int:bits=6"),
-    ("gptq:bits=4", "int:bits=4,group=32"),
-    ("gptq:bits=3,group=32", "int:bits=4,group=64"),
-    ("gptq:bits=3,group=32", "pq:budget=0.1", "int:bits=8"),
-    ("gptq:bits=2,group=32", "pq:budget=0.08", "int:bits=8"),
-)
-"""How the weights of a transformer are kept, the largest first: linear layers, then tables."""
+CLOSE = 0.005
+"""Share of a target within which its bytes are used up."""
 
-TABLES = (
-    ("cast:dtype=fp16",),
-    ("int:bits=8",),
-    ("int:bits=6",),
-    ("int:bits=4,group=32",),
-    ("int:bits=4",),
-    ("pq:budget=0.1",),
-    ("pq:budget=0.07",),
-)
-"""Likewise for a static table, which has nothing else."""
-
-TRIES = 3
-"""Chains measured below a size: the largest that fit, of which the best is taken."""
+SOLVES = 3
+"""Times that a share is solved for: from headers, then from what was written."""
 
 
 @dataclass
@@ -55,99 +34,162 @@ class Tried:
         steps: What it does.
         bytes: Of its weights.
         kept: Least share kept in what is measured; None while it is only planned.
+        refused: Why it cannot be made.
     """
 
     steps: tuple[Surgery, ...]
     bytes: int
     kept: float | None = None
+    refused: str | None = None
 
     @property
     def spelled(self) -> str:
         """As one would type it."""
-        return " ".join(f"-m {spell(step)}" for step in self.steps)
+        return chains.spelled(self.steps)
 
-
-def spell(step: Surgery) -> str:
-    """A step as `-m` takes it, defaults left out."""
-    values = step.model_dump(mode="json", exclude_defaults=True)
-    settings = ",".join(
-        f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}"
-        for key, value in values.items()
-    )
-    return step.name + (f":{settings}" if settings else "")
-
-
-def chains(draft: Draft) -> list[tuple[Surgery, ...]]:
-    """The chains to choose from, without and with a trimmed vocabulary."""
-    known = TABLES if draft.layout.family == "static" else WEIGHTS
-    found = []
-    for first in ((), ("vocab",)):
-        for rest in known:
-            names = [registry.parse(text) for text in (*first, *rest)]
-            steps = [registry.build(registry.load("compress", n), s) for n, s in names]
-            found.append(tuple(cast("list[Surgery]", steps)))
-    return found
+    @property
+    def score(self) -> float:
+        """What is kept; below 0 where nothing was measured."""
+        return -1.0 if self.kept is None else self.kept
 
 
 class Search:
-    """Plans every chain, then writes and measures as few as it takes.
+    """Writes and measures as few chains as it takes.
 
     Args:
         start: The model, with the steps that were asked for besides.
         work: Texts.
         measure: Maps a folder to the least share kept.
         scratch: Where chains are written to be measured.
+        vocabulary: Whether `vocab` may be tried.
     """
 
     def __init__(
-        self, start: Draft, work: Work, measure: Callable[[Path], float], scratch: Path
+        self,
+        start: Draft,
+        work: Work,
+        measure: Callable[[Path], float],
+        scratch: Path,
+        *,
+        vocabulary: bool,
     ) -> None:
         self.start, self.work, self.measure, self.scratch = start, work, measure, scratch
-        self._trimmed: Draft | None = None
-        self.tried = self._plan()
+        self.heads = [(), chains.build(["vocab"])] if vocabulary else [()]
+        self.tried: list[Tried] = []
+        self._headed: dict[tuple[Surgery, ...], Draft] = {(): start}
 
-    def _plan(self) -> list[Tried]:
-        """The chains by their sizes, the largest first; those that do not fit are left out."""
-        found = []
-        for steps in chains(self.start):
-            try:
-                draft, rest = self._begin(steps)
-                draft = draft.copy()
-                for step in rest:
-                    plan_step(step, draft)
-                found.append(Tried(steps, draft.nbytes))
-            except Refused:
-                continue
-        if not found:
-            raise Refused("no chain fits this model", "name the steps yourself, with -m")
-        return sorted(found, key=lambda chain: -chain.bytes)
+    def _after(self, head: tuple[Surgery, ...]) -> Draft:
+        """The model as a chain's other steps find it; a vocabulary is trimmed once."""
+        if head not in self._headed:
+            self._headed[head] = carry_out(head, self.start, self.work)
+        return self._headed[head]
 
-    def _begin(self, steps: Sequence[Surgery]) -> tuple[Draft, list[Surgery]]:
-        """The model as the weights' steps find it, and these; a vocabulary is trimmed once."""
-        if steps[0].stage != "vocabulary":
-            return self.start, list(steps)
-        if self._trimmed is None:
-            self._trimmed = carry_out(steps[:1], self.start, self.work)
-        return self._trimmed, list(steps[1:])
+    # -- the best at a size -----------------------------------------------------------------------
 
     def below(self, size: int) -> Tried | None:
-        """The best of the largest chains that fit; None, with the smallest tried, if none does."""
-        fitting: list[Tried] = []
-        for chain in [chain for chain in self.tried if chain.bytes <= size]:
-            self._try(chain)
-            if chain.bytes <= size:  # headers and padding were not planned
-                fitting.append(chain)
-            if len(fitting) == TRIES:
+        """The best chain that fits; None, with the smallest tried, if none does.
+
+        What loses next to nothing is taken where it fits. Else linear layers get more bits or
+        fewer, from where they and the token table have about as many, for as long as that keeps
+        more; what they leave is the table's, solved for each time. The same with a trimmed
+        vocabulary.
+
+        Args:
+            size: Bytes of the weight files at most.
+        """
+        for steps in chains.lossless(self.start):
+            made = chains.planned(self.start, steps)
+            if made is not None and chains.file_bytes(made) <= size:
+                return self._try((), steps)
+        at: int | None = None
+        for head in self.heads:
+            at = self._climb(head, size, at)
+        if not self._fitting(size):
+            for head in self.heads:
+                if (least := chains.smallest(self._after(head))) is not None:
+                    self._try(head, least)
+        return max(self._fitting(size), key=lambda chain: chain.score, default=None)
+
+    def _fitting(self, size: int) -> list[Tried]:
+        return [chain for chain in self.tried if chain.kept is not None and chain.bytes <= size]
+
+    def _climb(self, head: tuple[Surgery, ...], size: int, at: int | None) -> int | None:
+        """Measure chains of the families, from one on as long as a neighbour keeps more.
+
+        Args:
+            head: Steps before theirs.
+            size: Bytes at most.
+            at: The family to begin with [where linear layers and table have about as many bits].
+
+        Returns:
+            The best family's number; None where none fits.
+        """
+        known = chains.families(self._after(head))
+        if chains.is_static(self.start):
+            for family in known:
+                self._solved(head, family, size)
+            return None
+        if at is None:
+            at = chains.even(known, [f.share(self._after(head), size) for f in known])
+        kept: dict[int, float] = {}
+
+        def keeps(number: int) -> float:
+            if number not in kept:
+                chain = (
+                    self._solved(head, known[number], size) if 0 <= number < len(known) else None
+                )
+                kept[number] = chain.score if chain and chain.bytes <= size else -1.0
+            return kept[number]
+
+        while at is not None:
+            best = max((at, at - 1, at + 1), key=keeps)
+            if best == at:
+                return at if keeps(at) >= 0 else None
+            at = best
+        return None
+
+    def _solved(self, head: tuple[Surgery, ...], family: Family, size: int) -> Tried | None:
+        """Measure the chain of a family that uses a size up, or as much of it as it can.
+
+        The share of the token table is solved for from headers first, then from the bytes of what
+        was made; it is measured last, once.
+        """
+        draft, fitting = self._after(head), None
+        share = family.share(draft, size)
+        for _ in range(SOLVES):
+            if share is None:
                 break
-        if not fitting:
-            self._try(self.tried[-1])
-        return max(fitting, key=lambda chain: chain.kept or 0.0, default=None)
+            steps = family.steps(share)
+            if chains.planned(draft, steps) is None:  # its codebooks alone are larger
+                family = replace(family, table="int")
+                steps = family.steps(share)
+            try:
+                gap = size - chains.file_bytes(carry_out(steps, draft, self.work))
+            except Refused as error:
+                self.tried.append(Tried((*head, *steps), size, refused=error.message))
+                break
+            if gap >= 0:
+                fitting = steps
+            moved = chains.shifted(share, gap, draft)
+            if 0 <= gap <= CLOSE * size or moved == share:
+                break
+            share = moved
+        return self._try(head, fitting) if fitting else None
+
+    # -- the smallest that keeps a share ----------------------------------------------------------
 
     def keeping(self, share: float) -> Tried | None:
         """The smallest chain that keeps a share; the search ends when two in a row do not."""
         best, failed = None, 0
-        for chain in self.tried:
-            if self._try(chain) >= share:
+        sizes = {
+            (head, steps): made.nbytes
+            for head in self.heads
+            for steps in chains.ladder(self.start)
+            if (made := chains.planned(self._after(head), steps)) is not None
+        }
+        for head, steps in sorted(sizes, key=lambda chain: -sizes[chain]):
+            chain = self._try(head, steps)
+            if chain.score >= share:
                 best, failed = chain, 0
             else:
                 failed += 1
@@ -155,51 +197,69 @@ class Search:
                     break
         return best
 
-    def nearest(self) -> Tried:
-        """What comes closest where the aim cannot be reached: the best of those measured."""
-        measured = [chain for chain in self.tried if chain.kept is not None]
-        return max(measured, key=lambda chain: chain.kept or 0.0)
+    # -- what was found ---------------------------------------------------------------------------
+
+    def measured(self) -> list[Tried]:
+        """What was measured, the largest first.
+
+        Raises:
+            Refused: Nothing was.
+        """
+        found = [chain for chain in self.tried if chain.kept is not None]
+        if not found:
+            why = next((f": {c.refused}" for c in self.tried if c.refused), "")
+            raise Refused(f"no chain fits this model{why}", "name the steps yourself, with -m")
+        return sorted(found, key=lambda chain: -chain.bytes)
 
     def draft(self, chain: Tried) -> Draft:
         """What a chain makes; its steps' results are kept, so once it was tried this is quick."""
-        draft, rest = self._begin(chain.steps)
-        return carry_out(rest, draft, self.work)
+        return carry_out(chain.steps, self.start, self.work)
 
-    def _try(self, chain: Tried) -> float:
+    def _try(self, head: tuple[Surgery, ...], steps: tuple[Surgery, ...]) -> Tried:
+        chain = Tried((*head, *steps), 0)
+        for other in self.tried:
+            if other.spelled == chain.spelled:
+                return other
+        self.tried.append(chain)
+
         def measured() -> Result:
             folder = self.scratch / "chain"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            self.draft(chain).write(folder)
+            carry_out(steps, self._after(head), self.work).write(folder)
             size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
             kept = self.measure(folder)
             shutil.rmtree(folder)
             return Result({}, {"bytes": size, "kept": kept})
 
-        found = self.work.result(self.start, "chains measured", measured, chain.spelled)
-        size, kept = chain.bytes, chain.kept = found.facts["bytes"], float(found.facts["kept"])
-        self.work.progress.say(f"{size / 1e6:,.2f} MB keep {kept:.2%}: {chain.spelled}")
-        return kept
+        try:
+            found = self.work.result(self.start, "chains measured", measured, chain.spelled)
+        except Refused as error:
+            chain.refused = error.message
+            self.work.progress.say(f"{chain.spelled} cannot be made: {error.message}")
+            return chain
+        chain.bytes, chain.kept = found.facts["bytes"], float(found.facts["kept"])
+        self.work.progress.say(
+            f"{chain.bytes / 1e6:,.2f} MB keep {chain.kept:.2%}: {chain.spelled}"
+        )
+        return chain
 
     def told(self) -> list[dict[str, object]]:
         """Every chain as plain data."""
-        return [{"chain": c.spelled, "bytes": c.bytes, "kept": c.kept} for c in self.tried]
-
-    def _measured(self) -> list[Tried]:
-        """What was measured, the largest first."""
-        measured = [chain for chain in self.tried if chain.kept is not None]
-        return sorted(measured, key=lambda chain: -chain.bytes)
+        return [
+            {"chain": c.spelled, "bytes": c.bytes, "kept": c.kept, "refused": c.refused}
+            for c in self.tried
+        ]
 
     def table(self, chosen: Tried) -> Table:
         """What was measured; a star where nothing smaller keeps more."""
         table = Table("chains measured", ["", "", "MB", "kept", "chain"])
-        measured = self._measured()
+        measured = self.measured()
         for number, chain in enumerate(measured, 1):
-            kept = chain.kept or 0.0
-            best = all(kept > (c.kept or 0.0) for c in measured if c.bytes < chain.bytes)
+            best = all(chain.score > c.score for c in measured if c.bytes < chain.bytes)
             mark = "chosen" if chain is chosen else "*" if best else ""
             size = f"{chain.bytes / 1e6:,.2f}"
-            table.rows.append([str(number), mark, size, f"{kept:.2%}", chain.spelled])
+            table.rows.append([str(number), mark, size, f"{chain.score:.2%}", chain.spelled])
         return table
 
     def draw(self, path: str, whole: int, chosen: Tried) -> None:
@@ -207,7 +267,7 @@ class Search:
         from emb_tool.evaluate import plot
 
         points = [plot.Point("before", whole, 1.0, True)]
-        for number, chain in enumerate(self._measured(), 1):
+        for number, chain in enumerate(self.measured(), 1):
             label = f"{number} chosen" if chain is chosen else str(number)
-            points.append(plot.Point(label, chain.bytes, chain.kept or 0.0, False))
+            points.append(plot.Point(label, chain.bytes, chain.score, False))
         plot.draw({("chains measured", "share kept"): points}, path)

@@ -7,14 +7,15 @@ from typing import Any, cast
 
 from emb_tool.checkpoint.reader import Checkpoint, check_finite
 from emb_tool.checkpoint.reading import check_prompt
+from emb_tool.compress.chains import outlook
 from emb_tool.compress.compressed_tensors import check_package, export, fitted
 from emb_tool.compress.job import CompressJob
 from emb_tool.data.options import TextOptions
 from emb_tool.data.texts import hashes, scan
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
+from emb_tool.evaluate import dev
 from emb_tool.evaluate.plot import check_plot
-from emb_tool.evaluate.task import parse_tasks
 from emb_tool.plan import Plan, Step
 from emb_tool.progress import Progress
 from emb_tool.surgery import Surgery, plan_step
@@ -56,13 +57,13 @@ class Setup:
         return {checkpoint.name: checkpoint for checkpoint in found}
 
     def data(self) -> dict[str, dict[str, str]]:
-        """Digests of the local files of texts."""
-        return hashes(self.job.texts)
+        """Digests of the local files of texts, and of the tasks that choose."""
+        return hashes(self.job.texts) | dev.digests(self.tasks.dev)
 
     @cached_property
-    def tasks(self) -> list[Any]:
-        """The `--eval` tasks, parsed."""
-        return parse_tasks(self.job.eval)
+    def tasks(self) -> dev.Tasks:
+        """The tasks of `--dev` and `--eval`, parsed."""
+        return dev.Tasks(self.job.dev, self.job.eval)
 
     def plan(self) -> Plan:
         """Every refusal that headers, settings and local files can give."""
@@ -84,6 +85,9 @@ class Setup:
         writes = tuple(draft.specs())
         old = self.body.config
         edits = {key: value for key, value in draft.config.items() if old.get(key) != value}
+        if self.job.searches:
+            trials = tuple(outlook(draft, self.job.target, bool(self.job.texts)))
+            return Plan(notes=tuple(draft.notes), trials=trials)
         return Plan((Step((), writes),), edits, notes=tuple(draft.notes))
 
     def shaped(self, checkpoint: Checkpoint, values: dict[str, Any]) -> Draft:
@@ -103,9 +107,7 @@ class Setup:
         if job.plot:
             check_plot(job.plot)
         check_prompt(job.prompt_name, self.body.layout.prompts, self.body.name)
-        for task in self.tasks:
-            for sentence in task.check():
-                self.progress.warn(sentence)
+        self.tasks.check(self.progress.warn, retained=job.searches)
         scan((*job.texts, *job.tune), TextOptions.of(job))
 
     def _check_partner(self) -> None:
@@ -139,7 +141,7 @@ class Setup:
                 "name a model's folder; a table is packed with -m int:bits=8, -m pq",
             )
         for name, given in (
-            ("--eval", job.eval), ("--tune", job.tune), ("--texts", job.texts),
+            ("--eval", job.eval), ("--dev", job.dev), ("--tune", job.tune), ("--texts", job.texts),
             ("--target", job.searches), ("--min-retention", job.min_retention),
         ):  # fmt: skip
             if given:

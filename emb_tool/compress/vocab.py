@@ -27,6 +27,13 @@ _HEAD = re.compile(r"[^ ]* ?[^ ]*")
 """The first words of a text: a prompt may change how they are tokenised, no others."""
 
 
+FEW_TEXTS = 2000
+"""Texts to count tokens in; of fewer, tokens are lost that others of their kind need."""
+
+FALLS_APART = 0.01
+"""Share of more tokens in held-out texts that is warned of."""
+
+
 class Vocab(Surgery):
     """W' = W[kept]: the token table without the rows of tokens that texts like these do not need.
 
@@ -89,6 +96,7 @@ class Vocab(Surgery):
         model.cut(draft, ids)
         draft.notes = [note for note in draft.notes if not note.startswith(_AT_MOST)]
         self._tell(draft, model.count, len(ids), found.facts)
+        self._warn(work, found.facts["tokens"])
 
     def _choose(self, draft: Draft, model: Tokens, work: Work) -> Result:
         """The old ids in the order of the new, and what becomes of the texts under them."""
@@ -97,6 +105,7 @@ class Vocab(Surgery):
         from emb_tool.ops import vocabulary as ops
 
         texts, heads = _inputs(draft, work.texts)
+        unseen, _ = _inputs(draft, work.unseen)
         inputs = texts + heads
         with work.progress.task("counting tokens", len(inputs), "texts") as advance:
             counts, hidden = ops.survey(
@@ -115,18 +124,18 @@ class Vocab(Surgery):
         cut = draft.copy()
         model.cut(cut, ids)
         after = Tokens.of(cut)
-        with work.progress.task("checking tokens", len(inputs), "texts") as advance:
-            trial, behind = (
+        with work.progress.task("checking tokens", len(inputs) + len(unseen), "texts") as advance:
+            corpus, trial = (
                 ops.compare(
                     model.tokenizer, after.tokenizer, ids, model.vocabulary.unknown, given,
                     model.special, advance,
                 )
-                for given in (texts, heads)
+                for given in (inputs, unseen)
             )  # fmt: skip
-        if exact and (trial.differ or behind.differ):
+        if exact and corpus.differ:
             raise Refused(
-                f"vocab: {trial.differ + behind.differ:,} of {len(inputs):,} texts would be"
-                f" tokenised differently, the first is {(trial.first or behind.first)[:80]!r}",
+                f"vocab: {corpus.differ:,} of {len(inputs):,} texts would be tokenised"
+                f" differently, the first is {corpus.first[:80]!r}",
                 "leave such texts out, or accept it: with list, size or min_count=2",
             )
         return Result({"kept": torch.tensor([*ids])}, asdict(trial))
@@ -141,13 +150,30 @@ class Vocab(Surgery):
         fixed = fixed_ids(model.vocabulary, characters=self.characters)
         return fixed | model.named | {ids[token] for token in self.keep}
 
+    def _warn(self, work: Work, tokens: Sequence[int]) -> None:
+        """Say so where other texts of this kind fall apart, or may."""
+        if self.list is None and len(work.texts) < FEW_TEXTS:
+            work.progress.warn(
+                f"vocab: {len(work.texts):,} texts are few to count tokens in; texts unlike them"
+                f" fall apart: give some {FEW_TEXTS:,}, or the tokens themselves with list=FILE"
+            )
+        old, new = tokens
+        if new > (1 + FALLS_APART) * old:
+            work.progress.warn(
+                f"vocab: held-out texts have {new / old - 1:.1%} more tokens than before, since"
+                " tokens that they need are gone; give more texts like those to be encoded"
+            )
+
     def _tell(self, draft: Draft, before: int, after: int, trial: Mapping[str, Any]) -> None:
         share = " -> ".join(f"{x:.3%}" for x in trial["unknown"])
         old, new = trial["tokens"]
-        draft.notes.append(
-            f"vocab: {before:,} ids become {after:,}; {trial['differ']:,} of {trial['texts']:,}"
-            f" texts are tokenised differently; unknown tokens {share}; tokens {old:,} -> {new:,}"
-        )
+        said = "no text is held out to tell what becomes of others"
+        if trial["texts"]:
+            said = (
+                f"{trial['differ']:,} of {trial['texts']:,} held-out texts are tokenised"
+                f" differently; unknown tokens {share}; tokens {old:,} -> {new:,}"
+            )
+        draft.notes.append(f"vocab: {before:,} ids become {after:,}; {said}")
         draft.facts["vocab"] = {
             "ids": [before, after], "texts": trial["texts"], "texts_differ": trial["differ"],
             "tokens": [old, new], "unknown_share": [*trial["unknown"]],

@@ -46,6 +46,31 @@ def test_seal(tmp_path: Path) -> None:
     assert names(out.parent) == {"out"}
 
 
+def test_a_check_refuses_what_the_work_would_and_changes_nothing(tmp_path: Path) -> None:
+    def check(out: Path, digest: str = "job1", **flags: bool) -> None:
+        OutputFolder(out, job_digest=digest, **flags).check()
+
+    check(tmp_path / "new")
+    make(tmp_path / "out")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "letter.txt").touch()
+    interrupt(tmp_path / "half")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for name, flags, said in (
+        ("out", {}, "not empty"),
+        ("foreign", {}, "not empty"),
+        ("half", {}, "left by an interrupted job"),
+        ("half", {"digest": "job2", "resume": True}, "not of this job"),
+    ):
+        with pytest.raises(Refused, match=said):
+            check(tmp_path / name, **flags)  # type: ignore[arg-type]
+    check(tmp_path / "out", resume=True)
+    check(tmp_path / "out", overwrite=True)
+    check(tmp_path / "half", resume=True)
+    check(tmp_path / "half", overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
 def test_finished_job_is_not_done_again(tmp_path: Path) -> None:
     make(tmp_path / "out")
     assert make(tmp_path / "out", resume=True).finished

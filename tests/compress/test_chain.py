@@ -13,9 +13,11 @@ import pytest
 from emb_tool.compress import tuning
 from emb_tool.compress.int import Int
 from emb_tool.compress.job import CompressJob
-from emb_tool.compress.parts import Parts
+from emb_tool.compress.parts import Parts, halves
+from emb_tool.data.corpus import Corpus
 from emb_tool.draft import Draft
 from emb_tool.encoder import Encoder
+from emb_tool.progress import Progress
 from emb_tool.runtime import Runtime
 from tests.conftest import CliResult
 from tests.runs import check_here, weight_files, write_texts
@@ -60,43 +62,58 @@ def test_a_chain_is_one_read_and_one_write_and_replays(
     assert weight_files(again) == first
 
 
-@pytest.mark.parametrize("family", ["tiny_bert", "tiny_decoder", "tiny_static"])
-def test_a_target_is_met_by_the_best_that_fits(
+SHARED = 4
+"""Neighbours of a text that are compared: a tenth of the others, of which there are 40."""
+
+
+def neighbours_kept(model: Path, folder: Path, texts: list[str]) -> float:
+    """Share of a text's nearest other texts that written files have in common with the model."""
+    near = []
+    for path in (model, folder):
+        vectors = Encoder.open(path, Runtime.start("cpu")).encode(texts)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        like = vectors @ vectors.T
+        np.fill_diagonal(like, -np.inf)
+        near.append([{*row[-SHARED:]} for row in np.argsort(like, axis=1)])
+    return float(np.mean([len(mine & theirs) / SHARED for mine, theirs in zip(*near, strict=True)]))
+
+
+@pytest.fixture
+def chosen_on(tmp_path: Path, sentences: list[str]) -> list[str]:
+    """Texts that chains are compared on, where 400 are given and 41 to be held out."""
+    file = write_texts(
+        tmp_path / "all.jsonl", [*sentences, *(f"{s} again" for s in sentences[:50])]
+    )
+    corpus = Corpus.build(tmp_path / "corpus", [file], holdout=82, share=5)
+    texts = corpus.texts(halves(corpus)[1])
+    assert len(texts) == 41
+    return texts
+
+
+@pytest.mark.parametrize("family", ["tiny_decoder", "tiny_static"])
+def test_a_target_is_met_and_what_is_said_is_true_of_the_files(
     compress: Callable[..., dict[str, Any]], family: str, request: pytest.FixtureRequest,
-    tmp_path: Path,
+    tmp_path: Path, chosen_on: list[str],
 ) -> None:  # fmt: skip
     model = request.getfixturevalue(family)
     whole = sum(path.stat().st_size for path in model.rglob("*.safetensors"))
-    report = compress(model, "--target", whole // 2)
+    argv = ["--texts", tmp_path / "all.jsonl", "--holdout", len(chosen_on)]
+    report = compress(model, "--target", whole // 5, *argv)
     written = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.safetensors"))
-    assert written <= whole // 2
-    tried = [c for c in report["facts"]["search"]["tried"] if c["kept"] is not None]
-    fitting = [c for c in tried if c["bytes"] <= whole // 2]
-    best = max(fitting, key=lambda c: c["kept"])
-    assert report["facts"]["search"]["chosen"] == best["chain"]
+    assert report["facts"]["search"]["bytes"] == written <= whole // 5
+    kept = neighbours_kept(model, tmp_path / "out", chosen_on)
+    # near ties may fall otherwise in batches of another size
+    assert report["facts"]["search"]["kept"] == pytest.approx(kept, abs=0.02)
     assert report["job"]["method"]
     assert "target" not in report["job"]
-    kept = next(m["value"] for m in report["measures"] if m["name"] == "neighbour overlap")
-    assert kept == pytest.approx(best["kept"], abs=0.02)
 
 
-def test_a_target_out_of_reach_writes_the_nearest_and_ends_with_3(
-    compress: Callable[..., dict[str, Any]], tiny_bert: Path, tmp_path: Path
+def test_a_search_can_be_drawn(
+    compress: Callable[..., dict[str, Any]], tiny_static: Path, tmp_path: Path
 ) -> None:
-    report = compress(tiny_bert, "--target", "1kB", code=3)
-    assert "cannot be met" in report["gate"]
-    assert (tmp_path / "out" / "model.safetensors").exists()
-
-
-def test_a_target_of_quality_takes_the_smallest_that_keeps_it(
-    compress: Callable[..., dict[str, Any]], tiny_bert: Path, tmp_path: Path
-) -> None:
-    report = compress(tiny_bert, "--target-retention", 0.9, "--plot", tmp_path / "plot.svg")
-    tried = [c for c in report["facts"]["search"]["tried"] if c["kept"] is not None]
-    keeping = [c for c in tried if c["kept"] >= 0.9]
-    smallest = min(keeping, key=lambda c: c["bytes"])
-    assert report["facts"]["search"]["chosen"] == smallest["chain"]
+    report = compress(tiny_static, "--target-retention", 0.9, "--plot", tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").exists()
+    assert report["facts"]["search"]["kept"] >= 0.9
 
 
 @pytest.mark.parametrize("chain", [["-m", "int:bits=2"], ["-m", "svd:rank=4,allow_lossy=true"]])
@@ -141,7 +158,7 @@ def test_nothing_is_tuned_on_that_is_reported(
         model=str(tiny_bert), method=(Int(bits=8),), output=str(tmp_path / "out"), texts=(texts,),
         tune=(texts,), holdout=30,
     )  # fmt: skip
-    reported = set(Parts.of(job, tmp_path).report)
+    reported = set(Parts.of(job, tmp_path, Progress(0)).report)
     corpus = tuning._corpus(job, tmp_path)
     trained = corpus.texts(np.concatenate([corpus.train, corpus.heldout]))
     assert len(reported) == 15
@@ -170,14 +187,10 @@ def test_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_search_looks_at_plain_weights_and_says_what_it_chose_by(
+def test_a_search_looks_at_plain_weights(
     compress: Callable[..., dict[str, Any]], run_cli: Callable[..., CliResult], tiny_bert: Path,
-    tmp_path: Path, sentences: list[str],
+    tmp_path: Path,
 ) -> None:  # fmt: skip
-    pairs = [f"{i % 6}\t{text}\t{sentences[i + 1]}\n" for i, text in enumerate(sentences[:40])]
-    (tmp_path / "pairs.tsv").write_text("score\tsentence1\tsentence2\n" + "".join(pairs))
-    report = compress(tiny_bert, "--target", "1GB", "--eval", f"sts:{tmp_path / 'pairs.tsv'}")
-    assert any("measure it once more on others" in told for told in report["warnings"])
     compress(tiny_bert, "-m", "int:bits=8", out="packed")
     done = run_cli("compress", tmp_path / "packed", "--target", "1MB", "-o", tmp_path / "no")
     assert done.code == 2
@@ -195,7 +208,6 @@ def test_a_killed_run_is_begun_again_with_resume(
     compress: Callable[..., dict[str, Any]], tiny_bert: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from emb_tool.draft import Draft
 
     write = Draft.write
 

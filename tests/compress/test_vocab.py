@@ -35,12 +35,21 @@ def planned(model: Path, **settings: object) -> tuple[Vocab, Draft]:
     return step, draft
 
 
-def trim(model: Path, tmp_path: Path, texts: list[str] | None = None, **settings: object) -> Draft:
-    """Into `tmp_path / "out"`."""
+def trim(
+    model: Path,
+    tmp_path: Path,
+    texts: list[str] | None = None,
+    unseen: list[str] | None = None,
+    progress: Progress | None = None,
+    **settings: object,
+) -> Draft:
+    """Into `tmp_path / "out"`; what becomes of texts is told of the corpus unless others are."""
     step, draft = planned(model, **settings)
+    corpus = CORPUS if texts is None else texts
     work = Work(
-        CORPUS if texts is None else texts, Runtime.start("cpu"), Progress(0), tmp_path / "scratch"
-    )
+        corpus, Runtime.start("cpu"), progress or Progress(0), tmp_path / "scratch",
+        unseen=corpus if unseen is None else unseen,
+    )  # fmt: skip
     step.apply(draft, Draft.of(draft.checkpoint), work)
     draft.write(tmp_path / "out")
     return draft
@@ -382,3 +391,24 @@ def test_packed_tables_come_later(tiny_bert: Path) -> None:
     with pytest.raises(Refused, match="word_embeddings is packed already") as refused:
         Vocab().plan(draft)
     assert "-m vocab first" in str(refused.value.hint)
+
+
+def test_what_becomes_of_texts_is_told_of_those_that_were_not_counted(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    progress = Progress(0)
+    draft = trim(tiny_bert, tmp_path, ["cat dog"], ["cat", "wolf", "dog", "fox cat"], progress)
+    facts = draft.facts["vocab"]
+    assert (facts["texts"], facts["texts_differ"]) == (4, 2)  # wolf and fox fall apart
+    before, after = facts["tokens"]
+    assert before == 4 * 2 + 5  # each between two special tokens
+    assert after == before + len("wolf") - 1 + len("fox") - 1
+    assert "2 of 4 held-out texts are tokenised differently" in " ".join(draft.notes)
+    few, apart = progress.warnings
+    assert "1 texts are few to count tokens in" in few
+    assert "held-out texts have 38.5% more tokens" in apart
+
+
+def test_without_held_out_texts_nothing_is_claimed(tiny_bert: Path, tmp_path: Path) -> None:
+    draft = trim(tiny_bert, tmp_path, ["cat dog"], [])
+    assert any("no text is held out to tell" in note for note in draft.notes)
