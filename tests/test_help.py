@@ -129,6 +129,20 @@ def test_no_line_is_wider_than_the_terminal(
             pytest.fail(f"{words}: {flag} is broken in two")
 
 
+def test_descriptions_stand_in_one_column_under_all_headings(
+    run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = re.findall(r"^  (?:-|MODEL|TEXTS).*?\S  +(?=\S)", run_cli("encode", "--help").out, re.M)
+    assert len(rows) > 15
+    assert {len(row) for row in rows} == {26}
+
+
+def test_no_command_at_all_prints_the_help(run_cli: Cli) -> None:
+    bare = run_cli()
+    assert (bare.code, bare.out, bare.err) == (0, run_cli("--help").out, "")
+
+
 def test_a_command_line_is_broken_so_that_a_shell_reads_it_as_one() -> None:
     line = "embtool compress MODEL -m truncate:dim=256 -m int:bits=8 --texts texts.jsonl -o small"
     for width in (40, 60, 78, 200):
