@@ -21,10 +21,12 @@ echo "== texts: the prose in the docstrings of the installed packages" >&2
 
 echo "== distil: $teacher" >&2
 "$python" -m emb_tool distill --teacher "$teacher" --student-layers 3 \
-    --texts "${TEXTS:-$out/docstrings/texts.jsonl}" --output "$out/student" --overwrite >&2
+    --texts "${TEXTS:-$out/docstrings/texts.jsonl}" --eval "retrieval:$out/docstrings/retrieval" \
+    --output "$out/student" --overwrite >&2
 
 echo "== measure the teacher and the student" >&2
 "$python" -m emb_tool eval "$teacher" "$out/student" --reference "$teacher" \
     --task "retrieval:$out/docstrings/retrieval" --task "agreement:$out/docstrings/heldout.jsonl" \
     --task "speed:lengths=32,batch_tokens=4096" --json > "$out/eval.json"
 "$python" "$here/table.py" "$out/eval.json" "$teacher" "$out/student"
+echo "page: $out/student/report.html" >&2

@@ -78,13 +78,20 @@ class Pace:
         return span / (worked - before) if span >= SHORTEST else None
 
     def seconds_left(self) -> float | None:
-        """Until the total is reached, less what the unit under way has taken; None if unknown."""
+        """Until the total is reached, less what the unit under way has taken; None if unknown.
+
+        It is unknown, too, while that unit takes longer than all that the rate rests on: small
+        tensors say nothing about the table that comes after them.
+        """
         each = self.seconds_per_unit()
         if each is None or not self.total or self.done >= self.total:
             return None
         with self._lock:
-            last = self._marks[-1][0]
-        return max((self.total - self.done) * each - (self.clock() - last), 0.0)
+            start, last = self._marks[0][0], self._marks[-1][0]
+        idle = self.clock() - last
+        if idle > max(last - start, SHORTEST):
+            return None
+        return max((self.total - self.done) * each - idle, 0.0)
 
     def told(self, note: str = "") -> str:
         """`3/12 layers, 12.3 s/layer, loss 0.1, 1:50 left`; what is unknown is left out.

@@ -96,7 +96,7 @@ def test_the_output_opens_as_it_is(first: Run, tiny_bert: Path, sentences: list[
 
 
 def test_everything_promised_is_there_and_nothing_else(first: Run) -> None:
-    assert {path.name for path in first.out.iterdir()} - {"tensorboard"} == {
+    assert {path.name for path in first.out.iterdir()} == {
         "README.md", "config.json", "config_sentence_transformers.json", "metrics.jsonl",
         "model.safetensors", "modules.json", "provenance.json", "recipe.yaml", "report.html",
         "report.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json",

@@ -103,8 +103,19 @@ def test_slow_units_have_a_rate_and_one_that_hangs_slows_it(clock: Clock) -> Non
         clock.after(100)
     assert pace.seconds_per_unit() == pytest.approx(100)  # over FEWEST of them, window or not
     assert FEWEST == 3
+    assert pace.told() == "5/10 chains, 100 s/chain, 6:40 left"
     clock.after(900)
     assert pace.seconds_per_unit() == pytest.approx((200 + 1000) / 2)
+    assert pace.told() == "5/10 chains, 600 s/chain"  # how long such a unit takes is not known
+
+
+def test_small_tensors_do_not_tell_how_long_a_table_takes(clock: Clock) -> None:
+    pace = Pace(17_600_000, "B", clock)
+    for _ in range(20):
+        pace.advance(5_000)
+        clock.after(0.01)
+    clock.after(11)
+    assert pace.told() == "0.1/17.6 MB, 118 s/MB"
 
 
 def test_a_fast_loop_keeps_few_marks_and_its_rate(clock: Clock) -> None:

@@ -181,6 +181,11 @@ class DistillJob(MethodJob):
     concurrency: Annotated[
         int, Field(ge=1, description="requests to the endpoint at a time"), Show(TEACHER)
     ] = 8
+    tensorboard: Annotated[
+        bool,
+        Field(description="also write the curves for TensorBoard, to OUT/tensorboard"),
+        Show(OUTPUT),
+    ] = False
     fsdp: Annotated[
         bool,
         Field(

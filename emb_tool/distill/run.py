@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,7 +224,7 @@ class Distill:
                 metrics=folder / "metrics.jsonl",
                 prompt_length=prompt_length,
                 show=None if self.job.stream else lambda index: corpus.texts([index])[0],
-                log=_tensorboard(folder) if runtime.is_main else None,
+                log=_tensorboard(folder) if self.job.tensorboard and runtime.is_main else None,
                 fsdp=self.job.fsdp,
                 skip=advance.skip,
             )
@@ -306,12 +307,10 @@ class Distill:
         report.tables.insert(0, Table("distilled", ["", "teacher", "student"], rows))
 
 
-def _tensorboard(folder: Path) -> Any:
-    """A function that logs figures, where TensorBoard is installed; else None."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
+def _tensorboard(folder: Path) -> Callable[[dict[str, float], int], None]:
+    """A function that logs figures."""
+    from torch.utils.tensorboard import SummaryWriter
+
     writer = SummaryWriter(str(folder / "tensorboard"))
 
     def log(figures: dict[str, float], texts: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 from emb_tool.checkpoint.files import sha256
@@ -95,6 +96,8 @@ class Setup:
         """Every refusal that headers, settings and local files can give."""
         job = self.job
         self._check_method()
+        if job.tensorboard and find_spec("tensorboard") is None:
+            raise Refused("--tensorboard: it is not installed", "run: pip install tensorboard")
         body, keep = self.body, self.keep
         dim = self._teacher_dim()
         if dim is not None:
