@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import emb_tool
 from emb_tool import registry
+from emb_tool.install import PLACE, WHERE
 from emb_tool.report import Measure, Report, Table
 from emb_tool.training.client import KEY_VARIABLE
 from emb_tool.training.store import VectorStore
@@ -25,7 +26,7 @@ from emb_tool.training.store import VectorStore
 ADDS = {
     "matplotlib": "pictures of quality against size: --plot",
     "compressed-tensors": "compress --format compressed-tensors, verified in transformers",
-    "tensorboard": "curves of a training to be watched: distill",
+    "tensorboard": "curves of a training: distill --tensorboard",
     "sentencepiece": "tokenizers that have no tokenizer.json",
 }
 """What may be missing, and what it is for; `extra` names of pyproject.toml bring the first two."""
@@ -79,7 +80,8 @@ def examine(quick: bool = False, say: Callable[[str], None] = lambda sentence: N
     report.tables.append(_missing(report, packages))
     if broken:
         told = ", ".join(f"{p.name} {p.needed} ({p.found or 'missing'})" for p in broken)
-        report.facts["broken"].append(f"embtool needs {told}: pip install --upgrade embtool")
+        needed = " ".join(f"'{p.name}{p.needed}'" for p in broken)
+        report.facts["broken"].append(f"embtool needs {told}: pip install {needed}")
     return report
 
 
@@ -269,7 +271,7 @@ def _missing(report: Report, packages: list[Package]) -> Table:
     rows: list[list[str]] = []
     for p in packages:
         if p.name in ADDS and not p.fits:
-            how = f"embtool[{p.extra}]" if p.extra not in (None, "none") else p.name
+            how = f"{PLACE}[{p.extra}]" if p.extra not in (None, "none") else p.name
             rows.append([p.name, ADDS[p.name], f"'{how}'"])
     for name, said in report.facts.get("bitsandbytes", {}).items():
         if said != "works":
@@ -280,4 +282,7 @@ def _missing(report: Report, packages: list[Package]) -> Table:
     report.facts["missing"] = [row[0] for row in rows]
     if not rows:
         return Table("nothing is missing", [])
-    return Table("not there, and what for", ["what", "for what", "pip install"], rows)
+    title = "not there, and what for"
+    if any(PLACE in row[2] for row in rows):
+        title += f"\n({WHERE})"
+    return Table(title, ["what", "for what", "pip install"], rows)

@@ -65,7 +65,8 @@ def test_what_is_needed_and_not_there_ends_with_1(
     assert said.code == 1
     assert "gate" not in said.err
     assert "embtool needs safetensors >=0.6 (0.1), tokenizers  (missing)" in said.err
-    assert "'embtool[plot]'" in said.out
+    assert "'./embtool[plot]'" in said.out
+    assert "pip install 'safetensors>=0.6' 'tokenizers'" in said.err
     document = run_cli("doctor", "--quick", "--json")
     assert document.code == 1
     assert "safetensors >=0.6 (0.1)" in json.loads(document.out)["facts"]["broken"][0]

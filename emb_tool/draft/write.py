@@ -10,11 +10,12 @@ from emb_tool.checkpoint.files import write_json
 from emb_tool.checkpoint.layout import Layout, write_layout
 from emb_tool.checkpoint.reader import copy_side_files
 from emb_tool.checkpoint.writer import ShardWriter
+from emb_tool.install import HUB, INSTALL, WHERE
 
 if TYPE_CHECKING:
     from emb_tool.draft.draft import Draft, Lazy
 
-NOTICE = "packed weights: pip install embtool, then `import emb_tool.hub` before loading"
+NOTICE = f"packed weights: {INSTALL} ({WHERE}), then `{HUB}` before loading"
 """Stands in the config of a checkpoint that other libraries cannot read alone."""
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from emb_tool.checkpoint.files import write_atomically
 from emb_tool.errors import Failed, Refused
+from emb_tool.install import install
 
 PLACES = tuple(
     place
@@ -41,9 +42,7 @@ class Point(NamedTuple):
 def check_plot(path: str) -> None:
     """Refuse, before the work, a picture that could not be drawn or written."""
     if find_spec("matplotlib") is None:
-        raise Refused(
-            f"--plot {path}: matplotlib is not installed", "run: pip install 'embtool[plot]'"
-        )
+        raise Refused(f"--plot {path}: matplotlib is not installed", f"run: {install('plot')}")
     folder = Path(path).expanduser().resolve().parent
     if not folder.is_dir():
         raise Refused(f"--plot {path}: there is no folder {folder}", f"run: mkdir -p {folder}")

@@ -180,8 +180,9 @@ def try_all():
     ):
         try:
             load(folder)
-        except (RuntimeError, AssertionError, ValueError):
+        except (RuntimeError, AssertionError, ValueError) as error:
             print("failed")
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
         else:
             print("loaded")
 
@@ -199,6 +200,17 @@ def test_without_the_package_the_load_fails(packed: Callable[[str], Path]) -> No
         [sys.executable, "-c", WITHOUT, *folders], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["failed"] * 5 + ["loaded"] * 5
+    guide = (Path(__file__).parents[2] / "docs/troubleshooting.md").read_text()
+    for words in (  # a user looks for what the terminal shows
+        "[transformers] Unknown quantization type, got embtool - supported types are: [",
+        "Hence, we will skip the quantization. To remove the warning, you can delete the "
+        "quantization_config attribute in config.json",
+        "| MISMATCH | Reinit due to size mismatch - ckpt: torch.Size([",
+        "RuntimeError: You set `ignore_mismatched_sizes` to `False`, thus raising an error. For "
+        "details look at the above report!",
+    ):
+        assert words in done.stderr
+        assert words in guide
 
 
 def test_a_library_imported_later_is_taught(

@@ -176,7 +176,7 @@ def test_a_picture_that_cannot_be_made_is_refused_before_the_work(
     monkeypatch.setattr(plot, "find_spec", lambda name: None)
     with pytest.raises(Refused, match="matplotlib is not installed") as caught:
         run(models=["nowhere"], task=["speed"], plot=tmp_path / "p.png")
-    assert caught.value.hint == "run: pip install 'embtool[plot]'"
+    assert caught.value.hint == "run: pip install './embtool[plot]'"
 
 
 def test_labels_of_close_points_do_not_overlap(
