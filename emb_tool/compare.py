@@ -6,14 +6,17 @@ No model is opened and torch is not imported.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from emb_tool.checkpoint.files import read_json, write_atomically
 from emb_tool.errors import Refused
 from emb_tool.evaluate.tables import short_names
+from emb_tool.families import Family, Kept, families, of_input, of_root
+from emb_tool.public import duration, percent, public, shown
 from emb_tool.report import Measure, Report, Table
-from emb_tool.summary import Summary, command, percent, public, shown
+from emb_tool.summary import Summary, command, least
 
 
 def compare(sources: Sequence[str], page: str | None = None, overwrite: bool = False) -> Report:
@@ -34,10 +37,8 @@ def compare(sources: Sequence[str], page: str | None = None, overwrite: bool = F
     commands = {name: command(report.job) for name, report in outputs.items()}
     told = Report("report", tables=_tables(summaries))
     told.facts["outputs"] = [
-        {**asdict(summary), "name": name, "command": commands[name], "kept": summary.kept,
-         "quality": [row._asdict() for row in summary.quality]}
-        for name, summary in summaries.items()
-    ]  # fmt: skip
+        _facts(summary, name, commands[name]) for name, summary in summaries.items()
+    ]
     for name, summary in summaries.items():
         told.measures += _measures(name, summary)
         if summary.gate:
@@ -46,6 +47,19 @@ def compare(sources: Sequence[str], page: str | None = None, overwrite: bool = F
         _write_page(Path(page).expanduser(), paths, outputs, told, commands, overwrite)
         told.output = page
     return told
+
+
+def _facts(summary: Summary, name: str, line: str) -> dict[str, Any]:
+    """An output as plain data; `kept` is the lowest share of a task, of the root and the input."""
+    return asdict(summary) | {
+        "name": name,
+        "command": line,
+        "kept": {"root": least(of_root(summary).quality), "input": least(summary.quality)},
+        "input": summary.input and summary.input._asdict() | {"name": summary.input.shown},
+        "root": summary.root and summary.root._asdict() | {"name": summary.root.shown},
+        "quality": [row._asdict() for row in summary.quality],
+        "root_quality": [row._asdict() for row in summary.root_quality],
+    }
 
 
 def read_report(path: Path) -> Report:
@@ -76,28 +90,57 @@ def read_report(path: Path) -> Report:
 
 
 def _tables(summaries: Mapping[str, Summary]) -> list[Table]:
-    top = Table("outputs", ["", "by", "MB", "of before", "in memory", "kept", "neighbours", "time"])
-    for name, s in summaries.items():
-        top.rows.append(
-            [
-                name, s.verb, _mb(s.after), percent(s.share), _mb(s.resident), percent(s.kept),
-                percent(s.neighbours), f"{s.seconds:,.1f} s",
-            ]
-        )  # fmt: skip
+    """For each root what its outputs come to, then a table a task; how each was made."""
     made = Table("made by", ["", "methods"])
     for name, s in summaries.items():
         made.rows += [[name if not i else "", step] for i, step in enumerate(s.methods or ("-",))]
-    tables = [top, made]
-    for of, figure in dict.fromkeys(
-        (q.of, q.figure) for s in summaries.values() for q in s.quality
-    ):
-        table = Table(f"{public(of)}, {figure}", ["", "before", "after", "kept", "95 % interval"])
-        for name, s in summaries.items():
-            for q in s.quality:
-                if (q.of, q.figure) == (of, figure):
-                    bounds = "-" if q.low is None else f"{q.low:.1f} to {q.high:.1f}"
-                    kept = "-" if q.kept is None else f"{q.kept:.2f} %"
-                    table.rows.append([name, shown(q.before), shown(q.after), kept, bounds])
+    groups = families(summaries)
+    tables = [_overview(family) for family in groups]
+    tables.append(made)
+    for family in groups:
+        tables += _by_task(family, alone=len(groups) == 1)
+    return tables
+
+
+def _overview(family: Family) -> Table:
+    """A row an output against the root, one against the input below where that is another.
+
+    `kept` is the lowest share of the tasks that all of them were measured on.
+    """
+    tasks = [{q.of for q in s.rows} for s in family.members.values() if s.rows]
+    common = set.intersection(*tasks) if tasks else set()
+
+    def kept(ancestor: Kept) -> list[str]:
+        share = least(q for q in ancestor.quality if q.of in common)
+        return [percent(share), percent(ancestor.neighbours)]
+
+    columns = ["", "by", "MB", "share", "in memory", "kept", "neighbours", "time"]
+    table = Table(f"against {family.name}", columns)
+    for name, s in family.members.items():
+        root, made_from = of_root(s), of_input(s)
+        seconds = "-" if s.seconds is None else duration(s.seconds)
+        table.rows.append(
+            [name, s.verb, _mb(s.after), percent(root.size), _mb(s.resident), *kept(root), seconds]
+        )
+        if made_from is not None and s.input is not None:
+            first = [f"  of {s.input.shown}", "", "", percent(made_from.size), ""]
+            table.rows.append([*first, *kept(made_from), ""])
+    return table
+
+
+def _by_task(family: Family, alone: bool) -> list[Table]:
+    """Every output's figure in each task, with what it is held against."""
+    tables = []
+    rows = [(name, q) for name, s in family.members.items() for q in s.rows]
+    for of, figure in dict.fromkeys((q.of, q.figure) for _, q in rows):
+        title = f"{public(of)}, {figure}" + ("" if alone else f": {family.name}")
+        table = Table(title, ["", "figure", "kept", "95 % interval", "of", "its figure"])
+        for name, q in rows:
+            if (q.of, q.figure) == (of, figure):
+                bounds = "-" if q.low is None else f"{q.low:.1f} to {q.high:.1f}"
+                kept = "-" if q.kept is None else f"{q.kept:.2f} %"
+                cells = [name, shown(q.after), kept, bounds, q.against, shown(q.before)]
+                table.rows.append(cells)
         tables.append(table)
     return tables
 
@@ -114,11 +157,16 @@ def _measures(name: str, s: Summary) -> list[Measure]:
         Measure("neighbour overlap", s.neighbours, of="held-out texts", model=name),
         Measure("time", s.seconds, "s", model=name),
     ]
+    if s.root is not None and s.root_neighbours is not None:
+        overlap = Measure("neighbour overlap", s.root_neighbours, of="held-out texts", model=name)
+        figures.append(replace(overlap, against=s.root.shown))
     for q in s.quality:
         figures += [
             Measure(q.figure, q.after, of=q.of, model=name),
             Measure("retention", q.kept, "%", of=q.of, model=name),
         ]
+    for q in s.root_quality:
+        figures.append(Measure("retention", q.kept, "%", q.of, name, against=q.against))
     return [figure for figure in figures if figure.value is not None]
 
 

@@ -24,6 +24,7 @@ from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
 
 if TYPE_CHECKING:
+    from emb_tool.checkpoint.reader import Checkpoint
     from emb_tool.host import Host
     from emb_tool.runtime import Runtime
 
@@ -252,8 +253,11 @@ def _finish(
 ) -> None:
     """Measure the files as written, put what is known beside them, and give them their name."""
     from emb_tool.checkpoint.card import write_model_card
+    from emb_tool.checkpoint.layout import needs_hub
+    from emb_tool.checkpoint.lineage import folders
     from emb_tool.checkpoint.provenance import write_provenance
     from emb_tool.checkpoint.reader import Checkpoint
+    from emb_tool.families import root_table
     from emb_tool.ops.parts import parts_of
     from emb_tool.page.page import write_page
 
@@ -262,8 +266,13 @@ def _finish(
     job = work.job  # a search has put what it found in its place
     report.job = job.recipe()
     started = time.perf_counter()
+    parent: Checkpoint | None = work.parent if hasattr(work, "parent") else work.before
+    with progress.task("following the input back to its root"):
+        root = _lineage(work.before, parent, report) if parent is not None else None
     with progress.task("checking the written files"):
         request = work.check(partial, partial / ".state")
+        if root is not None and root is not work.before and root.path.is_dir():
+            request["root"] = {"path": str(root.path), "name": root.name}
         checked = child.ask(request, runtime, str(out), progress, checking)
     report.timings["check_seconds"] = time.perf_counter() - started
     report.measures += [Measure(**m) for m in checked["measures"]]
@@ -279,11 +288,14 @@ def _finish(
         report.measures.insert(0, Measure("weights before", before.weight_bytes(), "B"))
     written = None if bare else Checkpoint.open(partial)
     if written is not None:
+        report.facts["needs_hub"] = needs_hub(written.config, written.layout)
         report.facts["parts"] = {
             "before": parts_of(before) if before is not None else {},
             "after": parts_of(written),
         }
     work.summarise(report)
+    if of_root := root_table(report):
+        report.tables.append(of_root)
     _add_said(progress, report)
     with progress.task("hashing the inputs"):
         inputs = {name: c.hashes() for name, c in work.inputs.items()} | work.data()
@@ -299,7 +311,7 @@ def _finish(
         inputs=inputs,
         runtime=runtime.facts(),
         papers=work.papers,
-        extra={"digest": digest},
+        extra={"digest": digest, "folders": folders(work.inputs)},
     )
     write_model_card(
         partial,
@@ -313,6 +325,19 @@ def _finish(
     write_page(partial)
     with progress.task("sealing the output"):
         folder.seal()
+
+
+def _lineage(made_from: Checkpoint | None, parent: Checkpoint, report: Report) -> Checkpoint:
+    """What `parent` goes back to; put into the report, for outputs to be compared by."""
+    from emb_tool.checkpoint.lineage import lineage
+
+    root, broken = lineage(parent)
+    report.facts["lineage"] = {"broken": broken} | {
+        key: {"name": c.name, "digest": c.fingerprint(), "bytes": c.weight_bytes()}
+        for key, c in (("input", made_from), ("root", root))
+        if c is not None
+    }
+    return root
 
 
 def _planned(plan: Plan) -> list[Table]:

@@ -26,6 +26,7 @@ class Measure:
         of: What it was measured on, e.g. `retrieval:cranfield`; the row group in the table.
         model: Which model, when a table compares several.
         note: One short remark, e.g. a confidence interval.
+        against: Of what a share is one, where that is not what the model was made from.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Measure:
     of: str = ""
     model: str = ""
     note: str = ""
+    against: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Its fields; those left empty stay out."""
@@ -89,10 +91,16 @@ class Report:
         if sentence not in self.warnings:
             self.warnings.append(sentence)
 
-    def value(self, name: str, of: str = "", model: str = "") -> float | int | None:
-        """The figure of that name (and of that task and model, where given); None if absent."""
+    def value(
+        self, name: str, of: str = "", model: str = "", against: str = ""
+    ) -> float | int | None:
+        """The figure of that name (and of that task and model, where given); None if absent.
+
+        What is a share of a root's figure is found only where `against` names it.
+        """
         for m in self.measures:
-            if m.name == name and (not of or m.of == of) and (not model or m.model == model):
+            named = m.name == name and m.against == against
+            if named and (not of or m.of == of) and (not model or m.model == model):
                 return m.value
         return None
 

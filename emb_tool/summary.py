@@ -1,39 +1,45 @@
 """What a report comes to: the figures that its model card, its page and a comparison all show.
 
 Everything is read from the report as plain data, so that one of another machine or of an older
-version is read alike; what it does not tell is None. Local paths are cut to their last part and
-addresses lose user, password and query: what is made of this may be published.
+version is read alike; what it does not tell is None. Names are made public (`emb_tool.public`):
+what is made of this may be published.
 """
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 from emb_tool import config, registry
 from emb_tool.errors import Refused
+from emb_tool.public import percent, public, public_name, shown
 from emb_tool.report import Report, Table
+
+ENDS = ("", " low", " high")
+"""Of the names of a share and its 95 % interval."""
 
 POSITIONAL = ("model", "models")
 """Fields of jobs that are typed without a name."""
 
 
+PARENT = {"distill": "teacher", "compress": "model", "extend-context": "model", "merge": "base"}
+"""Verb to the setting that names the model which its output stands for."""
+
+
 class Quality(NamedTuple):
-    """The main figure of one task, before and after; shares and bounds in %.
+    """The main figure of one task, of a model and of what it is compared with; shares in %.
 
     Args:
         of: The task.
         figure: Name of its main figure.
-        before: Of the reference; of a merge the best input's.
+        before: Of the other model; of a merge the best input's.
         after: Of what was written.
         kept: Share of `before`.
         low: Lower bound of the 95 % interval of `kept`.
         high: Upper bound.
+        against: What to call the other model.
     """
 
     of: str
@@ -43,6 +49,28 @@ class Quality(NamedTuple):
     kept: float | None
     low: float | None
     high: float | None
+    against: str
+
+
+class Ancestor(NamedTuple):
+    """A model that an output comes from.
+
+    Args:
+        name: As measures have it.
+        key: By which it is known again: the digest of its files, else the name.
+        bytes: Of its weights.
+        suffix: Put after what it is called, where another is called the same.
+    """
+
+    name: str
+    key: str
+    bytes: int | None
+    suffix: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Its name, a path cut to the last part."""
+        return public_name(self.name) + self.suffix
 
 
 @dataclass(frozen=True)
@@ -57,11 +85,18 @@ class Summary:
         after: Bytes of the weights written.
         resident: Bytes of the weights in memory.
         dimensions: Of a vector.
-        quality: A row a task.
-        neighbours: Share of the ten nearest neighbours kept on held-out texts.
+        input: What it was made from; None where that is several models, or not known.
+        root: What that goes back to, the input itself where it goes no further; of a merge, what
+            its base goes back to.
+        broken: Why it is not followed further, though the root was made of something, too.
+        quality: A row a task, against the input.
+        root_quality: A row a task against a root that is not the input, where it was measured.
+        neighbours: Share of the ten nearest neighbours kept on held-out texts, of the input's.
+        root_neighbours: Of those of a root that is not the input.
         cosine: Mean cosine to the vectors before, on held-out texts.
-        seconds: Of the work.
-        check_seconds: Of measuring the written files.
+        seconds: Wall time of the command.
+        check_seconds: What measuring the written files took of it.
+        resumed: Whether an earlier run had done a part.
         gate: Why it is below the gate.
     """
 
@@ -72,19 +107,28 @@ class Summary:
     after: int | None
     resident: int | None
     dimensions: int | None
+    input: Ancestor | None
+    root: Ancestor | None
+    broken: str | None
     quality: tuple[Quality, ...]
+    root_quality: tuple[Quality, ...]
     neighbours: float | None
+    root_neighbours: float | None
     cosine: float | None
-    seconds: float
+    seconds: float | None
     check_seconds: float
+    resumed: bool
     gate: str | None
 
     @classmethod
     def of(cls, report: Report) -> Summary:
         """Read a report of a verb that writes a model."""
         out = report.output or ""
-        timings = {k: v for k, v in report.timings.items() if k != "total_seconds"}
-        check = timings.pop("check_seconds", 0.0)
+        made_from, root, broken = _ancestors(report)
+        if root and made_from and root != made_from and root.shown == made_from.shown:
+            root = root._replace(suffix=" (root)")
+        far = root if root != made_from else None
+        texts = "held-out texts"
 
         def whole(name: str, model: str = "") -> int | None:
             value = report.value(name, model=model)
@@ -98,11 +142,17 @@ class Summary:
             after=whole("weights", out),
             resident=whole("resident"),
             dimensions=whole("dimensions", out),
-            quality=tuple(_quality(report, out)),
-            neighbours=report.value("neighbour overlap", of="held-out texts"),
-            cosine=report.value("cosine mean", of="held-out texts"),
-            seconds=sum(timings.values()),
-            check_seconds=check,
+            input=made_from,
+            root=root,
+            broken=broken,
+            quality=tuple(_quality(report, out, made_from, far)),
+            root_quality=tuple(_root_quality(report, out, far)) if far else (),
+            neighbours=report.value("neighbour overlap", of=texts),
+            root_neighbours=far and report.value("neighbour overlap", texts, out, far.name),
+            cosine=report.value("cosine mean", of=texts),
+            seconds=report.timings.get("total_seconds"),
+            check_seconds=report.timings.get("check_seconds", 0.0),
+            resumed=report.facts.get("resumed") is True,
             gate=report.gate,
         )
 
@@ -112,10 +162,39 @@ class Summary:
         return self.after / self.before if self.after and self.before else None
 
     @property
-    def kept(self) -> float | None:
-        """What was kept at least, as a fraction: of the tasks, else of the nearest neighbours."""
-        shares = [q.kept / 100 for q in self.quality if q.kept is not None]
-        return min(shares, default=self.neighbours)
+    def rows(self) -> list[Quality]:
+        """Every task's row against the input, then that against the root."""
+        both = (*self.quality, *self.root_quality)
+        order = list(dict.fromkeys(q.of for q in both))
+        return sorted(both, key=lambda q: order.index(q.of))
+
+
+def least(quality: Iterable[Quality]) -> float | None:
+    """The lowest share that is kept in any task, as a fraction; None where none is known."""
+    return min((q.kept / 100 for q in quality if q.kept is not None), default=None)
+
+
+def _ancestors(report: Report) -> tuple[Ancestor | None, Ancestor | None, str | None]:
+    """Input, root, and why it is not followed further; by the job where the report does not say."""
+    told = report.facts.get("lineage")
+    if isinstance(told, Mapping):
+        found = [_ancestor(told.get(key)) for key in ("input", "root")]
+        broken = told.get("broken")
+        return found[0], found[1], broken if isinstance(broken, str) else None
+    name = report.job.get(PARENT.get(report.verb, ""))
+    if not isinstance(name, str):
+        return None, None, None
+    size = report.value("weights before")
+    parent = Ancestor(name, name, None if size is None else int(size))
+    return (None if report.verb == "merge" else parent), parent, None
+
+
+def _ancestor(told: Any) -> Ancestor | None:
+    if not isinstance(told, Mapping) or not isinstance(told.get("name"), str):
+        return None
+    name, key, size = told["name"], told.get("digest"), told.get("bytes")
+    known = isinstance(key, str)
+    return Ancestor(name, str(key) if known else name, size if type(size) is int else None)
 
 
 def _reference_size(report: Report, out: str) -> int | None:
@@ -125,15 +204,36 @@ def _reference_size(report: Report, out: str) -> int | None:
     return int(found[0]) if len(found) == 1 and found[0] is not None and out else None
 
 
-def _quality(report: Report, out: str) -> Iterable[Quality]:
-    for of in dict.fromkeys(m.of for m in report.measures if m.of):
-        main = _main(of)
+def _quality(
+    report: Report, out: str, made_from: Ancestor | None, far: Ancestor | None
+) -> Iterable[Quality]:
+    """Rows against the input; of several inputs, against the best."""
+    models = report.job.get("models") or ()
+    besides = {out, far.name} if far and far.name not in models else {out}
+    for of, main in _tasks(report):
         figures = [m for m in report.measures if m.of == of and m.name == main]
         after = next((m.value for m in figures if m.model == out), None)
-        others = [m.value for m in figures if m.model != out and m.value is not None]
-        if main and after is not None:
-            shares = [report.value(f"retention{end}", of, out) for end in ("", " low", " high")]
-            yield Quality(of, main, max(others, default=None), after, *shares)
+        others = [m.value for m in figures if m.model not in besides and m.value is not None]
+        if after is not None:
+            kept, low, high = (report.value(f"retention{end}", of, out) for end in ENDS)
+            name = made_from.shown if made_from else "the best input"
+            yield Quality(of, main, max(others, default=None), after, kept, low, high, name)
+
+
+def _root_quality(report: Report, out: str, root: Ancestor) -> Iterable[Quality]:
+    """Rows against the root, of the tasks whose share of it was measured."""
+    for of, main in _tasks(report):
+        kept, low, high = (report.value(f"retention{end}", of, out, root.name) for end in ENDS)
+        if kept is not None:
+            before, after = (report.value(main, of, model) for model in (root.name, out))
+            yield Quality(of, main, before, after, kept, low, high, root.shown)
+
+
+def _tasks(report: Report) -> Iterable[tuple[str, str]]:
+    """Tasks with the name of their main figure."""
+    for of in dict.fromkeys(m.of for m in report.measures if m.of):
+        if main := _main(of):
+            yield of, main
 
 
 def _main(of: str) -> str | None:
@@ -158,13 +258,20 @@ def cost(report: Report, summary: Summary) -> Table:
         row("weights in memory", "", shown(summary.resident, "B"))
     if summary.dimensions is not None:
         row("dimensions", "", f"{summary.dimensions:,}")
-    for q in summary.quality:
+    for q in summary.rows:
         kept = "" if q.kept is None else f"{q.kept:.1f} %"
         if q.low is not None and q.high is not None:
             kept += f" ({q.low:.1f} to {q.high:.1f})"
+        kept += f" of {q.against}" if kept else ""
         row(f"{public(q.of)}, {q.figure}", shown(q.before), shown(q.after), kept)
-    if summary.neighbours is not None:
-        row("ten nearest neighbours kept, held-out texts", "", "", percent(summary.neighbours))
+    neighbours = "ten nearest neighbours kept, held-out texts"
+    for ancestor, overlap in (
+        (summary.input, summary.neighbours),
+        (summary.root, summary.root_neighbours),
+    ):
+        if overlap is not None:
+            whose = f" of {ancestor.shown}" if ancestor else ""
+            row(neighbours, "", "", percent(overlap) + whose)
     if summary.cosine is not None:
         row("cosine, held-out texts", "", shown(summary.cosine))
     return table
@@ -226,63 +333,3 @@ def _typed(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-# -- names that may be published -------------------------------------------------------------------
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a model is named as on the hub, and no folder here is called so."""
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
-
-
-def public_name(name: str) -> str:
-    """A hub id as it is, of a path the last part."""
-    return name if is_hub_id(name) else Path(name).name
-
-
-def public(value: Any) -> Any:
-    """Plain data with local paths cut to their last part and addresses freed of secrets."""
-    if isinstance(value, Mapping):
-        return {key: public(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [public(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    if "://" in value and not re.search(r"\s", value):
-        return _without_secrets(value)
-    return _PATH.sub(r"\1", value)
-
-
-_PATH = re.compile(r"""(?<![\w./])(?:~|\.\.?)?/(?!/)(?:[^\s,;:'"()/]+/)*([^\s,;:'"()/]+)/?""")
-"""A local path within a text, `sts:/data/file.tsv` too, but no part of an address."""
-
-
-def _without_secrets(address: str) -> str:
-    try:
-        parts = urlsplit(address)
-    except ValueError:
-        return address.partition("://")[0] + "://..."
-    return urlunsplit(
-        (parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", parts.fragment)
-    )
-
-
-def shown(value: float | int | None, unit: str = "") -> str:
-    """A figure for a person: bytes as MB, seconds and shares with few digits."""
-    if value is None:
-        return "-"
-    if unit == "B":
-        return f"{value / 1e6:,.2f} MB"
-    if isinstance(value, int):
-        text = f"{value:,}"
-    elif not unit and 0.001 <= abs(value) < 10:
-        text = f"{value:.4f}"
-    else:
-        text = f"{value:,.6g}" if unit else f"{value:,.4g}"
-    return f"{text} {unit}".rstrip()
-
-
-def percent(share: float | None) -> str:
-    """A fraction for a person."""
-    return "-" if share is None else f"{100 * share:.1f} %"

@@ -17,13 +17,14 @@ PACKAGE = Path(emb_tool.__file__).parent
 
 ORDER = (
     ("__init__",),
-    ("errors", "install", "pace"),
+    ("errors", "install", "pace", "public"),
     ("report", "plan"),
     ("fields", "spellings"),
     ("method",),
     ("registry",),
     ("config", "recipe"),
     ("summary",),
+    ("families",),
     ("progress", "signals"),
     ("processes", "graphs"),
     ("runtime", "host"),

@@ -18,8 +18,9 @@ from emb_tool.checkpoint.card import write_model_card
 from emb_tool.page import charts
 from emb_tool.page.charts import Axis, Point
 from emb_tool.page.page import page
+from emb_tool.public import public
 from emb_tool.report import Measure, Report, Table
-from emb_tool.summary import Summary, command, public
+from emb_tool.summary import Summary, command
 from tests.conftest import CliResult
 
 Cli = Callable[..., CliResult]
@@ -52,7 +53,7 @@ def made(out: Path, size: int = 20_000_000, kept: float = 98.5, **facts: Any) ->
             Measure("neighbour overlap", 0.93, of="held-out texts", model=name),
         ],
         tables=[Table("compressed", ["", "after"], [["weights", "20 MB"]])],
-        timings={"read_seconds": 1.0, "write_seconds": 2.5, "check_seconds": 4.0},
+        timings={"write_seconds": 2.5, "check_seconds": 4.0, "total_seconds": 200.0},
     )  # fmt: skip
 
 
@@ -72,7 +73,8 @@ def test_outputs_stand_side_by_side(run_cli: Cli, tmp_path: Path) -> None:
     assert said.code == 0
     assert "/home/someone" not in said.out
     row = next(line for line in said.out.splitlines() if line.startswith("small  compress"))
-    assert " ".join(row.split()) == "small compress 10.00 11.1 % 10.00 97.0 % 93.0 % 3.5 s"
+    assert " ".join(row.split()) == "small compress 10.00 11.1 % 10.00 97.0 % 93.0 % 3 min 20 s"
+    assert "against model\n" in said.out  # its input, where nothing is known of a root
     assert max(len(line.rstrip()) for line in said.out.splitlines()) <= 80
     assert "small  int:bits=4\n" in said.out.replace(" \n", "\n")
     told = json.loads(run_cli("report", small, large, "--json").out)
@@ -81,9 +83,10 @@ def test_outputs_stand_side_by_side(run_cli: Cli, tmp_path: Path) -> None:
     assert first["before"] == 90_000_000
     assert first["quality"][0] == {
         "of": "sts:dev", "figure": "spearman", "before": 0.863, "after": 0.85, "kept": 97.0,
-        "low": 96.0, "high": 98.0,
+        "low": 96.0, "high": 98.0, "against": "model",
     }  # fmt: skip
-    assert (second["kept"], second["seconds"], second["check_seconds"]) == (0.985, 3.5, 4.0)
+    assert second["kept"] == {"root": 0.985, "input": 0.985}
+    assert (second["seconds"], second["check_seconds"]) == (200.0, 4.0)
 
 
 def test_a_page_of_several_and_none_is_replaced_unasked(run_cli: Cli, tmp_path: Path) -> None:
@@ -95,7 +98,7 @@ def test_a_page_of_several_and_none_is_replaced_unasked(run_cli: Cli, tmp_path: 
     target = tmp_path / "page.html"
     assert run_cli("report", *folders, "--page", target).code == 0
     found = target.read_text()
-    assert found.count("<circle") == 6  # three outputs in two scatters
+    assert found.count("<circle") == 8  # three outputs and their input, in two scatters
     assert found.count("7.00 MB</text>") == 3
     again = run_cli("report", *folders, "--page", target)
     assert again.code == 2
@@ -209,6 +212,9 @@ def test_a_page_shows_loss_frontier_and_figures(tmp_path: Path) -> None:
     found = page(folder)
     assert "98.5&nbsp;% (97.5 to 99.5)" in found
     assert "22.2&nbsp;% of before" in found
+    tiles = re.findall(r'<div class="tile"><b>(.*?)</b><span>(.*?)</span>', found)
+    assert tiles[0] == ("98.5&nbsp;%", "spearman kept of model, sts:dev")  # a task leads
+    assert ("3 min 20 s", "wall time, 4.0 s of it checking") in tiles
     assert found.count('class="frontier"') == 1
     assert found.count("<circle") == 5 + 5 + 3  # loss, rate; two chains and what they started from
     assert found == page(folder)
@@ -265,6 +271,7 @@ def test_the_card_has_before_and_after_and_a_valid_model_index(tmp_path: Path) -
     from huggingface_hub import ModelCard
 
     report = made(tmp_path / "out")
+    report.job["model"] = "/home/someone/m"
     report.measures.append(Measure("ndcg@10", 0.41, of="retrieval:a|b", model=str(report.output)))
     report.facts["parts"] = {
         "before": {"layers": {"bytes": 4_000_000}},
@@ -272,7 +279,7 @@ def test_the_card_has_before_and_after_and_a_valid_model_index(tmp_path: Path) -
     }
     write_model_card(tmp_path, title="out", base_models=["org/m"], report=report, job=report.job)
     text = (tmp_path / "README.md").read_text()
-    assert "| sts:dev, spearman | 0.8630 | 0.8500 | 98.5 % (97.5 to 99.5) |" in text
+    assert "| sts:dev, spearman | 0.8630 | 0.8500 | 98.5 % (97.5 to 99.5) of m |" in text
     assert "| layers | 4.00 MB | - |" in text
     assert "retrieval:a\\|b" in text
     card = ModelCard(text)
@@ -289,4 +296,4 @@ def test_the_card_has_before_and_after_and_a_valid_model_index(tmp_path: Path) -
 
 def test_a_summary_of_what_has_no_figures() -> None:
     told = Summary.of(Report("merge", output="/x/out", job={"verb": "merge"}))
-    assert (told.after, told.kept, told.quality, told.methods) == (None, None, (), ())
+    assert (told.after, told.seconds, told.quality, told.methods) == (None, None, (), ())

@@ -11,8 +11,10 @@ from typing import Any
 import emb_tool
 from emb_tool.checkpoint.layout import Layout
 from emb_tool.checkpoint.provenance import plain
+from emb_tool.install import HUB, INSTALL, NEEDS_HUB, WHERE
+from emb_tool.public import is_hub_id, public, public_name, shown
 from emb_tool.report import Measure, Report, Table
-from emb_tool.summary import Summary, cost, is_hub_id, public, public_name, shown
+from emb_tool.summary import Summary, cost
 
 
 def write_model_card(
@@ -71,7 +73,7 @@ def write_model_card(
         "",
         *_cost(report),
         *_measures(report.measures),
-        *_usage(layout),
+        *_usage(layout, bool(report.facts.get("needs_hub"))),
         "## How it was made",
         "",
         "`embtool run recipe.yaml` makes it again; `provenance.json` holds versions and the",
@@ -107,7 +109,7 @@ def model_index(title: str, report: Report) -> list[dict[str, Any]]:
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for m in report.measures:
-        ours = m.of and m.model == report.output
+        ours = m.of and m.model == report.output and not m.against
         score = isinstance(m.value, float) and m.unit in ("", "%") and isfinite(m.value)
         if ours and score and not m.name.endswith((" low", " high", " floor")):
             kind = _METRICS.get(m.name, m.name)
@@ -184,7 +186,7 @@ def _measures(measures: list[Measure]) -> list[str]:
         [
             str(public(m.of)),
             public_name(m.model) if m.model else "",
-            m.name,
+            m.name + (f" of {public_name(m.against)}" if m.against else ""),
             shown(m.value, m.unit) + (f" ({m.note})" if m.note else ""),
         ]
         for m in measures
@@ -193,13 +195,15 @@ def _measures(measures: list[Measure]) -> list[str]:
     return ["## Measured", "", *table] if rows else []
 
 
-def _usage(layout: Layout | None) -> list[str]:
+def _usage(layout: Layout | None, hub: bool) -> list[str]:
     prompts = layout.prompts if layout else {}
     call = 'model.encode(["first text", "second text"])'
-    lines = [
-        "## Usage",
-        "",
+    lines = ["## Usage", ""]
+    if hub:
+        lines += [f"{NEEDS_HUB} {WHERE}.", "", "```bash", INSTALL, "```", ""]
+    lines += [
         "```python",
+        *[HUB] * hub,
         "from sentence_transformers import SentenceTransformer",
         "",
     ]

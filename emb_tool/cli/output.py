@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import typer
 
 from emb_tool.errors import EmbToolError
+from emb_tool.install import HUB, INSTALL
 from emb_tool.report import Report, Table, is_figure
 
 GAP = 2
@@ -47,7 +49,8 @@ def _show(reports: Sequence[Report], as_json: bool) -> None:
             if not table.columns:
                 console.print(Text(table.title))
                 continue
-            console.print(Text(table.title, style="bold"))
+            title = table.title if piped else fitted(table.title, console.width)
+            console.print(Text(title, style="bold"))
             view = Grid(box=None, pad_edge=False)
             for number, column in enumerate(table.columns):
                 figures = number > 0 and all(is_figure(row[number]) for row in table.rows)
@@ -64,7 +67,16 @@ def _show(reports: Sequence[Report], as_json: bool) -> None:
             print(f"wrote {report.output}", file=sys.stderr)
         if report.gate:
             print(f"below the gate: {report.gate}", file=sys.stderr)
+        if report.output and report.facts.get("needs_hub"):
+            print(f"to load it, first: {HUB}  (elsewhere: {INSTALL})", file=sys.stderr)
     sys.stdout.flush()
+
+
+def fitted(title: str, width: int) -> str:
+    """A title whose paths are cut to their ends where it is wider than the terminal."""
+    if len(title) <= width:
+        return title
+    return re.sub(r"[^\s:]*/([^\s/]+/)(?=[^\s/])", r".../\1", title)
 
 
 def _pipe() -> int:

@@ -18,6 +18,7 @@ import numpy as np
 
 from emb_tool.errors import EmbToolError, Failed, Refused
 from emb_tool.evaluate.relay import Teller
+from emb_tool.evaluate.roots import attempted, neighbours, root_of
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
 
@@ -30,7 +31,8 @@ def check(request: dict[str, Any], progress: Progress) -> Report:
             prompts and the file of the vectors that they should have; `against`, whose these
             are; `tasks` and `reference` as of `embtool eval`; `device`, `dtype`, `min_retention`,
             which gates the neighbours' overlap where there are no tasks; `turned`, whether the
-            vectors are of another basis than those.
+            vectors are of another basis than those; `root`, `path` and `name` of what the input
+            goes back to, which it is held against as well.
         progress: Shows how far it is.
     """
     from emb_tool.checkpoint.reader import Checkpoint
@@ -51,7 +53,7 @@ def check(request: dict[str, Any], progress: Progress) -> Report:
     runtime = Runtime.start(request["device"], request["dtype"])
     name, folder = request["name"], request["folder"]
     checkpoint = Checkpoint.open(folder)
-    report = Report("check")
+    report, root = Report("check"), root_of(request)
     if request["tasks"]:
         job = EvalJob(
             models=(folder,),
@@ -61,7 +63,7 @@ def check(request: dict[str, Any], progress: Progress) -> Report:
             device=request["device"],
             dtype=request["dtype"],
         )
-        report = evaluate(job, runtime, progress=progress)
+        report = evaluate(job, runtime, progress=progress, root=root)
         rename(report, folder, name)
     with progress.task("opening it"):
         encoder = Encoder.open(checkpoint, runtime)
@@ -94,6 +96,9 @@ def check(request: dict[str, Any], progress: Progress) -> Report:
         table = Table(f"held-out texts, against {request['against']}", ["", Path(name).name])
         table.rows = [[key, f"{value:.4f}"] for key, value in figures.items()]
         report.tables.append(table)
+        if root is not None:
+            with attempted(report, root):
+                report.measures.append(neighbours(lines, vectors, encoder, root, name, progress))
         least, kept = request["min_retention"], figures["neighbour overlap"]
         if least is not None and not request["tasks"] and kept < least:
             report.gate = (
@@ -143,14 +148,16 @@ def check_merged(request: dict[str, Any], progress: Progress) -> Report:
     """Open a merged model as a user would and hold it against what it was made of.
 
     Args:
-        request: `folder`, `name`, `device`, `dtype`; `inputs`, name to path; `texts`, a few;
-            `tasks`. Or `bare`: there are only tensors to be read back.
+        request: `folder`, `name`, `device`, `dtype`; `inputs`, name to path of what the tasks
+            are run on; `listed`, every input's name to its path, or None where it cannot be run by
+            itself; `texts`, a few; `tasks`. Or `bare`: there are only tensors to be read back.
         progress: Shows how far it is.
     """
     from emb_tool.checkpoint.reader import Checkpoint, check_finite
     from emb_tool.evaluate.agreement import likeness
     from emb_tool.evaluate.job import EvalJob
     from emb_tool.evaluate.run import evaluate
+    from emb_tool.evaluate.tables import short_names
     from emb_tool.runtime import Runtime
 
     name, folder = request["name"], request["folder"]
@@ -168,7 +175,7 @@ def check_merged(request: dict[str, Any], progress: Progress) -> Report:
             models=(folder, *inputs.values()), task=tuple(request["tasks"]),
             device=request["device"], dtype=request["dtype"],
         )  # fmt: skip
-        report = evaluate(job, runtime, progress=progress)
+        report = evaluate(job, runtime, progress=progress, root=root_of(request))
         rename(report, folder, name)
     written = Checkpoint.open(folder)
     if not request["tasks"]:
@@ -176,15 +183,19 @@ def check_merged(request: dict[str, Any], progress: Progress) -> Report:
     mine = vectors_of(folder, **_like(request))
     if not np.isfinite(mine).all():
         raise Failed("its vectors are not finite", None)
-    # each input is a model to load: all of them only where they are measured anyway
-    others = inputs if request["tasks"] else dict(list(inputs.items())[:1])
+    listed: dict[str, str | None] = request["listed"]
+    names = short_names(listed)
     table = Table(f"{len(mine)} sentences, against the inputs", ["", "cosine", "lowest"])
-    for other, path in others.items():
-        figures = likeness(mine, vectors_of(path, **_like(request)))
+    for other, path in listed.items():
+        if path is None:
+            table.rows.append([f"{names[other]} (not run)", "-", "-"])
+            continue
+        with progress.task(f"comparing with {names[other]}"):
+            figures = likeness(mine, vectors_of(path, **_like(request)))
         figures = {key: figures[key] for key in ("cosine mean", "cosine p1", "cosine floor")}
         report.measures += [Measure(k, v, of="sentences", model=other) for k, v in figures.items()]
         shown = [figures["cosine mean"], figures["cosine p1"]]
-        table.rows.append([Path(other).name, *(f"{value:.4f}" for value in shown)])
+        table.rows.append([names[other], *(f"{value:.4f}" for value in shown)])
     report.tables.append(table)
     return report
 
@@ -246,7 +257,7 @@ def rename(report: Report, folder: str, name: str) -> None:
 
 
 def main() -> None:
-    """Answer the last line; one before it names a model whose vectors will be asked for."""
+    """Answer the last line; one before it names models whose vectors will be asked for."""
     gc.set_threshold(1 << 20)  # modules and vocabularies are many objects, and no garbage
     from emb_tool import encoder  # noqa: F401  (takes seconds, while files may still be written)
 
@@ -254,8 +265,9 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "ahead" in request:
-            with suppress(EmbToolError):  # told when they are asked for
-                vectors_of(request["ahead"], **_like(request))
+            for path in request["ahead"]:
+                with suppress(EmbToolError):  # told when they are asked for
+                    vectors_of(path, **_like(request))
     if "folder" not in request:  # the work has ended without files
         return
     answer: dict[str, Any]

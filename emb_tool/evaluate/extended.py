@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emb_tool.errors import Failed
+from emb_tool.evaluate.roots import root_of
 from emb_tool.evaluate.windows import UNLIMITED, limited
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
@@ -57,7 +58,7 @@ def check_extended(
                 models=(folder,), task=tuple(request["tasks"]), reference=request["extended"],
                 device=request["device"], dtype=request["dtype"],
             ),
-            runtime, progress=progress,
+            runtime, progress=progress, root=root_of(request),
         )  # fmt: skip
         rename(report, folder, name)
     written = Checkpoint.open(folder)

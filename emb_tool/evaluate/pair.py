@@ -11,7 +11,7 @@ import numpy as np
 from emb_tool.errors import Failed, Refused
 from emb_tool.evaluate.shared import encode_together
 from emb_tool.progress import Progress
-from emb_tool.summary import public_name
+from emb_tool.public import public_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

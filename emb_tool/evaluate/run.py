@@ -11,11 +11,12 @@ from emb_tool.checkpoint.reading import check_max_length, check_prompt
 from emb_tool.evaluate import plot
 from emb_tool.evaluate.long import LongTask, Synthetic
 from emb_tool.evaluate.pair import Embedder, Pair
+from emb_tool.evaluate.roots import attempted
 from emb_tool.evaluate.tables import by_model, tables
 from emb_tool.evaluate.task import Task, run_tasks
 from emb_tool.progress import Progress
+from emb_tool.public import public_name
 from emb_tool.report import Measure, Report
-from emb_tool.summary import public_name
 
 if TYPE_CHECKING:
     from emb_tool.evaluate.job import EvalJob
@@ -76,6 +77,7 @@ def evaluate(
     *,
     prepared: Prepared | None = None,
     progress: Progress | None = None,
+    root: Checkpoint | None = None,
 ) -> Report:
     """Measure the models of a job, one in memory at a time beside reference and query model.
 
@@ -86,6 +88,8 @@ def evaluate(
         runtime: Where.
         prepared: What `prepare` gave; None calls it.
         progress: Shows how far it is.
+        root: What the first model goes back to: it is held against that as well, which is no part
+            of tables and gate.
 
     Returns:
         Every figure (`model` is the name as given, of is the task), a summary table and one for
@@ -141,6 +145,7 @@ def evaluate(
     reference = opened(job.reference, keep=True).pair if job.reference else None
     queries = opened(job.query_model, keep=True).query if job.query_model else None
     labels = []
+    lead: Pair | None = None
     for name in names:
         model = opened(name)
         if queries is not None:
@@ -152,6 +157,7 @@ def evaluate(
             pair = Pair(model.query, model.document, name)
         labels.append(pair.label)
         measure(pair, model.size, reference)
+        lead = lead or (pair if root is not None else None)
         del model, pair
     reference_label = None
     if reference is not None and job.reference:
@@ -164,10 +170,32 @@ def evaluate(
         if isinstance(task, LongTask) and reference_label:
             for sentence in task.verdicts(by_model(report, task), reference_label):
                 report.warn(sentence)
+    if root is not None and lead is not None:
+        del reference, queries
+        kept.clear()  # three models in memory are one too many
+        with attempted(report, root):
+            report.measures += _against(tasks, lead, root, job, runtime, progress)
     if job.plot and runtime.is_main:
         _draw(report, tasks, reference_label, job.plot)
         report.facts["plot"] = job.plot
     return report
+
+
+def _against(
+    tasks: list[Task], pair: Pair, root: Checkpoint, job: EvalJob, runtime: Runtime,
+    progress: Progress,
+) -> list[Measure]:  # fmt: skip
+    """What a model keeps of its root's figures, and these and the root's size."""
+    tasks = [task for task in tasks if task.retains]
+    if not tasks:
+        return []
+    with progress.task(f"opening {public_name(root.name)}"):
+        opened = _open(root, root.name, job, runtime, progress)
+    found: list[Measure] = []
+    for task in tasks:
+        with progress.task(task.label):
+            found += task.against(pair, opened.pair)
+    return found
 
 
 def _open(

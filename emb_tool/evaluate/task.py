@@ -129,6 +129,21 @@ class Task(method.Measure):
             measures += self._retention(score, pair, reference)
         return measures
 
+    def against(self, pair: Pair, root: Pair) -> list[Measure]:
+        """The main figure of a root, and what share of it a pair keeps.
+
+        Args:
+            pair: Who is measured; what was scored before is not scored again.
+            root: What the pair goes back to.
+        """
+        base = self._remembered(root)
+        kept = self._retention(self._remembered(pair), pair, root)
+        assert self.main is not None
+        return [
+            Measure(self.main, base.figures[self.main], of=self.label, model=root.label),
+            *(replace(measure, against=root.label) for measure in kept),
+        ]
+
     def _remembered(self, pair: Pair) -> Score:
         if self.spec not in pair.scores:
             pair.scores[self.spec] = self.score(pair)
@@ -201,13 +216,27 @@ def parse_task(text: str, **defaults: Any) -> Task:
 
 
 def parse_tasks(texts: Sequence[str], **defaults: Any) -> list[Task]:
-    """Several tasks, each once; those that would be called alike are called by what was typed."""
+    """Several tasks, each once; those that would be called alike get longer labels."""
     tasks = list({task.spec: task for task in (parse_task(t, **defaults) for t in texts)}.values())
-    labels = [task.label for task in tasks]
-    for task, label in zip(tasks, labels, strict=True):
-        if labels.count(label) > 1:
-            task._label = task.spec
+    alike: dict[str, list[Task]] = {}
+    for task in tasks:
+        alike.setdefault(task.label, []).append(task)
+    for several in alike.values():
+        if len(several) > 1:
+            _tell_apart(several)
     return tasks
+
+
+def _tell_apart(tasks: Sequence[Task]) -> None:
+    """Label tasks of one label by as many folders of their paths as it takes, else by settings."""
+    from emb_tool.evaluate.tables import short_names
+
+    paths = [str(getattr(task, "path", "")) for task in tasks]
+    tails = short_names(dict.fromkeys(paths))
+    apart = len(tails) == len(tasks) and all(paths)
+    for task, path in zip(tasks, paths, strict=True):
+        tail = tails[path] if path and "://" not in path else path
+        task._label = f"{task.name}:{tail}" if apart else task.spec.replace(path, tail, 1)
 
 
 def run_tasks(

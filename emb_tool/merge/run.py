@@ -14,6 +14,7 @@ from emb_tool.checkpoint.files import read_json, write_atomically
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import replace_metadata
 from emb_tool.data.sample import sample_texts
+from emb_tool.evaluate.tables import short_names
 from emb_tool.host import Host
 from emb_tool.merge.adapter import Adapter
 from emb_tool.merge.base import Merge
@@ -62,6 +63,11 @@ class MergeModels:
         return self.setup.inputs
 
     before = None  # several went in
+
+    @property
+    def parent(self) -> Checkpoint | None:
+        """The model that they were all trained from, if it is named."""
+        return self.setup.base
 
     def data(self) -> dict[str, dict[str, str]]:
         """Digests of the local files of texts and pairs."""
@@ -155,6 +161,7 @@ class MergeModels:
             "folder": str(folder),
             "texts": self._sample(),
             "inputs": self._runnable(),
+            "listed": self._listed(),
             "tasks": list(self.job.eval),
         }
 
@@ -162,7 +169,15 @@ class MergeModels:
         """What that process can do while the files are being written."""
         if self.setup.is_bare or isinstance(self.method, Looking):
             return None
-        return {"ahead": next(iter(self._runnable().values())), "texts": self._sample()}
+        opened = [path for path in self._listed().values() if path]
+        return {"ahead": opened, "texts": self._sample()}
+
+    def _listed(self) -> dict[str, str | None]:
+        """Every input's name to its folder; None for adapters and files, which do not run alone."""
+        return {
+            name: str(c.path) if c.path.is_dir() and not isinstance(c, Adapter) else None
+            for name, c in self.inputs.items()
+        }
 
     def _runnable(self) -> dict[str, str]:
         """Name to folder of the inputs as they can be opened: the base in the place of adapters."""
@@ -177,9 +192,10 @@ class MergeModels:
     def summarise(self, report: Report) -> None:
         """The table on top."""
         table = Table("merged", ["", "weights", "bytes read"])
+        names = short_names(self.inputs)
         for name, checkpoint in self.inputs.items():
             size = checkpoint.weight_bytes()
-            table.rows.append([name, self._shown(name), f"{size / 1e6:,.2f} MB"])
+            table.rows.append([names[name], self._shown(name), f"{size / 1e6:,.2f} MB"])
             report.measures.append(Measure("weights read", size, "B", model=name))
         report.tables.insert(0, table)
 

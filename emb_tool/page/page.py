@@ -17,11 +17,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from emb_tool.checkpoint.files import read_json
+from emb_tool.install import HUB, INSTALL, NEEDS_HUB, WHERE
 from emb_tool.page import charts
 from emb_tool.page.charts import Point
 from emb_tool.page.style import document
+from emb_tool.public import duration, percent, public, public_name, shown
 from emb_tool.report import Report, Table, is_figure
-from emb_tool.summary import Summary, command, cost, percent, public, public_name, shown
+from emb_tool.summary import Summary, command, cost
 
 FILE = "report.html"
 MOST_LINES = 200_000
@@ -44,6 +46,7 @@ def page(folder: Path) -> str:
     body = [
         _head(summary, report, provenance),
         section("What was done", [_done(report)]),
+        section("How to open it", [_usage(report)]),
         section("Size and quality", [table(cost(report, summary))]),
         section("Where the bytes are", [_parts(report)]),
         section("Curves", [grid(_curves(report, folder))]),
@@ -131,29 +134,62 @@ def _head(summary: Summary, report: Report, provenance: Mapping[str, Any]) -> st
         f'<p class="dim">{escape(" ".join(filter(None, [made, version])))}'
         f"{escape(', ' + when) if when else ''}</p>",
     ]
-    figures = []
+    figures = [  # of a task first: neighbours and sizes are means to that
+        (f"{q.kept:.1f} %", f"{q.figure} kept of {q.against}, {q.of}")
+        for q in (*summary.root_quality, *summary.quality)
+        if q.kept is not None
+    ]
     if summary.after is not None:
         share = f" ({percent(summary.share)} of before)" if summary.share else ""
         figures.append((shown(summary.after, "B"), f"weights{share}"))
-    for q in summary.quality:
-        if q.kept is not None:
-            figures.append((f"{q.kept:.1f} %", f"{q.figure} kept, {q.of}"))
-    if summary.neighbours is not None:
-        figures.append((percent(summary.neighbours), "ten nearest neighbours kept"))
+    for ancestor, overlap in (
+        (summary.root, summary.root_neighbours),
+        (summary.input, summary.neighbours),
+    ):
+        if overlap is not None:
+            whose = f" of {ancestor.shown}" if ancestor else ""
+            figures.append((percent(overlap), f"ten nearest neighbours kept{whose}"))
     if summary.dimensions is not None:
         figures.append((f"{summary.dimensions:,}", "dimensions"))
-    figures.append((duration(summary.seconds), "of work"))
+    if summary.seconds is not None:
+        since = " since --resume" if summary.resumed else ""
+        checking = duration(summary.check_seconds)
+        figures.append((duration(summary.seconds), f"wall time{since}, {checking} of it checking"))
     lines.append(tiles(figures))
+    lines += _lineage(summary)
     if report.gate:
         lines.append(f'<p class="note bad">Below the gate: {text(report.gate)}</p>')
     lines += [f'<p class="note">{text(sentence)}</p>' for sentence in report.warnings]
     return "\n".join(lines)
 
 
+def _lineage(summary: Summary) -> Iterable[str]:
+    """Where the model comes from, and how far back it could be followed."""
+    root = summary.root
+    if root is None:
+        return
+    if root != summary.input:
+        made = summary.input.shown if summary.input else "its base"
+        yield f'<p class="dim">Root: {text(root.shown)}, followed from {text(made)}.</p>'
+    if summary.broken:
+        yield f'<p class="dim">Not followed further: {text(summary.broken)}.</p>'
+
+
 def _done(report: Report) -> str:
     steps = as_(list[str], report.facts.get("steps")) or []
     listed = "".join(f"<li>{text(step)}</li>" for step in steps)
     return f"<pre>{escape(command(report.job))}</pre>" + (f"<ol>{listed}</ol>" if listed else "")
+
+
+def _usage(report: Report) -> str:
+    """What the user of a packed model has to know; of others there is nothing to say."""
+    if not report.facts.get("needs_hub"):
+        return ""
+    lines = f"{HUB}\nfrom sentence_transformers import SentenceTransformer"
+    return (
+        f"<p>{escape(NEEDS_HUB).replace('`', '')} {escape(WHERE)}.</p>"
+        f"<pre>{escape(INSTALL)}</pre><pre>{escape(lines)}</pre>"
+    )
 
 
 def _parts(report: Report) -> str:
@@ -278,13 +314,3 @@ def _paper(name: str) -> str:
         if site
         else told
     )
-
-
-def duration(seconds: float) -> str:
-    """0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from emb_tool.families import Family, families, of_root
 from emb_tool.page import charts
 from emb_tool.page.charts import Point
 from emb_tool.page.page import Parts, as_, grid, section, table, text
@@ -29,8 +30,12 @@ def several(
     bars = charts.bars(_parts(outputs), "MB")
     body = [
         f"<h1>{len(outputs)} outputs</h1>",
-        '<p class="dim">Each is held against what it was made of.</p>',
-        section("Size against quality", [grid(_quality(summaries))]),
+        '<p class="dim">Each is held against the model that it goes back to. Models of different'
+        " roots are not compared.</p>",
+        *(
+            section(f"Size against quality: {family.name}", [grid(_panels(family))])
+            for family in families(summaries)
+        ),
         section("Where the bytes are", [f'<div class="wide">{bars}</div>' if bars else ""]),
         section("In figures", [table(each) for each in tables]),
         section("How each was made", [made]),
@@ -38,29 +43,36 @@ def several(
     return document(", ".join(outputs), "\n".join(filter(None, body)))
 
 
-def _quality(summaries: Mapping[str, Summary]) -> list[tuple[str, str]]:
-    """A scatter of what is kept, and one of every task that several were measured on."""
-    found = []
+def _panels(family: Family) -> Iterable[tuple[str, str]]:
+    """A scatter of every task, and one of neighbours: one measure each, of models of one root."""
+    size = family.root.bytes if family.root else None
 
-    def add(title: str, measured: str, values: Mapping[str, float | None]) -> None:
+    def panel(measured: str, values: Mapping[str, float], root: float | None) -> str:
         points = [
-            Point(size / 1e6, value, name, f"{name}: {size / 1e6:,.2f} MB, {value:.5g}")
+            Point(written / 1e6, value, name, f"{name}: {written / 1e6:,.2f} MB, {value:.5g}")
             for name, value in values.items()
-            if value is not None and (size := summaries[name].after) is not None
+            if (written := family.members[name].after) is not None
         ]
-        found.append((title, charts.scatter(points, "weights, MB", measured)))
+        if points and size is not None and root is not None:
+            tip = f"{family.name}: {size / 1e6:,.2f} MB, {root:.5g}"
+            points.append(Point(size / 1e6, root, family.name, tip, marked=True))
+        return charts.scatter(points, "weights, MB", measured)
 
-    least = {name: s.kept and 100 * s.kept for name, s in summaries.items()}
-    add("kept at least, of tasks or neighbours", "kept, %", least)
-    for of, figure in dict.fromkeys(
-        (q.of, q.figure) for s in summaries.values() for q in s.quality
-    ):
+    rows = [(name, q) for name, s in family.members.items() for q in s.rows]
+    of_roots = [q for s in family.members.values() for q in of_root(s).quality]
+    for task in dict.fromkeys((q.of, q.figure) for _, q in rows):
         values = {
-            name: next((q.after for q in s.quality if (q.of, q.figure) == (of, figure)), None)
-            for name, s in summaries.items()
+            name: q.after for name, q in rows if (q.of, q.figure) == task and q.after is not None
         }
-        add(of, figure, values)
-    return found
+        root = next((q.before for q in of_roots if (q.of, q.figure) == task), None)
+        yield task[0], panel(task[1], values, root)
+    neighbours = {
+        name: 100 * overlap
+        for name, s in family.members.items()
+        if (overlap := of_root(s).neighbours) is not None
+    }
+    title = "ten nearest neighbours kept, held-out texts"
+    yield title, panel("neighbours kept, %", neighbours, 100.0)
 
 
 def _parts(outputs: Mapping[str, Report]) -> dict[str, dict[str, float]]:

@@ -23,10 +23,11 @@ h2 { font-size: 1.15rem; margin: 2.4rem 0 .8rem; padding-bottom: .3rem;
 h3 { font-size: .95rem; margin: 0 0 .5rem; font-weight: 600; overflow-wrap: anywhere; }
 p { margin: .4rem 0; overflow-wrap: anywhere; }
 .dim { color: var(--dim); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .7rem;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .7rem;
   margin-top: 1.3rem; }
 .tile { background: var(--card); border-radius: .5rem; padding: .7rem .9rem; }
-.tile b { display: block; font-size: 1.35rem; font-weight: 650; line-height: 1.3; }
+.tile b { display: block; white-space: nowrap; font-size: 1.35rem; font-weight: 650;
+  line-height: 1.3; }
 .tile span { color: var(--dim); font-size: .85rem; }
 .note { background: var(--card); border-left: 4px solid var(--c1); padding: .5rem .9rem;
   margin: .8rem 0; border-radius: 0 .3rem .3rem 0; }

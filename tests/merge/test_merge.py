@@ -244,6 +244,10 @@ def test_a_lora_adapter_is_its_base_and_a_product(
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     compared = {m["model"] for m in report["measures"] if m["name"] == "cosine mean"}
     assert compared == {str(tiny_bert)}  # an adapter cannot be opened by itself
+    tables = {table["title"]: table["rows"] for table in report["tables"]}
+    rows = tables["8 sentences, against the inputs"]
+    assert [row[0] for row in rows] == ["adapter (not run)", tiny_bert.name]
+    assert rows[0][1:] == ["-", "-"]
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
     told = run_cli("merge", adapter, *given, "--overwrite")
     assert told.code == 2

@@ -1,0 +1,76 @@
+"""Names and figures as a card, a page or a table may show them: nothing of the author's machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model is named as on the hub, and no folder here is called so."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
+
+
+def public_name(name: str) -> str:
+    """A hub id as it is, of a path the last part."""
+    return name if is_hub_id(name) else Path(name).name
+
+
+def public(value: Any) -> Any:
+    """Plain data with local paths cut to their last part and addresses freed of secrets."""
+    if isinstance(value, Mapping):
+        return {key: public(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if "://" in value and not re.search(r"\s", value):
+        return _without_secrets(value)
+    return _PATH.sub(r"\1", value)
+
+
+_PATH = re.compile(r"""(?<![\w./])(?:~|\.\.?)?/(?!/)(?:[^\s,;:'"()/]+/)*([^\s,;:'"()/]+)/?""")
+"""A local path within a text, `sts:/data/file.tsv` too, but no part of an address."""
+
+
+def _without_secrets(address: str) -> str:
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return address.partition("://")[0] + "://..."
+    return urlunsplit(
+        (parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", parts.fragment)
+    )
+
+
+def shown(value: float | int | None, unit: str = "") -> str:
+    """A figure for a person: bytes as MB, seconds and shares with few digits."""
+    if value is None:
+        return "-"
+    if unit == "B":
+        return f"{value / 1e6:,.2f} MB"
+    if isinstance(value, int):
+        text = f"{value:,}"
+    elif not unit and 0.001 <= abs(value) < 10:
+        text = f"{value:.4f}"
+    else:
+        text = f"{value:,.6g}" if unit else f"{value:,.4g}"
+    return f"{text} {unit}".rstrip()
+
+
+def percent(share: float | None) -> str:
+    """A fraction for a person."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
