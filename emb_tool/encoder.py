@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from emb_tool.checkpoint.layout import Layout
+from emb_tool.checkpoint.prompts import ROLES
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.batches import plan_batches
 from emb_tool.errors import Failed, Refused
@@ -36,9 +37,11 @@ class Encoder(Inputs):
         dim: Width of its vectors.
         normalises: Whether its vectors have norm 1.
         sharded: Whether its weights are cut over the processes, which then compute together.
+        truncated: Texts given to `encode` so far that were longer than is read.
     """
 
     sharded = False
+    truncated = 0
 
     def __init__(
         self,
@@ -109,18 +112,46 @@ class Encoder(Inputs):
         self.runtime.shard(self.model)
         self.sharded = True
 
-    def route(self, role: str) -> Encoder:
-        """The encoder of that role where the model is a Router, else this one."""
+    def route(self, name: str | None) -> Encoder:
+        """The encoder of such texts where the model is a Router, else this one.
+
+        Args:
+            name: Of a prompt; `query` and `document` are the tasks that sentence-transformers'
+                `encode_query` and `encode_document` set, with any other it is `encode`, without a
+                task.
+
+        Raises:
+            Refused: The Router has no route for them.
+        """
         router = self.model[0]
         if type(router).__name__ != "Router":
             return self
         with quiet():
             from sentence_transformers import SentenceTransformer
 
-            modules = [*router.sub_modules[role], *list(self.model)[1:]]
+            route = self._route_of(router, name if name in ROLES else None)
+            modules = [*router.sub_modules[route], *list(self.model)[1:]]
             model = SentenceTransformer(modules=modules, device=str(self.runtime.device))
         model.eval()
         return Encoder(model, self.checkpoint, self.runtime, self.max_length, self.layout)
+
+    def _route_of(self, router: Any, task: str | None) -> str:
+        """Where a Router sends texts, by the order in which it asks."""
+        mappings, routes = router.route_mappings, router.sub_modules
+        for key in ((task, "text"), (task, None), (None, "text"), (None, None)):
+            if key in mappings:
+                return str(mappings[key])
+        default = None if task else router.default_route
+        for route in (task, "text", default):
+            if route in routes:
+                return str(route)
+        raise Refused(
+            f"{self.checkpoint.name}: its Router has no route for "
+            f"{f'the task {task!r}' if task else 'texts without a task'}, but " + ", ".join(routes),
+            "name the folder of one of its routes"
+            if task
+            else "name a task with --prompt-name query or document",
+        )
 
     def forward(self, features: dict[str, Any]) -> Tensor:
         """Vectors of one batch, (batch, dim).
@@ -176,7 +207,8 @@ class Encoder(Inputs):
         Raises:
             Failed: Memory that runs out for a single text.
         """
-        ids = self.tokenize(texts, prompt)
+        ids, cut = self.tokens(texts, prompt)
+        self.truncated += int(cut.sum())
         return self.encode_ids(
             ids, self.prompt_length(prompt), batch_tokens=batch_tokens, progress=progress
         )

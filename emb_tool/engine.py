@@ -120,7 +120,9 @@ def _encode(job: Any, options: Options) -> Report:
     from emb_tool.encode.run import check, encode
 
     _refuse_several(job)
-    model = check(job, overwrite=options.overwrite, resume=options.resume)
+    model = check(
+        job, overwrite=options.overwrite, resume=options.resume, warn=options.progress.warn
+    )
     if options.dry_run:
         width = str(model.layout.dim) if model else "finished already"
         table = Table("would write", ["file", "width"], [[job.output, width]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import torch
 
 from emb_tool.checkpoint.layout import Layout
+from emb_tool.checkpoint.prompts import prompt_text
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.checkpoint.reading import check_max_length, check_prompt
-from emb_tool.data.batches import pad
+from emb_tool.checkpoint.reading import check_max_length
+from emb_tool.data.batches import Tokens, pad
 from emb_tool.errors import Refused
 from emb_tool.progress import quiet
 from emb_tool.runtime import Runtime
@@ -26,9 +28,7 @@ class Inputs:
         checkpoint: Where it came from.
         layout: What its modules are; the checkpoint's own unless it was built upon.
         max_length: Tokens read of a text; None if there is no limit.
-        prompts: Prompt by name.
         static: Whether it is a table of tokens and no more.
-        truncated: Texts cut so far.
     """
 
     def __init__(
@@ -43,65 +43,49 @@ class Inputs:
         self.checkpoint = checkpoint
         self.runtime = runtime
         self.layout = layout
-        self.prompts: dict[str, str] = dict(layout.prompts)
         check_max_length(max_length, layout, checkpoint.name)
         self.max_length = max_length or layout.max_length
         self.static = type(model[0]).__name__ == "StaticEmbedding"
-        self.truncated = 0
         self._tokenizer = self.model[0].tokenizer
         self._prompt_lengths: dict[str, int] = {}
 
     def prompt(self, name: str | None) -> str:
-        """The text put before an input.
-
-        Args:
-            name: `query`, `document`, `none` (or None), or any prompt that the model names; a role
-                that it has no prompt for has an empty one.
-
-        Raises:
-            Refused: A name that is neither a role nor one of the model's prompts.
-        """
-        if name in (None, "none"):
-            return ""
-        assert name is not None
-        if name in self.prompts:
-            return self.prompts[name]
-        if name == "document" and "passage" in self.prompts:
-            return self.prompts["passage"]
-        check_prompt(name, self.prompts, self.checkpoint.name)
-        return ""
+        """The text put before an input: see `emb_tool.checkpoint.prompts.prompt_text`."""
+        return prompt_text(self.layout, name, self.checkpoint.name)
 
     def tokenize(self, texts: Sequence[str], prompt: str = "") -> list[np.ndarray]:
-        """Token ids of each text, special tokens included, cut at `max_length`.
+        """Token ids of each text, special tokens included, cut at `max_length`: see `tokens`."""
+        return self.tokens(texts, prompt).ids
+
+    def tokens(self, texts: Sequence[str], prompt: str = "") -> Tokens:
+        """Token ids of each text, special tokens included, and which of them were cut.
 
         Args:
             texts: The texts.
-            prompt: Put before each.
-
-        Returns:
-            One (tokens,) int32 array a text.
+            prompt: Put before each; its tokens count.
         """
-        if not len(texts):
-            return []
-        inputs = [prompt + text for text in texts] if prompt else list(texts)
+        inputs = [prompt + text for text in texts]
+        if not inputs:
+            return Tokens([], np.zeros(0, bool))
+        most = self.max_length or sys.maxsize
         if self.static:
             encodings = self._tokenizer.encode_batch(inputs, add_special_tokens=False)
-            if self.max_length:
-                self.truncated += sum(len(encoding.ids) > self.max_length for encoding in encodings)
-            return [np.array(encoding.ids[: self.max_length], np.int32) for encoding in encodings]
-        limit = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
+            rows = [encoding.ids for encoding in encodings]
+            cut = [len(ids) > most for ids in rows]
+            return Tokens([np.array(ids[:most], np.int32) for ids in rows], np.array(cut))
+        limit = {"truncation": True, "max_length": most} if self.max_length else {}
         with quiet():
             batch = self._tokenizer(
                 inputs, return_attention_mask=False, return_token_type_ids=False, **limit
             )
-        if self.max_length:
-            fast = batch.encodings
-            self.truncated += sum(
-                bool(fast[i].overflowing) if fast else True
-                for i, ids in enumerate(batch["input_ids"])
-                if len(ids) >= self.max_length
-            )
-        return [np.array(ids, np.int32) for ids in batch["input_ids"]]
+            rows = batch["input_ids"]
+            cut = [len(ids) >= most for ids in rows]
+            for i in np.flatnonzero(cut):  # or just as long as the limit
+                if batch.encodings:
+                    cut[i] = bool(batch.encodings[i].overflowing)
+                else:
+                    cut[i] = len(self._tokenizer(inputs[i])["input_ids"]) > most
+        return Tokens([np.array(ids, np.int32) for ids in rows], np.array(cut))
 
     def text(self, ids: np.ndarray) -> str:
         """About what a text was before it became token ids, for a message."""

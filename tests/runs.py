@@ -51,7 +51,7 @@ def make_trainer(
     goal = unit_vectors(len(texts), encoder.dim) if targets is None else targets
     folder.mkdir(parents=True, exist_ok=True)
     cache = TokenCache(
-        folder / "tokens.bin", len(texts), lambda which: encoder.tokenize([texts[i] for i in which])
+        folder / "tokens.bin", len(texts), lambda which: encoder.tokens([texts[i] for i in which])
     )
     stream = Stream(
         [np.arange(len(texts))],

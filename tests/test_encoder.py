@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CanineTokenizer
 
 from emb_tool.encoder import Encoder
 from emb_tool.errors import Failed, Refused
@@ -143,9 +144,16 @@ def test_weights_of_any_dtype_are_trained_in_float32(
 
 def test_texts_that_are_cut_are_counted(tiny_bert: Path, runtime: Runtime) -> None:
     encoder = Encoder.open(tiny_bert, runtime, max_length=8)
-    ids = encoder.tokenize(["cat dog", "cat dog horse bird fish cow", "cat " * 7, "cat " * 50])
+    texts = ["cat dog", "cat dog horse bird fish cow", "cat " * 7, "cat " * 50]
+    ids, cut = encoder.tokens(texts)
     assert [len(row) for row in ids] == [4, 8, 8, 8]
+    assert cut.tolist() == [False, False, True, True]
+    assert encoder.tokens(texts, "cat ").cut.tolist() == [False, True, True, True]
+    assert encoder.truncated == 0
+    encoder.encode(texts)
     assert encoder.truncated == 2
+    encoder._tokenizer = CanineTokenizer()  # in Python: characters, and it tells of no overflow
+    assert encoder.tokens(["ab", "abcdef", "abcdefg"]).cut.tolist() == [False, False, True]
     limit = Encoder.open(tiny_bert, runtime).max_length
     assert limit is not None
     with pytest.raises(Refused, match=f"reads {limit} tokens at most"):

@@ -304,7 +304,7 @@ def test_with_nothing_to_measure_by_the_last_state_is_written(
 def test_truncated_texts_are_counted(distill: Cli, tiny_bert: Path, tmp_path: Path) -> None:
     told = distill("--teacher", tiny_bert, "--student-layers", 1, "--max-length", 8)
     assert told.code == 0
-    assert "texts were longer than the 8 tokens that the student reads" in told.err
+    assert "training texts are longer than the 8 tokens that the student reads" in told.err
     from sentence_transformers import SentenceTransformer
 
     assert SentenceTransformer(str(tmp_path / "out"), device="cpu").max_seq_length == 8

@@ -138,7 +138,7 @@ def read_layout(
     shaping = [m for m in chain if m.kind != "Dropout"]
     return replace(
         layout,
-        prompts={str(k): str(v) for k, v in (st.get("prompts") or {}).items() if v is not None},
+        prompts={str(k): str(v or "") for k, v in (st.get("prompts") or {}).items()},
         default_prompt_name=st.get("default_prompt_name"),
         similarity=st.get("similarity_fn_name"),
         max_length=_max_length(folder, layout.main, chain, config, tensors),

@@ -64,7 +64,9 @@ class CompressJob(ChainJob):
     header: Header = None
     prompt_name: Annotated[
         str,
-        Field(description="prompt of --texts: document, query, none or one of the model's"),
+        Field(
+            description="prompt of --texts: document, query, default, none or one of the model's"
+        ),
         Show(DATA, "NAME"),
     ] = "document"
     limit: Annotated[

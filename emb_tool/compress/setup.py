@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, cast
 
+from emb_tool.checkpoint.prompts import check_prompt
 from emb_tool.checkpoint.reader import Checkpoint, check_finite
-from emb_tool.checkpoint.reading import check_prompt
 from emb_tool.compress.chains import outlook
 from emb_tool.compress.compressed_tensors import check_package, export, fitted
 from emb_tool.compress.job import CompressJob
@@ -106,8 +106,10 @@ class Setup:
             self.progress.warn(warning)
         if job.plot:
             check_plot(job.plot)
-        check_prompt(job.prompt_name, self.body.layout.prompts, self.body.name)
-        self.tasks.check(self.progress.warn, retained=job.searches)
+        body, warn = self.body, self.progress.warn
+        unused = warn if job.texts or job.tune else lambda sentence: None
+        check_prompt(body.layout, job.prompt_name, body.name, unused)
+        self.tasks.check(warn, retained=job.searches)
         scan((*job.texts, *job.tune), TextOptions.of(job))
 
     def _check_partner(self) -> None:

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+
+
+class Tokens(NamedTuple):
+    """Texts as a model reads them.
+
+    Args:
+        ids: Token ids of each text, (tokens,) int32.
+        cut: (texts,) bool, which of them are longer than is read.
+    """
+
+    ids: list[np.ndarray]
+    cut: np.ndarray
 
 
 def plan_batches(

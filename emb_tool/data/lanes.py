@@ -93,7 +93,12 @@ class Round:
         shards: Where they come from.
         seed: Decides the order, with the number of the lap.
         state: Where another one stood.
+
+    Attributes:
+        new: Of the texts taken last, so many, which come first, were not taken before.
     """
+
+    new = 0
 
     def __init__(self, shards: Shards, seed: int, state: Mapping[str, Any] | None = None) -> None:
         self._lanes = lanes_of(shards, seed)
@@ -112,10 +117,11 @@ class Round:
             Refused: A lap without a single one.
         """
         texts: list[str] = []
-        ended = 0  # lanes in a row that had no more
+        ended = self.new = 0  # lanes in a row that had no more
         while len(texts) < count:
             found = self._lanes[self._turn].take(1, wanted)
             texts += found
+            self.new = self.new if self._lap else len(texts)
             self._turn = (self._turn + 1) % len(self._lanes)
             self._found = self._found or bool(found)
             ended = 0 if found else ended + 1

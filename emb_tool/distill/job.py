@@ -82,7 +82,9 @@ class DistillJob(MethodJob):
     header: Header = None
     prompt_name: Annotated[
         str,
-        Field(description="prompt of --texts: document, query, none or one of the model's"),
+        Field(
+            description="prompt of --texts: document, query, default, none or one of the model's"
+        ),
         Show(DATA, "NAME"),
     ] = "document"
     limit: Annotated[

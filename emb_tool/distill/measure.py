@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from emb_tool.data.batches import Tokens
 from emb_tool.data.corpus import Corpus
 from emb_tool.evaluate.dev import Tasks, mean_figure, rule
 from emb_tool.evaluate.shared import encode_together
@@ -20,16 +21,17 @@ if TYPE_CHECKING:
 
 def tokenize_roles(
     encoder: Encoder, corpus: Corpus, indices: np.ndarray, prompts: dict[str, str]
-) -> list[np.ndarray]:
-    """Token ids of corpus texts, each with the prompt of its role."""
+) -> Tokens:
+    """Corpus texts as the model reads them, each with the prompt of its role."""
     roles = np.asarray(corpus.roles[indices])
     ids: list[np.ndarray] = [np.zeros(0, np.int32)] * len(indices)
+    cut = np.zeros(len(indices), bool)
     for role, name in enumerate(("document", "query")):
         mine = np.flatnonzero(roles == role)
-        found = encoder.tokenize(corpus.texts(indices[mine]), prompts[name])
+        found, cut[mine] = encoder.tokens(corpus.texts(indices[mine]), prompts[name])
         for position, row in zip(mine, found, strict=True):
             ids[position] = row
-    return ids
+    return Tokens(ids, cut)
 
 
 def encode_roles(
@@ -38,12 +40,10 @@ def encode_roles(
     """Vectors of corpus texts, each with the prompt of its role, (n, dim)."""
     roles = np.asarray(corpus.roles[indices])
     vectors = np.empty((len(indices), encoder.dim), np.float32)
-    truncated = encoder.truncated
     for role, name in enumerate(("document", "query")):
         mine = roles == role
         if mine.any():
             vectors[mine] = encode_together(encoder, corpus.texts(indices[mine]), prompts[name])
-    encoder.truncated = truncated
     return vectors
 
 
@@ -86,18 +86,14 @@ def score_student(
     return Score(key, figures | mean_figure(watched, pair)[1], by, lower)
 
 
-def tell(
-    report: Report, progress: Progress, outcome: Outcome, student: Encoder, total: int
-) -> None:
+def tell(report: Report, progress: Progress, outcome: Outcome, total: int) -> None:
     """Put the run into the report; be loud if it did harm."""
     facts = report.facts
-    resumed = outcome.resumed_at is not None  # what is cut is counted where it is tokenised
     facts["training"] = {
         "texts": outcome.texts,
         "tokens": outcome.tokens,
         "steps": outcome.steps,
         "padding": round(1 - outcome.tokens / max(outcome.padded, 1), 4),
-        "truncated_since_resume" if resumed else "truncated": student.truncated,
         "wait_seconds": round(outcome.wait_seconds, 3),
         "score_seconds": round(outcome.score_seconds, 3),
         "split": outcome.split,
@@ -111,11 +107,6 @@ def tell(
     if outcome.seconds:
         speed = outcome.texts / outcome.seconds
         report.measures.append(Measure("training speed", speed, "texts/s"))
-    if student.truncated:
-        progress.warn(
-            f"{student.truncated:,} texts were longer than the {student.max_length} tokens "
-            f"that the student reads{' (of those since --resume)' if resumed else ''}"
-        )
     tell_choice(report, progress, outcome, total)
 
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from emb_tool.checkpoint.prompts import shown
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.corpus import HELD_OUT_SHARE, Corpus, check_parts
 from emb_tool.data.options import TextOptions
 from emb_tool.distill.job import DistillJob
+from emb_tool.distill.lengths import Encoded, report_truncated, truncated_by_role
 from emb_tool.distill.measure import score_student, tell, tokenize_roles
 from emb_tool.distill.setup import Setup
 from emb_tool.distill.streaming import follow, note_sources, write_heads
@@ -92,7 +94,8 @@ class Distill:
         if corpus.counts["duplicates"]:
             self.progress.say(f"{corpus.counts['duplicates']:,} duplicate texts dropped")
         lap("read_seconds")
-        targets, prompts = self._targets(corpus, state, runtime)
+        targets, prompts = self._targets(corpus, state, runtime), self.setup.prompts
+        self._report_prompts()
         lap("teacher_seconds")
         with self.progress.task("opening the student"):
             student = open_student(self.setup, corpus, targets, prompts, state, runtime)
@@ -132,15 +135,22 @@ class Distill:
             seed=job.seed,
         )
 
-    def _targets(
-        self, corpus: Corpus, state: Path, runtime: Runtime
-    ) -> tuple[Targets, dict[str, str]]:
-        """What the teacher says of each text, and the prompts that were used."""
+    def _report_prompts(self) -> None:
+        """What was put before which texts, teacher and student alike."""
+        job, prompts = self.job, self.setup.prompts
+        by_texts = {"queries": prompts["query"]} if job.queries else {}
+        by_texts |= {"documents": prompts["document"]} if job.texts else {}
+        self.report.facts["prompts"] = by_texts
+        rows = [[what, shown(text)] for what, text in by_texts.items()]
+        self.report.tables.append(Table("prompts in training", ["texts", "prompt"], rows))
+
+    def _targets(self, corpus: Corpus, state: Path, runtime: Runtime) -> Targets:
+        """What the teacher says of each text."""
         from emb_tool.training.targets import gather_targets
 
         job = self.job
         if self.setup.teacher_kind == "file":
-            vectors = FileVectors(
+            return FileVectors(
                 Path(job.teacher),
                 corpus,
                 column=job.teacher_column,
@@ -148,15 +158,15 @@ class Distill:
                 scratch=state,
                 on_warning=self.progress.warn,
             )
-            return vectors, {"query": job.query_prompt or "", "document": job.document_prompt or ""}
         with self.progress.task("opening the teacher"):
-            teacher, prompts = open_teacher(self.setup, runtime, self.progress)
+            teacher = open_teacher(self.setup, runtime, self.progress)
         store = VectorStore(
             Path(job.store).expanduser() if job.store else VectorStore.default_root(),
             self.progress.warn,
         )
         if job.stream:  # else it is not asked again, and its memory is the student's
             self._teacher = teacher, store
+        encoded = Encoded(state, runtime.rank)
         with self.progress.task("encoding by the teacher", len(corpus), "texts") as advance:
             targets = gather_targets(
                 corpus,
@@ -168,12 +178,19 @@ class Distill:
                 rank=runtime.rank,
                 world=runtime.world,
                 meet=runtime.barrier if job.fsdp and self.setup.teacher is not None else None,
+                note=encoded.add,
             )
-        (cut,) = runtime.sum(getattr(teacher, "truncated", 0))
-        self.report.facts["teacher"] = {"name": teacher.name, "texts_truncated": int(cut)}
+        runtime.barrier()  # all have noted what they encoded
+        texts, cut = encoded.all()
+        self.report.facts["teacher"] = {
+            "name": teacher.name,
+            "max_length": teacher.space("document").max_length,
+            "texts_encoded": texts,
+            "texts_truncated": cut,
+        }
         self.report.facts["store"] = str(store.root)
         self.progress.say(f"teacher vectors are kept in {store.root} (embtool store)", level=2)
-        return targets, prompts
+        return targets
 
     def _train(
         self,
@@ -233,11 +250,11 @@ class Distill:
         if self.job.stream and stream.memory:
             asked, found = runtime.sum(stream.memory.asked, stream.memory.found)
             self.report.facts["teacher"] |= {"asked": int(asked), "found": int(found)}
-        (cut,) = runtime.sum(student.truncated)
-        student.truncated = int(cut)
         if runtime.is_main:
             trainer.take_best()
-            tell(self.report, self.progress, outcome, student, total)
+            tell(self.report, self.progress, outcome, total)
+            cut = stream.cut if self.job.stream else truncated_by_role(stream.cache.cut, corpus)
+            report_truncated(self.report, self.progress, cut, student.max_length)
 
     def _stream(
         self,

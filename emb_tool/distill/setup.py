@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from emb_tool.checkpoint.files import sha256
+from emb_tool.checkpoint.prompts import check_prompt, prompt_text
 from emb_tool.checkpoint.reader import Checkpoint, check_finite
-from emb_tool.checkpoint.reading import check_prompt
 from emb_tool.data.fields import field_sentence
 from emb_tool.data.files import is_address
 from emb_tool.data.options import TextOptions
@@ -82,6 +82,44 @@ class Setup:
         return found | dev.digests(self.tasks.dev)
 
     @cached_property
+    def prompts(self) -> dict[str, str]:
+        """The text put before the inputs of each role, for teacher and student alike.
+
+        Raises:
+            Refused: A name where no model is there to know it, or beside the text itself.
+        """
+        job, names = self.job, {"query": "query", "document": self.job.prompt_name}
+        given = {"query": job.query_prompt, "document": job.document_prompt}
+        if job.prompt_name != "document" and job.document_prompt is not None:
+            raise Refused(
+                f"--prompt-name {job.prompt_name} and --document-prompt are two prompts of --texts",
+                "leave one of them out",
+            )
+        if self.teacher is None and job.prompt_name not in ("document", "none"):
+            raise Refused(
+                f"--prompt-name {job.prompt_name}: which prompts {job.teacher} has is not known",
+                "write the text itself: --document-prompt 'passage: '",
+            )
+        prompts = {}
+        for role, text in given.items():
+            if text is None and self.teacher is not None:
+                text = prompt_text(self.teacher.layout, names[role], self.teacher.name)
+            prompts[role] = text or ""
+        return prompts
+
+    def _check_prompts(self) -> None:
+        """Refuse prompts that there are not, warn of those that are passed over."""
+        _ = self.prompts
+        job = self.job
+        for sources, given, name, flag in (
+            (job.queries, job.query_prompt, "query", "--query-prompt TEXT"),
+            (job.texts, job.document_prompt, job.prompt_name, "--prompt-name {}"),
+        ):
+            if sources and given is None and self.teacher is not None:
+                layout, teacher = self.teacher.layout, self.teacher.name
+                check_prompt(layout, name, teacher, self.progress.warn, flag)
+
+    @cached_property
     def keep(self) -> tuple[int, ...] | None:
         """The layers that the student keeps; None keeps all."""
         if self.job.student_layers is None:
@@ -98,6 +136,7 @@ class Setup:
         self._check_method()
         if job.tensorboard and find_spec("tensorboard") is None:
             raise Refused("--tensorboard: it is not installed", "run: pip install tensorboard")
+        self._check_prompts()
         body, keep = self.body, self.keep
         dim = self._teacher_dim()
         if dim is not None:
@@ -127,8 +166,6 @@ class Setup:
                 f"--query-share {self.method.query_share:g}: there is nothing to share between",
                 "give both --texts and --queries",
             )
-        if self.teacher is not None:
-            check_prompt(job.prompt_name, self.teacher.layout.prompts, self.teacher.name)
         for task in self.tasks.reported:
             if task.needs_reference and self.teacher is None:
                 raise Refused(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emb_tool.checkpoint.files import write_atomically
+from emb_tool.data.batches import Tokens
 from emb_tool.data.corpus import Corpus, text_key
 from emb_tool.data.lanes import head
 from emb_tool.distill.setup import Setup
@@ -112,8 +113,8 @@ def follow(
             vectors = (memory or teacher).vectors(texts, role)[:, :dim]
             return unit(vectors) if cut else vectors
 
-        def tokenize(texts: Sequence[str]) -> Sequence[np.ndarray]:
-            return student.tokenize(texts, prompts[role])
+        def tokenize(texts: Sequence[str]) -> Tokens:
+            return student.tokens(texts, prompts[role])
 
         return Source(setup.streams[role], tokenize, teach, ROLES.index(role))
 

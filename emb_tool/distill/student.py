@@ -64,8 +64,7 @@ def open_student(
         like,
     )
     sample = corpus.train[:: max(1, len(corpus.train) // SAMPLE)][:SAMPLE]
-    ids = tokenize_roles(student, corpus, sample, prompts)
-    student.truncated = 0
+    ids = tokenize_roles(student, corpus, sample, prompts).ids
     fit_head(student, ids, targets.read(sample))
     return student
 

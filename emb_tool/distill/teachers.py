@@ -13,10 +13,8 @@ if TYPE_CHECKING:
     from emb_tool.training.teacher import Teacher
 
 
-def open_teacher(
-    setup: Setup, runtime: Runtime, progress: Progress
-) -> tuple[Teacher, dict[str, str]]:
-    """The teacher of a job, and the prompt of each role.
+def open_teacher(setup: Setup, runtime: Runtime, progress: Progress) -> Teacher:
+    """The teacher of a job.
 
     Args:
         setup: What the job names; not a file of vectors.
@@ -26,25 +24,16 @@ def open_teacher(
     from emb_tool.encoder import Encoder
     from emb_tool.training.teacher import CheckpointTeacher
 
-    job = setup.job
-    prompts = {"query": job.query_prompt or "", "document": job.document_prompt or ""}
+    job, prompts = setup.job, setup.prompts
     if setup.teacher is not None:
         encoder = Encoder.open(setup.teacher, runtime, max_length=job.teacher_max_length)
-        own_query, own_document = encoder.prompt("query"), encoder.prompt(job.prompt_name)
         if job.fsdp:
             encoder.shard()
-        if job.query_prompt is None:
-            prompts["query"] = own_query
-        if job.document_prompt is None:
-            prompts["document"] = own_document
-        return (
-            CheckpointTeacher(
-                encoder,
-                query_prompt=prompts["query"],
-                document_prompt=prompts["document"],
-                store_dtype=job.store_dtype,
-            ),
-            prompts,
+        return CheckpointTeacher(
+            encoder,
+            query_prompt=prompts["query"],
+            document_prompt=prompts["document"],
+            store_dtype=job.store_dtype,
         )
     endpoint = EndpointTeacher(
         job.teacher,
@@ -56,4 +45,4 @@ def open_teacher(
         on_warning=progress.warn,
     )
     setup.check_head(job.teacher_dim or endpoint.dim)
-    return endpoint, prompts
+    return endpoint

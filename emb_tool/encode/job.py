@@ -53,7 +53,9 @@ class EncodeJob(Job):
     header: Header = None
     prompt_name: Annotated[
         str,
-        Field(description="prompt of the texts: document, query, none or one of the model's"),
+        Field(
+            description="prompt of the texts: document, query, default, none or one of the model's"
+        ),
         Show(DATA, "NAME"),
     ] = "document"
     max_length: Annotated[

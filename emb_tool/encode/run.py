@@ -14,10 +14,11 @@ import numpy as np
 
 from emb_tool.checkpoint.files import write_json
 from emb_tool.checkpoint.output_file import OutputFile
+from emb_tool.checkpoint.prompts import check_prompt, shown
 from emb_tool.checkpoint.provenance import provenance
 from emb_tool.checkpoint.ranges import Ranges, read_ranges, read_ranges_file
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.checkpoint.reading import ROLES, check_max_length, check_prompt
+from emb_tool.checkpoint.reading import check_max_length
 from emb_tool.data.fields import field_sentence
 from emb_tool.data.options import TextOptions
 from emb_tool.data.texts import Record, hashes, read_texts, scan
@@ -28,7 +29,7 @@ from emb_tool.encode.vectors import PLAIN, beside, make_writer, output_file, pro
 from emb_tool.errors import Refused, met_late
 from emb_tool.ops.codes import Code, ScalarCode, code_from_json, make_code
 from emb_tool.ops.precisions import CALIBRATED
-from emb_tool.report import Measure, Report
+from emb_tool.report import Measure, Report, Table
 
 if TYPE_CHECKING:
     from emb_tool.runtime import Runtime
@@ -59,13 +60,20 @@ class Block(NamedTuple):
     truncated: int
 
 
-def check(job: EncodeJob, *, overwrite: bool = False, resume: bool = False) -> Checkpoint | None:
+def check(
+    job: EncodeJob,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    warn: Callable[[str], None] = lambda sentence: None,
+) -> Checkpoint | None:
     """Refuse, before torch is imported, what settings, headers and first records can tell.
 
     Args:
         job: What is to be done.
         overwrite: Whether the output may be replaced.
         resume: Whether to go on with an interrupted run.
+        warn: Called with what the user should know before the work; the report has it, too.
 
     Returns:
         The model; None where the output is finished.
@@ -75,7 +83,7 @@ def check(job: EncodeJob, *, overwrite: bool = False, resume: bool = False) -> C
         return None
     model = Checkpoint.open(job.model)
     check_max_length(job.max_length, model.layout, model.name)
-    check_prompt(job.prompt_name, model.layout.prompts, model.name)
+    check_prompt(model.layout, job.prompt_name, job.model, warn)
     scan((*job.texts, *job.calibrate), TextOptions.of(job))
     if job.ranges:
         read_ranges_file(Path(job.ranges).expanduser(), model.layout.dim)
@@ -153,9 +161,11 @@ class _Run:
         from emb_tool.encoder import Encoder
 
         began = time.perf_counter()
-        model = Encoder.open(job.model, runtime, max_length=job.max_length)
-        self.prompt = model.prompt(job.prompt_name)
-        self.model = model.route(job.prompt_name if job.prompt_name in ROLES else "document")
+        checkpoint = Checkpoint.open(job.model)
+        layout = checkpoint.layout
+        self.prompt = check_prompt(layout, job.prompt_name, job.model, self.report.warn)
+        model = Encoder.open(checkpoint, runtime, max_length=job.max_length)
+        self.model = model.route(job.prompt_name)
         self.opened = time.perf_counter()
         self.report.timings["open"] = self.opened - began
         for sentence in model.checkpoint.warnings:
@@ -281,7 +291,8 @@ class _Run:
         )
         write_json(self.file.partial / provenance_of(self.file.path).name, facts)
         describe(report, job, model, code, state, self.target.stat().st_size)
-        report.facts |= {"prompt": self.prompt, "resumed_at": self.resumed_at}
+        report.tables.append(Table(f"prompts: texts {shown(self.prompt)}", []))
+        report.facts |= {"prompts": {"texts": self.prompt}, "resumed_at": self.resumed_at}
         report.measures.append(Measure("peak memory", self.runtime.peak_memory(), "B"))
 
 

@@ -29,6 +29,7 @@ class Agreement(Task):
     needs_reference: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
     units: ClassVar[dict[str, str]] = {"texts": "texts"}
+    prompted: ClassVar[dict[str, str]] = {"texts": "prompt_name"}
 
     path: Annotated[
         str, Field(description="texts: a file, a folder or hub:NAME"), Show(metavar="PATH")
@@ -40,7 +41,9 @@ class Agreement(Task):
     delimiter: Delimiter = None
     header: Header = None
     prompt_name: Annotated[
-        str | None, Field(description="prompt of the texts [none]"), Show(metavar="NAME")
+        str | None,
+        Field(description="prompt of the texts [each model's default, if any]"),
+        Show(metavar="NAME"),
     ] = None
 
     _texts: list[str] | None = PrivateAttr(None)
@@ -58,8 +61,9 @@ class Agreement(Task):
         """Both models' vectors of the texts, held against each other: see `likeness`."""
         assert reference is not None
         texts = self._load()
-        mine = pair.document.vectors(texts, self.prompt_name)
-        theirs = reference.document.vectors(texts, self.prompt_name)
+        what = f"texts of {self.label}"
+        mine = pair.document.vectors(texts, self.prompt_name, what)
+        theirs = reference.document.vectors(texts, self.prompt_name, what)
         return Score({**likeness(mine, theirs), "texts": len(texts)})
 
     def _load(self) -> list[str]:

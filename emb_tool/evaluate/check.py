@@ -248,10 +248,16 @@ def rename(report: Report, folder: str, name: str) -> None:
     def right(text: str) -> str:
         return text.replace(folder, name).replace(Path(folder).name, Path(name).name)
 
+    def renamed(fact: Any) -> Any:
+        if isinstance(fact, dict):
+            return {right(key): renamed(value) for key, value in fact.items()}
+        return right(fact) if isinstance(fact, str) else fact
+
     for measure in report.measures:
         measure.model = right(measure.model)
     for table in report.tables:
         table.rows = [[right(cell) for cell in row] for row in table.rows]
+    report.facts = renamed(report.facts)
     report.gate = right(report.gate) if report.gate else None
     report.warnings = [right(sentence) for sentence in report.warnings]
 

@@ -49,8 +49,8 @@ class EvalJob(Job):
     prompt_name: Annotated[
         str | None,
         Field(
-            description="prompt of every text: query, document, none or a name of the model's own "
-            "[retrieval: query and document; else none]"
+            description="prompt of every text: query, document, default, none or one of the "
+            "model's [query for queries, document for documents, default for others]"
         ),
         Show(DATA, "NAME"),
     ] = None

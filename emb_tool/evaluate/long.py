@@ -13,7 +13,14 @@ from pydantic import Field, PrivateAttr
 
 from emb_tool.data.options import Delimiter, Header, TextField, TextOptions
 from emb_tool.errors import Refused
-from emb_tool.evaluate.task import Score, Task, stem
+from emb_tool.evaluate.task import (
+    PROMPTED,
+    DocumentPrompt,
+    QueryPrompt,
+    Score,
+    Task,
+    stem,
+)
 from emb_tool.fields import Show
 from emb_tool.method import IntList
 from emb_tool.report import Measure, Table
@@ -101,6 +108,7 @@ class Synthetic(LongTask):
     main: ClassVar[str | None] = "accuracy"
     chooses: ClassVar[bool] = True
     units: ClassVar[dict[str, str]] = {"queries": "queries"}
+    prompted: ClassVar[dict[str, str]] = PROMPTED
     _judged: ClassVar[str] = "accuracy@"
 
     haystack: Annotated[
@@ -117,6 +125,8 @@ class Synthetic(LongTask):
     delimiter: Delimiter = None
     header: Header = None
     window: Window = None
+    query_prompt: QueryPrompt = "query"
+    document_prompt: DocumentPrompt = "document"
 
     _sentences: list[str] | None = PrivateAttr(None)
     _made: dict[int, Any] = PrivateAttr(default_factory=dict)
@@ -215,8 +225,12 @@ class Synthetic(LongTask):
 
         from emb_tool.evaluate.search import unit
 
-        queries = unit(pair.query.vectors(self.needles().queries, "query"))
-        documents = unit(pair.document.vectors(self._hidden(tokens).documents, "document"))
+        sides = {"queries": pair.query, "documents": pair.document}
+        texts = {"queries": self.needles().queries, "documents": self._hidden(tokens).documents}
+        queries, documents = (
+            unit(sides[what].vectors(texts[what], name, f"{what} of {self.label}"))
+            for what, name in self.prompts().items()
+        )
         scores = queries @ documents.T
         own = np.diagonal(scores)[:, None]
         above, level = (scores > own).sum(1), (scores == own).sum(1)
@@ -228,7 +242,7 @@ class Synthetic(LongTask):
 
         hidden = self._hidden(tokens)
         heads = [text[:end] for text, end in zip(hidden.documents, hidden.ends, strict=True)]
-        ids = limited(encoder).tokenize(heads, encoder.prompt("document"))
+        ids = limited(encoder).tokenize(heads, encoder.prompt(self.document_prompt))
         seen = sum(len(row) <= window for row in ids) / len(ids)
         return seen + (1 - seen) / len(ids)
 

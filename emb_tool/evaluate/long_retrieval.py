@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr
 
 from emb_tool.evaluate.long import BASELINES, LongTask, Window, cell
 from emb_tool.evaluate.retrieval import Retrieval
-from emb_tool.evaluate.task import Score
+from emb_tool.evaluate.task import PROMPTED, DocumentPrompt, QueryPrompt, Score
 from emb_tool.fields import Show
 from emb_tool.report import Measure, Table
 
@@ -26,6 +26,7 @@ class LongRetrieval(LongTask):
     main: ClassVar[str | None] = "ndcg@10"
     chooses: ClassVar[bool] = True
     units: ClassVar[dict[str, str]] = {"queries": "queries"}
+    prompted: ClassVar[dict[str, str]] = PROMPTED
 
     path: Annotated[
         str,
@@ -33,6 +34,8 @@ class LongRetrieval(LongTask):
         Show(metavar="PATH"),
     ]
     window: Window = None
+    query_prompt: QueryPrompt = "query"
+    document_prompt: DocumentPrompt = "document"
 
     _inner: Retrieval | None = PrivateAttr(None)
 
@@ -77,5 +80,10 @@ class LongRetrieval(LongTask):
 
     def _retrieval(self) -> Retrieval:
         if self._inner is None:
-            self._inner = Retrieval(path=self.path)
+            self._inner = Retrieval(
+                path=self.path,
+                query_prompt=self.query_prompt,
+                document_prompt=self.document_prompt,
+            )
+            self._inner._label = self.label
         return self._inner

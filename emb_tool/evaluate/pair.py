@@ -62,14 +62,23 @@ class Embedder:
         self.batch_tokens = batch_tokens
         self.progress = progress or Progress(-1)
         self._known: dict[tuple[str, bytes], Vectors] = {}
+        self.cut: dict[str, tuple[int, int]] = {}
+        """Of texts that were encoded, by what they are: those cut at the limit, and all."""
 
     @property
     def dim(self) -> int:
         """Width of the vectors."""
         return int(self.encoder.dim)
 
-    def vectors(self, texts: Sequence[str], prompt_name: str | None = None) -> Vectors:
+    def vectors(
+        self, texts: Sequence[str], prompt_name: str | None = None, what: str = "texts"
+    ) -> Vectors:
         """(n, dim) float32 vectors of the texts, under the prompt of that name.
+
+        Args:
+            texts: The texts.
+            prompt_name: As of `emb_tool.checkpoint.prompts.prompt_text`.
+            what: What they are, in the plural; those that are cut are counted under this name.
 
         Raises:
             Refused: A prompt that the model does not have.
@@ -78,13 +87,22 @@ class Embedder:
         prompt = self.encoder.prompt(prompt_name)
         key = (prompt, _digest(texts))
         if key not in self._known:
+            before = getattr(self.encoder, "truncated", 0)
             name = f"encoding by {public_name(self.label)}" if self.label else "encoding"
             with self.progress.task(name, len(texts), "texts") as advance:
                 vectors = encode_together(
                     self.encoder, texts, prompt, batch_tokens=self.batch_tokens, progress=advance
                 )
+            self._count(what, getattr(self.encoder, "truncated", 0) - before, len(texts))
             self.remember(texts, prompt_name, vectors)
         return self._known[key]
+
+    def _count(self, what: str, cut: int, texts: int) -> None:
+        """Note how many of some texts this process has cut, of how many that all have encoded."""
+        runtime = getattr(self.encoder, "runtime", None)
+        (total,) = runtime.sum(cut) if runtime else (cut,)
+        before, seen = self.cut.get(what, (0, 0))
+        self.cut[what] = before + int(total), seen + texts
 
     def remember(self, texts: Sequence[str], prompt_name: str | None, vectors: Vectors) -> None:
         """Take these vectors for these texts, e.g. from a store, instead of encoding them."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, PrivateAttr, model_validator
 
 from emb_tool.errors import Refused
-from emb_tool.evaluate.task import Score, Task
+from emb_tool.evaluate.task import PROMPTED, DocumentPrompt, QueryPrompt, Score, Task
 from emb_tool.fields import Show
 from emb_tool.method import IntList
 from emb_tool.ops.precisions import Precision, Precisions
@@ -63,18 +63,15 @@ class Retrieval(Task):
     retains: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
     units: ClassVar[dict[str, str]] = {"queries": "queries", "queries excluded": "queries"}
+    prompted: ClassVar[dict[str, str]] = PROMPTED
 
     path: Annotated[
         str,
         Field(description="folder of corpus.jsonl, queries.jsonl and qrels"),
         Show(metavar="PATH"),
     ]
-    query_prompt: Annotated[
-        str, Field(description="prompt of the queries"), Show(metavar="NAME")
-    ] = "query"
-    document_prompt: Annotated[
-        str, Field(description="prompt of the documents"), Show(metavar="NAME")
-    ] = "document"
+    query_prompt: QueryPrompt = "query"
+    document_prompt: DocumentPrompt = "document"
     similarity: Annotated[
         Literal["auto", "cosine", "dot"],
         Field(description="what documents are ordered by; auto is dot where the model says so"),
@@ -155,8 +152,10 @@ class Retrieval(Task):
         from emb_tool.evaluate.search import unit
 
         data = self.data()
-        queries = pair.query.vectors(data.queries, self.query_prompt)
-        documents = pair.document.vectors(data.documents, self.document_prompt)
+        queries = pair.query.vectors(data.queries, self.query_prompt, f"queries of {self.label}")
+        documents = pair.document.vectors(
+            data.documents, self.document_prompt, f"documents of {self.label}"
+        )
         if self.by_dot(pair.document.encoder):
             return queries, documents
         return unit(queries), unit(documents)

@@ -7,8 +7,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.checkpoint.reading import check_max_length, check_prompt
-from emb_tool.evaluate import plot
+from emb_tool.checkpoint.reading import check_max_length
+from emb_tool.evaluate import inputs, plot
 from emb_tool.evaluate.long import LongTask, Synthetic
 from emb_tool.evaluate.pair import Embedder, Pair
 from emb_tool.evaluate.roots import attempted
@@ -42,16 +42,14 @@ class Prepared(NamedTuple):
     Args:
         tasks: The tasks, their files read.
         checkpoints: The models, the reference and the query model by name.
-        warnings: What the user should know about the models and the data.
+        warnings: What the user should know about the models, the data and the prompts.
+        prompts: What stands before the texts, by model, task and what the texts are.
     """
 
     tasks: list[Task]
     checkpoints: dict[str, Checkpoint]
     warnings: list[str]
-
-
-PROMPTS = ("prompt_name", "query_prompt", "document_prompt")
-"""Settings of tasks that name a prompt."""
+    prompts: inputs.Prompts
 
 
 def prepare(job: EvalJob) -> Prepared:
@@ -61,14 +59,12 @@ def prepare(job: EvalJob) -> Prepared:
     tasks = job.tasks()
     named = [name for name in (*job.models, job.reference, job.query_model) if name]
     checkpoints = {name: Checkpoint.open(name) for name in dict.fromkeys(named)}
-    prompts = {getattr(task, key, None) for task in tasks for key in PROMPTS}
     for name, checkpoint in checkpoints.items():
         check_max_length(job.max_length, checkpoint.layout, name)
-        for prompt in sorted(filter(None, prompts)):
-            check_prompt(prompt, checkpoint.layout.prompts, name)
     warnings = [sentence for checkpoint in checkpoints.values() for sentence in checkpoint.warnings]
     warnings += [sentence for task in tasks for sentence in task.check()]
-    return Prepared(tasks, checkpoints, warnings)
+    prompts, unused = inputs.read_prompts(tasks, checkpoints, job)
+    return Prepared(tasks, checkpoints, warnings + unused, prompts)
 
 
 def evaluate(
@@ -109,6 +105,7 @@ def evaluate(
             runtime.on_main(lambda: first.append(prepare(job)))
         prepared = first[0] if first else prepare(job)
     tasks, checkpoints = prepared.tasks, prepared.checkpoints
+    report.facts["prompts"] = prepared.prompts
     for sentence in prepared.warnings:
         report.warn(sentence)
 
@@ -136,11 +133,7 @@ def evaluate(
             clock=lambda task, seconds: clock(task.label, seconds),
             watch=lambda task: progress.task(task.label),
         )  # fmt: skip
-        for side in {id(e): e for e in (pair.query, pair.document)}.values():
-            (cut,) = runtime.sum(getattr(side.encoder, "truncated", 0))
-            if cut:
-                limit = side.encoder.max_length
-                report.warn(f"{side.label}: {cut:.0f} texts were cut at {limit} tokens")
+        inputs.note_cut(report, pair)
 
     reference = opened(job.reference, keep=True).pair if job.reference else None
     queries = opened(job.query_model, keep=True).query if job.query_model else None
@@ -166,6 +159,8 @@ def evaluate(
             measure(reference, opened(job.reference).size, None)
     report.gate = _gate(report, job.min_retention, labels, against=reference_label)
     report.tables = tables(report, tasks, reference_label)
+    if prompts := inputs.table_of_prompts(report):
+        report.tables.append(prompts)
     for task in tasks:
         if isinstance(task, LongTask) and reference_label:
             for sentence in task.verdicts(by_model(report, task), reference_label):

@@ -24,6 +24,9 @@ class Sts(Task):
     retains: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
     units: ClassVar[dict[str, str]] = {"pairs": "pairs"}
+    prompted: ClassVar[dict[str, str]] = {
+        "first sentences": "prompt_name", "second sentences": "prompt_name",
+    }  # fmt: skip
 
     path: Annotated[
         str,
@@ -31,7 +34,9 @@ class Sts(Task):
         Show(metavar="PATH"),
     ]
     prompt_name: Annotated[
-        str | None, Field(description="prompt of both sentences [none]"), Show(metavar="NAME")
+        str | None,
+        Field(description="prompt of both sentences [the model's default, if any]"),
+        Show(metavar="NAME"),
     ] = None
     delimiter: Delimiter = None
     header: Header = None
@@ -56,8 +61,9 @@ class Sts(Task):
         from emb_tool.evaluate.search import unit
 
         data = self._load()
-        left = unit(pair.query.vectors(data.left, self.prompt_name))
-        right = unit(pair.document.vectors(data.right, self.prompt_name))
+        first, second = (f"{what} of {self.label}" for what in self.prompted)
+        left = unit(pair.query.vectors(data.left, self.prompt_name, first))
+        right = unit(pair.document.vectors(data.right, self.prompt_name, second))
         cosine = np.einsum("ij,ij->i", left, right, dtype=np.float64)
         ranked = RankedPairs(cosine, np.asarray(data.scores, np.float64))
         figures = {"spearman": float(ranked.spearman()[0]), "pairs": len(data.left)}

@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from emb_tool import method, registry
 from emb_tool.data.fields import field_sentence
 from emb_tool.data.texts import is_local
 from emb_tool.errors import Refused
+from emb_tool.fields import Show
 from emb_tool.report import Measure
 
 if TYPE_CHECKING:
@@ -38,6 +39,13 @@ class Score:
     items: int = 0
 
 
+PROMPTED = {"queries": "query_prompt", "documents": "document_prompt"}
+"""What is searched with and in, to the setting that names its prompt."""
+
+QueryPrompt = Annotated[str, Field(description="prompt of the queries"), Show(metavar="NAME")]
+DocumentPrompt = Annotated[str, Field(description="prompt of the documents"), Show(metavar="NAME")]
+
+
 class Task(method.Measure):
     """One thing to measure: its settings, `check` before the work, and `score`.
 
@@ -47,6 +55,7 @@ class Task(method.Measure):
         needs_reference: Whether it compares with the reference and means nothing without.
         chooses: Whether more of that figure is better, so that `--dev` may choose by it.
         units: Unit of a figure by name, where it is not a plain fraction.
+        prompted: What its texts are, to the setting that names their prompt.
     """
 
     main: ClassVar[str | None] = None
@@ -54,6 +63,7 @@ class Task(method.Measure):
     needs_reference: ClassVar[bool] = False
     chooses: ClassVar[bool] = False
     units: ClassVar[Mapping[str, str]] = {}
+    prompted: ClassVar[Mapping[str, str]] = {}
 
     _label: str = PrivateAttr("")
     _notes: list[str] = PrivateAttr(default_factory=list)
@@ -83,6 +93,10 @@ class Task(method.Measure):
             return self._label
         path = getattr(self, "path", None)
         return f"{self.name}:{stem(path)}" if path else self.name
+
+    def prompts(self) -> dict[str, str | None]:
+        """What its texts are, to the name of the prompt that is put before them."""
+        return {what: getattr(self, setting) for what, setting in self.prompted.items()}
 
     def check(self) -> list[str]:
         """Read the task's files and refuse what is wrong with them, before any model is loaded.

@@ -22,7 +22,7 @@ UNLIMITED = 1 << 40
 def limited(encoder: Encoder, tokens: int = UNLIMITED) -> Encoder:
     """The same model, reading so many tokens of a text; its own limit is not asked."""
     other = copy.copy(encoder)
-    other.max_length, other.truncated = tokens, 0
+    other.max_length = tokens
     return other
 
 
@@ -40,7 +40,7 @@ class Windows:
 
     def __init__(self, encoder: Encoder, tokens: int, limit: int | None = None) -> None:
         self.encoder, self.tokens = encoder, tokens
-        self.dim, self.truncated, self.max_length = encoder.dim, 0, None
+        self.dim, self.max_length = encoder.dim, None
         self._bare = copy.copy(encoder)
         modules = list(encoder.model)
         if type(modules[-1]).__name__ == "Normalize":

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
+from emb_tool.checkpoint.prompts import ROLES, check_prompt
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import Refused
 from emb_tool.merge.adapter import Adapter, open_model
@@ -112,6 +113,7 @@ class Setup:
                 )
         for sentence in self.data.check():
             self.progress.warn(sentence)
+        self._check_prompts()
         if self.is_bare and isinstance(self.method, Looking):
             raise Refused(f"{self.method.name}: files of tensors cannot be run", None)
         if self.is_bare and self.job.eval:
@@ -119,6 +121,15 @@ class Setup:
         self._check_weights()
         written = tuple(slot.spec for slot in self.slots)
         return Plan((Step((), written),), notes=tuple(self.tensors.notes))
+
+    def _check_prompts(self) -> None:
+        """Warn of prompts that are passed over where the method looks at texts."""
+        if not (isinstance(self.method, Looking) and (self.job.texts or self.job.pairs)):
+            return
+        lead = self.taken_from("prompts")
+        for role in ROLES:
+            way = f"put it under {role} in config_sentence_transformers.json"
+            check_prompt(lead.layout, role, lead.name, self.progress.warn, way)
 
     def inspect(self) -> None:
         """Refuse what cannot even be compared; differences stay differences."""

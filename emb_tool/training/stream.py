@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emb_tool.data.batches import plan_batches
+from emb_tool.checkpoint.files import write_atomically
+from emb_tool.data.batches import Tokens, plan_batches
 from emb_tool.training.ahead import ahead
 
 WINDOW = 8192
@@ -31,6 +32,8 @@ class Place(NamedTuple):
         texts: Used so far.
         began: Of streamed texts, those used before the epoch.
         lanes: Of streamed texts, where each lane stood before the window: JSON.
+        cut: Of streamed texts, documents and queries longer than is read, each once, in the
+            windows of which a batch was used.
     """
 
     epoch: int = 0
@@ -39,6 +42,7 @@ class Place(NamedTuple):
     texts: int = 0
     began: int = 0
     lanes: dict[str, Any] | None = None
+    cut: Sequence[int] = (0, 0)
 
 
 @dataclass
@@ -66,17 +70,25 @@ def index_dtype(count: int) -> type[np.signedinteger[Any]]:
 
 
 class TokenCache:
-    """Token ids on disk, made on first use: 12 bytes a text in memory.
+    """Token ids on disk, made on first use: 13 bytes a text in memory.
+
+    Which texts were cut outlives the run, for the one that goes on with it: each is counted once.
 
     Args:
-        file: Scratch file, written anew.
+        file: Scratch file, written anew; beside it lies which texts were cut.
         count: Number of texts.
-        tokenize: From corpus indices to token ids.
+        tokenize: From corpus indices to tokens.
+
+    Attributes:
+        cut: (count,) bool, texts found longer than is read.
     """
 
-    def __init__(
-        self, file: Path, count: int, tokenize: Callable[[np.ndarray], Sequence[np.ndarray]]
-    ) -> None:
+    def __init__(self, file: Path, count: int, tokenize: Callable[[np.ndarray], Tokens]) -> None:
+        self.cut = np.zeros(count, bool)
+        self._cut_file = file.with_suffix(".cut")
+        if self._cut_file.exists():
+            bits: np.ndarray = np.frombuffer(self._cut_file.read_bytes(), np.uint8)
+            self.cut = np.unpackbits(bits, count=count).astype(bool)
         self._start = np.full(count, -1, np.int64)
         self._length = np.zeros(count, np.int32)
         self._file = open(file, "w+b")  # noqa: SIM115 - lives as long as the cache
@@ -88,7 +100,7 @@ class TokenCache:
         new = indices[self._start[indices] < 0]
         for at in range(0, len(new), 1024):
             part = new[at : at + 1024]
-            ids = self._tokenize(part)
+            ids, self.cut[part] = self._tokenize(part)
             sizes = np.array([len(row) for row in ids], np.int64)
             flat = np.concatenate(ids).astype(np.int32) if len(ids) else np.zeros(0, np.int32)
             self._file.seek(self._end)
@@ -106,6 +118,10 @@ class TokenCache:
             self._file.seek(self._start[index])
             out.append(np.frombuffer(self._file.read(4 * int(self._length[index])), np.int32))
         return out
+
+    def flush(self) -> None:
+        """Keep which texts were cut."""
+        write_atomically(self._cut_file, np.packbits(self.cut).tobytes())
 
     def close(self) -> None:
         """Let go of the scratch file."""
@@ -160,7 +176,8 @@ class Stream:
         return self.cache.ids(first), self.read_targets(first), first
 
     def flush(self) -> None:
-        """Nothing that a saved state relies on waits to be written."""
+        """Write what a saved state relies on."""
+        self.cache.flush()
 
     def close(self) -> None:
         """Let go of the tokens on disk."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from emb_tool.data.batches import plan_batches
+from emb_tool.data.batches import Tokens, plan_batches
 from emb_tool.data.lanes import LANES, Round, head, lanes_of
 from emb_tool.data.streams import Shards
 from emb_tool.errors import Refused, met_late
@@ -38,13 +38,13 @@ class Source:
 
     Args:
         shards: Where they come from.
-        tokenize: From texts to token ids.
+        tokenize: From texts to tokens.
         teach: From texts to (n, dim) float32.
         role: 0 document, 1 query.
     """
 
     shards: Shards
-    tokenize: Callable[[Sequence[str]], Sequence[np.ndarray]]
+    tokenize: Callable[[Sequence[str]], Tokens]
     teach: Callable[[Sequence[str]], np.ndarray]
     role: int = 0
 
@@ -60,6 +60,8 @@ class Part:
         counts: Texts of the first source by lane, of the lanes that it reads.
         second: Texts of the second source in the whole window.
         lanes: Where these stand behind the window.
+        cut: Its documents and its queries that are longer than is read, as far as they come by for
+            the first time.
     """
 
     roles: np.ndarray
@@ -68,6 +70,7 @@ class Part:
     counts: dict[int, int]
     second: int
     lanes: dict[str, Any]
+    cut: tuple[int, int]
 
 
 class StreamedTexts:
@@ -88,6 +91,10 @@ class StreamedTexts:
         buffer: Texts of a window: shuffled, and sorted by length, together.
         rank: This process.
         world: Number of processes.
+
+    Attributes:
+        cut: Documents and queries that came by and are longer than the model reads, each counted
+            once, over all processes.
     """
 
     def __init__(
@@ -112,6 +119,7 @@ class StreamedTexts:
         self.wanted, self.gather, self.memory = wanted, gather, memory
         self.batch_tokens, self.epoch_texts, self.total = batch_tokens, epoch_texts, total
         self.seed, self.rank, self.world = seed, rank, world
+        self.cut: Sequence[int] = (0, 0)
         lanes = min(LANES, len(first.shards))
         self._of_lane = max(1, int(buffer * (1 - share)) // lanes)
         self._of_second = self._of_lane * lanes * share / (1 - share)
@@ -146,7 +154,7 @@ class StreamedTexts:
         first = self.first
         texts = head(first.shards, self.seed, 2)
         roles = np.full(len(texts), first.role)
-        return list(first.tokenize(texts)), first.teach(texts), roles
+        return first.tokenize(texts).ids, first.teach(texts), roles
 
     def flush(self) -> None:
         """What a saved state relies on is stored, if anything is."""
@@ -171,24 +179,28 @@ class StreamedTexts:
             own = self.owner(lane_of, row_of) == self.rank
             texts = [found[lane][row] for lane, row in zip(lane_of[own], row_of[own], strict=True)]
             after = {str(lane.lane): lane.state() for lane in lanes}
-            part = self._taught(texts, self.first, counts, after)
+            part = self._taught(texts, self.first, 0 if place.epoch else len(texts))
+            part.counts, part.lanes = counts, after
             if self.second and between:
                 more = between.take(self._in_window(window), self.wanted)
                 after[ROUND] = between.state()
-                theirs = self._taught(more[self.rank :: self.world], self.second, {}, {})
+                new = len(range(self.rank, between.new, self.world))
+                theirs = self._taught(more[self.rank :: self.world], self.second, new)
                 part.roles = np.concatenate([part.roles, theirs.roles])
                 part.ids += theirs.ids
                 part.targets = np.concatenate([part.targets, theirs.targets])
                 part.second = len(more)
+                part.cut = part.cut[0] + theirs.cut[0], part.cut[1] + theirs.cut[1]
             yield part
             window += 1
 
     @staticmethod
-    def _taught(
-        texts: list[str], source: Source, counts: dict[int, int], lanes: dict[str, Any]
-    ) -> Part:
-        roles, ids = np.full(len(texts), source.role), list(source.tokenize(texts))
-        return Part(roles, ids, source.teach(texts), counts, 0, lanes)
+    def _taught(texts: list[str], source: Source, new: int) -> Part:
+        """Texts as a part of a window; of the first `new` it is counted which are cut."""
+        ids, cut = source.tokenize(texts)
+        roles, many = np.full(len(texts), source.role), int(cut[:new].sum())
+        by_role = (0, many) if source.role else (many, 0)
+        return Part(roles, ids, source.teach(texts), {}, 0, {}, by_role)
 
     def _in_window(self, window: int) -> int:
         """Texts of the second source: as many as belong to those of the first, over an epoch."""
@@ -204,13 +216,17 @@ class StreamedTexts:
             Refused: A text that the data or the teacher is at fault for, before anything is learnt.
             Failed: The same, later: what is learnt is kept.
         """
+        self.cut = place.cut
         while place.texts < self.total:
             parts = ahead(self._parts(place), 1)
             try:
                 for part in parts:
-                    lengths, owner, after = self._agree(part)
+                    lengths, owner, after, cut = self._agree(part)
                     if len(lengths) == part.second:
                         break
+                    if not place.batch:  # else they are counted already
+                        self.cut = [a + b for a, b in zip(self.cut, cut, strict=True)]
+                        place = place._replace(cut=self.cut)
                     for batch in self._window(place, part, lengths, owner):
                         place = batch.after
                         yield batch
@@ -227,22 +243,25 @@ class StreamedTexts:
                 raise Refused("the stream holds no text to train on", "name other --texts")
             lanes = place.lanes or {}
             kept = {ROUND: lanes[ROUND]} if ROUND in lanes else None
-            place = Place(place.epoch + 1, texts=place.texts, began=place.texts, lanes=kept)
+            place = Place(
+                place.epoch + 1, texts=place.texts, began=place.texts, lanes=kept, cut=place.cut
+            )
 
     def _end(self, place: Place) -> int:
         """Texts used when the epoch, or the run, is over."""
         return min(self.total, place.began + self.epoch_texts)
 
-    def _agree(self, part: Part) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-        """Length and owner of every text of a window, and where all lanes stand behind it."""
-        told = self.gather((part.counts, [len(row) for row in part.ids], part.lanes))
-        counts = dict(sorted(pair for counts, _, _ in told for pair in counts.items()))
+    def _agree(self, part: Part) -> tuple[np.ndarray, np.ndarray, dict[str, Any], list[int]]:
+        """Length and owner of every text of a window, where lanes stand behind it, texts cut."""
+        told = self.gather((part.counts, [len(row) for row in part.ids], part.lanes, part.cut))
+        counts = dict(sorted(pair for counts, *_ in told for pair in counts.items()))
         second = np.arange(part.second) % self.world
         owner = np.concatenate([self.owner(*self.order(counts)), second])
         lengths = np.zeros(len(owner), np.int64)
-        for rank, (_, theirs, _) in enumerate(told):
+        for rank, (_, theirs, *_) in enumerate(told):
             lengths[owner == rank] = theirs
-        return lengths, owner, {lane: at for _, _, lanes in told for lane, at in lanes.items()}
+        after = {lane: at for _, _, lanes, _ in told for lane, at in lanes.items()}
+        return lengths, owner, after, [sum(cut[role] for *_, cut in told) for role in (0, 1)]
 
     def _window(
         self, place: Place, part: Part, lengths: np.ndarray, owner: np.ndarray

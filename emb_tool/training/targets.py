@@ -82,6 +82,7 @@ def gather_targets(
     shard_texts: int | None = None,
     check_sample: int = 16,
     meet: Callable[[], None] | None = None,
+    note: Callable[[int, int], None] = lambda texts, cut: None,
 ) -> StoredTargets:
     """Bring the vector of every text into the store, and give access to them.
 
@@ -104,6 +105,8 @@ def gather_targets(
         check_sample: Texts to encode again, spread over what is there.
         meet: Waits for the other processes. Where it is given, all of them encode at the same time,
             each its own shard: the teacher is cut over them.
+        note: Called with the number of texts of each shard that was encoded, and with how many of
+            them the teacher did not read to their end, where it tells.
 
     Raises:
         Refused: Stored vectors that the teacher does not agree with, NaN, another width.
@@ -139,7 +142,7 @@ def gather_targets(
         for start in range(0, len(shards), world):
             turn = shards[start : start + world]
             role, indices = turn[rank] if rank < len(turn) else (0, nothing)
-            _encode(corpus, teacher, role, spaces[role], indices, progress)
+            _encode(corpus, teacher, role, spaces[role], indices, progress, note)
         meet()
         shards = []
         for space in spaces:
@@ -159,7 +162,7 @@ def gather_targets(
                 skip(len(indices) - len(lacking))
             indices = lacking
         if len(indices):
-            _encode(corpus, teacher, role, space, indices, progress)
+            _encode(corpus, teacher, role, space, indices, progress, note)
     rows = np.concatenate(
         [
             space.locate(corpus.keys[start:end])
@@ -183,9 +186,10 @@ def _encode(
     space: SpaceStore,
     indices: np.ndarray,
     progress: Callable[[int], None] | None,
+    note: Callable[[int, int], None],
 ) -> None:
     """One shard."""
-    texts = corpus.texts(indices)
+    texts, before = corpus.texts(indices), getattr(teacher, "truncated", 0)
     try:
         vectors = teacher.vectors(texts, ROLES[role], progress)
         if vectors.shape != (len(texts), teacher.dim):
@@ -203,6 +207,7 @@ def _encode(
         index, text = int(indices[error.position]), texts[error.position]
         raise TextRefused(error.teacher, index, text, error.why, error.hint) from None
     space.append(np.asarray(corpus.keys[indices]), vectors)
+    note(len(texts), getattr(teacher, "truncated", 0) - before)
 
 
 def _compare(

@@ -97,7 +97,7 @@ def tune(
     cache = TokenCache(
         state / f"tokens-{runtime.rank}.bin",
         len(corpus),
-        lambda indices: encoder.tokenize(corpus.texts(map(int, indices)), prompt),
+        lambda indices: encoder.tokens(corpus.texts(map(int, indices)), prompt),
     )
     total = max(1, round(method.epochs * method.cycles * len(corpus.train)))
     stream = Stream(
@@ -128,6 +128,11 @@ def tune(
         watch(trainer)
         outcome = trainer.run()
     cache.close()
+    if cut := int(cache.cut.sum()):
+        progress.warn(
+            f"{cut:,} of {len(corpus.train):,} training texts are longer than the "
+            f"{encoder.max_length:,} tokens that the model reads; their rest was not trained on"
+        )
     if runtime.is_main:
         trainer.take_best()
         progress.say(f"tuned: {outcome.told(total)}")

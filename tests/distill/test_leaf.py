@@ -267,14 +267,14 @@ def test_streamed_queries_have_their_prompt_and_the_teacher_reads_each_text_once
     check_here(monkeypatch)
     monkeypatch.setattr("emb_tool.distill.streaming.HEAD", 10)
     prompts: dict[str, set[str]] = {}
-    real = Encoder.tokenize
+    real = Encoder.tokens
 
     def noted(self: Encoder, texts: Any, prompt: str = "") -> Any:
         for text in texts:
             prompts.setdefault(text, set()).add(prompt)
         return real(self, texts, prompt)
 
-    monkeypatch.setattr(Encoder, "tokenize", noted)
+    monkeypatch.setattr(Encoder, "tokens", noted)
     documents, asked = sentences[:80], sentences[80:100]
     texts = write_texts(tmp_path / "texts.jsonl", documents)
     queries = write_texts(tmp_path / "queries.jsonl", asked)

@@ -99,7 +99,8 @@ def test_prompts_and_the_limit(
     report = encode(
         job(tiny_bert, texts, tmp_path / "q.npy", prompt_name="query", limit=2), runtime
     )
-    assert report.facts["prompt"] == "query: "
+    assert report.facts["prompts"] == {"texts": "query: "}
+    assert report.tables[-1].title == "prompts: texts 'query: '"
     expected = by_sentence_transformers(tiny_bert, WORDS[:2], prompt="query: ")
     np.testing.assert_allclose(np.load(tmp_path / "q.npy"), expected, atol=2e-5)
     with pytest.raises(Refused, match="no prompt named 'qeury'"):

@@ -15,6 +15,7 @@ import rich.table
 import rich.text
 
 from emb_tool import registry
+from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused
 from emb_tool.evaluate import plot
 from emb_tool.evaluate.job import EvalJob
@@ -81,6 +82,7 @@ def test_tables_have_a_row_a_model_and_80_columns(compared: Report) -> None:
     ]  # fmt: skip
     assert [table.title for table in details] == [
         "sts:pairs, 60 pairs", "retrieval:toy, 10 queries", "agreement:corpus, 39 texts", "speed",
+        "prompts",
     ]  # fmt: skip
     for table in compared.tables:
         assert all(len(row) == len(table.columns) for row in table.rows)
@@ -147,8 +149,19 @@ def test_a_query_model_makes_it_asymmetric(
 
 
 def test_texts_that_are_cut_are_counted(tiny_bert: Path, sts_file: Path) -> None:  # noqa: F811
-    report = run(models=[str(tiny_bert)], task=[f"sts:{sts_file}"], max_length=6)
-    assert any("texts were cut at 6 tokens" in sentence for sentence in report.warnings)
+    models = [str(tiny_bert)] * 2
+    report = run(models=models, task=[f"sts:{sts_file}"], max_length=6, reference=tiny_bert)
+    rows = [line.split("\t") for line in sts_file.read_text().splitlines()[1:]]
+    encoder = Encoder.open(tiny_bert, Runtime.start("cpu"), max_length=6)
+    for column, what in enumerate(("first", "second")):
+        cut = int(encoder.tokens([row[column] for row in rows]).cut.sum())
+        assert cut > 0
+        assert report.facts["truncated"][str(tiny_bert)][f"{what} sentences of sts:pairs"] == cut
+        assert (
+            f"{tiny_bert}: {cut} of {len(rows)} {what} sentences of sts:pairs are longer than the "
+            "6 tokens that it reads; their rest was not read"
+        ) in report.warnings
+    assert len(report.warnings) == 2
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emb_tool.data.batches import Tokens
 from emb_tool.training import stream as module
 from emb_tool.training.stream import Batch, Place, Stream, TokenCache
 
@@ -43,8 +44,8 @@ def make(
     count = documents + queries
     lengths = lengths_of(count)
 
-    def tokenize(indices: np.ndarray) -> list[np.ndarray]:
-        return [np.full(lengths[i], i, np.int32) for i in indices]
+    def tokenize(indices: np.ndarray) -> Tokens:
+        return Tokens([np.full(lengths[i], i, np.int32) for i in indices], lengths[indices] > 9)
 
     return Stream(
         [np.arange(documents), np.arange(documents, count)],
@@ -172,9 +173,10 @@ def test_a_share_means_nothing_with_one_pool() -> None:
 def test_tokens_are_made_once_and_read_back(tmp_path: Path) -> None:
     calls: list[int] = []
 
-    def tokenize(indices: np.ndarray) -> list[np.ndarray]:
+    def tokenize(indices: np.ndarray) -> Tokens:
         calls.extend(indices.tolist())
-        return [np.arange(i % 5, dtype=np.int32) + i for i in indices]
+        ids = [np.arange(i % 5, dtype=np.int32) + i for i in indices]
+        return Tokens(ids, indices % 5 == 4)
 
     cache = TokenCache(tmp_path / "tokens.bin", 3000, tokenize)
     rng = np.random.default_rng(0)
@@ -185,6 +187,24 @@ def test_tokens_are_made_once_and_read_back(tmp_path: Path) -> None:
             np.testing.assert_array_equal(row, np.arange(index % 5) + index)
     assert len(calls) == len(set(calls))
     cache.close()
+
+
+def test_texts_that_were_cut_are_known_to_the_run_that_goes_on() -> None:
+    """Each once: whatever the number of epochs, of processes, and of times it is taken up."""
+    count = 30
+    wanted = lengths_of(count) > 9
+    assert 0 < wanted.sum() < count
+    whole = make(count, epochs=3, rank=1, world=2)
+    list(whole.batches(Place()))
+    assert (whole.cache.cut == wanted).all()
+    first = make(count, batch_tokens=12)
+    batches = first.batches(Place())
+    place = [next(batches) for _ in range(4)][-1].after
+    first.flush()
+    file = Path(first.cache._file.name)
+    again = TokenCache(file, count, lambda indices: pytest.fail("nothing is to be read again"))
+    assert (again.cut == wanted).all()
+    assert place.texts < count
 
 
 def test_ahead_gives_the_same_batches_and_hands_errors_over() -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from emb_tool.data.batches import Tokens
 from emb_tool.data.streams import Shards
 from emb_tool.errors import Failed, Refused
 from emb_tool.training.stream import Batch, Place
@@ -52,8 +53,9 @@ def make(shards: Shards, queries: Shards | None = None, **settings: Any) -> Stre
     def teach(texts: Sequence[str]) -> np.ndarray:
         return np.array([[int(text)] for text in texts], np.float32).reshape(-1, 1)
 
-    def tokenize(texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.full(int(text) % 7 + 1, int(text), np.int32) for text in texts]
+    def tokenize(texts: Sequence[str]) -> Tokens:
+        ids = [np.full(int(text) % 7 + 1, int(text), np.int32) for text in texts]
+        return Tokens(ids, np.array([int(text) % 7 == 6 for text in texts], bool))
 
     options: dict[str, Any] = {
         "batch_tokens": 30, "epoch_texts": COUNT, "total": 2 * COUNT + 20, "seed": 0, "buffer": 48,
@@ -82,7 +84,7 @@ def together(
         def tell(mine: Any) -> list[Any]:
             told[rank] = json.loads(json.dumps(mine, default=int))
             barrier.wait(20)
-            all_of = [(({int(k): n for k, n in c.items()}), x, y) for c, x, y in told]  # type: ignore[misc]
+            all_of = [({int(k): n for k, n in c.items()}, *x) for c, *x in told]  # type: ignore[misc]
             barrier.wait(20)
             return all_of
 
@@ -182,6 +184,25 @@ def test_a_run_is_taken_up_at_any_place_by_any_number(
     assert sorted(n for rank in both for b in rank for n in numbers(b)) == sorted(
         n for b in alone[at + 1 :] for n in numbers(b)
     )
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_texts_that_are_cut_are_counted_once(shards: Shards, queries: Shards, asked: bool) -> None:
+    """Over epochs, and by a run that is taken up anywhere; processes agree by `Place`, above."""
+    second = queries if asked else None
+    whole = make(shards, second)
+    alone = list(whole.ahead(Place()))
+    first = {n for batch in alone if batch.after.epoch == 0 for n in numbers(batch) if n < 1000}
+    first |= {n for batch in alone for n in numbers(batch) if n >= 1000}
+    long = [n for n in first if n % 7 == 6]
+    if not asked:  # else an epoch ends within a window, which is counted whole
+        assert list(whole.cut) == [len(long), 0]
+        assert len(first) == COUNT
+    assert whole.cut[1] == sum(n >= 1000 for n in long)
+    for at in (0, 3, len(alone) // 3, len(alone) // 2, len(alone) - 1):
+        rest = make(shards, second)
+        list(rest.ahead(Place(*json.loads(json.dumps(list(alone[at].after))))))
+        assert list(rest.cut) == list(whole.cut)
 
 
 def test_what_is_held_out_does_not_come_by_and_limits_are_kept(shards: Shards) -> None:
