@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
     from emb_tool.encoder import Encoder
 
 SHARES = (0.02, 0.1, 0.25, 0.5, 0.75, 1.0)
-"""Lengths of the short inputs, of the original length."""
+"""Lengths of the short inputs, of the longest of them."""
+
+BLOCK = 4096
+"""Texts counted at a time."""
 
 ALIKE = 1 - 1e-5
 """Cosine from which two runs of a text in different batches count as the same vector."""
@@ -32,10 +37,11 @@ def check_extended(
 
     Args:
         request: `folder`, `name`, `device`, `dtype`; `extended`, the input's path; `sample`, a
-            jsonl file of texts; `original` and `target` lengths in tokens; `longest`, tokens of the
-            longest text run; `exact`, whether short inputs are to keep their vectors to the bit;
-            `rows` of the table of positions or None; `rotary`, what `_check_rotary` expects, or
-            None; `tasks`.
+            jsonl file of texts; `original` and `target` lengths in tokens; `short`, tokens of the
+            longest input that was read whole at such positions; `longest`, tokens of the longest
+            text run; `exact`, whether short inputs are to keep their vectors to the bit; `rows` of
+            the table of positions or None; `rotary`, what `_check_rotary` expects, or None;
+            `texts` of the user, with `text_options`, `limit` and `prompt_name`; `tasks`.
         rename: Lets a report call the folder by its final name.
         progress: Shows how far it is.
 
@@ -71,12 +77,16 @@ def check_extended(
         _check_rotary(after, request["rotary"], original, target)
     lines = Path(request["sample"]).read_text(encoding="utf-8").splitlines()
     inputs = Inputs(after, " ".join(json.loads(line)["text"] for line in lines))
-    before = Encoder.open(request["extended"], runtime)
-    before.max_length = original
+    before = Encoder.open(request["extended"], runtime)  # as a user has it, with its own limit
     table = Table("as written", ["", ""])
     table.rows.append(["tokens read", f"{after.max_length:,}"])
     with progress.task("short inputs"):
-        table.rows.append(_short(before, after, inputs, original, request["exact"], report))
+        table.rows.append(_short(before, after, inputs, request["short"], request["exact"], report))
+    with progress.task("longer inputs"):
+        table.rows.append(_longer(before, after, inputs, request, report))
+    if request["texts"]:
+        with progress.task("counting tokens of the texts"):
+            table.rows += _to_reencode(before, request, report)
     del before
     with progress.task(f"inputs of up to {request['longest']:,} tokens"):
         table.rows.append(_batches(after, inputs, original, request["longest"], report))
@@ -137,7 +147,7 @@ def _check_rotary(encoder: Encoder, expected: dict[str, Any], original: int, tar
 
 
 class Inputs:
-    """Token ids of any length, of real text, special tokens where they belong.
+    """Inputs of any length, of real text: as token ids with the special ones, and as texts.
 
     Args:
         encoder: Whose tokenizer.
@@ -145,7 +155,8 @@ class Inputs:
     """
 
     def __init__(self, encoder: Encoder, text: str) -> None:
-        whole = limited(encoder).tokenize([text])[0]
+        self._whole, self._words = limited(encoder), text.split()
+        whole = self._whole.tokenize([text])[0]
         self._lead, self._trail = encoder.frame()
         self._inner = whole[len(self._lead) : len(whole) - len(self._trail)]
 
@@ -155,14 +166,31 @@ class Inputs:
         body = np.resize(np.roll(self._inner, -start), room)
         return np.concatenate([self._lead, body, self._trail]).astype(np.int32)
 
+    def text(self, length: int, start: int = 0) -> str:
+        """As many words as have at most `length` tokens with the special ones, one at least.
+
+        Args:
+            length: Tokens.
+            start: Words of the text that are left out.
+        """
+        start %= len(self._words)
+        laps = 1 + length // len(self._words)
+        words = (self._words[start:] + self._words[:start]) * laps
+
+        def tokens(count: int) -> int:
+            return len(self._whole.tokenize([" ".join(words[:count])])[0])
+
+        count = bisect_right(range(1, length + 1), length, key=tokens)
+        return " ".join(words[: max(count, 1)])
+
 
 def _short(
-    before: Encoder, after: Encoder, inputs: Inputs, original: int, exact: bool, report: Report
+    before: Encoder, after: Encoder, inputs: Inputs, short: int, exact: bool, report: Report
 ) -> list[str]:
-    """Inputs up to the original length, in the same batches through both models."""
-    lengths = sorted({max(3, round(share * original)) for share in SHARES})
-    ids = [inputs.cut(n, 97 * i) for n in lengths for i in range(2)]
-    old, new = before.encode_ids(ids), after.encode_ids(ids)
+    """Texts that the input reads whole, at positions it was trained at, through both models."""
+    lengths = sorted({max(3, round(share * short)) for share in SHARES})
+    texts = [inputs.text(n, 97 * i) for n in lengths for i in range(2)]
+    old, new = before.encode(texts), after.encode(texts)
     same = bool((old == new).all())
     cosine = _cosines(old, new)
     report.measures += [
@@ -170,14 +198,84 @@ def _short(
         Measure("least cosine", float(cosine.min()), of="short inputs"),
     ]
     if exact and not same:
-        raise Failed(f"inputs up to {original} tokens do not keep their vectors to the bit", None)
+        raise Failed(f"vectors of inputs up to {short:,} tokens are not bit-identical", None)
     if not same:
         report.warn(
-            f"inputs up to {original:,} tokens get other vectors than before (cosine "
+            f"inputs up to {short:,} tokens get other vectors than before (cosine "
             f"{cosine.min():.4f} to {cosine.max():.4f}): an index is to be made anew"
         )
-    told = "equal to the bit" if same else f"cosine {cosine.min():.4f} to {cosine.max():.4f}"
-    return [f"inputs up to {original:,} tokens, against the input", told]
+    told = "bit-identical" if same else _range(cosine)
+    return [f"inputs up to {short:,} tokens, against the input", told]
+
+
+def _longer(
+    before: Encoder, after: Encoder, inputs: Inputs, request: dict[str, Any], report: Report
+) -> list[str]:
+    """Longer texts through both models, each with its own limit: what an index has, and will have.
+
+    Up to the trained positions where the input does not read so far, else up to the target.
+    """
+    short, original, limit = request["short"], request["original"], before.max_length
+    end = min(original if original > short else request["target"], request["longest"])
+    lengths = sorted({short + max(1, round(share * (end - short))) for share in SHARES})
+    texts = [inputs.text(n, 31 * i) for i, n in enumerate(lengths)]
+    old, new = before.encode(texts), after.encode(texts)
+    cosine = _cosines(old, new)
+    report.measures.append(Measure("least cosine", float(cosine.min()), of="longer inputs"))
+    what = f"inputs of {short + 1:,} to {end:,} tokens"
+    if (old == new).all():
+        return [f"{what}, against the input", "bit-identical"]
+    cut = limit is not None and limit <= short
+    if cut and short < original:
+        report.warn(
+            f"{what} were truncated to {limit:,}, the input's own limit, and are read whole now "
+            f"({_range(cosine)}): re-encode every text of more than {short:,} tokens"
+        )
+    why = f", which truncated them to {limit:,}" if cut else ""
+    return [f"{what}, against the input{why}", f"{_range(cosine)}: re-encode them"]
+
+
+def _to_reencode(before: Encoder, request: dict[str, Any], report: Report) -> list[list[str]]:
+    """How many of the user's texts do not keep their vectors: the longer ones, or all.
+
+    And how many lie between the input's own limit and its table of positions.
+    """
+    from emb_tool.data.options import TextOptions
+    from emb_tool.data.texts import read_texts
+
+    short, original = request["short"], request["original"]
+    reader = limited(before, original + 1)  # tells longer texts from those that just fit
+    kept = bool(report.value("bitwise equal", "short inputs"))
+    prompt = before.prompt(request["prompt_name"])
+    found = read_texts(request["texts"], TextOptions(*request["text_options"]))
+    records = islice(found, request["limit"])
+    texts = longer = between = 0
+    while block := list(islice(records, BLOCK)):
+        ids = reader.tokenize([record.text for record in block], prompt)
+        texts += len(ids)
+        longer += sum(len(row) > short for row in ids)
+        between += sum(short < len(row) <= original for row in ids)
+    changed = longer if kept else texts
+    report.measures += [
+        Measure("texts", texts, "texts", of="texts"),
+        Measure("texts to re-encode", changed, "texts", of="texts"),
+    ]
+    names = ", ".join(Path(name).name for name in request["texts"])
+    which = f"of more than {short:,} tokens" if kept else "whose vectors change"
+    rows = [[f"texts of {names} {which}: re-encode them", _share(changed, texts)]]
+    if short < original:
+        what = f"texts of {short + 1:,} to {original:,} tokens"
+        report.measures.append(Measure(what, between, "texts", of="texts"))
+        rows.append([f"of these, {what}: truncated before", _share(between, texts)])
+    return rows
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} of {whole:,} ({100 * part / max(whole, 1):.1f} %)"
+
+
+def _range(cosine: np.ndarray) -> str:
+    return f"cosine {cosine.min():.4f} to {cosine.max():.4f}"
 
 
 def _batches(

@@ -21,8 +21,9 @@ class Context:
 
     Args:
         positions: How the model knows positions.
-        original: Tokens that it was trained at.
+        original: Tokens that it was trained at: for a table of positions, its rows.
         target: Tokens that it is to read.
+        limit: Tokens that it reads as it is, None where there is no limit.
         tuned: Whether the rows behind those of the original length are then trained: the method
             gives these their beginning alone, and those stay as they were.
     """
@@ -30,12 +31,21 @@ class Context:
     positions: Positions
     original: int
     target: int
+    limit: int | None = None
     tuned: bool = False
 
     @property
     def span(self) -> tuple[int, int]:
         """Both lengths."""
         return self.original, self.target
+
+    @property
+    def short(self) -> int:
+        """Tokens of the longest input that the model reads whole, at positions it was trained at.
+
+        No method changes shorter ones that keeps short inputs. Longer ones were cut, or are moved.
+        """
+        return min(self.original, self.limit or self.original)
 
     @property
     def scale(self) -> float:
@@ -48,7 +58,7 @@ class Extension(Method):
 
     Attributes:
         kinds: Of positions that it serves.
-        keeps_short: Those of them whose inputs up to the original length keep their vectors to the
+        keeps_short: Those of them whose short inputs (`Context.short`) keep their vectors to the
             bit.
     """
 

@@ -36,8 +36,9 @@ class ExtendJob(Job):
     preserve_short: Annotated[
         bool,
         Field(
-            description="inputs up to the original length keep their vectors to the bit; rotary "
-            "methods are then carried by longrope, which transformers alone reads"
+            description="texts that the input reads whole, and at positions it was trained at, "
+            "keep their vectors to the bit; rotary methods are then carried by longrope, which "
+            "transformers alone reads"
         ),
         Show(METHOD),
     ] = False
@@ -57,16 +58,26 @@ class ExtendJob(Job):
         ),
         Show(TRAINING, "PATH"),
     ] = ()
+    texts: Annotated[
+        tuple[str, ...],
+        Field(description="your texts: counts how many of them are to be encoded again [--tune]"),
+        Show(DATA, "PATH"),
+    ] = ()
     text_field: TextField = None
     delimiter: Delimiter = None
     header: Header = None
     prompt_name: Annotated[
         str,
-        Field(description="prompt of --tune: document, query, none or one of the model's"),
+        Field(
+            description="prompt of --texts and --tune: document, query, default, none or one of "
+            "the model's"
+        ),
         Show(DATA, "NAME"),
     ] = "document"
     limit: Annotated[
-        int | None, Field(ge=1, description="read this many texts at most"), Show(DATA)
+        int | None,
+        Field(ge=1, description="read this many of --texts and of --tune at most"),
+        Show(DATA),
     ] = None
     holdout: Annotated[
         Holdout,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from emb_tool.checkpoint.output import clear
 from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.data.options import TextOptions
 from emb_tool.data.sample import sample_texts
 from emb_tool.data.texts import hashes
 from emb_tool.evaluate import dev
@@ -54,7 +55,8 @@ class ExtendContext:
 
     def data(self) -> dict[str, dict[str, str]]:
         """Digests of the local files of texts."""
-        return hashes(self.job.tune) | dev.digests(self.setup.tasks.dev)
+        digests = dev.digests(self.setup.tasks.dev)
+        return hashes([*self.job.texts, *self.job.tune]) | digests
 
     def plan(self) -> Plan:
         """Every refusal that headers, settings and local files can give."""
@@ -108,6 +110,11 @@ class ExtendContext:
             "sample": str(state / "sample.jsonl"),
             "original": context.original,
             "target": context.target,
+            "short": context.short,
+            "texts": [name for name in self.job.texts or self.job.tune if name != "-"],
+            "text_options": TextOptions.of(self.job),
+            "limit": self.job.limit,
+            "prompt_name": self.job.prompt_name,
             "longest": affordable(
                 self.setup.checkpoint.config, *context.span, context.positions.family.eager
             ),
@@ -125,8 +132,9 @@ class ExtendContext:
             report.value("weights", model=str(Path(self.job.output).expanduser())) or before
         )
         table = Table("extended", ["", "before", "after"])
+        limit = f"{context.limit:,}" if context.limit else "no limit"
         table.rows += [
-            ["tokens", f"{context.original:,}", f"{context.target:,}"],
+            ["tokens read", limit, f"{context.target:,}"],
             ["weights", f"{before / 1e6:,.2f} MB", f"{after / 1e6:,.2f} MB"],
         ]
         report.tables.insert(0, table)

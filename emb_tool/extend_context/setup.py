@@ -8,8 +8,8 @@ from typing import cast
 
 from emb_tool import registry
 from emb_tool.checkpoint.layout import needs_hub
+from emb_tool.checkpoint.prompts import check_prompt
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.checkpoint.reading import check_prompt
 from emb_tool.data.options import TextOptions
 from emb_tool.data.texts import scan
 from emb_tool.draft import Draft
@@ -51,7 +51,7 @@ class Setup:
         """The tasks of `--dev` and `--eval`, up to the target where they name no lengths."""
 
         def parse(texts: Sequence[str]) -> list[Task]:
-            tasks = parse_tasks(texts, window=self.context.original)
+            tasks = parse_tasks(texts, window=self.context.short)
             return [_within(task, self.context.target) for task in tasks]
 
         return dev.Tasks(self.job.dev, self.job.eval, parse)
@@ -64,12 +64,19 @@ class Setup:
             Refused: See `original_length`; a target that is no extension.
         """
         original, target = original_length(self.checkpoint, self.positions, self.job), self.job.to
+        limit = self.checkpoint.layout.max_length
         if target <= original:
+            reads = f", and reads {limit:,}" if limit and limit < original else ""
             raise Refused(
-                f"--to {target}: {self.checkpoint.name} reads {original:,} tokens already",
-                "a higher number lengthens it; to read less, set max_seq_length",
+                f"--to {target}: {self.checkpoint.name} was trained at {original:,} tokens{reads}",
+                "a higher number lengthens it"
+                + (
+                    f"; to read up to {original:,} set max_seq_length in sentence_bert_config.json"
+                    if reads
+                    else ""
+                ),
             )
-        return Context(self.positions, original, target, tuned=bool(self.job.tune))
+        return Context(self.positions, original, target, limit, tuned=bool(self.job.tune))
 
     def draft(self) -> Draft:
         """What will be written.
@@ -147,8 +154,13 @@ class Setup:
 
     def plan(self) -> Plan:
         """Every refusal that headers, settings and local files can give."""
-        check_prompt(self.job.prompt_name, self.checkpoint.layout.prompts, self.checkpoint.name)
-        scan(self.job.tune, TextOptions.of(self.job))
+        sources = [*self.job.tune, *self.job.texts]
+        unused = self.progress.warn if sources else lambda sentence: None
+        model = self.checkpoint
+        check_prompt(model.layout, self.job.prompt_name, model.name, unused)
+        if "-" in self.job.texts:
+            raise Refused("--texts -: they are read after the work, not before", "name a file")
+        scan(sources, TextOptions.of(self.job))
         if self.job.dev and not self.job.tune:
             raise Refused("--dev chooses a state of --tune, and there is none", "leave it out")
         self.tasks.check(self.progress.warn)
@@ -165,6 +177,11 @@ class Setup:
                 raise Refused(
                     f"--tune: -m {self.method.name} adds no rows", "rp, hierarchical, gp, pi do"
                 )
+        if (limit := self.context.limit or 0) > self.context.target:
+            self.progress.warn(
+                f"--to {self.context.target}: {self.checkpoint.name} reads {limit:,} tokens as it "
+                "is, at positions that it was not trained at: longer texts are cut from now on"
+            )
         if self.positions.family.eager:
             self.progress.warn(
                 f"transformers has no attention but the eager one for this family: one text of "

@@ -170,7 +170,7 @@ def test_interpolation_with_short_inputs_kept_is_a_packed_table(
     told = extend(model, "-m", "pi", to=128)
     assert told.code == 0, told.err
     plain = SentenceTransformer(str(tmp_path / "out")).encode(long)
-    told = extend(model, "-m", "pi", "--preserve-short", to=128)  # equal to the bit, or it fails
+    told = extend(model, "-m", "pi", "--preserve-short", to=128)  # bit-identical, or it fails
     assert told.code == 0, told.err
     assert np.allclose(SentenceTransformer(str(tmp_path / "out")).encode(long), plain, atol=1e-6)
 
