@@ -6,6 +6,7 @@ import json
 import shutil
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -256,6 +257,16 @@ def test_names_that_nobody_knows(tiny_bert: Path, tmp_path: Path) -> None:
             EvalJob(models=(str(tiny_bert),), task=(f"agreement:{source}",), prompt_name="qery",
                     reference=str(tiny_bert)), Runtime.start("cpu"),
         )  # fmt: skip
+
+
+def test_a_router_without_a_route_for_a_task_is_refused(tiny_bert: Path) -> None:
+    encoder = _opened(tiny_bert)
+    router = SimpleNamespace(route_mappings={}, sub_modules={"code": []}, default_route="code")
+    assert encoder._route_of(router, None) == "code"
+    with pytest.raises(Refused, match="no route for the task 'query', but code"):
+        encoder._route_of(router, "query")  # the default route is that of texts without a task
+    router.route_mappings = {("query", None): "code"}
+    assert encoder._route_of(router, "query") == "code"
 
 
 def test_tasks_of_long_texts_take_the_prompts_of_a_job(tiny_bert: Path, tmp_path: Path) -> None:
