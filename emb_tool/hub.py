@@ -25,6 +25,7 @@ from emb_tool.checkpoint.quantization import PACKED, VERSION, packed_modules
 from emb_tool.errors import Refused
 from emb_tool.expand import expand as expand
 from emb_tool.ops import attention
+from emb_tool.ops.matrices import row_factor
 
 if TYPE_CHECKING:
     from emb_tool.packed.base import Packed
@@ -125,17 +126,17 @@ def _place(model: Any, name: str, old: Any, spec: Mapping[str, Any]) -> Packed:
         )
     new = packed.empty({**spec, "bias": getattr(old, "bias", None) is not None}, name, role)
     new.padding_idx = getattr(old, "padding_idx", None)
-    factor = embedding_scale(old)
+    factor = row_factor(old) if role == "table" else 1.0
+    if factor is None:
+        raise Refused(
+            f"quantization_config: {name} is packed, and {type(old).__name__} does more than look"
+            " rows up",
+            "config.json is not that of these weights",
+        )
     if factor != 1:
         new.register_forward_hook(partial(_scaled, factor))
     _put(model, name, new)
     return new
-
-
-def embedding_scale(module: Any) -> float:
-    """What some embeddings (Gemma's) multiply their rows by after the look-up; else 1."""
-    factor = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0))
-    return float(factor)
 
 
 def _scaled(factor: float, module: Any, inputs: Any, output: Any) -> Any:

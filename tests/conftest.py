@@ -93,7 +93,24 @@ def bert_tokenizer():
     )  # fmt: skip
 
 
-def decoder_tokenizer():
+def roberta_tokenizer():
+    """<s> text </s>, padded on the right with id 1, after which positions are counted."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = _wordpiece(["<s>", "<pad>", "</s>", "[UNK]", "<mask>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="[UNK]", cls_token="<s>",
+        sep_token="</s>", bos_token="<s>", eos_token="</s>", mask_token="<mask>",
+        model_max_length=64,
+    )  # fmt: skip
+
+
+def decoder_tokenizer(padding_side: str = "left"):
     """text <eos>, padded on the left."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
@@ -104,7 +121,7 @@ def decoder_tokenizer():
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="[UNK]", eos_token="<eos>",
-        padding_side="left", model_max_length=128,
+        padding_side=padding_side, model_max_length=128,
     )  # fmt: skip
 
 

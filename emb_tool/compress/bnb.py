@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from emb_tool.compress.tensors import use_native_names
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.ops.bare import model_on_meta
@@ -63,6 +64,7 @@ class Bnb(Surgery):
             )
         if draft.layout.family == "static" or not draft.config:
             refuse_without_linears(draft.checkpoint.name, draft.layout.family)
+        use_native_names(draft)
         chosen, odd, skip = self._converted(draft)
         if not chosen and not odd:
             refuse_without_linears(draft.checkpoint.name, draft.layout.family)

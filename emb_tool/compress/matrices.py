@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from functools import partial
-from math import isfinite
+from math import isfinite, prod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from emb_tool.checkpoint.kept import Result
 from emb_tool.compress.table import LOSSY, packed_of
-from emb_tool.compress.tensors import check_rows, module_name, refuse_head
+from emb_tool.compress.tensors import (
+    check_rows,
+    module_name,
+    refuse_head,
+    use_native_names,
+)
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.fields import Show
@@ -28,6 +33,9 @@ if TYPE_CHECKING:
     from emb_tool.plan import TensorSpec
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+
+LEAST_SAVED = 0.001
+"""Least share of a model's bytes that packing a table saves; smaller ones are packed by `only`."""
 
 
 class MatrixMethod(Surgery):
@@ -72,6 +80,7 @@ class MatrixMethod(Surgery):
         kind = packed.kind(self.kind)
         counts = {"linear": 0, "table": 0}
         before = draft.nbytes
+        whole = before + sum(4 * prod(spec["shape"]) for spec in draft.packed.values())  # unpacked
         errors = draft.facts.setdefault(self.name, {"relative_error": {}})["relative_error"]
         for matrix in self.matrices(draft):
             settings = self.settings(matrix)
@@ -86,8 +95,10 @@ class MatrixMethod(Surgery):
                 )
             except Refused as error:
                 raise Refused(f"{matrix.tensor}: {error.message}", error.hint) from None
-            if sum(part.nbytes for part in kind.parts(spec).values()) >= stored.nbytes:
-                continue  # nothing is gained: a table of two rows, or of two columns
+            saved = stored.nbytes - sum(part.nbytes for part in kind.parts(spec).values())
+            asked = matrix.role != "table" or not draft.layout.modules or bool(self.wanted)
+            if saved <= (0 if asked else LEAST_SAVED * whole):
+                continue  # nothing is gained: token types, relative positions
             fit = partial(_fit, name=matrix.tensor, spec=spec, errors=errors)
             draft.pack(matrix.module, spec, fit, tensor=matrix.tensor)
             counts["linear" if matrix.role == "linear" else "table"] += 1
@@ -109,6 +120,9 @@ class MatrixMethod(Surgery):
         from emb_tool.ops import rows
 
         errors = draft.facts[self.name]["relative_error"]
+        before = before.copy()
+        if before.layout.modules and before.layout.family != "static":
+            use_native_names(before)
 
         def fitted(name: str, spec: dict[str, Any]) -> Result:
             made = _fit(before.tensors[name].load(), name, spec, errors)
@@ -140,13 +154,15 @@ class MatrixMethod(Surgery):
                 if len(lazy.spec.shape) == 2 and 0 not in lazy.spec.shape
             ]
         else:
+            use_native_names(draft)
             plain = {n: lazy for n, lazy in draft.tensors.items() if len(lazy.spec.shape) == 2}
             found, own = find_matrices(draft.config, plain)
             if own:
+                what = "1 matrix is" if len(own) == 1 else f"{len(own)} matrices are"
                 draft.notes.append(
-                    f"{self.name}: {len(own)} matrices stay as they are, since their modules use"
-                    f" them in a way of their own: {', '.join(own[:3])}"
-                    + (", ..." if len(own) > 3 else "")
+                    f"{self.name}: {what} not packed, since {draft.config['model_type']} does more"
+                    " than look rows up or apply a linear layer:"
+                    f" {', '.join(own[:3])}" + (", ..." if len(own) > 3 else "")
                 )
         known = [matrix.module for matrix in found]
         for pattern in (*self.wanted, *self.skip):

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from emb_tool.checkpoint.kept import Result
-from emb_tool.compress.tensors import check_rows, match, module_name, read_counts, refuse_head
+from emb_tool.compress.tensors import (
+    check_rows,
+    match,
+    module_name,
+    read_counts,
+    refuse_head,
+    refuse_unless_table,
+)
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.fields import TABLES, Show
@@ -88,6 +95,8 @@ class TableMethod(Surgery):
         names = list(dict.fromkeys(names))
         for name in names:
             self._check(draft, name)
+        if draft.layout.modules and draft.layout.family != "static":
+            refuse_unless_table(draft, names)
         return names
 
     def _check(self, draft: Draft, name: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
+from emb_tool.plan import TensorSpec
 from emb_tool.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -85,6 +88,59 @@ def check_rows(name: str, table: torch.Tensor) -> None:
             + ", ".join(map(str, found)),
             "the table is damaged or its training diverged; mend these rows first",
         )
+
+
+def use_native_names(draft: Draft) -> None:
+    """Rename and split tensors as transformers does while it reads them.
+
+    A packed module is stored in the place of one tensor, so each module needs a tensor of its own.
+
+    Args:
+        draft: Is changed.
+    """
+    from emb_tool.ops.native import native_names
+
+    renames = native_names(draft.config, {n: lazy.spec for n, lazy in draft.tensors.items()})
+    for name, new in renames.items():
+        spec = draft.spec(name)
+        shape = (spec.shape[0] // len(new), *spec.shape[1:])
+        parts = [TensorSpec(part, shape, spec.dtype) for part in new]
+        draft.split(name, parts, partial(_cut, names=new))
+    if renames:
+        name, new = next(iter(renames.items()))
+        draft.notes.append(
+            f"{len(renames)} tensors are written under the names of transformers' own class:"
+            f" {name} as {', '.join(new)}" + (", ..." if len(renames) > 1 else "")
+        )
+
+
+def _cut(tensor: torch.Tensor, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    return dict(zip(names, tensor.chunk(len(names)), strict=True))
+
+
+def refuse_unless_table(draft: Draft, names: Sequence[str]) -> None:
+    """Refuse tensors of a model that are used for anything but looking rows up.
+
+    Raises:
+        Refused: There are some.
+    """
+    from emb_tool.ops.matrices import find_matrices
+
+    matrices, own = find_matrices(draft.config, draft.tensors)
+    roles = {matrix.tensor: matrix.role for matrix in matrices}
+    tables = [tensor for tensor, role in roles.items() if role == "table"]
+    for name in names:
+        if roles.get(name) == "linear":
+            raise Refused(
+                f"{name} is the weight of a linear layer, and no table",
+                f"pack it with -m int:only={module_name(name)}, all of them with -m int or -m gptq",
+            )
+        if name not in tables:
+            how = "does more with it than look rows up" if name in own else "looks no rows up in it"
+            raise Refused(
+                f"{name} is no table that can be packed: {draft.config['model_type']} {how}",
+                f"tables: {', '.join(tables) or 'none'}; or pack linear layers: -m gptq",
+            )
 
 
 def refuse_head(draft: Draft, tensor: str, way_out: str) -> None:

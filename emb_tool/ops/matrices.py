@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Mapping
+from contextlib import suppress
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from emb_tool.ops.bare import model_on_meta
@@ -27,7 +30,7 @@ class Matrix(NamedTuple):
 def find_matrices(
     config: Mapping[str, Any], tensors: Container[str]
 ) -> tuple[list[Matrix], list[str]]:
-    """Linear layers and embedding tables of a model, in its order.
+    """Linear layers and embedding tables of a model that are called and nothing else, in its order.
 
     Args:
         config: Its `config.json`.
@@ -35,36 +38,74 @@ def find_matrices(
 
     Returns:
         The matrices, and the stored weights of modules that compute with them in their own way,
-        or that transformers keeps in float32.
+        whose weight other modules read, or that transformers keeps in float32.
 
     Raises:
         Refused: A model type that transformers does not know.
     """
-    from torch import nn
-
-    model: Any = model_on_meta(config)
-    base = f"{model.base_model_prefix}."
-    exact = set(model._keep_in_fp32_modules or ())
-    found, own = [], []
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        stored = next((n for n in (name, base + name) if f"{n}.weight" in tensors), None)
-        if stored is None or getattr(weight, "ndim", 0) != 2:
+    matrices, own = [], []
+    base, modules = _matrices(json.dumps(config, sort_keys=True))
+    for module, role, bias in modules:
+        stored = next((n for n in (module, base + module) if f"{n}.weight" in tensors), None)
+        if stored is None:
             continue
-        tensor = f"{stored}.weight"
-        if exact & set(name.split(".")):
-            own.append(tensor)
-        elif type(module) is nn.Linear:
-            found.append(Matrix(tensor, stored, "linear", module.bias is not None))
-        elif isinstance(module, nn.Embedding) and _looks_up(module):
-            found.append(Matrix(tensor, stored, "table"))
+        if role is None:
+            own.append(f"{stored}.weight")
         else:
-            own.append(tensor)
-    return found, own
+            matrices.append(Matrix(f"{stored}.weight", stored, role, bias))
+    return matrices, own
 
 
-def _looks_up(module: Any) -> bool:
-    """Whether a table is looked up plainly, or scaled after it (`hub.embedding_scale`)."""
+@lru_cache(maxsize=4)
+def _matrices(config: str) -> tuple[str, list[tuple[str, str | None, bool]]]:
+    """Of a `config.json`: the base model's prefix, and modules with their roles and biases.
+
+    The role is None where a packed module would not do.
+    """
     from torch import nn
 
-    return type(module) is nn.Embedding or hasattr(module, "scalar_embed_scale")
+    from emb_tool.ops.uses import find_uses
+
+    model: Any = model_on_meta(json.loads(config))
+    exact = set(model._keep_in_fp32_modules or ())
+    tied = {name.removesuffix(".weight"): source.removesuffix(".weight")
+            for name, source in model.all_tied_weights_keys.items()}  # fmt: skip
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2
+    }
+    entry = None
+    with suppress(NotImplementedError):
+        entry = model.get_input_embeddings()
+    uses = find_uses(
+        model, {n: m for n, m in modules.items() if isinstance(m, nn.Linear | nn.Embedding)}
+    )
+
+    def role(name: str, module: nn.Module) -> str | None:
+        alike = {name, *(n for pair in tied.items() if name in pair for n in pair)}
+        if alike & uses.read or exact & set(name.split(".")):
+            return None
+        if type(module) is nn.Linear:
+            return "linear"
+        is_called = alike & uses.called if uses.is_complete else module is entry
+        is_table = isinstance(module, nn.Embedding) and row_factor(module) is not None
+        return "table" if is_table and is_called else None
+
+    return f"{model.base_model_prefix}.", [
+        (name, role(name, module), getattr(module, "bias", None) is not None)
+        for name, module in modules.items()
+    ]
+
+
+def row_factor(module: Any) -> float | None:
+    """What a table multiplies its rows by after the look-up (Gemma's, BART's); None: not known.
+
+    A class of its own that states no factor may do anything else with its rows.
+    """
+    from torch import nn
+
+    stated = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
+    if isinstance(stated, int | float):  # and no tensor, which has no value before it is loaded
+        return float(stated)
+    return 1.0 if type(module) is nn.Embedding else None

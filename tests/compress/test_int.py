@@ -190,7 +190,10 @@ def test_only_skip_and_tables(tiny_bert: Path, tmp_path: Path) -> None:
 
     everything = modules()
     assert modules(tables=0) == {n for n in everything if not n.startswith("embeddings")}
-    assert modules(only="embeddings.*") == {n for n in everything if n.startswith("embeddings")}
+    assert modules(only="embeddings.*") == {
+        *(n for n in everything if n.startswith("embeddings")),
+        "embeddings.token_type_embeddings",  # saves too little, unless it is asked for
+    }
     assert modules(skip="*.attention.*,pooler.dense") == {
         n for n in everything if ".attention." not in n and n != "pooler.dense"
     }
@@ -250,7 +253,7 @@ def test_refusals(tiny_bert: Path, tiny_decoder: Path, tmp_path: Path) -> None:
     packed_already = tmp_path / "packed"
     pack(tiny_bert, packed_already, bits=8)
     with pytest.raises(Refused, match="finds nothing"):
-        Int(bits=4).plan(Draft.of(Checkpoint.open(packed_already)))
+        Int(bits=8).plan(Draft.of(Checkpoint.open(packed_already)))
 
 
 def test_a_packed_model_is_packed_further(
