@@ -185,3 +185,28 @@ def renamed(draw: st.DrawFn, names: list[str]) -> dict[str, str]:
                 found[f"{module}.base_layer.{kind}"] = found.pop(some)
             found[f"{module}.lora_A.default.{kind}"] = names[0]
     return found
+
+
+USES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "bert": {"type_vocab_size": (1, 2, 5)},
+    "albert": {"embedding_size": (8, 32), "num_hidden_groups": (1, 2)},
+    "electra": {"embedding_size": (8, 32), "type_vocab_size": (1, 2)},
+    "distilbert": {"sinusoidal_pos_embds": (False, True)},
+    "mpnet": {"relative_attention_num_buckets": (2, 32)},
+    "deberta-v2": {
+        "relative_attention": (False, True), "share_att_key": (False, True),
+        "pos_att_type": ([], ["c2p"], ["p2c"], ["c2p", "p2c"]), "position_buckets": (-1, 8),
+        "norm_rel_ebd": ("none", "layer_norm"), "position_biased_input": (False, True),
+        "type_vocab_size": (0, 2), "conv_kernel_size": (0, 3),
+    },
+    "t5": {"feed_forward_proj": ("relu", "gated-gelu"), "relative_attention_num_buckets": (4, 32)},
+    "gemma3": {"tie_word_embeddings": (False, True)},
+}  # fmt: skip
+"""Settings that decide which tables a class of `tests.classes` has, and how it uses them."""
+
+
+@st.composite
+def uses(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+    """A class, and its settings."""
+    name = draw(st.sampled_from(sorted(USES)))
+    return name, {key: draw(st.sampled_from(values)) for key, values in USES[name].items()}
