@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -67,7 +68,7 @@ class OutputFolder:
         self._made: list[Path] = []
 
     def check(self) -> bool:
-        """Refuse what entering would refuse, and change nothing; who else writes is not looked at.
+        """Refuse what entering would refuse, and change nothing.
 
         Returns:
             Whether the output is finished.
@@ -77,6 +78,8 @@ class OutputFolder:
         """
         if self._is_done():
             return True
+        with suppress(FileNotFoundError), (self.state / "lock").open("rb") as lock:
+            self._flock(lock.fileno(), fcntl.LOCK_SH)
         self._decide()
         return False
 
@@ -195,19 +198,10 @@ class OutputFolder:
             self.state.mkdir(parents=True, exist_ok=True)
             lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                holder = os.read(lock, 64).decode("ascii", "replace").strip()
+                self._flock(lock, fcntl.LOCK_EX)
+            except Refused:
                 os.close(lock)
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise Refused(
-                        f"{path} cannot be locked ({error.strerror})",
-                        "write to a file system that has locks (flock)",
-                    ) from None
-                raise Refused(
-                    f"another process ({holder or 'unknown'}) is writing {self.path}",
-                    "wait for it or stop it, or choose another -o",
-                ) from None
+                raise
             # the holder may have sealed or removed the folder between our open and our lock
             if path.exists() and path.stat().st_ino == os.fstat(lock).st_ino:
                 break
@@ -215,6 +209,22 @@ class OutputFolder:
         os.ftruncate(lock, 0)
         os.write(lock, f"pid {os.getpid()} on {os.uname().nodename}".encode())
         self._lock = lock
+
+    def _flock(self, lock: int, kind: int) -> None:
+        """Lock the open lock file, or refuse: another process has it."""
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise Refused(
+                    f"{self.state / 'lock'} cannot be locked ({error.strerror})",
+                    "write to a file system that has locks (flock)",
+                ) from None
+            holder = os.read(lock, 64).decode("ascii", "replace").strip()
+            raise Refused(
+                f"another process ({holder or 'unknown'}) is writing {self.path}",
+                "wait for it or stop it, or choose another -o",
+            ) from None
 
     def _release(self) -> None:
         if self._lock is not None:

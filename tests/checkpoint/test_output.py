@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,11 @@ def test_a_check_refuses_what_the_work_would_and_changes_nothing(tmp_path: Path)
     check(tmp_path / "half", resume=True)
     check(tmp_path / "half", overwrite=True)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    with (
+        OutputFolder(tmp_path / "half", job_digest="job1", resume=True),
+        pytest.raises(Refused, match=rf"another process \(pid {os.getpid()} on .*\) is writing"),
+    ):
+        check(tmp_path / "half", overwrite=True)
 
 
 def test_finished_job_is_not_done_again(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_a_model_that_gives_nan_is_refused_before_it_is_calibrated_on(
     model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"layer_norm_eps": float("nan")}))
-    texts = write_texts(tmp_path / "texts.jsonl", sentences[:20])
+    texts = write_texts(tmp_path / "texts.jsonl", sentences[:60])
     out = tmp_path / "out"
     done = run_cli("compress", model, "-m", "rotate", "--texts", texts, "-o", out)
     assert done.code == 2, done.err

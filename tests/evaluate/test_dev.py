@@ -114,7 +114,10 @@ def test_tasks_of_one_file_name_keep_figures_apart(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     specs = [sts(tmp_path / f / "pairs.tsv", range(n)) for f, n in (("a", 3), ("b", 9))]
     tasks = dev.Tasks(specs[:1], specs[1:])
-    assert [task.label for task in (*tasks.dev, *tasks.reported)] == specs
+    assert [task.label for task in (*tasks.dev, *tasks.reported)] == [
+        "sts:a/pairs.tsv",
+        "sts:b/pairs.tsv",
+    ]
 
 
 class Fixed(Task):

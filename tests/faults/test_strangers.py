@@ -515,7 +515,7 @@ def test_a_forward_pass_that_fails_is_a_refusal(
     shutil.copytree(models[family], model)
     edited(model, file, **changes)
     out.mkdir()
-    texts = write_texts(tmp_path / "in.jsonl", sentences[:20])
+    texts = write_texts(tmp_path / "in.jsonl", sentences[:60])
     for line in running(model, models[family], models["bert"], texts, out):
         code, err = told([*line, "-v"])
         assert code == 2, line
