@@ -470,11 +470,11 @@ def test_a_packed_matrix_that_is_not_there_is_given_no_room(
     model = Path(shutil.copytree(models["packed"], tmp_path / "model"))
     config = json.loads((model / "config.json").read_text())
     modules = config["quantization_config"]["modules"]
-    modules["embeddings.token_type_embeddings"]["shape"] = [rows, 32]
+    modules["embeddings.position_embeddings"]["shape"] = [rows, 32]
     (model / "config.json").write_text(json.dumps(config))
     code, err = told(["expand", model, "-o", tmp_path / "plain", "-q"])
     assert code == 2
-    assert "embeddings.token_type_embeddings" in err
+    assert "embeddings.position_embeddings" in err
     assert {*tmp_path.iterdir()} == {model}
 
 
