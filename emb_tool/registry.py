@@ -120,9 +120,13 @@ def build(
     try:
         return cls(**values)
     except pydantic.ValidationError as error:
-        sentences: dict[str, None] = {}  # a union has a fault for each of its types
-        for fault in error.errors():
+        sentences: dict[str, None] = {}
+        seen: set[tuple[str, str]] = set()  # unions and lists have one a part
+        for fault in error.errors(include_url=False):
             key = str(fault["loc"][0]) if fault["loc"] else ""
+            if fault["type"] != "value_error" and (key, fault["type"]) in seen:
+                continue
+            seen.add((key, fault["type"]))
             where = origin.get(key, "") if isinstance(origin, Mapping) else origin
             where = f" ({where})" if where else ""
             if fault["type"] == "value_error":  # a validator's own sentence
