@@ -19,6 +19,7 @@ from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused
 from emb_tool.evaluate import plot
 from emb_tool.evaluate.job import EvalJob
+from emb_tool.evaluate.pair import Pair
 from emb_tool.evaluate.run import evaluate
 from emb_tool.evaluate.tables import short_names
 from emb_tool.report import Report
@@ -162,6 +163,16 @@ def test_texts_that_are_cut_are_counted(tiny_bert: Path, sts_file: Path) -> None
             "6 tokens that it reads; their rest was not read"
         ) in report.warnings
     assert len(report.warnings) == 2
+
+
+def test_sets_of_one_name_are_counted_together_and_each_once(tiny_bert: Path) -> None:
+    encoder = Encoder.open(tiny_bert, Runtime.start("cpu"), max_length=6)
+    document = Pair.of(encoder).document
+    short, long = "a b", " ".join("abcdefghij")  # 4 and 12 tokens with the special ones
+    for texts in ([short, long], [long, long + " k", short], [short, long]):
+        document.vectors(texts, what="documents")
+    document.vectors([short], what="queries")
+    assert document.cut == {"documents": (3, 5), "queries": (0, 1)}
 
 
 @pytest.mark.parametrize(
