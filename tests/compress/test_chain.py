@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -225,3 +226,12 @@ def test_a_killed_run_is_begun_again_with_resume(
     compress(tiny_bert, *argv, out="whole")
     assert weight_files(tmp_path / "out") == weight_files(tmp_path / "whole")
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_what_chooses_and_what_is_reported_share_no_text() -> None:
+    held = np.array([1, 4, 5, 7, 9])
+    keys = np.arange(10, dtype=np.uint8)[::-1].reshape(10, 1)
+    corpus: Any = SimpleNamespace(heldout=held, keys=keys)
+    report, choice = halves(corpus)
+    assert [*report] == [1, 5, 9]  # every second in the order of the keys, which is theirs reversed
+    assert [*choice] == [4, 7]
