@@ -13,7 +13,7 @@ from typing import Any
 from emb_tool.checkpoint.architectures import ARCHITECTURES
 from emb_tool.checkpoint.complete import Fault
 from emb_tool.checkpoint.layout import position_rows, static_table
-from emb_tool.checkpoint.modules import ModuleSpec, hidden_size, stated_layers
+from emb_tool.checkpoint.modules import ModuleSpec, class_name, hidden_size, stated_layers
 from emb_tool.checkpoint.quantization import packed_modules, unpacked
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.weights import pickles
@@ -124,7 +124,7 @@ def _layer_count(ckpt: Checkpoint) -> int | None:
 def _tied(ckpt: Checkpoint) -> list[str]:
     """Names that share one tensor: safetensors holds it once, the config says so."""
     table = main_table(ckpt.config, unpacked(ckpt.config, ckpt.tensors))
-    causal = str((ckpt.config.get("architectures") or [""])[0]).endswith(("CausalLM", "MaskedLM"))
+    causal = class_name(ckpt.config).endswith(("CausalLM", "MaskedLM"))
     heads = [
         n for n in ckpt.tensors if n.startswith(("lm_head.", "cls.predictions.decoder.weight"))
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emb_tool.checkpoint.files import read_json, read_json_list
+from emb_tool.checkpoint.modules import class_name
 
 _ORIGINAL = "name the folder or hub id of the original model, with model.safetensors"
 
@@ -96,7 +97,7 @@ def _bare_kind(config: Mapping[str, Any]) -> Kind | None:
     added = added if isinstance(added, dict) else {}
     if any(key in held for key in _CROSS_ENCODER_KEYS for held in (config, added)):
         return _CROSS_ENCODER
-    if "colbert" in _class_name(config).lower():
+    if "colbert" in class_name(config).lower():
         return _LATE_INTERACTION
     if any(isinstance(config.get(key), dict) for key in ("vision_config", "audio_config")):
         return _MULTIMODAL
@@ -112,7 +113,7 @@ def head_warning(config: Mapping[str, Any], pooling: str) -> str | None:
         config: Its config.json.
         pooling: The pooling that is assumed.
     """
-    name = _class_name(config)
+    name = class_name(config)
     task = re.search(r"For([A-Z]\w*)$", name)
     if task is None or task[1] not in _HEADS:
         return None
@@ -120,11 +121,6 @@ def head_warning(config: Mapping[str, Any], pooling: str) -> str | None:
         f"a {name} without modules.json is {_HEADS[task[1]]}: its head is left out, and {pooling}"
         " pooling is assumed, as sentence-transformers does"
     )
-
-
-def _class_name(config: Mapping[str, Any]) -> str:
-    names = config.get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else ""
 
 
 def without_weights(root: Path, part: str) -> Kind:

@@ -16,6 +16,7 @@ from emb_tool.checkpoint.files import inside, join, read_json, write_json
 from emb_tool.checkpoint.modules import (
     POOLING_KEYS,
     ModuleSpec,
+    class_name,
     hidden_size,
     normalises,
     read_modules,
@@ -193,7 +194,7 @@ def static_table(tensors: Mapping[str, TensorSpec]) -> TensorSpec | None:
 
 def _family(config: Mapping[str, Any], pooling: tuple[str, ...]) -> str:
     """A decoder says so by its class, its grouped key-value heads or the token it pools."""
-    architecture = str((config.get("architectures") or [""])[0])
+    architecture = class_name(config)
     decoder = (
         architecture.endswith("ForCausalLM")
         or "num_key_value_heads" in config

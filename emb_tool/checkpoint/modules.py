@@ -233,7 +233,7 @@ def _bare_modules(folder: Path, notes: list[str] | None) -> tuple[ModuleSpec, ..
         static = ModuleSpec("StaticEmbedding", "", {}, st + "StaticEmbedding")
         normalize = ModuleSpec("Normalize", "1_Normalize", {}, st + "Normalize")
         return (static, normalize) if config.get("normalize", True) else (static,)
-    architecture = str((config.get("architectures") or [""])[0])
+    architecture = class_name(config)
     causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
     mode = "lasttoken" if causal else "mean"
     if notes is not None:
@@ -266,6 +266,12 @@ def read_pooling(folder: Path, module: ModuleSpec | None) -> tuple[str, ...]:
                 "known: " + ", ".join(POOLING_KEYS),
             )
     return tuple(modes)
+
+
+def class_name(config: Mapping[str, Any]) -> str:
+    """The class of transformers that a config names first, "" if none."""
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
 
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")

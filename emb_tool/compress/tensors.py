@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emb_tool.checkpoint.modules import class_name
 from emb_tool.draft import Draft
 from emb_tool.errors import Refused
 from emb_tool.plan import TensorSpec
@@ -170,7 +171,7 @@ def _is_head(draft: Draft, tensor: str) -> bool:
     """
     if (draft.checkpoint.path / "modules.json").is_file():
         return False
-    architecture = str((draft.config.get("architectures") or [""])[0])
+    architecture = class_name(draft.config)
     if not architecture.endswith(("ForCausalLM", "ForMaskedLM", "LMHeadModel")):
         return False
     heads = any(
