@@ -6,8 +6,9 @@ it was taken for what chance gave it there, too. So `--eval` alone never chooses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emb_tool.checkpoint.files import sha256
@@ -79,6 +80,11 @@ class Tasks:
         for task in self.both:
             for sentence in task.check():
                 warn(sentence)
+        # large collections are read once, not once for each pair of tasks
+        sums = {
+            task.spec: {file: sha256(file) for file in task.files()}
+            for task in (self.both if self.dev and self.reported else ())
+        }
         for task in self.dev:
             count = len(task.items())
             if count < FEW_ITEMS:
@@ -87,15 +93,27 @@ class Tasks:
                     " some points are chance"
                 )
             for other in self.reported:
-                _refuse_shared(task, other, warn)
+                _refuse_shared(task, other, sums, warn)
 
 
-def _refuse_shared(task: Task, other: Task, warn: Callable[[str], None]) -> None:
-    """Refuse one set of data in two tasks; warn of some items that both have."""
+def _refuse_shared(
+    task: Task,
+    other: Task,
+    sums: Mapping[str, Mapping[Path, str]],
+    warn: Callable[[str], None],
+) -> None:
+    """Refuse one set of data in two tasks; warn of some items that both have.
+
+    Args:
+        task: One that chooses.
+        other: One that is reported.
+        sums: The sha256 of each file of a task, by the task as it was typed.
+        warn: Called with what the user should know.
+    """
     hint = "choose by other data, or leave --dev out: held-out texts choose where there are any"
-    known = {sha256(file): file for file in task.files()}
-    for file in other.files():
-        if (twin := known.get(sha256(file))) is not None:
+    known = {digest: file for file, digest in sums[task.spec].items()}
+    for file, digest in sums[other.spec].items():
+        if (twin := known.get(digest)) is not None:
             same = "" if twin == file else f", the same as {twin},"
             raise Refused(f"{file}{same} is under --dev and --eval", hint)
     mine, theirs = {*task.items()}, {*other.items()}
