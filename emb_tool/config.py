@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from emb_tool import registry
 from emb_tool.errors import Refused
-from emb_tool.fields import RUNNING, Show, flag, show
+from emb_tool.fields import RUNNING, TRAINING, Show, flag, show
 from emb_tool.method import Method, Settings
 
 
@@ -72,6 +72,15 @@ def _enough(count: int) -> int:
 
 Holdout = Annotated[int, Field(ge=0), AfterValidator(_enough)]
 """How many texts are kept from what is fitted, at most; 0 declines it."""
+
+
+TuneEpochs = Annotated[
+    float, Field(gt=0, description="passes of --tune over its texts"), Show(TRAINING)
+]
+
+TuneRate = Annotated[
+    float, Field(gt=0, le=1, description="peak learning rate of --tune"), Show(TRAINING)
+]
 
 
 class Job(Settings):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from emb_tool.config import ChainJob, Holdout, Picture
+from emb_tool.config import ChainJob, Holdout, Picture, TuneEpochs, TuneRate
 from emb_tool.data.options import Delimiter, Header, TextField
 from emb_tool.errors import Refused
 from emb_tool.fields import DATA, EVALUATION, METHOD, OUTPUT, REQUIRED, TRAINING, Show
@@ -132,12 +132,8 @@ class CompressJob(ChainJob):
         ),
         Show(TRAINING, "PATH"),
     ] = ()
-    epochs: Annotated[
-        float, Field(gt=0, description="passes of --tune over its texts"), Show(TRAINING)
-    ] = 1.0
-    lr: Annotated[
-        float, Field(gt=0, le=1, description="peak learning rate of --tune"), Show(TRAINING)
-    ] = 1e-3
+    epochs: TuneEpochs = 1.0
+    lr: TuneRate = 1e-3
     batch_tokens: Annotated[
         int, Field(ge=1, description="tokens of a step of --tune"), Show(TRAINING)
     ] = 2048

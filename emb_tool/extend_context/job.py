@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from emb_tool.config import Holdout, Job
+from emb_tool.config import Holdout, Job, TuneEpochs, TuneRate
 from emb_tool.data.options import Delimiter, Header, TextField
 from emb_tool.fields import DATA, EVALUATION, METHOD, REQUIRED, TRAINING, Show
 from emb_tool.method import Method
@@ -87,12 +87,8 @@ class ExtendJob(Job):
         ),
         Show(TRAINING),
     ] = 200
-    epochs: Annotated[
-        float, Field(gt=0, description="passes of --tune over its texts"), Show(TRAINING)
-    ] = 1.0
-    lr: Annotated[
-        float, Field(gt=0, le=1, description="peak learning rate of --tune"), Show(TRAINING)
-    ] = 1e-3
+    epochs: TuneEpochs = 1.0
+    lr: TuneRate = 1e-3
     batch_tokens: Annotated[
         int, Field(ge=1, description="tokens of a step of --tune"), Show(TRAINING)
     ] = 4096
