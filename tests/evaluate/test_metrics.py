@@ -108,12 +108,12 @@ def test_search_over_many_tiles_is_the_search_over_one(monkeypatch: pytest.Monke
     rng = np.random.default_rng(0)
     q = rng.integers(-3, 4, (23, 4)).astype(np.float32)
     d = rng.integers(-3, 4, (500, 4)).astype(np.float32)
-    own = rng.integers(0, 500, 23)
-    whole = search(q, d, 20, exclude=own)
+    own, order = rng.integers(0, 500, 23), rng.permutation(500)  # later tiles win ties, too
+    whole = search(q, d, 20, exclude=own, order=order)
     monkeypatch.setattr("emb_tool.evaluate.search.QUERIES", 5)
     for tile in (7, 64, 499):
         monkeypatch.setattr("emb_tool.evaluate.search.DOCUMENTS", tile)
-        np.testing.assert_array_equal(search(q, d, 20, exclude=own), whole)
+        np.testing.assert_array_equal(search(q, d, 20, exclude=own, order=order), whole)
 
 
 def test_unit_leaves_zero_and_does_not_copy_unit_rows() -> None:

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from emb_tool.merge.base import Block
 from emb_tool.merge.della import keep_chance
+from emb_tool.merge.sce import sce
 from emb_tool.ops.counter import bernoulli, key_of, random_bits
+from emb_tool.ops.select import Cut
 from tests.merge.siblings import SHAPES, expect, make_files, merge
 
 
@@ -69,6 +72,13 @@ def test_sce(tmp_path: Path, density: float) -> None:
         return np.asarray(b + (picked * agree).sum(0) / np.where(weight > 0, weight, 1))
 
     expect(got, models, base, formula)
+
+
+def test_sce_takes_the_positive_side_where_changes_cancel() -> None:
+    block = Block(0, [np.array([1.0, 3.0]), np.array([-1.0, 1.0])], np.zeros(2))
+    cut = Cut(everything=True)
+    got = sce(block, cut, np.array([0.75, 0.25]), 1.0)
+    np.testing.assert_allclose(got, [1.0, 0.75 * 3 + 0.25])
 
 
 @pytest.mark.parametrize("how", ["linear", "ties"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from emb_tool.ops import hashing, linalg, rows
+from emb_tool.ops import hashing, linalg, rotation, rows
 from tests.tables import table
 
 
@@ -34,6 +34,16 @@ def test_eigenvectors_descend_and_have_one_sign():
     np.testing.assert_allclose((x.T @ x) @ vectors, vectors * values, atol=1e-8)
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     assert (largest > 0).all()
+
+
+def test_a_random_rotation_is_uniform_by_the_signs_of_r():
+    """Q of a QR decomposition alone is not: its signs are those of a convention."""
+    gaussian = torch.randn(9, 9, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    q = rotation.random(9, 3)
+    torch.testing.assert_close(q.T @ q, torch.eye(9, dtype=torch.float64))
+    r = q.T @ gaussian
+    torch.testing.assert_close(r.tril(-1), torch.zeros(9, 9, dtype=torch.float64))
+    assert (r.diagonal() > 0).all()
 
 
 def test_low_rank_is_the_truncated_svd():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -132,6 +134,17 @@ def test_whole_zero_points_stay_whole() -> None:
     zero = (-found.minimum.double() / found.scale.double()).round()
     assert ((zero >= 0) & (zero <= 15)).all()
     assert torch.equal((-zero * found.scale.double()).half(), found.minimum)
+
+
+def test_a_later_pass_changes_a_row_only_for_the_better() -> None:
+    weight, _, hessian = correlated(64, 32, 60, seed=7)
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(32)
+    errors = [
+        output_error(weight, damped, gptq(weight, hessian, 2, 8, passes=passes), 8)
+        for passes in (1, 2, 3, 4)
+    ]
+    for before, after in pairwise(errors):
+        assert (after <= before).all()
 
 
 def test_without_inputs_it_rounds_to_nearest() -> None:

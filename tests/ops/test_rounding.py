@@ -145,6 +145,19 @@ def test_equal_values_and_zeros_are_kept() -> None:
     assert huge.isfinite().all()
 
 
+@pytest.mark.parametrize("shift", [-6.0, 0.0, 6.0])
+def test_whole_zero_points_reach_groups_on_one_side_of_0(shift: float) -> None:
+    """Their range goes to 0, so that an error is at most half a step of it."""
+    weight = torch.from_numpy(gaussian(20, 32)).clamp(-3, 3) + shift
+    made = quantize_groups(weight, 4, 8, clip=False, aligned=True)
+    zero = -made.minimum.double() / made.scale.double()
+    torch.testing.assert_close(zero, zero.round(), rtol=0, atol=0.01)
+    groups = weight.view(20, 4, 8)
+    reach = groups.amax(-1).clamp(min=0) - groups.amin(-1).clamp(max=0)
+    off = (dequantize(*made, 8) - weight).abs().view(20, 4, 8).amax(-1)
+    assert (off <= 1.1 * reach / 15).all()  # half a step, and half a step of the zero point
+
+
 def test_importance_moves_the_range() -> None:
     """An outlier that does not count is clipped, one that counts is kept."""
     table = torch.from_numpy(gaussian(50, 32))

@@ -332,10 +332,12 @@ def test_a_table_that_two_modules_look_up_in_is_trained_as_any_matrix(
     assert any("embed_tokens" in name for name in changed)
 
 
-def test_clip_0_leaves_gradients_free(
-    tiny_bert: Path, sentences: list[str], tmp_path: Path
+@pytest.mark.parametrize("clip", [0, 1e6])
+def test_gradients_stay_without_clipping_and_below_its_norm(
+    clip: float, tiny_bert: Path, sentences: list[str], tmp_path: Path
 ) -> None:
-    trainer = make_trainer(tiny_bert, sentences[:9], tmp_path, Leaf(batch_tokens=10_000, clip=0))
+    method = Leaf(batch_tokens=10_000, clip=clip)
+    trainer = make_trainer(tiny_bert, sentences[:9], tmp_path, method)
     accumulate(trainer, first_batch(trainer))
     before = gradients(trainer)
     trainer.optimizer.prepare()
