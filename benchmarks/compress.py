@@ -39,7 +39,7 @@ DIMENSIONS = ("truncate96", "rotate96")
 def clip_search(model: str) -> dict[str, float]:
     """Squared relative error of the token table in 4 bits a row, both ways."""
     from emb_tool.checkpoint.reader import Checkpoint
-    from emb_tool.draft import Draft
+    from emb_tool.editing import Draft
     from emb_tool.ops.rounding import dequantize, quantize_groups
 
     draft = Draft.of(Checkpoint.open(model))

@@ -48,8 +48,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
 
-    from emb_tool.encoder import Encoder
-    from emb_tool.runtime import Runtime
+    from emb_tool.model.encoder import Encoder
+    from emb_tool.runtime.device import Runtime
 
     texts = documents(args.data)
     texts = texts[:: max(1, len(texts) // args.texts)]

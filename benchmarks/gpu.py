@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.distill.leaf import Leaf
-from emb_tool.encoder import Encoder
-from emb_tool.runtime import Runtime
+from emb_tool.model.encoder import Encoder
+from emb_tool.runtime.device import Runtime
+from emb_tool.training.batches import Batch, Place
 from emb_tool.training.step import Gradients
-from emb_tool.training.stream import Batch, Place
 
 LOOKUPS = (
     *(f"int:bits={bits}" for bits in (8, 7, 4, 2)),

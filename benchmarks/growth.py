@@ -45,8 +45,8 @@ Corpus.build(Path(sys.argv[2]), (sys.argv[1],), holdout=500)
 
 ENCODE = """
 import sys, time
-from emb_tool.encoder import Encoder
-from emb_tool.runtime import Runtime
+from emb_tool.model.encoder import Encoder
+from emb_tool.runtime.device import Runtime
 encoder = Encoder.open(sys.argv[1], Runtime.start("cpu"))
 text = "one " * int(sys.argv[2])
 encoder.encode(["warm"])

@@ -132,10 +132,10 @@ def merge_all(
 
 def measure(args: argparse.Namespace, texts: Texts, models: dict[str, Path]) -> dict[str, Any]:
     """Scores of each model on the half that no method has seen, and its agreement."""
-    from emb_tool.encoder import Encoder
-    from emb_tool.evaluate.pair import Pair
+    from emb_tool.evaluate.model_pair import Pair
     from emb_tool.evaluate.task import parse_tasks
-    from emb_tool.runtime import Runtime
+    from emb_tool.model.encoder import Encoder
+    from emb_tool.runtime.device import Runtime
 
     runtime = Runtime.start("auto", "fp32")
     *tasks, agreement = parse_tasks([*texts.tasks(1), f"agreement:{texts.unseen}"])

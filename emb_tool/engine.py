@@ -18,15 +18,15 @@ from emb_tool import registry
 from emb_tool.checkpoint.output import OutputFolder, check_file_size, disk_full
 from emb_tool.config import Job
 from emb_tool.errors import EmbToolError, Failed, Interrupted, Refused
-from emb_tool.evaluate import child
+from emb_tool.evaluate import check_process
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
 
 if TYPE_CHECKING:
     from emb_tool.checkpoint.reader import Checkpoint
-    from emb_tool.host import Host
-    from emb_tool.runtime import Runtime
+    from emb_tool.runtime.device import Runtime
+    from emb_tool.runtime.host import Host
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _understood(error: Exception) -> Failed | None:
         name = getattr(error, "filename", None)
         where = f" ({name})" if name else ""
         return Failed(f"the disk is full{where}", "free some space, then go on with --resume")
-    from emb_tool.runtime import Runtime
+    from emb_tool.runtime.device import Runtime
 
     if Runtime.is_out_of_memory(error):
         hint = "lower --batch-tokens or --max-length, then go on with --resume"
@@ -94,7 +94,7 @@ def _how_to_resume(job: Job) -> str | None:
 
 def _runtime(job: Job, progress: Progress) -> Runtime:
     with progress.task("starting torch"):
-        from emb_tool.runtime import Runtime
+        from emb_tool.runtime.device import Runtime
 
         return Runtime.start(job.device, job.dtype, job.seed)
 
@@ -226,7 +226,7 @@ def make(job: Any, options: Options, worker: Any) -> Report:
             return _read_report(out)
         runtime = runtime or (work.start() if hasattr(work, "start") else _runtime(job, progress))
         ahead = work.ahead() if hasattr(work, "ahead") and progress.is_main else None
-        checking = stack.enter_context(child.running(runtime, ahead)) if ahead else None
+        checking = stack.enter_context(check_process.running(runtime, ahead)) if ahead else None
         work.work(folder.partial, folder.partial / ".state", runtime)
 
         def finish() -> bool:
@@ -251,17 +251,17 @@ def _finish(
     report: Report,
     runtime: Runtime | Host,
     options: Options,
-    checking: child.Child | None = None,
+    checking: check_process.Child | None = None,
 ) -> None:
     """Measure the files as written, put what is known beside them, and give them their name."""
-    from emb_tool.checkpoint.card import write_model_card
     from emb_tool.checkpoint.layout import needs_hub
-    from emb_tool.checkpoint.lineage import folders
     from emb_tool.checkpoint.provenance import write_provenance
     from emb_tool.checkpoint.reader import Checkpoint
-    from emb_tool.families import root_table
-    from emb_tool.ops.parts import parts_of
-    from emb_tool.page.page import write_page
+    from emb_tool.reporting.families import root_table
+    from emb_tool.reporting.lineage import folders
+    from emb_tool.reporting.model_card import write_model_card
+    from emb_tool.reporting.page import write_page
+    from emb_tool.reporting.size_breakdown import parts_of
 
     progress = options.progress
     out, partial, digest = Path(job.output).expanduser(), folder.partial, job.digest()
@@ -275,7 +275,7 @@ def _finish(
         request = work.check(partial, partial / ".state")
         if root is not None and root is not work.before and root.path.is_dir():
             request["root"] = {"path": str(root.path), "name": root.name}
-        checked = child.ask(request, runtime, str(out), progress, checking)
+        checked = check_process.ask(request, runtime, str(out), progress, checking)
     report.timings["check_seconds"] = time.perf_counter() - started
     report.measures += [Measure(**m) for m in checked["measures"]]
     report.tables += [Table(**t) for t in checked["tables"]]
@@ -331,7 +331,7 @@ def _finish(
 
 def _lineage(made_from: Checkpoint | None, parent: Checkpoint, report: Report) -> Checkpoint:
     """What `parent` goes back to; put into the report, for outputs to be compared by."""
-    from emb_tool.checkpoint.lineage import lineage
+    from emb_tool.reporting.lineage import lineage
 
     root, broken = lineage(parent)
     report.facts["lineage"] = {"broken": broken} | {

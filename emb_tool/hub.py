@@ -23,9 +23,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from emb_tool.checkpoint.files import read_json, write_json
 from emb_tool.checkpoint.quantization import PACKED, VERSION, packed_modules
 from emb_tool.errors import Refused
-from emb_tool.expand import expand as expand
 from emb_tool.ops import attention
 from emb_tool.ops.matrices import row_factor
+from emb_tool.packed.expand import expand as expand
 
 if TYPE_CHECKING:
     from emb_tool.packed.base import Packed

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from emb_tool.distill.leaf import Leaf
-from emb_tool.encoder import Encoder
 from emb_tool.method import Training
+from emb_tool.model.encoder import Encoder
 from emb_tool.progress import Progress
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
+from emb_tool.training.batches import Stream, TokenCache
 from emb_tool.training.loop import Trainer
 from emb_tool.training.outcome import Score
-from emb_tool.training.stream import Stream, TokenCache
 
 
 def write_texts(path: Path, texts: Sequence[str]) -> str:
@@ -97,8 +97,8 @@ def check_here(monkeypatch: pytest.MonkeyPatch) -> None:
             report = check(request, progress)
         return report.to_file()
 
-    monkeypatch.setattr("emb_tool.evaluate.child.ask", check)
-    monkeypatch.setattr("emb_tool.evaluate.child.running", lambda *_: nullcontext())
+    monkeypatch.setattr("emb_tool.evaluate.check_process.ask", check)
+    monkeypatch.setattr("emb_tool.evaluate.check_process.running", lambda *_: nullcontext())
 
 
 def weight_files(folder: Path) -> dict[str, bytes]:

@@ -19,8 +19,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from emb_tool import registry
-from emb_tool.compress.table import TableMethod
-from emb_tool.merge.finding import Looking
+from emb_tool.compress.table_method import TableMethod
+from emb_tool.merge.weight_search import Looking
 from tests.classes import CLASSES, make
 from tests.conftest import CliResult
 from tests.runs import check_here, write_texts

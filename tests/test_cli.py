@@ -327,7 +327,7 @@ def test_prose_is_folded_where_there_is_no_terminal(
     run_cli: Cli, argv: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # free memory and disk change between two calls
-    monkeypatch.setattr("emb_tool.doctor._memory", lambda: (2**35, 2**34))
+    monkeypatch.setattr("emb_tool.tools.doctor._memory", lambda: (2**35, 2**34))
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**36))
     monkeypatch.setenv("COLUMNS", "80")
     folded = [line.rstrip() for line in run_cli(*argv).out.splitlines()]

@@ -16,8 +16,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from emb_tool import config, method, registry
+from emb_tool.compress.step import Surgery
 from emb_tool.errors import Refused
-from emb_tool.surgery import Surgery
 from tests.conftest import CliResult
 from tests.runs import check_here, weight_files, write_texts
 
@@ -183,7 +183,7 @@ def test_extensions_write_nothing_dry_and_the_same_bytes_from_their_recipe(
 ) -> None:  # fmt: skip
     nothing = {"measures": [], "tables": [], "facts": {}, "warnings": [], "gate": None}
     monkeypatch.setattr(
-        "emb_tool.evaluate.child.ask", lambda *_: nothing
+        "emb_tool.evaluate.check_process.ask", lambda *_: nothing
     )  # tested with each method
     kinds = registry.load("extend-context", name).kinds  # type: ignore[attr-defined]
     model = tiny_bert if "learned" in kinds else tiny_decoder

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from emb_tool import doctor
+from emb_tool.tools import doctor
 from tests.conftest import CliResult
 
 Cli = Callable[..., CliResult]
@@ -79,7 +79,7 @@ def test_what_is_there_and_does_not_work_ends_with_1(
     said = run_cli("doctor")
     assert said.code == 1
     assert "error: bitsandbytes cannot be imported" in said.err
-    monkeypatch.setitem(sys.modules, "emb_tool.runtime", None)
+    monkeypatch.setitem(sys.modules, "emb_tool.runtime.device", None)
     said = run_cli("doctor")
     assert said.code == 1
     assert "error: torch cannot be imported" in said.err

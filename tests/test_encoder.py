@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CanineTokenizer
 
-from emb_tool.encoder import Encoder
 from emb_tool.errors import Failed, Refused
-from emb_tool.runtime import Runtime
+from emb_tool.model.encoder import Encoder
+from emb_tool.runtime.device import Runtime
 from tests.extend_context.models import LENGTH, make
 
 FAMILIES = ["tiny_bert", "tiny_decoder", "tiny_static"]

@@ -19,8 +19,8 @@ import yaml
 
 from emb_tool.cli.app import main
 from emb_tool.errors import EmbToolError, Failed, Refused
-from emb_tool.page.page import page
 from emb_tool.report import Report
+from emb_tool.reporting.page import page
 from tests.conftest import CliResult
 from tests.runs import check_here, unit_vectors, weight_files, write_texts
 
@@ -498,7 +498,7 @@ def test_refused_with_a_sentence_and_nothing_written(
 def test_a_full_disk_is_told_and_gone_on_from(
     distill: Cli, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emb_tool.encoder import Encoder
+    from emb_tool.model.encoder import Encoder
 
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
@@ -525,7 +525,7 @@ def test_a_full_disk_is_told_and_gone_on_from(
 def test_memory_that_runs_out_is_told(
     distill: Cli, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emb_tool.encoder import Encoder
+    from emb_tool.model.encoder import Encoder
 
     def full(*args: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
@@ -541,9 +541,9 @@ def test_memory_that_runs_out_is_told(
 def test_files_that_do_not_open_fail_their_check(
     tmp_path: Path, tiny_bert: Path, sentences: list[str]
 ) -> None:
-    from emb_tool.evaluate.child import ask
+    from emb_tool.evaluate.check_process import ask
     from emb_tool.progress import Progress
-    from emb_tool.runtime import Runtime
+    from emb_tool.runtime.device import Runtime
 
     broken = tmp_path / "broken"
     shutil.copytree(tiny_bert, broken)
@@ -561,8 +561,8 @@ def test_files_that_fail_as_their_input_does_are_no_bug(
 ) -> None:  # fmt: skip
     """A merge runs nothing before its check: whose fault it is, is found there."""
     from emb_tool.evaluate import check
-    from emb_tool.evaluate.child import ask
-    from emb_tool.runtime import Runtime
+    from emb_tool.evaluate.check_process import ask
+    from emb_tool.runtime.device import Runtime
 
     broken = Path(shutil.copytree(tiny_bert, tmp_path / "broken"))
     config = json.loads((broken / "config.json").read_text())

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emb_tool.errors import Refused
-from emb_tool.inspect import inspect
+from emb_tool.tools.inspect import inspect
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_of_ten_gigabytes_only_the_headers_are_read(model: Path) -> None:
 
 def test_imports_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys, emb_tool.inspect\n"
+        "import sys, emb_tool.tools.inspect\n"
         "heavy = {'torch', 'transformers', 'numpy', 'huggingface_hub', 'pydantic'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from emb_tool.checkpoint.card import write_model_card
 from emb_tool.install import HUB, INSTALL, PLACE, install
-from emb_tool.page.page import page
+from emb_tool.reporting.model_card import write_model_card
+from emb_tool.reporting.page import page
 from tests.conftest import CliResult
 from tests.test_report import made, written
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from emb_tool import config
-from emb_tool.checkpoint.card import model_index
-from emb_tool.checkpoint.lineage import lineage
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.engine import Options, run
 from emb_tool.evaluate.agreement import likeness
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report
-from emb_tool.summary import Summary
+from emb_tool.reporting.lineage import lineage
+from emb_tool.reporting.model_card import model_index
+from emb_tool.reporting.summary import Summary
 from tests.conftest import WORDS, CliResult
 from tests.merge.test_merge import sibling
 from tests.runs import check_here
@@ -73,8 +73,8 @@ def report_of(folder: Path) -> Report:
 
 
 def vectors(folder: Path, texts: list[str]) -> np.ndarray:
-    from emb_tool.encoder import Encoder
-    from emb_tool.runtime import Runtime
+    from emb_tool.model.encoder import Encoder
+    from emb_tool.runtime.device import Runtime
 
     return Encoder.open(folder, Runtime.start("cpu", "fp32")).encode(texts)
 
@@ -114,7 +114,7 @@ def test_a_second_step_is_measured_against_the_first_ones_input(chain: Path) -> 
 
 
 def test_neighbours_of_the_root_are_those_of_the_same_texts(chain: Path) -> None:
-    from emb_tool.data.sample import sample_texts
+    from emb_tool.data.builtin_texts import sample_texts
 
     report = report_of(chain / "C")
     a, c = str(chain / "A"), str(chain / "C")
@@ -153,7 +153,9 @@ def test_a_root_that_fails_is_a_warning(
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(Task, "against", too_large)
-    monkeypatch.setattr("emb_tool.runtime.Runtime.is_out_of_memory", staticmethod(lambda e: True))
+    monkeypatch.setattr(
+        "emb_tool.runtime.device.Runtime.is_out_of_memory", staticmethod(lambda e: True)
+    )
     said = run_cli("compress", chain / "B", "-m", "int:bits=8", "-o", tmp_path / "D", "--eval", sts)
     assert said.code == 0, said.err
     assert re.search(r"warning: not measured against its root \S*/A: memory ran out", said.err)

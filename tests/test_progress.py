@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from emb_tool.evaluate.relay import Listener, Teller
-from emb_tool.pace import FEWEST, WINDOW, Pace, rate
+from emb_tool.evaluate.progress_relay import Listener, Teller
 from emb_tool.progress import Progress, bar
+from emb_tool.progress.rate import FEWEST, WINDOW, Pace, rate
 from emb_tool.report import Report
 
 
@@ -271,8 +271,8 @@ def test_a_child_that_dies_leaves_no_task_open(clock: Clock) -> None:
 def test_what_a_library_prints_is_no_answer(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from emb_tool.evaluate import child
-    from emb_tool.host import Host
+    from emb_tool.evaluate import check_process
+    from emb_tool.runtime.host import Host
 
     script = tmp_path / "emb_tool" / "evaluate" / "check.py"
     script.parent.mkdir(parents=True)
@@ -288,11 +288,11 @@ def test_what_a_library_prints_is_no_answer(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     host = Host("cpu", "fp32", 1, 0)
-    told: dict[str, Any] = child.ask({}, host, "the name", Progress(0))
+    told: dict[str, Any] = check_process.ask({}, host, "the name", Progress(0))
     assert told == {"measures": "the name"}
     script.write_text("raise SystemExit('it is broken')")
-    with pytest.raises(child.Failed, match="it is broken"):
-        child.ask({}, host, "the name", Progress(0))
+    with pytest.raises(check_process.Failed, match="it is broken"):
+        check_process.ask({}, host, "the name", Progress(0))
 
 
 # -- the time in all ------------------------------------------------------------------------------

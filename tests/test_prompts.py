@@ -19,14 +19,14 @@ from emb_tool.distill.setup import Setup
 from emb_tool.distill.teachers import open_teacher
 from emb_tool.encode.job import EncodeJob
 from emb_tool.encode.run import encode
-from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused
 from emb_tool.evaluate.job import EvalJob
-from emb_tool.evaluate.pair import Embedder, Pair
+from emb_tool.evaluate.model_pair import Embedder, Pair
 from emb_tool.evaluate.run import evaluate
 from emb_tool.evaluate.task import parse_task
+from emb_tool.model.encoder import Encoder
 from emb_tool.progress import Progress
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
 from tests.conftest import make_bert
 
 BOTH = {"query": "query : ", "document": "text : "}

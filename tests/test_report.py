@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from emb_tool import config
-from emb_tool.checkpoint.card import write_model_card
-from emb_tool.page import charts
-from emb_tool.page.charts import Axis, Point
-from emb_tool.page.page import page
-from emb_tool.public import public
+from emb_tool.formatting import public
 from emb_tool.report import Measure, Report, Table
-from emb_tool.summary import Summary, command
+from emb_tool.reporting import charts
+from emb_tool.reporting.charts import Axis, Point
+from emb_tool.reporting.model_card import write_model_card
+from emb_tool.reporting.page import page
+from emb_tool.reporting.summary import Summary, command
 from tests.conftest import CliResult
 
 Cli = Callable[..., CliResult]

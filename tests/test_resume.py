@@ -193,7 +193,7 @@ POINTS: dict[str, tuple[Callable[[], None], Callable[[int | None], bool]]] = {
         lambda at: at == 2 * EPOCH,
     ),
     "the report is being written": (
-        killed_at("emb_tool.checkpoint.card", "write_model_card"),
+        killed_at("emb_tool.reporting.model_card", "write_model_card"),
         lambda at: at == 2 * EPOCH,
     ),
 }  # fmt: skip
@@ -274,7 +274,7 @@ def test_finished_shards_of_the_store_are_not_encoded_again(
             "--texts", write_texts(tmp_path / "texts.jsonl", sentences),
             "--batch-tokens", "1000", "--store", str(tmp_path / "store")]  # fmt: skip
     job = Job(tmp_path, argv)
-    stop = killed_at("emb_tool.training.space", "SpaceStore.append", 8)
+    stop = killed_at("emb_tool.training.vector_space", "SpaceStore.append", 8)
     assert job.run("out", prepare=stop) == -signal.SIGKILL
     shards = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("shard-*.safetensors")}
     assert len(shards) == 7

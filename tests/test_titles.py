@@ -10,7 +10,7 @@ import pytest
 
 from emb_tool.cli.output import fitted
 from emb_tool.evaluate.task import parse_tasks
-from emb_tool.public import public
+from emb_tool.formatting import public
 from tests.conftest import CliResult
 from tests.merge.test_merge import sibling
 from tests.runs import check_here

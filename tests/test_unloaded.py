@@ -19,17 +19,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.encoder import Encoder
 from emb_tool.errors import Failed, Refused
 from emb_tool.evaluate.check import check
-from emb_tool.evaluate.pair import Pair
+from emb_tool.evaluate.model_pair import Pair
 from emb_tool.evaluate.task import parse_task
-from emb_tool.inspect import inspect
-from emb_tool.ops import loading
-from emb_tool.ops.loading import loading_reports
-from emb_tool.pretrained import load
+from emb_tool.model import loaded_weights
+from emb_tool.model.encoder import Encoder
+from emb_tool.model.loaded_weights import loading_reports
+from emb_tool.model.loading import load
 from emb_tool.progress import Progress
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
+from emb_tool.tools.inspect import inspect
 from tests.conftest import CliResult
 from tests.runs import check_here, write_texts
 
@@ -405,13 +405,13 @@ def test_a_class_with_a_head(head: Any, tiny_bert: Path, tmp_path: Path) -> None
 def test_a_pooler_or_head_that_is_read_must_be_there(tiny_bert: Path) -> None:
     model, report = BertModel.from_pretrained(tiny_bert, output_loading_info=True)
     for name, read in (("pooler.dense.weight", "pooler"), ("lm_head.weight", "head")):
-        loaded = loading.Loaded(model, {**report, "missing_keys": {name}})
-        loading.refuse_unloaded(loaded, "model")
+        loaded = loaded_weights.Loaded(model, {**report, "missing_keys": {name}})
+        loaded_weights.refuse_unloaded(loaded, "model")
         with pytest.raises(Refused, match=rf"would be random: 1 \({re.escape(name)}\)"):
-            loading.refuse_unloaded(loaded, "model", **{read: True})
-    loaded = loading.Loaded(model, {**report, "mismatched_keys": {(NORM, (32,), (8,))}})
+            loaded_weights.refuse_unloaded(loaded, "model", **{read: True})
+    loaded = loaded_weights.Loaded(model, {**report, "mismatched_keys": {(NORM, (32,), (8,))}})
     with pytest.raises(Refused, match=rf"would be random: 1 \({re.escape(NORM)}\)"):
-        loading.refuse_unloaded(loaded, "model")
+        loaded_weights.refuse_unloaded(loaded, "model")
 
 
 def test_perplexity_needs_the_head(tiny_decoder: Path, tmp_path: Path, texts: str) -> None:
@@ -467,9 +467,9 @@ def test_the_check_cannot_agree_with_itself_on_random_numbers(
     tiny_bert: Path, tmp_path: Path, sentences: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even where the list of harmless names is wrong, and both sides are initialized alike."""
-    monkeypatch.setattr(loading, "_POOLER", re.compile("word_embeddings"))
+    monkeypatch.setattr(loaded_weights, "_POOLER", re.compile("word_embeddings"))
     written = changed(tiny_bert, tmp_path / "written", without("word_embeddings|pooler"))
-    monkeypatch.setattr(loading, "_LM_HEAD", re.compile("pooler"))
+    monkeypatch.setattr(loaded_weights, "_LM_HEAD", re.compile("pooler"))
     torch.manual_seed(0)
     asked = request(tiny_bert, tmp_path / "state", sentences)
     torch.manual_seed(0)
@@ -485,7 +485,7 @@ def test_a_model_without_a_report_fails(tiny_bert: Path, monkeypatch: pytest.Mon
     def silent() -> Any:
         yield []
 
-    monkeypatch.setattr("emb_tool.pretrained.loading_reports", silent)
+    monkeypatch.setattr("emb_tool.model.loading.loading_reports", silent)
     with pytest.raises(Failed, match="gave no report of which weights it loaded"):
         load(Checkpoint.open(tiny_bert), torch.device("cpu"), None)
 

@@ -2,7 +2,7 @@
 
 Known without torch, so that headers alone show a missing layer; a test compares each row with
 transformers' own class. Layers of other architectures are checked when transformers loads them
-(`emb_tool.ops.loading`).
+(`emb_tool.model.loaded_weights`).
 """
 
 from __future__ import annotations

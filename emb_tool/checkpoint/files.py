@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from emb_tool.checkpoint.stated import check_stated
+from emb_tool.checkpoint.validate_config import check_stated
 from emb_tool.errors import Refused
 
 MAX_JSON = 10_000_000

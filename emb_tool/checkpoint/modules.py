@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emb_tool.checkpoint.files import inside, join, read_json, read_json_list
-from emb_tool.checkpoint.stated import TEXT_OUTPUTS
+from emb_tool.checkpoint.validate_config import TEXT_OUTPUTS
 from emb_tool.errors import Refused
 
 POOLING_KEYS = {

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emb_tool.checkpoint.complete import MAIN_KINDS, Fault, find_faults, strip
+from emb_tool.checkpoint.completeness import MAIN_KINDS, Fault, find_faults, strip
 from emb_tool.checkpoint.files import inside, join, read_json, sha256
 from emb_tool.checkpoint.header import TORCH_NAMES
 from emb_tool.checkpoint.kinds import head_warning, other_kind, without_weights
 from emb_tool.checkpoint.layout import Layout, read_layout
 from emb_tool.checkpoint.modules import read_modules
 from emb_tool.checkpoint.source import locate
-from emb_tool.checkpoint.weights import Weights, bare_file, find_weights
+from emb_tool.checkpoint.weight_files import Weights, bare_file, find_weights
 from emb_tool.checkpoint.wrappers import copy_unwrapped, warning
 from emb_tool.errors import Refused
 from emb_tool.plan import TensorSpec
@@ -188,7 +188,7 @@ class Checkpoint:
             raise Refused(f"{self.name}: {name} has dtype {dtype}", "torch has no such dtype")
         path, stored = weights.where[name], weights.stored(name)
         if weights.tensors[name].nbytes >= LARGE:
-            from emb_tool.checkpoint.mapped import map_tensor
+            from emb_tool.checkpoint.memory_map import map_tensor
 
             return map_tensor(path, stored)
         if path not in self._open:
@@ -269,7 +269,7 @@ def check_finite(checkpoint: Checkpoint) -> None:
     """
     import torch
 
-    from emb_tool.checkpoint.mapped import release
+    from emb_tool.checkpoint.memory_map import release
 
     for part in checkpoint.weights:
         for name, tensor in checkpoint.part_tensors(part):

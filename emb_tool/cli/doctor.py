@@ -22,8 +22,8 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:
     """Print the tables."""
-    from emb_tool.doctor import examine
     from emb_tool.progress import Progress
+    from emb_tool.tools.doctor import examine
 
     report = examine(quick, Progress().say)
     output.show([report], json)

@@ -45,7 +45,7 @@ def command(
 ) -> None:
     """Write it and say how large it has become."""
     from emb_tool.checkpoint.reader import Checkpoint
-    from emb_tool.expand import expand
+    from emb_tool.packed.expand import expand
     from emb_tool.progress import Progress
 
     progress = Progress(0 if quiet else 1)

@@ -29,7 +29,7 @@ def command(
 ) -> None:
     """Print the report of `inspect`, and refuse a checkpoint whose weights are not complete."""
     from emb_tool.errors import Refused
-    from emb_tool.inspect import inspect
+    from emb_tool.tools.inspect import inspect
 
     report = inspect(model, exact=exact)
     output.show([report], json)

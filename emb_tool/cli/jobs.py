@@ -89,7 +89,7 @@ def carry_out(
     """
     from emb_tool.engine import Options, run
     from emb_tool.progress import Progress
-    from emb_tool.signals import raise_on_sigterm
+    from emb_tool.runtime.signals import raise_on_sigterm
 
     raise_on_sigterm()
     options = Options(

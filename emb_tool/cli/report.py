@@ -36,6 +36,6 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:
     """Print the tables."""
-    from emb_tool.compare import compare
+    from emb_tool.reporting.compare import compare
 
     output.show([compare(outputs, page, overwrite)], json)

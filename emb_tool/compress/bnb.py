@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from emb_tool.checkpoint.meta_model import model_on_meta
+from emb_tool.compress.step import Surgery
 from emb_tool.compress.tensors import use_native_names
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
-from emb_tool.ops.bare import model_on_meta
 from emb_tool.ops.linears import Linear, find_linears, refuse_without_linears
 from emb_tool.plan import TensorSpec
-from emb_tool.surgery import Surgery
 
 if TYPE_CHECKING:
     import torch

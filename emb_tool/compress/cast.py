@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from emb_tool.checkpoint.header import TORCH_NAMES
-from emb_tool.draft import Draft, Lazy, torch_dtype
+from emb_tool.compress.step import Surgery
+from emb_tool.editing import Draft, Lazy, torch_dtype
 from emb_tool.errors import Refused
-from emb_tool.surgery import Surgery
 
 if TYPE_CHECKING:
     import torch

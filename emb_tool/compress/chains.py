@@ -14,9 +14,9 @@ from typing import cast
 
 from emb_tool import registry
 from emb_tool.checkpoint.writer import header
-from emb_tool.draft import Draft
+from emb_tool.compress.step import Surgery, plan_step
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
-from emb_tool.surgery import Surgery, plan_step
 
 WEIGHTS = (
     ("cast:dtype=fp16",),

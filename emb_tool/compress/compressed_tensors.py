@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from emb_tool.draft import Draft
+from emb_tool.compress.step import Surgery
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from emb_tool.plan import TensorSpec
-from emb_tool.surgery import Surgery
 
 if TYPE_CHECKING:
     import torch
@@ -200,7 +200,7 @@ def _config(draft: Draft, bits: int, group: int | None) -> dict[str, Any]:
     """
     from torch import nn
 
-    from emb_tool.ops.bare import model_on_meta
+    from emb_tool.checkpoint.meta_model import model_on_meta
 
     model: Any = model_on_meta(draft.config)
     base = f"{model.base_model_prefix}."

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from emb_tool.compress.table import TableMethod
+from emb_tool.compress.table_method import TableMethod
 from emb_tool.errors import Refused
 
 if TYPE_CHECKING:
     import torch
 
-    from emb_tool.draft import Draft
+    from emb_tool.editing import Draft
     from emb_tool.packed.base import Packed
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from emb_tool.compress.matrices import MatrixMethod
+from emb_tool.compress.matrix_method import MatrixMethod
 
 if TYPE_CHECKING:
     from emb_tool.ops.matrices import Matrix

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
-from emb_tool.checkpoint.kept import Result
-from emb_tool.compress.matrices import MatrixMethod
-from emb_tool.draft import Draft
+from emb_tool.checkpoint.result_cache import Result
+from emb_tool.compress.matrix_method import MatrixMethod
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 
 if TYPE_CHECKING:
     import torch
 
-    from emb_tool.calibration import Work
-    from emb_tool.encoder import Encoder
-    from emb_tool.ops.inputs import Batch, Seen
+    from emb_tool.compress.calibration import Work
+    from emb_tool.model.encoder import Encoder
+    from emb_tool.ops.layer_inputs import Batch, Seen
     from emb_tool.ops.matrices import Matrix
 
 BATCH_TOKENS = 8192
@@ -74,7 +74,7 @@ class Gptq(MatrixMethod):
         import numpy as np
         import torch
 
-        from emb_tool.ops.inputs import second_moments, without_cache
+        from emb_tool.ops.layer_inputs import second_moments, without_cache
         from emb_tool.ops.rounding import Rounded, dequantize
         from emb_tool.packed.int import Int
 
@@ -159,7 +159,7 @@ class Gptq(MatrixMethod):
         import numpy as np
 
         from emb_tool.data.batches import plan_batches
-        from emb_tool.ops.inputs import Batch
+        from emb_tool.ops.layer_inputs import Batch
 
         ids = encoder.tokenize(work.sample, work.prompt(encoder))
         order = np.random.default_rng(work.seed).permutation(len(ids))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
-from emb_tool.compress.matrices import MatrixMethod
+from emb_tool.compress.matrix_method import MatrixMethod
 from emb_tool.fields import Show
 from emb_tool.method import TextList
 

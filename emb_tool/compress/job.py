@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from emb_tool.config import ChainJob, Holdout, Picture, TuneEpochs, TuneRate
-from emb_tool.data.options import Delimiter, Header, TextField
+from emb_tool.data.text_options import Delimiter, Header, TextField
 from emb_tool.errors import Refused
 from emb_tool.fields import DATA, EVALUATION, METHOD, OUTPUT, REQUIRED, TRAINING, Show
 
@@ -44,7 +44,7 @@ class CompressJob(ChainJob):
 
     verb: ClassVar[str] = "compress"
     positional: ClassVar[tuple[str, ...]] = ("model",)
-    shared: ClassVar[tuple[str, str] | None] = ("emb_tool.compress.table", "TableMethod")
+    shared: ClassVar[tuple[str, str] | None] = ("emb_tool.compress.table_method", "TableMethod")
 
     model: Annotated[
         str,
@@ -159,7 +159,7 @@ class CompressJob(ChainJob):
 
     @model_validator(mode="after")
     def _whole(self) -> CompressJob:
-        from emb_tool.surgery import STAGES, Surgery
+        from emb_tool.compress.step import STAGES, Surgery
 
         if not self.method and not self.searches:
             raise ValueError(

@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from emb_tool.draft import Draft
+from emb_tool.compress.step import Surgery
+from emb_tool.editing import Draft
 from emb_tool.method import IntList
-from emb_tool.surgery import Surgery
 
 
 class Layers(Surgery):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from emb_tool.compress.codebooks import HotRowsMethod
-from emb_tool.compress.table import role
+from emb_tool.compress.table_method import role
 from emb_tool.compress.tensors import module_name
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 
 if TYPE_CHECKING:
     import torch

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from emb_tool.draft import Draft, append_dense, project
+from emb_tool.compress.step import Surgery
+from emb_tool.editing import Draft, append_dense, project
 from emb_tool.errors import Refused
-from emb_tool.surgery import Surgery
 
 if TYPE_CHECKING:
-    from emb_tool.calibration import Work
+    from emb_tool.compress.calibration import Work
 
 
 class Rotate(Surgery):

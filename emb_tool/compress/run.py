@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from emb_tool.checkpoint.kept import Kept
 from emb_tool.checkpoint.output import clear
 from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.checkpoint.result_cache import Kept
 from emb_tool.compress.compressed_tensors import export
 from emb_tool.compress.job import CompressJob
-from emb_tool.compress.parts import Parts
 from emb_tool.compress.setup import Setup
+from emb_tool.compress.step import carry_out
+from emb_tool.compress.text_splits import Parts
 from emb_tool.compress.tuning import tune_files, write_teacher
 from emb_tool.compress.vocab import FEW_TEXTS
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.evaluate.task import run_tasks
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 from emb_tool.report import Report, Table
-from emb_tool.surgery import carry_out
 
 if TYPE_CHECKING:
-    from emb_tool.calibration import Work
-    from emb_tool.evaluate.pair import Pair
-    from emb_tool.runtime import Runtime
+    from emb_tool.compress.calibration import Work
+    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.runtime.device import Runtime
 
 
 RANGE_TEXTS = 1024
@@ -142,7 +142,7 @@ class Compress:
 
     def _begin(self, start: Draft, state: Path, runtime: Runtime) -> Work:
         """What steps work with; and what chains, and the result, are measured on."""
-        from emb_tool.calibration import Work
+        from emb_tool.compress.calibration import Work
 
         job, kept = self.job, Kept(state / "kept")
         if self.setup.is_bare:  # tables alone: there is no model to run
@@ -182,7 +182,7 @@ class Compress:
     def _write_ranges(self, folder: Path) -> None:
         """Ranges of the new vectors, for `embtool encode --precision int8`."""
         from emb_tool.checkpoint.ranges import Ranges, write_ranges
-        from emb_tool.encoder import Encoder
+        from emb_tool.model.encoder import Encoder
 
         work = self._work
         assert work is not None
@@ -255,9 +255,9 @@ class Compress:
 
     def _kept(self, folder: Path, work: Work) -> float:
         """The least share that a written model keeps: of the tasks, or of the neighbours."""
-        from emb_tool.encoder import Encoder
         from emb_tool.evaluate.agreement import NEIGHBOURS, likeness
-        from emb_tool.evaluate.pair import Pair
+        from emb_tool.evaluate.model_pair import Pair
+        from emb_tool.model.encoder import Encoder
 
         encoder = Encoder.open(folder, work.runtime)
         if self._heldout is not None:

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emb_tool.checkpoint.kept import Result
+from emb_tool.checkpoint.result_cache import Result
 from emb_tool.compress import chains
 from emb_tool.compress.chains import Family
-from emb_tool.draft import Draft
+from emb_tool.compress.step import Surgery, carry_out
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from emb_tool.report import Table
-from emb_tool.surgery import Surgery, carry_out
 
 if TYPE_CHECKING:
-    from emb_tool.calibration import Work
+    from emb_tool.compress.calibration import Work
 
 CLOSE = 0.005
 """Share of a target within which its bytes are used up."""

@@ -10,15 +10,15 @@ from emb_tool.checkpoint.reader import Checkpoint, check_finite
 from emb_tool.compress.chains import outlook
 from emb_tool.compress.compressed_tensors import check_package, export, fitted
 from emb_tool.compress.job import CompressJob
-from emb_tool.data.options import TextOptions
+from emb_tool.compress.step import Surgery, plan_step
+from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import hashes, scan
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from emb_tool.evaluate import dev
 from emb_tool.evaluate.plot import check_plot
 from emb_tool.plan import Plan, Step
 from emb_tool.progress import Progress
-from emb_tool.surgery import Surgery, plan_step
 
 
 class Setup:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emb_tool.checkpoint.modules import class_name
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from emb_tool.plan import TensorSpec
 from emb_tool.registry import did_you_mean
@@ -99,7 +99,7 @@ def use_native_names(draft: Draft) -> None:
     Args:
         draft: Is changed.
     """
-    from emb_tool.ops.native import native_names
+    from emb_tool.compress.native_names import native_names
 
     renames = native_names(draft.config, {n: lazy.spec for n, lazy in draft.tensors.items()})
     for name, new in renames.items():

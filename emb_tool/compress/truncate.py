@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from emb_tool.draft import Draft, project
+from emb_tool.compress.step import Surgery
+from emb_tool.editing import Draft, project
 from emb_tool.errors import Refused
-from emb_tool.surgery import Surgery
 
 
 class Truncate(Surgery):

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from emb_tool.compress.table import TableMethod
+from emb_tool.compress.table_method import TableMethod
 
 
 class Tt(TableMethod):

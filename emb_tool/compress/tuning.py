@@ -12,10 +12,10 @@ import numpy as np
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.job import CompressJob
-from emb_tool.compress.parts import halves
+from emb_tool.compress.text_splits import halves
 from emb_tool.data.corpus import Corpus, check_parts
-from emb_tool.data.options import TextOptions
-from emb_tool.draft import Draft, Lazy
+from emb_tool.data.text_options import TextOptions
+from emb_tool.editing import Draft, Lazy
 from emb_tool.evaluate.task import Task
 from emb_tool.progress import Progress
 from emb_tool.training.store import VectorStore
@@ -23,8 +23,8 @@ from emb_tool.training.store import VectorStore
 if TYPE_CHECKING:
     import torch
 
-    from emb_tool.encoder import Encoder
-    from emb_tool.runtime import Runtime
+    from emb_tool.model.encoder import Encoder
+    from emb_tool.runtime.device import Runtime
 
 TEACHER = "teacher"
 """Where a model of turned or cut vectors lies while it is tuned towards."""
@@ -66,11 +66,11 @@ def tune_files(
     Returns:
         Figures for the report.
     """
-    from emb_tool.encoder import Encoder
+    from emb_tool.model.encoder import Encoder
     from emb_tool.packed.base import Packed
+    from emb_tool.training.finetune import Tune, tune
     from emb_tool.training.targets import gather_targets
     from emb_tool.training.teacher import CheckpointTeacher
-    from emb_tool.training.tune import Tune, tune
 
     def check() -> None:
         corpus = _corpus(job, state)
@@ -168,7 +168,7 @@ def take(draft: Draft, encoder: Encoder) -> Draft:
 
 
 def _of(lazy: Lazy, value: torch.Tensor) -> Lazy:
-    from emb_tool.draft import torch_dtype
+    from emb_tool.editing import torch_dtype
 
     dtype = torch_dtype(lazy.spec.dtype)
     held = value.detach().cpu().to(dtype)

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from emb_tool.checkpoint.kept import Result
+from emb_tool.checkpoint.result_cache import Result
+from emb_tool.compress.step import Surgery
 from emb_tool.compress.vocab_tokens import Tokens, check_padding
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from emb_tool.fields import Show
 from emb_tool.method import TextList
 from emb_tool.registry import did_you_mean
-from emb_tool.surgery import Surgery
 
 if TYPE_CHECKING:
-    from emb_tool.calibration import Work
-    from emb_tool.ops.tokenizers import Vocabulary
+    from emb_tool.checkpoint.tokenizer_files import Vocabulary
+    from emb_tool.compress.calibration import Work
 
 _HEAD = re.compile(r"[^ ]* ?[^ ]*")
 """The first words of a text: a prompt may change how they are tokenised, no others."""
@@ -80,7 +80,7 @@ class Vocab(Surgery):
         must = self._must(model)
         wanted = _listed(self.list, model.vocabulary)
         if self.size is not None or wanted is not None:
-            from emb_tool.ops.vocabulary import choose
+            from emb_tool.compress.vocabulary import choose
 
             kept = choose(model.vocabulary, must, wanted or (), self.size)
             most = len(kept) if self.size is None or wanted is not None else self.size
@@ -102,7 +102,7 @@ class Vocab(Surgery):
         """The old ids in the order of the new, and what becomes of the texts under them."""
         import torch
 
-        from emb_tool.ops import vocabulary as ops
+        from emb_tool.compress import vocabulary as ops
 
         texts, heads = _inputs(draft, work.texts)
         unseen, _ = _inputs(draft, work.unseen)
@@ -141,7 +141,7 @@ class Vocab(Surgery):
         return Result({"kept": torch.tensor([*ids])}, asdict(trial))
 
     def _must(self, model: Tokens) -> set[int]:
-        from emb_tool.ops.vocabulary import fixed_ids
+        from emb_tool.compress.vocabulary import fixed_ids
 
         ids = model.vocabulary.ids
         for token in self.keep:

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from emb_tool.checkpoint.layout import POSITION_TABLE
-from emb_tool.draft import Draft
-from emb_tool.draft.tables import TABLE_NAMES
+from emb_tool.editing import Draft
+from emb_tool.editing.token_table import TABLE_NAMES
 from emb_tool.errors import Refused
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
-    from emb_tool.ops.tokenizers import Vocabulary
+    from emb_tool.checkpoint.tokenizer_files import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Tokens:
             Refused: A table that is packed or cannot be made out, no fast tokenizer, a tokenizer
                 that does not belong to the table.
         """
-        from emb_tool.ops import tokenizers as ops
-        from emb_tool.ops.renumber import config_ids
+        from emb_tool.checkpoint import tokenizer_files as ops
+        from emb_tool.compress.token_ids import config_ids
 
         name = draft.checkpoint.name
         if not draft.layout.modules:
@@ -85,7 +85,7 @@ class Tokens:
 
     def cut(self, draft: Draft, ids: Mapping[int, int]) -> None:
         """Give a draft the rows, files and config of the ids that are kept."""
-        from emb_tool.ops.renumber import renumber_config, rewrite
+        from emb_tool.compress.token_ids import renumber_config, rewrite
 
         order = list(ids)
         tensors = self.tensors
@@ -147,7 +147,7 @@ def _tensors(draft: Draft, table: str) -> tuple[int, tuple[str, ...]]:
 
 def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config with what transformers takes where nothing is said; as it is for other types."""
-    from emb_tool.ops.bare import transformers_config
+    from emb_tool.checkpoint.meta_model import transformers_config
 
     try:
         return {**transformers_config(config).to_dict(), **config}
@@ -166,7 +166,7 @@ def check_padding(draft: Draft, ids: Mapping[int, int]) -> None:
         return
     if not any(POSITION_TABLE.search(name) for name in draft.tensors):
         return
-    from emb_tool.ops.bare import model_on_meta
+    from emb_tool.checkpoint.meta_model import model_on_meta
 
     for name, module in model_on_meta(draft.config).named_modules():
         counted = getattr(module, "padding_idx", None) is not None

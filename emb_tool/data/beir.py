@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from emb_tool.data import files
 from emb_tool.data.dialect import Wanted, open_table
-from emb_tool.data.fields import titled
-from emb_tool.data.options import DEFAULT
+from emb_tool.data.text_field import titled
+from emb_tool.data.text_options import DEFAULT
 from emb_tool.errors import Refused
 
 _QUERY = ("query-id", "query_id", "queryid", "qid", "query", "topic")

@@ -20,8 +20,8 @@ import numpy as np
 
 from emb_tool.config import LEAST_HELD_OUT
 from emb_tool.data.deduplicate import CHUNK, deduplicate
-from emb_tool.data.fields import Note, field_sentence
-from emb_tool.data.options import DEFAULT, TextOptions
+from emb_tool.data.text_field import Note, field_sentence
+from emb_tool.data.text_options import DEFAULT, TextOptions
 from emb_tool.data.texts import read_texts
 from emb_tool.errors import Refused
 

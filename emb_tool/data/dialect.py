@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, count
 from typing import Any, NamedTuple
 
-from emb_tool.data import files, foreign
-from emb_tool.data.options import DELIMITERS, TextOptions
+from emb_tool.data import file_kinds, files
+from emb_tool.data.text_options import DELIMITERS, TextOptions
 from emb_tool.errors import Refused
 
 TEXT_NAMES = (
@@ -279,7 +279,7 @@ def _plain(table: Table) -> Iterator[tuple[list[str], str]]:
         line = line.rstrip("\r\n")
         where = f"{table.name}:{number}"
         if "\r" in line:
-            raise foreign.bare_return(where, table.name)
+            raise file_kinds.bare_return(where, table.name)
         if line:
             yield line.split("\t"), where
 
@@ -296,7 +296,7 @@ def _quoted(table: Table) -> Iterator[tuple[list[str], str]]:
             return
         except csv.Error as error:
             if "new-line character" in str(error):
-                raise foreign.bare_return(where, table.name) from None
+                raise file_kinds.bare_return(where, table.name) from None
             raise Refused(f"{where}: {error}", _QUOTES) from None
         if row:
             yield row, where

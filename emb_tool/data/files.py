@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from shlex import quote
 from typing import IO, Any
 
-from emb_tool.data import foreign
+from emb_tool.data import file_kinds
 from emb_tool.errors import Refused
 from emb_tool.registry import did_you_mean
 
@@ -178,7 +178,7 @@ def decoded(stream: Stream, name: str) -> Iterator[tuple[int, str]]:
             data that breaks off.
     """
     try:
-        head = stream.peek(foreign.HEAD)[: foreign.HEAD]
+        head = stream.peek(file_kinds.HEAD)[: file_kinds.HEAD]
         is_first = True
         for number, raw in enumerate(stream, 1):
             where = f"{name}:{number}"
@@ -187,11 +187,11 @@ def decoded(stream: Stream, name: str) -> Iterator[tuple[int, str]]:
                     raise ValueError
                 line = raw.decode("utf-8")
             except ValueError:
-                raise foreign.not_text(head, raw, where, name) from None
+                raise file_kinds.not_text(head, raw, where, name) from None
             if number == 1:
                 line = line.removeprefix("\ufeff")
             if is_first and not line.isspace():
-                foreign.check_line(line, where, name)
+                file_kinds.check_line(line, where, name)
                 is_first = False
             yield number, line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -230,7 +230,7 @@ def json_records(
                 said = str(error)
             hint = 'every line must be one object: {"text": "..."}'
             if line.strip() == "{":
-                hint += f"; put each on a line: jq -c . {foreign.in_command(name)} > NEW.jsonl"
+                hint += f"; put each on a line: jq -c . {file_kinds.in_command(name)} > NEW.jsonl"
             raise Refused(f"{where}: not JSON ({said})", hint) from None
         if not isinstance(record, dict):
             raise Refused(
@@ -264,7 +264,7 @@ def json_array(where: str, name: str) -> Refused:
     """The refusal of a file that is one JSON array."""
     return Refused(
         f"{where}: a JSON array, where one object a line is wanted",
-        f"put each on a line: jq -c '.[]' {foreign.in_command(name)} > NEW.jsonl",
+        f"put each on a line: jq -c '.[]' {file_kinds.in_command(name)} > NEW.jsonl",
     )
 
 

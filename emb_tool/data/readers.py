@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from emb_tool.data import files, foreign
+from emb_tool.data import file_kinds, files
 from emb_tool.data.dialect import (
     TEXT_NAMES,
     Lines,
@@ -18,8 +18,8 @@ from emb_tool.data.dialect import (
     is_known,
     open_table,
 )
-from emb_tool.data.fields import Picker, Source, is_text, named, pick_texts, titled
-from emb_tool.data.options import TextOptions
+from emb_tool.data.text_field import Picker, Source, is_text, named, pick_texts, titled
+from emb_tool.data.text_options import TextOptions
 from emb_tool.errors import Refused
 
 STDIN = "-"
@@ -62,7 +62,7 @@ def stdin_texts(source: Source) -> Texts:
     line names known columns. Else each line is a text; one with a tab in it is refused, since it
     is a row of a table in all likelihood.
     """
-    name = foreign.STDIN
+    name = file_kinds.STDIN
     lines = files.decoded(files.peekable(sys.stdin.buffer), name)
     first = next(((number, line) for number, line in lines if not line.isspace()), None)
     if first is None:
@@ -95,7 +95,7 @@ def _plain(lines: Lines, name: str) -> Texts:
         if not line.isspace():
             text = line.rstrip("\r\n")
             if "\r" in text:
-                raise foreign.bare_return(f"{name}:{number}", name)
+                raise file_kinds.bare_return(f"{name}:{number}", name)
             yield text, f"{name}:{number}"
 
 

@@ -11,11 +11,11 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from emb_tool.data import files
-from emb_tool.data.fields import Note, Picker, Source
 from emb_tool.data.files import is_address
-from emb_tool.data.options import DEFAULT, TextOptions
 from emb_tool.data.readers import file_texts
 from emb_tool.data.shard_readers import FileReader, Reader, SetReader, TextFile
+from emb_tool.data.text_field import Note, Picker, Source
+from emb_tool.data.text_options import DEFAULT, TextOptions
 from emb_tool.errors import Refused
 
 HUB = "hub:"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from emb_tool.data import files
 from emb_tool.data.dialect import Wanted, open_table
-from emb_tool.data.options import DEFAULT, TextOptions
+from emb_tool.data.text_options import DEFAULT, TextOptions
 from emb_tool.errors import Refused
 
 _LEFT = ("sentence1", "sentence_1", "sent1", "text1")

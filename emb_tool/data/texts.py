@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from emb_tool.checkpoint.files import sha256
 from emb_tool.data import files
-from emb_tool.data.fields import Note, Source
 from emb_tool.data.files import is_address
-from emb_tool.data.options import DEFAULT, TextOptions
 from emb_tool.data.readers import STDIN, Texts, file_texts, stdin_texts
 from emb_tool.data.streams import HUB, Shards, list_address, split_hub
+from emb_tool.data.text_field import Note, Source
+from emb_tool.data.text_options import DEFAULT, TextOptions
 from emb_tool.errors import Refused
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import Holdout, MethodJob
-from emb_tool.data.options import Delimiter, Header, TextField
+from emb_tool.data.text_options import Delimiter, Header, TextField
 from emb_tool.fields import DATA, EVALUATION, OUTPUT, REQUIRED, RUNNING, TEACHER, TRAINING, Show
 from emb_tool.method import FloatList, Training
 

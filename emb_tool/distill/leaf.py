@@ -8,7 +8,7 @@ from pydantic import Field
 
 from emb_tool.fields import METHOD, Show
 from emb_tool.method import IntList, Training
-from emb_tool.training.spread import spread_out, spread_share
+from emb_tool.training.orthogonal_regularizer import spread_out, spread_share
 
 if TYPE_CHECKING:
     from torch import Tensor

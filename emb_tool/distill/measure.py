@@ -9,12 +9,12 @@ import numpy as np
 from emb_tool.data.batches import Tokens
 from emb_tool.data.corpus import Corpus
 from emb_tool.evaluate.dev import Tasks, mean_figure, rule
-from emb_tool.evaluate.shared import encode_together
+from emb_tool.evaluate.sharded_encoding import encode_together
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
 
 if TYPE_CHECKING:
-    from emb_tool.encoder import Encoder
+    from emb_tool.model.encoder import Encoder
     from emb_tool.training.outcome import Outcome, Score
     from emb_tool.training.targets import Targets
 
@@ -59,7 +59,7 @@ def score_student(
     The tasks of `--dev` choose; without them the held-out texts, by cosine where vectors have norm
     1 and by distance where their length counts, too.
     """
-    from emb_tool.evaluate.pair import Pair
+    from emb_tool.evaluate.model_pair import Pair
     from emb_tool.training.outcome import Score
 
     figures: dict[str, float] = {}

@@ -13,14 +13,14 @@ import numpy as np
 from emb_tool.checkpoint.prompts import shown
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.corpus import HELD_OUT_SHARE, Corpus, check_parts
-from emb_tool.data.options import TextOptions
+from emb_tool.data.text_options import TextOptions
 from emb_tool.distill.job import DistillJob
-from emb_tool.distill.lengths import Encoded, report_truncated, truncated_by_role
 from emb_tool.distill.measure import score_student, tell, tokenize_roles
 from emb_tool.distill.setup import Setup
 from emb_tool.distill.streaming import follow, note_sources, write_heads
 from emb_tool.distill.student import open_student, write_student
 from emb_tool.distill.teachers import open_teacher
+from emb_tool.distill.truncation import Encoded, report_truncated, truncated_by_role
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 from emb_tool.report import Report, Table
@@ -28,8 +28,8 @@ from emb_tool.training.store import VectorStore
 from emb_tool.training.vectors_file import FileVectors
 
 if TYPE_CHECKING:
-    from emb_tool.encoder import Encoder
-    from emb_tool.runtime import Runtime
+    from emb_tool.model.encoder import Encoder
+    from emb_tool.runtime.device import Runtime
     from emb_tool.training.outcome import Score
     from emb_tool.training.targets import Targets
 
@@ -267,7 +267,7 @@ class Distill:
         runtime: Runtime,
     ) -> Any:
         """Batches of the texts on disk."""
-        from emb_tool.training.stream import Stream, TokenCache, index_dtype
+        from emb_tool.training.batches import Stream, TokenCache, index_dtype
 
         method, train, roles = self.method, corpus.train, corpus.roles
         pools = [train]

@@ -9,10 +9,10 @@ from pathlib import Path
 from emb_tool.checkpoint.files import sha256
 from emb_tool.checkpoint.prompts import check_prompt, prompt_text
 from emb_tool.checkpoint.reader import Checkpoint, check_finite
-from emb_tool.data.fields import field_sentence
 from emb_tool.data.files import is_address
-from emb_tool.data.options import TextOptions
 from emb_tool.data.streams import HUB, Shards
+from emb_tool.data.text_field import field_sentence
+from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import expand, hashes, scan
 from emb_tool.distill.job import DistillJob
 from emb_tool.errors import Refused
@@ -21,7 +21,7 @@ from emb_tool.method import Training
 from emb_tool.ops.layers import keep_layers, plan_cut
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
-from emb_tool.training.client import is_endpoint, parse_endpoint
+from emb_tool.training.embeddings_client import is_endpoint, parse_endpoint
 from emb_tool.training.vectors_file import read_shape
 
 VECTOR_FILES = (".npy", ".parquet", ".safetensors")

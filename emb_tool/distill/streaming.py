@@ -12,15 +12,15 @@ import numpy as np
 from emb_tool.checkpoint.files import write_atomically
 from emb_tool.data.batches import Tokens
 from emb_tool.data.corpus import Corpus, text_key
-from emb_tool.data.lanes import head
+from emb_tool.data.shard_order import head
 from emb_tool.distill.setup import Setup
 from emb_tool.errors import Refused
 
 if TYPE_CHECKING:
-    from emb_tool.encoder import Encoder
-    from emb_tool.runtime import Runtime
+    from emb_tool.model.encoder import Encoder
+    from emb_tool.runtime.device import Runtime
     from emb_tool.training.store import VectorStore
-    from emb_tool.training.streamed import Source, StreamedTexts
+    from emb_tool.training.streaming import Source, StreamedTexts
     from emb_tool.training.teacher import Teacher
 
 HEAD = 4096
@@ -95,8 +95,8 @@ def follow(
         runtime: Processes and seed.
         separate: Whether texts of two roles cannot stand in one batch.
     """
-    from emb_tool.training.remembered import RememberedTeacher
-    from emb_tool.training.streamed import Source, StreamedTexts
+    from emb_tool.training.cached_teacher import RememberedTeacher
+    from emb_tool.training.streaming import Source, StreamedTexts
     from emb_tool.training.targets import ROLES
     from emb_tool.training.teacher import unit
 

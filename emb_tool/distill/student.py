@@ -13,11 +13,11 @@ from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.corpus import Corpus
 from emb_tool.distill.measure import tokenize_roles
 from emb_tool.distill.setup import Setup
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 
 if TYPE_CHECKING:
-    from emb_tool.encoder import Encoder
-    from emb_tool.runtime import Runtime
+    from emb_tool.model.encoder import Encoder
+    from emb_tool.runtime.device import Runtime
     from emb_tool.training.targets import Targets
 
 SAMPLE = 4096
@@ -42,7 +42,7 @@ def open_student(
         state: Folder for the body, where layers are cut out of it.
         runtime: Where it is trained.
     """
-    from emb_tool.encoder import Encoder
+    from emb_tool.model.encoder import Encoder
     from emb_tool.training.student import attach_head, fit_head, start_from_scratch
 
     job, method, body = setup.job, setup.method, setup.body

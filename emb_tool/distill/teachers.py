@@ -9,7 +9,7 @@ from emb_tool.progress import Progress
 from emb_tool.training.endpoint import EndpointTeacher
 
 if TYPE_CHECKING:
-    from emb_tool.runtime import Runtime
+    from emb_tool.runtime.device import Runtime
     from emb_tool.training.teacher import Teacher
 
 
@@ -21,7 +21,7 @@ def open_teacher(setup: Setup, runtime: Runtime, progress: Progress) -> Teacher:
         runtime: Where it runs.
         progress: Where warnings go.
     """
-    from emb_tool.encoder import Encoder
+    from emb_tool.model.encoder import Encoder
     from emb_tool.training.teacher import CheckpointTeacher
 
     job, prompts = setup.job, setup.prompts

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from emb_tool.config import BatchTokens, Job
-from emb_tool.data.options import Delimiter, Header, TextField
+from emb_tool.data.text_options import Delimiter, Header, TextField
 from emb_tool.errors import Refused
 from emb_tool.fields import DATA, OUTPUT, REQUIRED, Show
 from emb_tool.ops.precisions import CALIBRATED, Precision

@@ -10,7 +10,7 @@ from emb_tool.ops.codes import Code, ScalarCode
 from emb_tool.report import Measure, Report, Table
 
 if TYPE_CHECKING:
-    from emb_tool.encoder import Encoder
+    from emb_tool.model.encoder import Encoder
 
 CLIPPED = 0.01
 """Share of numbers outside the ranges from which on the user is told."""

@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from emb_tool.checkpoint.files import write_json
+from emb_tool.checkpoint.length_checks import check_max_length
 from emb_tool.checkpoint.output_file import OutputFile
 from emb_tool.checkpoint.prompts import check_prompt, shown
 from emb_tool.checkpoint.provenance import provenance
 from emb_tool.checkpoint.ranges import Ranges, read_ranges, read_ranges_file
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.checkpoint.reading import check_max_length
-from emb_tool.data.fields import field_sentence
-from emb_tool.data.options import TextOptions
+from emb_tool.data.text_field import field_sentence
+from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import Record, hashes, read_texts, scan
 from emb_tool.encode.job import EncodeJob
 from emb_tool.encode.report import describe
 from emb_tool.encode.state import State
-from emb_tool.encode.vectors import PLAIN, beside, make_writer, output_file, provenance_of
+from emb_tool.encode.vector_files import PLAIN, beside, make_writer, output_file, provenance_of
 from emb_tool.errors import Refused, met_late
 from emb_tool.ops.codes import Code, ScalarCode, code_from_json, make_code
 from emb_tool.ops.precisions import CALIBRATED
 from emb_tool.report import Measure, Report, Table
 
 if TYPE_CHECKING:
-    from emb_tool.runtime import Runtime
+    from emb_tool.runtime.device import Runtime
 
 # Texts sorted by length together: enough that batches are even, little enough that a kill loses
 # little.
@@ -158,7 +158,7 @@ class _Run:
         self.note = note
         self.report = Report("encode", output=str(Path(job.output).expanduser()), job=job.recipe())
         ranges = read_ranges_file(Path(job.ranges).expanduser()) if job.ranges else None
-        from emb_tool.encoder import Encoder
+        from emb_tool.model.encoder import Encoder
 
         began = time.perf_counter()
         checkpoint = Checkpoint.open(job.model)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PrivateAttr
 
-from emb_tool.data.fields import Note
-from emb_tool.data.options import DEFAULT, Delimiter, Header, TextField, TextOptions
+from emb_tool.data.text_field import Note
+from emb_tool.data.text_options import DEFAULT, Delimiter, Header, TextField, TextOptions
 from emb_tool.errors import Refused
 from emb_tool.evaluate.task import Score, Task
 from emb_tool.fields import Show
 
 if TYPE_CHECKING:
-    from emb_tool.evaluate.pair import Pair, Vectors
+    from emb_tool.evaluate.model_pair import Pair, Vectors
 
 NEIGHBOURS = 10
 
@@ -93,7 +93,7 @@ def likeness(mine: Vectors, theirs: Vectors, neighbours: int = NEIGHBOURS) -> di
     """
     import numpy as np
 
-    from emb_tool.evaluate.search import search, unit
+    from emb_tool.evaluate.nearest_neighbors import search, unit
 
     mine, theirs = unit(mine), unit(theirs)
     own = np.arange(len(mine))

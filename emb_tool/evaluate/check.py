@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from emb_tool.errors import EmbToolError, Failed, Refused
-from emb_tool.evaluate.relay import Teller
-from emb_tool.evaluate.roots import attempted, neighbours, root_of
+from emb_tool.evaluate.progress_relay import Teller
+from emb_tool.evaluate.root_comparison import attempted, neighbours, root_of
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
 
@@ -36,16 +36,16 @@ def check(request: dict[str, Any], progress: Progress) -> Report:
         progress: Shows how far it is.
     """
     from emb_tool.checkpoint.reader import Checkpoint
-    from emb_tool.encoder import Encoder
     from emb_tool.evaluate.agreement import likeness
     from emb_tool.evaluate.job import EvalJob
     from emb_tool.evaluate.run import evaluate
-    from emb_tool.runtime import Runtime
+    from emb_tool.model.encoder import Encoder
+    from emb_tool.runtime.device import Runtime
 
     if "tables" in request:
         return check_tables(request, progress)
     if "extended" in request:
-        from emb_tool.evaluate.extended import check_extended
+        from emb_tool.evaluate.context_check import check_extended
 
         return check_extended(request, rename, progress)
     if "inputs" in request or "bare" in request:
@@ -156,9 +156,9 @@ def check_merged(request: dict[str, Any], progress: Progress) -> Report:
     from emb_tool.checkpoint.reader import Checkpoint, check_finite
     from emb_tool.evaluate.agreement import likeness
     from emb_tool.evaluate.job import EvalJob
+    from emb_tool.evaluate.result_tables import short_names
     from emb_tool.evaluate.run import evaluate
-    from emb_tool.evaluate.tables import short_names
-    from emb_tool.runtime import Runtime
+    from emb_tool.runtime.device import Runtime
 
     name, folder = request["name"], request["folder"]
     if "bare" in request:
@@ -210,9 +210,9 @@ def vectors_of(model: str, texts: tuple[str, ...], device: str, dtype: str) -> n
         device: Where it runs.
         dtype: As of `Runtime.start`.
     """
-    from emb_tool.encoder import Encoder
+    from emb_tool.model.encoder import Encoder
     from emb_tool.ops.products import quicken
-    from emb_tool.runtime import Runtime
+    from emb_tool.runtime.device import Runtime
 
     encoder = Encoder.open(model, Runtime.start(device, dtype))
     quicken(encoder.model)
@@ -265,7 +265,7 @@ def rename(report: Report, folder: str, name: str) -> None:
 def main() -> None:
     """Answer the last line; one before it names models whose vectors will be asked for."""
     gc.set_threshold(1 << 20)  # modules and vocabularies are many objects, and no garbage
-    from emb_tool import encoder  # noqa: F401  (takes seconds, while files may still be written)
+    from emb_tool.model import encoder  # noqa: F401  (takes seconds, while files may still be written)
 
     request: dict[str, Any] = {}
     for line in sys.stdin:

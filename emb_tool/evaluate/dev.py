@@ -16,7 +16,7 @@ from emb_tool.errors import Refused
 from emb_tool.evaluate.task import Task, parse_tasks
 
 if TYPE_CHECKING:
-    from emb_tool.evaluate.pair import Pair
+    from emb_tool.evaluate.model_pair import Pair
 
 FEW_ITEMS = 100
 """Below so many judged items the standard error of a mean figure is several points."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import BatchTokens, Job, Picture
-from emb_tool.data.options import TextField
+from emb_tool.data.text_options import TextField
 from emb_tool.errors import Refused
 from emb_tool.fields import DATA, EVALUATION, OUTPUT, REQUIRED, Show
 from emb_tool.method import IntList

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PrivateAttr
 
-from emb_tool.evaluate.long import BASELINES, LongTask, Window, cell
+from emb_tool.evaluate.long_tasks import BASELINES, LongTask, Window, cell
 from emb_tool.evaluate.retrieval import Retrieval
 from emb_tool.evaluate.task import PROMPTED, DocumentPrompt, QueryPrompt, Score
 from emb_tool.fields import Show
 from emb_tool.report import Measure, Table
 
 if TYPE_CHECKING:
-    from emb_tool.evaluate.pair import Pair
+    from emb_tool.evaluate.model_pair import Pair
 
 
 class LongRetrieval(LongTask):

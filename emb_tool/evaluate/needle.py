@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from emb_tool.evaluate.long import Synthetic
+from emb_tool.evaluate.long_tasks import Synthetic
 
 if TYPE_CHECKING:
     from emb_tool.data.passkey import Needles
@@ -24,6 +24,6 @@ class Needle(Synthetic):
 
     def default_haystack(self) -> list[str]:
         """Sentences of Python's own documentation."""
-        from emb_tool.data.sample import sample_texts
+        from emb_tool.data.builtin_texts import sample_texts
 
         return sample_texts()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from emb_tool.evaluate.long import Synthetic
+from emb_tool.evaluate.long_tasks import Synthetic
 
 if TYPE_CHECKING:
     from emb_tool.data.passkey import Needles

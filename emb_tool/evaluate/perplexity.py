@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, PrivateAttr
 
-from emb_tool.data.options import Delimiter, Header, TextField, TextOptions
+from emb_tool.data.text_options import Delimiter, Header, TextField, TextOptions
 from emb_tool.errors import Refused
-from emb_tool.evaluate.long import LongTask, Window, cell, lengths_able
+from emb_tool.evaluate.long_tasks import LongTask, Window, cell, lengths_able
 from emb_tool.evaluate.task import Score
 from emb_tool.fields import Show
 from emb_tool.method import IntList
 from emb_tool.report import Measure, Table
 
 if TYPE_CHECKING:
-    from emb_tool.evaluate.pair import Pair
+    from emb_tool.evaluate.model_pair import Pair
 
 
 class Perplexity(LongTask):
@@ -57,7 +57,7 @@ class Perplexity(LongTask):
 
     def beside(self, pair: Pair) -> Score:
         """The model with contexts of the window, and as it is at every length."""
-        from emb_tool.evaluate.windows import computed_positions
+        from emb_tool.evaluate.length_baselines import computed_positions
 
         window = self._window(pair)
         encoder = pair.document.encoder
@@ -103,7 +103,7 @@ class Perplexity(LongTask):
         from transformers import AutoModelForCausalLM
 
         from emb_tool.checkpoint.wrappers import unwrapped
-        from emb_tool.ops.loading import loading_reports, refuse_unloaded
+        from emb_tool.model.loaded_weights import loading_reports, refuse_unloaded
         from emb_tool.progress import quiet
 
         encoder: Any = pair.document.encoder

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from emb_tool.checkpoint.ranges import Ranges, read_ranges
+from emb_tool.evaluate.nearest_neighbors import rescore
 from emb_tool.evaluate.retrieval import DEPTH
-from emb_tool.evaluate.search import rescore
 from emb_tool.ops.codes import Code, SignCode, hamming, make_code
 from emb_tool.ops.precisions import CALIBRATED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from emb_tool.evaluate.pair import Pair
+    from emb_tool.evaluate.model_pair import Pair
     from emb_tool.evaluate.retrieval import Retrieval
     from emb_tool.ops.codes import Codes
 

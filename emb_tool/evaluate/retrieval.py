@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from emb_tool.evaluate.pair import Pair
+    from emb_tool.evaluate.model_pair import Pair
 
 DEPTH = 100
 """Documents retrieved for a query; what MAP and recall see."""
@@ -149,7 +149,7 @@ class Retrieval(Task):
 
     def vectors(self, pair: Pair) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What is searched with and what is searched: of norm 1, unless by dot product."""
-        from emb_tool.evaluate.search import unit
+        from emb_tool.evaluate.nearest_neighbors import unit
 
         data = self.data()
         queries = pair.query.vectors(data.queries, self.query_prompt, f"queries of {self.label}")
@@ -164,7 +164,7 @@ class Retrieval(Task):
         self, score: Callable[[slice, slice], NDArray[np.float32]], depth: int
     ) -> NDArray[np.int64]:
         """(queries, depth) documents by a score as `search_by` takes it, best first."""
-        from emb_tool.evaluate.search import search_by
+        from emb_tool.evaluate.nearest_neighbors import search_by
 
         data = self.data()
         own = data.own if self.ignore_identical_ids else None
@@ -210,7 +210,7 @@ class Retrieval(Task):
         Where a reference of the same width is given, `ndcg@10 asymmetric` searches the reference's
         documents with the pair's queries: what a student is worth in front of the teacher's index.
         """
-        from emb_tool.evaluate.pair import Pair
+        from emb_tool.evaluate.model_pair import Pair
 
         measures = super().run(pair, reference)
         measures += self._by_precision(pair, reference)

@@ -6,21 +6,21 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from emb_tool.checkpoint.length_checks import check_max_length
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.checkpoint.reading import check_max_length
-from emb_tool.evaluate import inputs, plot
-from emb_tool.evaluate.long import LongTask, Synthetic
-from emb_tool.evaluate.pair import Embedder, Pair
-from emb_tool.evaluate.roots import attempted
-from emb_tool.evaluate.tables import by_model, tables
+from emb_tool.evaluate import input_report, plot
+from emb_tool.evaluate.long_tasks import LongTask, Synthetic
+from emb_tool.evaluate.model_pair import Embedder, Pair
+from emb_tool.evaluate.result_tables import by_model, tables
+from emb_tool.evaluate.root_comparison import attempted
 from emb_tool.evaluate.task import Task, run_tasks
+from emb_tool.formatting import public_name
 from emb_tool.progress import Progress
-from emb_tool.public import public_name
 from emb_tool.report import Measure, Report
 
 if TYPE_CHECKING:
     from emb_tool.evaluate.job import EvalJob
-    from emb_tool.runtime import Runtime
+    from emb_tool.runtime.device import Runtime
 
 
 class Opened(NamedTuple):
@@ -49,7 +49,7 @@ class Prepared(NamedTuple):
     tasks: list[Task]
     checkpoints: dict[str, Checkpoint]
     warnings: list[str]
-    prompts: inputs.Prompts
+    prompts: input_report.Prompts
 
 
 def prepare(job: EvalJob) -> Prepared:
@@ -63,7 +63,7 @@ def prepare(job: EvalJob) -> Prepared:
         check_max_length(job.max_length, checkpoint.layout, name)
     warnings = [sentence for checkpoint in checkpoints.values() for sentence in checkpoint.warnings]
     warnings += [sentence for task in tasks for sentence in task.check()]
-    prompts, unused = inputs.read_prompts(tasks, checkpoints, job)
+    prompts, unused = input_report.read_prompts(tasks, checkpoints, job)
     return Prepared(tasks, checkpoints, warnings + unused, prompts)
 
 
@@ -133,7 +133,7 @@ def evaluate(
             clock=lambda task, seconds: clock(task.label, seconds),
             watch=lambda task: progress.task(task.label),
         )  # fmt: skip
-        inputs.note_cut(report, pair)
+        input_report.note_cut(report, pair)
 
     reference = opened(job.reference, keep=True).pair if job.reference else None
     queries = opened(job.query_model, keep=True).query if job.query_model else None
@@ -159,7 +159,7 @@ def evaluate(
             measure(reference, opened(job.reference).size, None)
     report.gate = _gate(report, job.min_retention, labels, against=reference_label)
     report.tables = tables(report, tasks, reference_label)
-    if prompts := inputs.table_of_prompts(report):
+    if prompts := input_report.table_of_prompts(report):
         report.tables.append(prompts)
     for task in tasks:
         if isinstance(task, LongTask) and reference_label:
@@ -196,7 +196,7 @@ def _against(
 def _open(
     checkpoint: Checkpoint, name: str, job: EvalJob, runtime: Runtime, progress: Progress
 ) -> Opened:
-    from emb_tool.encoder import Encoder
+    from emb_tool.model.encoder import Encoder
 
     whole = Encoder.open(checkpoint, runtime, max_length=job.max_length)
     query, document = whole.route("query"), whole.route("document")
@@ -239,7 +239,7 @@ def _gate(
 
 
 def _draw(report: Report, tasks: list[Task], reference: str | None, path: str) -> None:
-    from emb_tool.evaluate.tables import short_names
+    from emb_tool.evaluate.result_tables import short_names
 
     names = short_names(dict.fromkeys(m.model for m in report.measures))
     panels: dict[tuple[str, str], list[plot.Point]] = {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, PrivateAttr, field_validator
 
-from emb_tool.data.options import Delimiter, Header, TextField, TextOptions
+from emb_tool.data.text_options import Delimiter, Header, TextField, TextOptions
 from emb_tool.evaluate.task import Task
 from emb_tool.fields import Show
 from emb_tool.method import IntList
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from emb_tool.encoder import Encoder
-    from emb_tool.evaluate.pair import Pair
+    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.model.encoder import Encoder
 
 LENGTHS = (16, 128, 256)
 LATENCY_RUNS, LATENCY_SECONDS = 50, 3.0

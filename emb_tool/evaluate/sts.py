@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PrivateAttr
 
-from emb_tool.data.options import Delimiter, Header, TextOptions
+from emb_tool.data.text_options import Delimiter, Header, TextOptions
 from emb_tool.evaluate.task import Score, Task
 from emb_tool.fields import Show
 
 if TYPE_CHECKING:
     from emb_tool.data.sts import Sts as Data
-    from emb_tool.evaluate.pair import Pair
+    from emb_tool.evaluate.model_pair import Pair
 
 
 class Sts(Task):
@@ -58,7 +58,7 @@ class Sts(Task):
         import numpy as np
 
         from emb_tool.evaluate.metrics import RankedPairs
-        from emb_tool.evaluate.search import unit
+        from emb_tool.evaluate.nearest_neighbors import unit
 
         data = self._load()
         first, second = (f"{what} of {self.label}" for what in self.prompted)

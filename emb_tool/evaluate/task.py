@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, PrivateAttr
 
 from emb_tool import method, registry
-from emb_tool.data.fields import field_sentence
+from emb_tool.data.text_field import field_sentence
 from emb_tool.data.texts import is_local
 from emb_tool.errors import Refused
 from emb_tool.fields import Show
@@ -20,7 +20,7 @@ from emb_tool.report import Measure
 
 if TYPE_CHECKING:
     from emb_tool.evaluate.bootstrap import Statistic
-    from emb_tool.evaluate.pair import Pair
+    from emb_tool.evaluate.model_pair import Pair
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def parse_tasks(texts: Sequence[str], **defaults: Any) -> list[Task]:
 
 def _tell_apart(tasks: Sequence[Task]) -> None:
     """Label tasks of one label by as many folders of their paths as it takes, else by settings."""
-    from emb_tool.evaluate.tables import short_names
+    from emb_tool.evaluate.result_tables import short_names
 
     paths = [str(getattr(task, "path", "")) for task in tasks]
     tails = short_names(dict.fromkeys(paths))

@@ -17,7 +17,7 @@ class Gp(Learned):
     paper: ClassVar[str] = "arXiv:2404.12096"
 
     def rows(self, table: Tensor, count: int) -> Tensor:
-        """See `emb_tool.ops.positions.grouped`."""
-        from emb_tool.ops.positions import grouped
+        """See `emb_tool.extend_context.position_tables.grouped`."""
+        from emb_tool.extend_context.position_tables import grouped
 
         return grouped(table, count)

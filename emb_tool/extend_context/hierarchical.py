@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from emb_tool.extend_context.base import Context, Learned
 from emb_tool.extend_context.family import Kind
@@ -34,7 +34,7 @@ class Hierarchical(Learned):
         super().extend(draft, context)
 
     def rows(self, table: Tensor, count: int) -> Tensor:
-        """See `emb_tool.ops.positions.hierarchical`."""
-        from emb_tool.ops.positions import hierarchical
+        """See `emb_tool.extend_context.position_tables.hierarchical`."""
+        from emb_tool.extend_context.position_tables import hierarchical
 
         return hierarchical(table, count, self.alpha)

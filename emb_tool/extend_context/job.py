@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from emb_tool.config import Holdout, Job, TuneEpochs, TuneRate
-from emb_tool.data.options import Delimiter, Header, TextField
+from emb_tool.data.text_options import Delimiter, Header, TextField
 from emb_tool.fields import DATA, EVALUATION, METHOD, REQUIRED, TRAINING, Show
 from emb_tool.method import Method
 

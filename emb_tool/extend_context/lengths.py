@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.extend_context.base import Context, Extension, set_positions
 from emb_tool.extend_context.family import Kind
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from emb_tool.checkpoint.files import join, read_json
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.extend_context.family import FAMILIES
 
 NO_LIMIT = 10**9

@@ -9,7 +9,7 @@ import re
 from math import log
 from typing import TYPE_CHECKING
 
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from emb_tool.extend_context.base import Context
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from emb_tool import registry
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.extend_context.base import Context, Extension
 from emb_tool.extend_context.family import Kind
 from emb_tool.extend_context.rotary import Rotary

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from emb_tool.extend_context.base import Context, Extension
 from emb_tool.extend_context.family import Kind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.extend_context.base import Context, lengthen, set_positions
 from emb_tool.extend_context.family import Kind
 from emb_tool.extend_context.rotary import Rotary
@@ -23,7 +23,7 @@ class Pi(Rotary):
     def extend(self, draft: Draft, context: Context) -> None:
         """A longer table, or transformers' `linear`."""
         if context.positions.kind == "learned":
-            from emb_tool.ops.positions import interpolated
+            from emb_tool.extend_context.position_tables import interpolated
 
             lengthen(draft, context, interpolated)
         else:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from emb_tool.checkpoint.modules import hidden_size
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from emb_tool.extend_context.base import Context, Extension
 from emb_tool.extend_context.family import Kind

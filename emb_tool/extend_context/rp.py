@@ -19,7 +19,7 @@ class Rp(Learned):
     keeps_short: ClassVar[tuple[Kind, ...]] = ("learned",)
 
     def rows(self, table: Tensor, count: int) -> Tensor:
-        """See `emb_tool.ops.positions.recurrent`."""
-        from emb_tool.ops.positions import recurrent
+        """See `emb_tool.extend_context.position_tables.recurrent`."""
+        from emb_tool.extend_context.position_tables import recurrent
 
         return recurrent(table, count)

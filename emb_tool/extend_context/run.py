@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from emb_tool.checkpoint.output import clear
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.data.options import TextOptions
-from emb_tool.data.sample import sample_texts
+from emb_tool.data.builtin_texts import sample_texts
+from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import hashes
 from emb_tool.evaluate import dev
 from emb_tool.extend_context.cost import affordable
@@ -22,7 +22,7 @@ from emb_tool.progress import Progress
 from emb_tool.report import Report, Table
 
 if TYPE_CHECKING:
-    from emb_tool.runtime import Runtime
+    from emb_tool.runtime.device import Runtime
 
 
 class ExtendContext:

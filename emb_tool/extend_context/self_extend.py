@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from emb_tool.extend_context.base import Context, Extension
 from emb_tool.extend_context.family import Kind

@@ -10,9 +10,9 @@ from emb_tool import registry
 from emb_tool.checkpoint.layout import needs_hub
 from emb_tool.checkpoint.prompts import check_prompt
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.data.options import TextOptions
+from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import scan
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from emb_tool.evaluate import dev
 from emb_tool.evaluate.task import Task, parse_tasks

@@ -16,25 +16,25 @@ import torch
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.corpus import Corpus, check_parts
-from emb_tool.data.options import TextOptions
-from emb_tool.draft import Draft
-from emb_tool.encoder import Encoder
-from emb_tool.evaluate.shared import encode_together
+from emb_tool.data.text_options import TextOptions
+from emb_tool.editing import Draft
+from emb_tool.evaluate.length_baselines import Windows
+from emb_tool.evaluate.sharded_encoding import encode_together
 from emb_tool.evaluate.task import Task
-from emb_tool.evaluate.windows import Windows
 from emb_tool.extend_context.base import Context
 from emb_tool.extend_context.job import ExtendJob
+from emb_tool.model.encoder import Encoder
 from emb_tool.progress import Progress
-from emb_tool.training.space import Space
+from emb_tool.training.finetune import Tune, tune
 from emb_tool.training.store import VectorStore
 from emb_tool.training.targets import gather_targets
 from emb_tool.training.teacher import CheckpointTeacher
-from emb_tool.training.tune import Tune, tune
+from emb_tool.training.vector_space import Space
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from emb_tool.runtime import Runtime
+    from emb_tool.runtime.device import Runtime
     from emb_tool.training.loop import Trainer
 
 

@@ -18,10 +18,10 @@ from emb_tool.checkpoint.header import read_header
 from emb_tool.checkpoint.layout import Layout, read_layout
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.source import locate
-from emb_tool.checkpoint.weights import find_weights
+from emb_tool.checkpoint.weight_files import find_weights
 from emb_tool.errors import Refused
 from emb_tool.merge.lora import MERGE_BY_PEFT, read_lora
-from emb_tool.merge.names import PREFIXES, canonical
+from emb_tool.merge.tensor_names import PREFIXES, canonical
 from emb_tool.plan import TensorSpec
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

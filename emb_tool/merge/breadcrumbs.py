@@ -10,7 +10,7 @@ from pydantic import Field
 
 from emb_tool.merge.base import Block, OnTaskVectors, Rule, Tensor, mix
 from emb_tool.merge.ties import keys
-from emb_tool.ops.select import Cut, largest, magnitude_keys
+from emb_tool.merge.top_k import Cut, largest, magnitude_keys
 
 
 class Breadcrumbs(OnTaskVectors):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from emb_tool.merge.finding import Finding, Found, average
+from emb_tool.merge.weight_search import Finding, Found, average
 from emb_tool.report import Table
 
 if TYPE_CHECKING:
-    from emb_tool.merge.bench import Bench
+    from emb_tool.merge.evaluator import Bench
 
 
 class Cocktail(Finding):
@@ -39,8 +39,8 @@ class Cocktail(Finding):
 
     def find(self, bench: Bench) -> Found:
         """The loss of every model alone."""
-        from emb_tool.merge.choosing import softmax_of_losses
         from emb_tool.merge.probe import mean_loss
+        from emb_tool.merge.selection import softmax_of_losses
 
         probe = bench.probe(self.loss_temperature, self.negatives)
         losses = []

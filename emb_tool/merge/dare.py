@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from emb_tool.merge.base import Block, OnTaskVectors, Rule, Tensor, mix
-from emb_tool.ops.consensus import disjoint_mean
-from emb_tool.ops.counter import bernoulli, key_of
+from emb_tool.merge.random_bits import bernoulli, key_of
+from emb_tool.merge.sign_consensus import disjoint_mean
 
 
 class Dare(OnTaskVectors):

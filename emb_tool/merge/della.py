@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from emb_tool.merge.base import Block, OnTaskVectors, Rule, Tensor
 from emb_tool.merge.dare import combined
-from emb_tool.ops.counter import bernoulli, key_of
+from emb_tool.merge.random_bits import bernoulli, key_of
 
 
 class Della(OnTaskVectors):

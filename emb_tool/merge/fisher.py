@@ -13,7 +13,7 @@ from emb_tool.merge.statistics import Statistical, batches
 if TYPE_CHECKING:
     import torch
 
-    from emb_tool.merge.bench import Bench
+    from emb_tool.merge.evaluator import Bench
 
 FLOOR = 1e-6
 """Added to every element of a Fisher diagonal of mean 1: where no model uses an element, they are
@@ -40,7 +40,7 @@ class Fisher(Statistical):
         """F of the model at hand."""
         import torch
 
-        from emb_tool.ops.fitting import in_parts_that_fit, parts_of, texts_of
+        from emb_tool.ops.microbatches import in_parts_that_fit, parts_of, texts_of
 
         mixture = bench.mixture
         encoder, device = mixture.encoder, bench.runtime.device

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from emb_tool.merge.finding import Finding, Found, average, tried
+from emb_tool.merge.weight_search import Finding, Found, average, tried
 
 if TYPE_CHECKING:
-    from emb_tool.merge.bench import Bench
+    from emb_tool.merge.evaluator import Bench
 
 
 class GreedySoup(Finding):
@@ -27,7 +27,7 @@ class GreedySoup(Finding):
 
     def find(self, bench: Bench) -> Found:
         """Measure, sort, add."""
-        from emb_tool.merge.choosing import greedy
+        from emb_tool.merge.selection import greedy
 
         count = len(bench.names)
         with bench.watch("greedy soup", 2 * count - 1, "models") as advance:

@@ -14,10 +14,10 @@ import numpy as np
 from emb_tool.checkpoint.elements import FLOATS
 from emb_tool.merge.base import Block, Tensor
 from emb_tool.merge.job import MergeJob
-from emb_tool.merge.order import FAR
+from emb_tool.merge.model_order import FAR
 from emb_tool.merge.setup import Setup
+from emb_tool.merge.sphere import gram
 from emb_tool.merge.stream import Slot, Stream, StreamedTensor
-from emb_tool.ops.sphere import gram
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
 

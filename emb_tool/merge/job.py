@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import MethodJob
-from emb_tool.data.options import Delimiter, Header, TextField
+from emb_tool.data.text_options import Delimiter, Header, TextField
 from emb_tool.fields import DATA, EVALUATION, METHOD, OUTPUT, REQUIRED, RUNNING, Show
 
 Names = Annotated[

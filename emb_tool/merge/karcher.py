@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 
 from emb_tool.merge.base import Averaging
+from emb_tool.merge.sphere import mean_shares
 from emb_tool.merge.spherical import ByAngles, refuse_negative
-from emb_tool.ops.sphere import mean_shares
 
 
 class Karcher(ByAngles, Averaging):
@@ -18,6 +18,6 @@ class Karcher(ByAngles, Averaging):
     paper: ClassVar[str] = "doi:10.1145/502122.502124"
 
     def shares(self, found: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """See `emb_tool.ops.sphere.mean_shares`."""
+        """See `emb_tool.merge.sphere.mean_shares`."""
         refuse_negative(self.name, weights)
         return mean_shares(found, weights)

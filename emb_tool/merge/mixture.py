@@ -17,11 +17,11 @@ from torch import Tensor
 from emb_tool.checkpoint.elements import STORED, to_float64
 from emb_tool.checkpoint.files import join
 from emb_tool.errors import Refused
-from emb_tool.merge.names import canonical
+from emb_tool.merge.tensor_names import canonical
 
 if TYPE_CHECKING:
-    from emb_tool.encoder import Encoder
     from emb_tool.merge.stream import Slot, Source
+    from emb_tool.model.encoder import Encoder
 
 CHUNK = 1 << 22
 """Elements of a tensor taken at a time, of every input."""

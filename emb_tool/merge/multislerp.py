@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 
 from emb_tool.merge.base import Averaging
+from emb_tool.merge.sphere import mean_shares
 from emb_tool.merge.spherical import ByAngles, refuse_negative
-from emb_tool.ops.sphere import mean_shares
 
 
 class Multislerp(ByAngles, Averaging):
@@ -18,6 +18,6 @@ class Multislerp(ByAngles, Averaging):
     paper: ClassVar[str] = "arXiv:2602.05787"
 
     def shares(self, found: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """See `emb_tool.ops.sphere.mean_shares`, one step."""
+        """See `emb_tool.merge.sphere.mean_shares`, one step."""
         refuse_negative(self.name, weights)
         return mean_shares(found, weights, steps=1)

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 if TYPE_CHECKING:
     from emb_tool.data.pairs import Example
-    from emb_tool.encoder import Encoder
+    from emb_tool.model.encoder import Encoder
 
 
 class Probe(Protocol):

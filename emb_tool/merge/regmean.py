@@ -15,7 +15,7 @@ from emb_tool.merge.statistics import Statistical, batches
 if TYPE_CHECKING:
     import torch
 
-    from emb_tool.merge.bench import Bench
+    from emb_tool.merge.evaluator import Bench
 
 DAMP = 1e-6
 """Added to a Gram matrix's diagonal, of its mean: inputs that are never on leave it singular."""
@@ -45,7 +45,7 @@ class Regmean(Statistical):
         """E[x x^T] of the inputs of each linear layer of the model at hand."""
         from torch import nn
 
-        from emb_tool.ops.inputs import Batch, second_moments, without_cache
+        from emb_tool.ops.layer_inputs import Batch, second_moments, without_cache
 
         encoder = bench.mixture.encoder
         weights = {id(held): name for name, held in bench.mixture.parameters.items()}

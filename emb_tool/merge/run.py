@@ -9,30 +9,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from emb_tool.checkpoint.card import read_front
 from emb_tool.checkpoint.files import read_json, write_atomically
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import replace_metadata
-from emb_tool.data.sample import sample_texts
-from emb_tool.evaluate.tables import short_names
-from emb_tool.host import Host
+from emb_tool.data.builtin_texts import sample_texts
+from emb_tool.evaluate.result_tables import short_names
 from emb_tool.merge.adapter import Adapter
+from emb_tool.merge.aux_files import write_side_files
 from emb_tool.merge.base import Merge
-from emb_tool.merge.bench import DATA, Bench
-from emb_tool.merge.finding import Finding, Looking, found_before, keep_found
+from emb_tool.merge.evaluator import DATA, Bench
 from emb_tool.merge.job import MergeJob
-from emb_tool.merge.order import FAR, canonical_order, sampled_distances
-from emb_tool.merge.origin import describe, digesting
+from emb_tool.merge.metadata import describe, digesting
+from emb_tool.merge.model_order import FAR, canonical_order, sampled_distances
 from emb_tool.merge.setup import Setup
-from emb_tool.merge.side import write_side_files
 from emb_tool.merge.stream import CHUNK, Slot, Stream, thread_count
+from emb_tool.merge.weight_search import Finding, Looking, found_before, keep_found
 from emb_tool.merge.write import merge_tensors
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
+from emb_tool.reporting.model_card import read_front
+from emb_tool.runtime.host import Host
 
 if TYPE_CHECKING:
-    from emb_tool.runtime import Runtime
+    from emb_tool.runtime.device import Runtime
 
 SAMPLE = 8
 """Sentences on which the result is compared with the first model: that it opens and gives sensible
@@ -76,7 +76,7 @@ class MergeModels:
     def start(self) -> Host | Runtime:
         """Where it is merged: numpy's threads; what runs the models comes before, if they are."""
         if isinstance(self.method, Looking):
-            from emb_tool.runtime import Runtime
+            from emb_tool.runtime.device import Runtime
 
             return Runtime.start(self.job.device, self.job.dtype, self.job.seed)
         return Host(self.job.device, self.job.dtype, thread_count(), self.job.seed)

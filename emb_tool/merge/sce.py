@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from emb_tool.merge.base import BASE, Block, Merge, Rule, Tensor
-from emb_tool.ops.select import Cut, largest, magnitude_keys
+from emb_tool.merge.top_k import Cut, largest, magnitude_keys
 
 
 class Sce(Merge):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from emb_tool.merge.finding import Finding, Found, arithmetic, average, tried
+from emb_tool.merge.weight_search import Finding, Found, arithmetic, average, tried
 
 if TYPE_CHECKING:
-    from emb_tool.merge.bench import Bench
+    from emb_tool.merge.evaluator import Bench
 
 
 class Search(Finding):
@@ -33,7 +33,7 @@ class Search(Finding):
 
     def find(self, bench: Bench) -> Found:
         """Measure, fit, choose, and again."""
-        from emb_tool.merge.choosing import search
+        from emb_tool.merge.selection import search
 
         mixture = bench.mixture
         scale = (self.scale or float(mixture.count)) if mixture.has_base else None

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from emb_tool.merge.finding import Finding, Found, arithmetic
+from emb_tool.merge.weight_search import Finding, Found, arithmetic
 from emb_tool.report import Table
 
 if TYPE_CHECKING:
-    from emb_tool.merge.bench import Bench
+    from emb_tool.merge.evaluator import Bench
 
 
 class SelfPositioning(Finding):

@@ -11,8 +11,7 @@ from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import Refused
 from emb_tool.merge.adapter import Adapter, open_model
 from emb_tool.merge.base import Merge
-from emb_tool.merge.bench import Data
-from emb_tool.merge.finding import Looking
+from emb_tool.merge.evaluator import Data
 from emb_tool.merge.job import MergeJob
 from emb_tool.merge.preflight import (
     CHOICES,
@@ -25,6 +24,7 @@ from emb_tool.merge.preflight import (
 )
 from emb_tool.merge.stream import Slot
 from emb_tool.merge.tensors import Tensors
+from emb_tool.merge.weight_search import Looking
 from emb_tool.merge.weights import fits
 from emb_tool.plan import Plan, Step
 from emb_tool.progress import Progress

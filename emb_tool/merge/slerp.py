@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
+from emb_tool.merge.sphere import slerp_shares
 from emb_tool.merge.spherical import ByAngles
-from emb_tool.ops.sphere import slerp_shares
 
 
 class Slerp(ByAngles):
@@ -23,7 +23,7 @@ class Slerp(ByAngles):
     t: Annotated[float, Field(ge=0, le=1, description="0 is the first model, 1 the second")] = 0.5
 
     def shares(self, found: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """See `emb_tool.ops.sphere.slerp_shares`."""
+        """See `emb_tool.merge.sphere.slerp_shares`."""
         if self.t in (0, 1):
             return np.array([1.0 - self.t, self.t])
         return slerp_shares(found, self.t)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from emb_tool.errors import Refused
 from emb_tool.merge.base import BASE, Merge, Rule, Tensor, mix, one_hot
-from emb_tool.ops.sphere import Opposite, gram
+from emb_tool.merge.sphere import Opposite, gram
 
 
 class ByAngles(Merge):

@@ -15,17 +15,17 @@ from pydantic import Field, PrivateAttr
 
 from emb_tool.checkpoint.elements import Files
 from emb_tool.checkpoint.header import read_header
-from emb_tool.checkpoint.kept import save_tensors
+from emb_tool.checkpoint.result_cache import save_tensors
 from emb_tool.errors import Refused
 from emb_tool.fields import Show
 from emb_tool.merge.base import Averaging
-from emb_tool.merge.finding import Found, Looking
-from emb_tool.merge.order import canonical_order
+from emb_tool.merge.model_order import canonical_order
+from emb_tool.merge.weight_search import Found, Looking
 
 if TYPE_CHECKING:
     import torch
 
-    from emb_tool.merge.bench import Bench
+    from emb_tool.merge.evaluator import Bench
 
 
 class Statistical(Looking, Averaging):

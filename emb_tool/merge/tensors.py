@@ -8,15 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from emb_tool.checkpoint.complete import modern
+from emb_tool.checkpoint.completeness import modern
 from emb_tool.checkpoint.elements import FLOATS, STORED, Files, widest
 from emb_tool.checkpoint.files import join
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import Refused
 from emb_tool.merge.adapter import Adapter
-from emb_tool.merge.names import canonical, is_computed, is_head, layer_numbers
 from emb_tool.merge.preflight import Difference
 from emb_tool.merge.stream import Slot, Source
+from emb_tool.merge.tensor_names import canonical, is_computed, is_head, layer_numbers
 from emb_tool.plan import TensorSpec
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from emb_tool.merge.base import Block, OnTaskVectors, Rule, Tensor, one_hot
-from emb_tool.ops.consensus import disjoint_mean
-from emb_tool.ops.select import Cut, largest, magnitude_keys
+from emb_tool.merge.sign_consensus import disjoint_mean
+from emb_tool.merge.top_k import Cut, largest, magnitude_keys
 
 
 class Ties(OnTaskVectors):

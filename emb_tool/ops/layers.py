@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from emb_tool.checkpoint.files import write_json
+from emb_tool.checkpoint.meta_model import model_on_meta, transformers_config
 from emb_tool.checkpoint.modules import LAYER_COUNTS, stated_layers
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import header
 from emb_tool.errors import Refused
-from emb_tool.ops.bare import model_on_meta, transformers_config
 from emb_tool.plan import Plan, Step, TensorSpec
 from emb_tool.progress import quiet
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from emb_tool.ops.bare import model_on_meta
+from emb_tool.checkpoint.meta_model import model_on_meta
 
 
 class Matrix(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emb_tool.checkpoint.mapped import map_file, release
+from emb_tool.checkpoint.memory_map import map_file, release
 from emb_tool.checkpoint.reader import LARGE
 from emb_tool.progress import Progress
 

@@ -17,7 +17,7 @@ from emb_tool.packed.codewords import gather
 from emb_tool.packed.groups import BLOCK
 from emb_tool.packed.points import most_frequent
 from emb_tool.packed.sizes import Sized
-from emb_tool.runtime import runs_triton
+from emb_tool.runtime.device import runs_triton
 
 HALF = (2.0**-4, 2.0**14)
 """Largest entries of a codebook that float16 holds well; others are scaled."""

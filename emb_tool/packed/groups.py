@@ -19,7 +19,7 @@ from emb_tool.ops.rounding import (
     unpack_part,
 )
 from emb_tool.packed.base import Part
-from emb_tool.runtime import runs_triton
+from emb_tool.runtime.device import runs_triton
 
 BLOCK = 1 << 18
 """Elements decoded at a time on a CPU: what lies between stays in the cache."""

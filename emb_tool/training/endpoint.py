@@ -15,9 +15,15 @@ from typing import Any
 import numpy as np
 
 from emb_tool.errors import Refused
-from emb_tool.training.client import KEY_VARIABLE, Client, Rejected, find_key, parse_endpoint
-from emb_tool.training.space import Space
+from emb_tool.training.embeddings_client import (
+    KEY_VARIABLE,
+    Client,
+    Rejected,
+    find_key,
+    parse_endpoint,
+)
 from emb_tool.training.teacher import TextRefused, has_unit_norms, unit
+from emb_tool.training.vector_space import Space
 
 _PROBES = ("the", "Where does the river rise?", "iron and steel", "A law passed in 1871.")
 _ONE_MODEL = "is there one model behind that address?"

@@ -18,19 +18,19 @@ import numpy as np
 from torch import Tensor, nn
 
 from emb_tool.checkpoint.files import write_atomically
-from emb_tool.checkpoint.kept import save_tensors
-from emb_tool.encoder import Encoder
+from emb_tool.checkpoint.result_cache import save_tensors
 from emb_tool.errors import EmbToolError, Failed, Interrupted, Refused, met_late
 from emb_tool.method import Training
-from emb_tool.processes import own_part, whole
-from emb_tool.runtime import Runtime
-from emb_tool.signals import DeferredSignals
+from emb_tool.model.encoder import Encoder
+from emb_tool.runtime.device import Runtime
+from emb_tool.runtime.distributed import own_part, whole
+from emb_tool.runtime.signals import DeferredSignals
+from emb_tool.training.batches import Batch, Place, Stream
 from emb_tool.training.losses import Counts, Losses
 from emb_tool.training.outcome import Outcome, Score
 from emb_tool.training.state import States, check_saved, checksum, load_tensors
 from emb_tool.training.step import Gradients
-from emb_tool.training.stream import Batch, Place, Stream
-from emb_tool.training.streamed import StreamedTexts
+from emb_tool.training.streaming import StreamedTexts
 
 SAVE_SECONDS = 50.0
 """A stop repeats at most this much work (and the step under way)."""

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emb_tool.encoder import Encoder
-from emb_tool.training.stream import Batch
+from emb_tool.model.encoder import Encoder
+from emb_tool.training.batches import Batch
 
 _SHOWN = 3
 """Texts that a message names."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from emb_tool.method import Training
-from emb_tool.processes import own_part
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
+from emb_tool.runtime.distributed import own_part
 
 
 class Optimizer:

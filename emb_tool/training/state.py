@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from emb_tool.checkpoint.files import write_atomically
-from emb_tool.checkpoint.kept import save_tensors
+from emb_tool.checkpoint.result_cache import save_tensors
 from emb_tool.errors import Refused
-from emb_tool.processes import cut_like, whole
+from emb_tool.runtime.distributed import cut_like, whole
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

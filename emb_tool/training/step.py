@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emb_tool.encoder import Encoder
 from emb_tool.method import Training
+from emb_tool.model.encoder import Encoder
 from emb_tool.ops.products import quicken
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
+from emb_tool.training.batches import Batch
+from emb_tool.training.cuda_graph_step import Recorded
 from emb_tool.training.optimizer import Optimizer
-from emb_tool.training.recorded import Recorded
-from emb_tool.training.spread import second_moment
-from emb_tool.training.stream import Batch
+from emb_tool.training.orthogonal_regularizer import second_moment
 
 
 class Loss(Protocol):

@@ -28,7 +28,7 @@ from emb_tool.training.shards import (
     allow_open_files,
     is_shard,
 )
-from emb_tool.training.space import SPACE_FILE, Space, SpaceStore, Warn
+from emb_tool.training.vector_space import SPACE_FILE, Space, SpaceStore, Warn
 
 __all__ = ["Entry", "Space", "SpaceStore", "VectorStore", "store_report"]
 

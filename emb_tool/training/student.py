@@ -12,11 +12,11 @@ import torch
 from emb_tool.checkpoint.layout import Layout
 from emb_tool.checkpoint.modules import ModuleSpec
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused
-from emb_tool.pretrained import load, readable
+from emb_tool.model.encoder import Encoder
+from emb_tool.model.loading import load, readable
 from emb_tool.progress import quiet
-from emb_tool.runtime import DTYPES
+from emb_tool.runtime.device import DTYPES
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from emb_tool.errors import Refused
-from emb_tool.training.space import Space
+from emb_tool.training.vector_space import Space
 
 if TYPE_CHECKING:
-    from emb_tool.encoder import Encoder
+    from emb_tool.model.encoder import Encoder
 
 NORM_TOLERANCE = 0.01
 """Vectors count as normalised when every norm is this near to 1: servers use low precision."""

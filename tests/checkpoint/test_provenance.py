@@ -7,10 +7,10 @@ from pathlib import Path
 
 import yaml
 
-from emb_tool.checkpoint.card import write_model_card
 from emb_tool.checkpoint.layout import Layout
 from emb_tool.checkpoint.provenance import write_provenance
 from emb_tool.report import Measure, Report
+from emb_tool.reporting.model_card import write_model_card
 
 JOB = {
     "verb": "distill",

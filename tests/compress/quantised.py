@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from emb_tool.calibration import Work
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.draft import Draft
+from emb_tool.compress.calibration import Work
+from emb_tool.compress.step import Surgery
+from emb_tool.editing import Draft
 from emb_tool.packed.base import Packed
 from emb_tool.progress import Progress
-from emb_tool.surgery import Surgery
 
 
 def make_table(rows: int = 1200, columns: int = 16, seed: int = 0) -> torch.Tensor:
@@ -98,7 +98,7 @@ def rel_error(table: Any, made: Any, weights: Any = 1.0) -> float:
 
 def make_work(folder: Path, texts: list[str] | None = None) -> Work:
     """Texts to calibrate on, run on the CPU."""
-    from emb_tool.runtime import Runtime
+    from emb_tool.runtime.device import Runtime
 
     return Work(texts or [], Runtime.start("cpu", "fp32", 0), Progress(0), folder)
 

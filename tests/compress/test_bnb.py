@@ -21,10 +21,10 @@ from emb_tool.compress.cast import Cast
 from emb_tool.compress.rotate import Rotate
 from emb_tool.compress.svd import Svd
 from emb_tool.compress.truncate import Truncate
-from emb_tool.draft import Draft
-from emb_tool.encoder import Encoder
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
-from emb_tool.runtime import Runtime
+from emb_tool.model.encoder import Encoder
+from emb_tool.runtime.device import Runtime
 from tests.conftest import make_bert
 
 METHODS = [BnbInt8(), BnbNf4(), BnbNf4(double_quant=True), BnbFp4()]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.cast import Cast
-from emb_tool.draft import Draft, append_dense
+from emb_tool.editing import Draft, append_dense
 from emb_tool.errors import Refused
 
 

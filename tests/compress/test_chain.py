@@ -14,12 +14,12 @@ import pytest
 from emb_tool.compress import tuning
 from emb_tool.compress.int import Int
 from emb_tool.compress.job import CompressJob
-from emb_tool.compress.parts import Parts, halves
+from emb_tool.compress.text_splits import Parts, halves
 from emb_tool.data.corpus import Corpus
-from emb_tool.draft import Draft
-from emb_tool.encoder import Encoder
+from emb_tool.editing import Draft
+from emb_tool.model.encoder import Encoder
 from emb_tool.progress import Progress
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
 from tests.conftest import CliResult
 from tests.runs import check_here, weight_files, write_texts
 

@@ -20,7 +20,7 @@ from emb_tool.compress import compressed_tensors
 from emb_tool.compress.compressed_tensors import VERSIONS, check_package, export, fitted
 from emb_tool.compress.gptq import Gptq
 from emb_tool.compress.int import Int
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from tests.runs import check_here
 

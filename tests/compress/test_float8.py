@@ -11,9 +11,9 @@ import torch
 from emb_tool import packed
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.float8 import Float8
-from emb_tool.draft import Draft
-from emb_tool.encoder import Encoder
-from emb_tool.runtime import Runtime
+from emb_tool.editing import Draft
+from emb_tool.model.encoder import Encoder
+from emb_tool.runtime.device import Runtime
 
 
 def e4m3() -> np.ndarray:

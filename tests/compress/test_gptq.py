@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import emb_tool.hub  # noqa: F401
-from emb_tool.calibration import Work
 from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.compress.calibration import Work
 from emb_tool.compress.gptq import Gptq
 from emb_tool.compress.int import Int as RoundToNearest
-from emb_tool.draft import Draft
-from emb_tool.encoder import Encoder
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
-from emb_tool.ops import inputs
+from emb_tool.model.encoder import Encoder
+from emb_tool.ops import layer_inputs
 from emb_tool.packed.int import Int
 from emb_tool.progress import Progress
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
 
 
 def written(model: Path, folder: Path, texts: list[str], *steps: Gptq | RoundToNearest) -> Draft:
@@ -75,7 +75,7 @@ def test_what_is_written_is_what_calibration_saw(
     work = Work(sentences[:200], Runtime.start("cpu"), Progress(0), tmp_path)
     batches = list(step._batches(encoder, work))
     layer = model.get_submodule(name)
-    (seen,) = inputs.second_moments(model, {name: layer}, batches, Runtime.start("cpu"))
+    (seen,) = layer_inputs.second_moments(model, {name: layer}, batches, Runtime.start("cpu"))
     from emb_tool.ops.gptq import gptq
 
     weight = load_file(tiny_bert / "model.safetensors")[f"{name}.weight"]
@@ -119,12 +119,12 @@ def test_after_packed_tables_it_calibrates_on_what_they_give(
 def test_layers_that_no_text_reaches_are_rounded_to_nearest(
     tiny_bert: Path, tmp_path: Path, sentences: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every = inputs.second_moments
+    every = layer_inputs.second_moments
 
     def few(model, layers, *rest):
         return every(model, {n: x for n, x in layers.items() if ".0." in n}, *rest)
 
-    monkeypatch.setattr(inputs, "second_moments", few)
+    monkeypatch.setattr(layer_inputs, "second_moments", few)
     written(tiny_bert, tmp_path / "gptq", sentences[:100], Gptq(bits=4, group=16))
     step = RoundToNearest(bits=4, group=16, tables=0)
     written(tiny_bert, tmp_path / "int", sentences[:100], step)

@@ -21,11 +21,11 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from emb_tool import hub
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.int import Int
-from emb_tool.draft import Draft
-from emb_tool.encoder import Encoder
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
-from emb_tool.inspect import inspect
-from emb_tool.runtime import Runtime
+from emb_tool.model.encoder import Encoder
+from emb_tool.runtime.device import Runtime
+from emb_tool.tools.inspect import inspect
 from tests.conftest import CliResult, bert_tokenizer, decoder_tokenizer, save_model
 
 FAMILIES = ["tiny_bert", "tiny_decoder", "tiny_static"]

@@ -16,10 +16,10 @@ from emb_tool import config, packed
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.int import Int
 from emb_tool.compress.pq import Pq
-from emb_tool.draft import Draft
-from emb_tool.encoder import Encoder
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
-from emb_tool.runtime import Runtime
+from emb_tool.model.encoder import Encoder
+from emb_tool.runtime.device import Runtime
 
 FAMILIES = ["tiny_bert", "tiny_decoder", "tiny_static"]
 
@@ -293,8 +293,8 @@ def test_large_tables_are_fitted_before_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a bar, in slices; the bytes are those of the other way."""
-    from emb_tool.calibration import Work
     from emb_tool.checkpoint import reader
+    from emb_tool.compress.calibration import Work
     from emb_tool.progress import Progress
 
     save_file({"table": table(500, 16)}, tmp_path / "t.safetensors")

@@ -9,7 +9,7 @@ import torch
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.layers import Layers
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from emb_tool.registry import build
 

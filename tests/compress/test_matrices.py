@@ -13,15 +13,15 @@ from torch import nn
 
 from emb_tool import hub
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.compress import matrices
+from emb_tool.compress import matrix_method
 from emb_tool.compress.int import Int
 from emb_tool.compress.pq import Pq
 from emb_tool.compress.tensors import use_native_names
-from emb_tool.draft import Draft
-from emb_tool.encoder import Encoder
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
+from emb_tool.model.encoder import Encoder
 from emb_tool.packed.int import Int as PackedInt
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
 from tests.classes import make
 
 WHOLE = {"bits": 8, "group": 0}
@@ -75,13 +75,13 @@ def test_a_table_is_packed_where_that_saves_something(
     saved = 2 * 32 * 4 - sum(part.nbytes for part in PackedInt.parts(packed).values())
     assert saved > 0
     share = saved / Draft.of(Checkpoint.open(tiny_bert)).nbytes
-    monkeypatch.setattr(matrices, "LEAST_SAVED", share)
+    monkeypatch.setattr(matrix_method, "LEAST_SAVED", share)
     every = planned(tiny_bert, **WHOLE).packed
     assert small not in every
     assert large in every
-    monkeypatch.setattr(matrices, "LEAST_SAVED", 0.99 * share)
+    monkeypatch.setattr(matrix_method, "LEAST_SAVED", 0.99 * share)
     assert small in planned(tiny_bert, **WHOLE).packed
-    monkeypatch.setattr(matrices, "LEAST_SAVED", 1.0)
+    monkeypatch.setattr(matrix_method, "LEAST_SAVED", 1.0)
     every = planned(tiny_bert, **WHOLE).packed
     assert large not in every
     assert len([name for name in every if name.startswith("encoder.layer.")]) == 4 * 6

@@ -23,7 +23,7 @@ from sklearn.cluster import KMeans
 from emb_tool.checkpoint.header import read_header
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.pq import Pq
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from emb_tool.hub import expand
 from emb_tool.packed.pq import Pq as Packed

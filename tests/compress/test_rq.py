@@ -11,7 +11,7 @@ from quantised import bare, decoded, make_table, rel_error, run_step, train_step
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.rq import Rq
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from emb_tool.packed.pq import Pq
 from emb_tool.packed.rq import Rq as Packed

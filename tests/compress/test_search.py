@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emb_tool.calibration import Work
-from emb_tool.checkpoint.kept import Kept
 from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.checkpoint.result_cache import Kept
 from emb_tool.compress import chains
+from emb_tool.compress.calibration import Work
 from emb_tool.compress.chains import Family
 from emb_tool.compress.search import CLOSE, Search
-from emb_tool.draft import Draft
+from emb_tool.compress.step import Surgery, carry_out
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from emb_tool.progress import Progress
-from emb_tool.runtime import Runtime
-from emb_tool.surgery import Surgery, carry_out
+from emb_tool.runtime.device import Runtime
 from tests.conftest import CliResult
 from tests.runs import check_here, write_texts
 

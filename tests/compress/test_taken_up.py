@@ -78,10 +78,10 @@ POINTS: dict[str, tuple[Callable[[], None], dict[str, int]]] = {
         {TEXTS: 2, "vocabularies": 1, LAYERS: 8},
     ),
     "the table is being fitted": (
-        killed_at("emb_tool.compress.table", "TableMethod._fitted"),
+        killed_at("emb_tool.compress.table_method", "TableMethod._fitted"),
         {LAYERS: 25, "vocabularies": 1},
     ),
-    "the files are being written": (killed_at("emb_tool.draft", "Draft.write", 4), {TABLES: 1}),
+    "the files are being written": (killed_at("emb_tool.editing", "Draft.write", 4), {TABLES: 1}),
     "the tuned files are being written": (
         killed_at("emb_tool.compress.tuning", "take"),
         {LAYERS: 25, TABLES: 1},

@@ -13,15 +13,15 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
-from emb_tool.calibration import Work
 from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.compress.calibration import Work
 from emb_tool.compress.vocab import Vocab
-from emb_tool.draft import Draft
-from emb_tool.encoder import Encoder
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
+from emb_tool.model.encoder import Encoder
 from emb_tool.progress import Progress
 from emb_tool.registry import build
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
 from tests.conftest import make_sentences, save_model
 
 CORPUS = [*make_sentences(30, seed=5), "Ünknown ☃ [SEP] words", ""]
@@ -343,7 +343,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, tiny_bert: Path
 def test_a_sentencepiece_model_alone_says_what_reads_it(
     tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emb_tool.ops.tokenizers.find_spec", lambda name: None)
+    monkeypatch.setattr("emb_tool.checkpoint.tokenizer_files.find_spec", lambda name: None)
     model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
     (model / "tokenizer.json").rename(model / "spiece.model")
     for attempt in (planned, lambda model: Encoder.open(model, Runtime.start("cpu"))):

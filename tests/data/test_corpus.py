@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from emb_tool.data.corpus import Corpus, text_key
-from emb_tool.data.options import TextOptions
+from emb_tool.data.text_options import TextOptions
 from emb_tool.errors import Refused
 
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from emb_tool.data import sts
 from emb_tool.data.beir import load_beir
 from emb_tool.data.dialect import OTHER_NAMES, TEXT_NAMES
-from emb_tool.data.fields import Source
-from emb_tool.data.options import DEFAULT, DELIMITERS, TextOptions
 from emb_tool.data.shard_readers import FileReader, TextFile
 from emb_tool.data.streams import Shards
 from emb_tool.data.sts import load_sts
+from emb_tool.data.text_field import Source
+from emb_tool.data.text_options import DEFAULT, DELIMITERS, TextOptions
 from emb_tool.data.texts import read_texts, scan
 from emb_tool.errors import Refused
 from emb_tool.evaluate.sts import Sts

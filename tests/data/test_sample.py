@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from emb_tool.data.sample import COUNT, _sentences, sample_texts
+from emb_tool.data.builtin_texts import COUNT, _sentences, sample_texts
 
 
 def test_sentences_of_the_standard_library() -> None:
@@ -52,7 +52,7 @@ class A:
 
 def test_another_process_finds_the_same_and_imports_nothing() -> None:
     code = (
-        "import sys; from emb_tool.data.sample import sample_texts; texts = sample_texts();"
+        "import sys; from emb_tool.data.builtin_texts import sample_texts; texts = sample_texts();"
         "assert 'turtle' not in sys.modules and 'torch' not in sys.modules; print(texts[:50])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

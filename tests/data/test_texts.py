@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from emb_tool.data.options import TextOptions
+from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import Record, read_texts, scan
 from emb_tool.errors import Refused
 

@@ -262,7 +262,7 @@ def test_streamed_queries_have_their_prompt_and_the_teacher_reads_each_text_once
     sentences: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from emb_tool.encoder import Encoder
+    from emb_tool.model.encoder import Encoder
 
     check_here(monkeypatch)
     monkeypatch.setattr("emb_tool.distill.streaming.HEAD", 10)

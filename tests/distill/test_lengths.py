@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from emb_tool.distill.lengths import Encoded, report_truncated
+from emb_tool.distill.truncation import Encoded, report_truncated
 from emb_tool.progress import Progress
 from emb_tool.report import Report
 from tests.conftest import CliResult

@@ -10,10 +10,10 @@ import pytest
 from emb_tool.encode import run
 from emb_tool.encode.job import EncodeJob
 from emb_tool.encode.run import check, encode
-from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused
+from emb_tool.model.encoder import Encoder
 from emb_tool.registry import build
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
 
 WORDS = ["river", "the bear sings", "", "river", "a small old house near the sea", "  wind  "]
 

@@ -15,12 +15,12 @@ from emb_tool.checkpoint.ranges import Ranges, read_ranges_file, write_ranges
 from emb_tool.encode import run
 from emb_tool.encode.job import EncodeJob
 from emb_tool.encode.run import encode
-from emb_tool.encode.vectors import read_vectors
+from emb_tool.encode.vector_files import read_vectors
 from emb_tool.errors import Refused
 from emb_tool.ops.precisions import PRECISIONS
 from emb_tool.registry import build
 from emb_tool.report import Report
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
 from tests.conftest import CliResult
 
 TEXTS = 50

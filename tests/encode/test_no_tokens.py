@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emb_tool.encoder import Encoder
 from emb_tool.errors import Failed
-from emb_tool.evaluate.pair import Pair
-from emb_tool.runtime import Runtime
+from emb_tool.evaluate.model_pair import Pair
+from emb_tool.model.encoder import Encoder
+from emb_tool.runtime.device import Runtime
 from tests.conftest import CliResult, bert_tokenizer, save_model
 from tests.runs import write_texts
 

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from emb_tool.checkpoint.ranges import Ranges, write_ranges
-from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused
 from emb_tool.evaluate.job import EvalJob
-from emb_tool.evaluate.pair import Pair
+from emb_tool.evaluate.model_pair import Pair
+from emb_tool.evaluate.nearest_neighbors import rescore, search
 from emb_tool.evaluate.precision import overlap
 from emb_tool.evaluate.run import evaluate
-from emb_tool.evaluate.search import rescore, search
 from emb_tool.evaluate.task import parse_task
+from emb_tool.model.encoder import Encoder
 from emb_tool.report import Measure, Report
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
 from tests.conftest import CliResult
 from tests.evaluate.test_metrics import trec_eval, trec_order
 from tests.evaluate.test_tasks import beir, beir_texts, by_hand  # noqa: F401  (fixture)

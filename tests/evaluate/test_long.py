@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from emb_tool.data import passkey
-from emb_tool.encoder import Encoder
-from emb_tool.evaluate.pair import Pair
+from emb_tool.evaluate.length_baselines import Windows, limited
+from emb_tool.evaluate.model_pair import Pair
 from emb_tool.evaluate.task import parse_task
-from emb_tool.evaluate.windows import Windows, limited
-from emb_tool.runtime import Runtime
+from emb_tool.model.encoder import Encoder
+from emb_tool.runtime.device import Runtime
 from emb_tool.windows import cut
 from tests.conftest import make_sentences
 from tests.runs import write_texts

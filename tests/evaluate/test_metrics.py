@@ -12,7 +12,7 @@ from scipy import stats
 
 from emb_tool.evaluate import metrics
 from emb_tool.evaluate.bootstrap import retention
-from emb_tool.evaluate.search import search, unit
+from emb_tool.evaluate.nearest_neighbors import search, unit
 
 
 def trec_order(scores: dict[str, float]) -> list[str]:
@@ -110,9 +110,9 @@ def test_search_over_many_tiles_is_the_search_over_one(monkeypatch: pytest.Monke
     d = rng.integers(-3, 4, (500, 4)).astype(np.float32)
     own, order = rng.integers(0, 500, 23), rng.permutation(500)  # later tiles win ties, too
     whole = search(q, d, 20, exclude=own, order=order)
-    monkeypatch.setattr("emb_tool.evaluate.search.QUERIES", 5)
+    monkeypatch.setattr("emb_tool.evaluate.nearest_neighbors.QUERIES", 5)
     for tile in (7, 64, 499):
-        monkeypatch.setattr("emb_tool.evaluate.search.DOCUMENTS", tile)
+        monkeypatch.setattr("emb_tool.evaluate.nearest_neighbors.DOCUMENTS", tile)
         np.testing.assert_array_equal(search(q, d, 20, exclude=own, order=order), whole)
 
 

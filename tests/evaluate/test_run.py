@@ -15,15 +15,15 @@ import rich.table
 import rich.text
 
 from emb_tool import registry
-from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused
 from emb_tool.evaluate import plot
 from emb_tool.evaluate.job import EvalJob
-from emb_tool.evaluate.pair import Pair
+from emb_tool.evaluate.model_pair import Pair
+from emb_tool.evaluate.result_tables import short_names
 from emb_tool.evaluate.run import evaluate
-from emb_tool.evaluate.tables import short_names
+from emb_tool.model.encoder import Encoder
 from emb_tool.report import Report
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
 from tests.evaluate.test_tasks import beir, sts_file  # noqa: F401  (fixtures)
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emb_tool.encoder import Encoder
 from emb_tool.errors import Failed, Refused
 from emb_tool.evaluate.agreement import Agreement, likeness, sample_by_content
-from emb_tool.evaluate.pair import Embedder, Pair
+from emb_tool.evaluate.model_pair import Embedder, Pair
 from emb_tool.evaluate.retrieval import Retrieval
 from emb_tool.evaluate.speed import Speed
 from emb_tool.evaluate.sts import Sts
 from emb_tool.evaluate.task import parse_task, parse_tasks, run_tasks
-from emb_tool.runtime import Runtime
+from emb_tool.model.encoder import Encoder
+from emb_tool.runtime.device import Runtime
 from tests.evaluate.test_metrics import trec_eval, trec_order
 
 

@@ -164,9 +164,9 @@ def test_parallel_windows_load_with_the_package_and_are_chunk_and_mean(
     from sentence_transformers import SentenceTransformer
 
     import emb_tool.hub  # noqa: F401
-    from emb_tool.encoder import Encoder
-    from emb_tool.evaluate.windows import Windows
-    from emb_tool.runtime import Runtime
+    from emb_tool.evaluate.length_baselines import Windows
+    from emb_tool.model.encoder import Encoder
+    from emb_tool.runtime.device import Runtime
     from tests.conftest import make_sentences
 
     check_here(monkeypatch)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emb_tool.ops import positions
+from emb_tool.extend_context import position_tables
 from tests.conftest import CliResult, make_sentences
 from tests.extend_context.models import LENGTH, make
 from tests.runs import check_here
@@ -23,17 +23,19 @@ def test_rows_are_those_of_the_formulas() -> None:
     e = TABLE.double().numpy()
     n, length, alpha = 13, 5, 0.4
     s = -(-n // length)
-    assert np.array_equal(positions.recurrent(TABLE, n), [TABLE[i % length] for i in range(n)])
-    assert np.array_equal(positions.grouped(TABLE, n), [TABLE[i // s] for i in range(n)])
+    assert np.array_equal(
+        position_tables.recurrent(TABLE, n), [TABLE[i % length] for i in range(n)]
+    )
+    assert np.array_equal(position_tables.grouped(TABLE, n), [TABLE[i // s] for i in range(n)])
     spread = [
         np.interp(i / s, np.arange(length), e[:, j]) for i in range(n) for j in range(e.shape[1])
     ]
-    made = positions.interpolated(TABLE, n)
+    made = position_tables.interpolated(TABLE, n)
     assert np.allclose(made.numpy().ravel(), spread, atol=1e-6)
     assert torch.equal(made[::s], TABLE[: len(made[::s])])
     u = (e - alpha * e[0]) / (1 - alpha)
     coarse = [alpha * u[i // length] + (1 - alpha) * u[i % length] for i in range(n)]
-    made = positions.hierarchical(TABLE, n, alpha)
+    made = position_tables.hierarchical(TABLE, n, alpha)
     assert np.allclose(made, coarse, atol=1e-6)
     assert torch.equal(made[:length], TABLE)
 
@@ -88,8 +90,8 @@ def test_the_table_is_the_methods(
     name = "embeddings.position_embeddings.weight"
     old = load_file(tiny_bert / "model.safetensors")[name]
     new = load_file(tmp_path / "out" / "model.safetensors")[name]
-    functions = {"pi": positions.interpolated, "gp": positions.grouped}
-    made = functions.get(method, positions.hierarchical)(old, 128)
+    functions = {"pi": position_tables.interpolated, "gp": position_tables.grouped}
+    made = functions.get(method, position_tables.hierarchical)(old, 128)
     assert torch.equal(new, made)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     same = next(m for m in report["measures"] if m["name"] == "bitwise equal")
@@ -135,7 +137,7 @@ def test_rows_from_the_original_length_on_are_made_anew(
     name = "embeddings.position_embeddings.weight"
     old = load_file(tiny_bert / "model.safetensors")[name]
     new = load_file(tmp_path / "out" / "model.safetensors")[name]
-    assert torch.equal(new, positions.recurrent(old[:20], 50))
+    assert torch.equal(new, position_tables.recurrent(old[:20], 50))
 
 
 def test_limits_are_all_that_relative_biases_need(

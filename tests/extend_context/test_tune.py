@@ -13,10 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emb_tool.extend_context import tuning
+from emb_tool.extend_context import position_tables, tuning
 from emb_tool.extend_context.base import Context
 from emb_tool.extend_context.family import FAMILIES, Positions
-from emb_tool.ops import positions
 from tests.conftest import CliResult, make_sentences
 from tests.forks import ended, fork, killed_at
 from tests.runs import check_here, weight_files, write_texts
@@ -59,7 +58,7 @@ def test_other_tables_are_where_the_added_rows_begin(
     assert told.code == 0, told.err  # short inputs keep their vectors to the bit, or it fails
     old, new = (load_file(p / "model.safetensors")[NAME] for p in (tiny_bert, tmp_path / "out"))
     assert torch.equal(new[:64], old)
-    made = {"gp": positions.grouped, "pi": positions.interpolated}[method](old, 128)
+    made = {"gp": position_tables.grouped, "pi": position_tables.interpolated}[method](old, 128)
     assert not torch.equal(new[64:], made[64:])
     assert torch.allclose(new[64:], made[64:], atol=1e-4)
 
@@ -89,9 +88,9 @@ def test_killed_and_taken_up_it_ends_the_same(
         return weight_files(tmp_path / out), told
 
     points = {
-        "teacher": ("emb_tool.training.space", "SpaceStore.append", 3),
+        "teacher": ("emb_tool.training.vector_space", "SpaceStore.append", 3),
         "step": ("emb_tool.training.loop", "Trainer._step", 9),
-        "files": ("emb_tool.draft", "Draft.write", 2),
+        "files": ("emb_tool.editing", "Draft.write", 2),
     }
     for point, where in points.items():
         monkeypatch.setenv("EMBTOOL_STORE", str(tmp_path / f"store-{point}"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emb_tool.checkpoint.kept import Kept, Result
+from emb_tool.checkpoint.result_cache import Kept, Result
 from emb_tool.errors import Refused
 from emb_tool.training.state import States
 from tests.faults.jobs import Job, results

@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from emb_tool.encoder import Encoder
-from emb_tool.ops import inputs
-from emb_tool.runtime import Runtime
+from emb_tool.model.encoder import Encoder
+from emb_tool.ops import layer_inputs
+from emb_tool.runtime.device import Runtime
 from tests.conftest import CliResult
 from tests.merge.family import siblings
 from tests.runs import check_here, write_texts
@@ -163,15 +163,15 @@ def test_calibration_of_gptq(
     Sums in another order may round a code the other way, and with it all codes that follow.
     """
     check_here(monkeypatch)
-    every, first = inputs.second_moments, []
+    every, first = layer_inputs.second_moments, []
 
-    def recorded(*args: Any) -> Iterator[inputs.Seen]:
+    def recorded(*args: Any) -> Iterator[layer_inputs.Seen]:
         for number, seen in enumerate(every(*args)):
             if number == 0:  # nothing is rounded yet
                 first.append(seen.moments.clone())
             yield seen
 
-    monkeypatch.setattr(inputs, "second_moments", recorded)
+    monkeypatch.setattr(layer_inputs, "second_moments", recorded)
     texts = write_texts(tmp_path / "in.jsonl", sentences[:60])
     for room, name in ((10**9, "whole"), (40, "split")):
         layers.room = room

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.cli.app import main
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
 from tests.faults.strangers import near, renamed, spoilt, spoilt_weights
 from tests.runs import check_here, write_texts
 

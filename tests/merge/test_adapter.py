@@ -22,7 +22,7 @@ from emb_tool.errors import Refused
 from emb_tool.merge import lora
 from emb_tool.merge.adapter import LowRank, open_model
 from emb_tool.merge.lora import read_lora
-from emb_tool.merge.names import canonical
+from emb_tool.merge.tensor_names import canonical
 
 PLAIN = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
 

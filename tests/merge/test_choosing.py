@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from emb_tool.merge.choosing import LENGTHS, _improvement, greedy, search, softmax_of_losses
+from emb_tool.merge.selection import LENGTHS, _improvement, greedy, search, softmax_of_losses
 
 
 def test_few_shot_weights() -> None:

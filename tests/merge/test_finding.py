@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused
-from emb_tool.merge.finding import Found, average, found_before, keep_found
+from emb_tool.merge.weight_search import Found, average, found_before, keep_found
+from emb_tool.model.encoder import Encoder
 from emb_tool.report import Table
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
 from tests.merge.family import siblings
 from tests.runs import check_here, write_texts
 

@@ -22,7 +22,7 @@ from emb_tool.checkpoint.elements import FLOATS, all_finite, from_float64, to_fl
 from emb_tool.errors import Interrupted, Refused
 from emb_tool.merge import write
 from emb_tool.merge.base import Merge
-from emb_tool.merge.finding import Looking
+from emb_tool.merge.weight_search import Looking
 from tests.merge.siblings import make_files, merge
 
 METHODS = list(registry.methods("merge"))

@@ -10,14 +10,14 @@ import torch
 
 from emb_tool.config import resolve
 from emb_tool.data.pairs import Example
-from emb_tool.encoder import Encoder
 from emb_tool.merge.descent import descend
 from emb_tool.merge.mixture import Mixture
 from emb_tool.merge.positions import length
 from emb_tool.merge.probe import PairProbe, TeacherProbe, batches
 from emb_tool.merge.setup import Setup
+from emb_tool.model.encoder import Encoder
 from emb_tool.progress import Progress
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
 from tests.merge.family import siblings
 
 EXAMPLES = [

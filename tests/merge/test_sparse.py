@@ -9,9 +9,9 @@ import pytest
 
 from emb_tool.merge.base import Block
 from emb_tool.merge.della import keep_chance
+from emb_tool.merge.random_bits import bernoulli, key_of, random_bits
 from emb_tool.merge.sce import sce
-from emb_tool.ops.counter import bernoulli, key_of, random_bits
-from emb_tool.ops.select import Cut
+from emb_tool.merge.top_k import Cut
 from tests.merge.siblings import SHAPES, expect, make_files, merge
 
 
@@ -105,7 +105,7 @@ def test_dare_keeps_a_share_and_divides_by_it(tmp_path: Path, how: str) -> None:
 def order_of(models: list[str], base: str) -> list[int]:
     """The order in which the merge takes the models."""
     from emb_tool import config
-    from emb_tool.merge.order import canonical_order
+    from emb_tool.merge.model_order import canonical_order
     from emb_tool.merge.setup import Setup
     from emb_tool.progress import Progress
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 from emb_tool.errors import Refused
-from emb_tool.ops.sphere import gram, mean_shares, slerp_shares
+from emb_tool.merge.sphere import gram, mean_shares, slerp_shares
 from tests.merge.siblings import expect, make_files, merge
 
 

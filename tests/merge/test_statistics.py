@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emb_tool.encoder import Encoder
 from emb_tool.merge.base import Block
 from emb_tool.merge.fisher import FLOOR, fisher
 from emb_tool.merge.regmean import regmean, shares_of
-from emb_tool.runtime import Runtime
+from emb_tool.model.encoder import Encoder
+from emb_tool.runtime.device import Runtime
 from tests.merge.family import siblings
 from tests.runs import check_here, write_texts
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from emb_tool.checkpoint.third_party_errors import refusing
 from emb_tool.errors import EmbToolError, Failed, Refused
-from emb_tool.ops.foreign import refusing
 from emb_tool.ops.hashing import universal
 from emb_tool.packed.hash import Hash
 

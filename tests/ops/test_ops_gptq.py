@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from emb_tool.ops import gptq as module
 from emb_tool.ops.gptq import gptq, gptq_codes, output_error, refit
-from emb_tool.ops.inputs import Batch, second_moments
+from emb_tool.ops.layer_inputs import Batch, second_moments
 from emb_tool.ops.rounding import Rounded, dequantize, quantize_groups
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
 
 
 def correlated(rows: int, columns: int, tokens: int, seed: int) -> tuple[torch.Tensor, ...]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.draft import Draft
+from emb_tool.editing import Draft
 from emb_tool.errors import Refused
 from emb_tool.ops.layers import group_layers, keep_layers, plan_cut, spread
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from emb_tool.ops import select
-from emb_tool.ops.select import largest, magnitude_keys
+from emb_tool.merge import top_k
+from emb_tool.merge.top_k import largest, magnitude_keys
 
 BLOCK = 1 << 16
 
@@ -60,7 +60,7 @@ def taken(blocks: InMemory, ks: list[int]) -> list[np.ndarray]:
 def test_exactly_k_the_first_of_equal_ones(
     step: float, sampled: slice, kept: int, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(select, "_KEPT", kept)
+    monkeypatch.setattr(top_k, "_KEPT", kept)
     values = np.random.default_rng(0).standard_normal(200_001)
     values[:1000] /= 1e6
     values = step * np.round(values / step) if step else values

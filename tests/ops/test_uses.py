@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import BertModel, Gemma3TextModel
 
+from emb_tool.compress.native_names import native_names
 from emb_tool.ops import matrices
 from emb_tool.ops.matrices import find_matrices, row_factor
-from emb_tool.ops.native import native_names
 from emb_tool.plan import TensorSpec
 from tests.classes import CLASSES, config_of
 

@@ -20,10 +20,10 @@ from tokenizers import (
     trainers,
 )
 
+from emb_tool.checkpoint import tokenizer_files as ops
+from emb_tool.compress import vocabulary as vo
+from emb_tool.compress.token_ids import config_ids, renumber_config, rewrite
 from emb_tool.errors import Refused
-from emb_tool.ops import tokenizers as ops
-from emb_tool.ops import vocabulary as vo
-from emb_tool.ops.renumber import config_ids, renumber_config, rewrite
 from tests.conftest import make_sentences
 
 TEXTS = [*make_sentences(150), "Über naïve cafés", "a1 b22 c333", "x-ray, e.g. (this)"]

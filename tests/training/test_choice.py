@@ -13,10 +13,10 @@ import pytest
 
 from emb_tool.data.corpus import check_parts
 from emb_tool.distill.measure import score_student, tell_choice
-from emb_tool.encoder import Encoder
 from emb_tool.errors import Interrupted, Refused
 from emb_tool.evaluate.task import Score as TaskScore
 from emb_tool.evaluate.task import Task
+from emb_tool.model.encoder import Encoder
 from emb_tool.progress import Progress
 from emb_tool.report import Report
 from emb_tool.training.outcome import Outcome, Score

@@ -18,7 +18,7 @@ import pytest
 from stores import keys_of
 
 from emb_tool.errors import EmbToolError, Failed, Refused
-from emb_tool.training.client import find_key, is_endpoint, parse_endpoint
+from emb_tool.training.embeddings_client import find_key, is_endpoint, parse_endpoint
 from emb_tool.training.endpoint import EndpointTeacher
 from emb_tool.training.store import VectorStore
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from emb_tool.distill.leaf import Leaf
-from emb_tool.encoder import Encoder
 from emb_tool.errors import Failed, Interrupted, Refused
 from emb_tool.method import Training
+from emb_tool.model.encoder import Encoder
+from emb_tool.training.batches import Batch, Place
 from emb_tool.training.loop import Trainer, rate
 from emb_tool.training.outcome import Score
-from emb_tool.training.stream import Batch, Place
 from tests.runs import make_trainer, unit_vectors
 
 

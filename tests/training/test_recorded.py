@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from emb_tool.distill.leaf import Leaf
-from emb_tool.runtime import Runtime
+from emb_tool.runtime.device import Runtime
+from emb_tool.training.batches import Batch, Place
+from emb_tool.training.cuda_graph_step import Recorded, Shape, shape
 from emb_tool.training.loop import Trainer
-from emb_tool.training.recorded import Recorded, Shape, shape
-from emb_tool.training.stream import Batch, Place
 from tests.runs import make_trainer, unit_vectors
 
 

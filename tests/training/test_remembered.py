@@ -12,8 +12,8 @@ import pytest
 from stores import SPACE, open_space
 
 from emb_tool.data.corpus import text_key
-from emb_tool.training import space as space_module
-from emb_tool.training.remembered import RememberedTeacher
+from emb_tool.training import vector_space as space_module
+from emb_tool.training.cached_teacher import RememberedTeacher
 from emb_tool.training.store import Space, VectorStore
 from emb_tool.training.teacher import Teacher
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emb_tool.data.batches import Tokens
-from emb_tool.training import stream as module
-from emb_tool.training.stream import Batch, Place, Stream, TokenCache
+from emb_tool.training import batches as module
+from emb_tool.training.batches import Batch, Place, Stream, TokenCache
 
 FAST = settings(max_examples=40, deadline=None)
 

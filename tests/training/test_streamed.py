@@ -17,8 +17,8 @@ import pytest
 from emb_tool.data.batches import Tokens
 from emb_tool.data.streams import Shards
 from emb_tool.errors import Failed, Refused
-from emb_tool.training.stream import Batch, Place
-from emb_tool.training.streamed import Source, StreamedTexts
+from emb_tool.training.batches import Batch, Place
+from emb_tool.training.streaming import Source, StreamedTexts
 
 COUNT = 200
 QUERIES = 15

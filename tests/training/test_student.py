@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.encoder import Encoder
 from emb_tool.errors import Refused
-from emb_tool.runtime import Runtime
+from emb_tool.model.encoder import Encoder
+from emb_tool.runtime.device import Runtime
 from emb_tool.training.student import (
     attach_head,
     checkpoint_dtype,

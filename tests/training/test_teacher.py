@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from emb_tool.data.corpus import Corpus
-from emb_tool.encoder import Encoder
 from emb_tool.errors import Failed, Refused
-from emb_tool.runtime import Runtime
+from emb_tool.model.encoder import Encoder
+from emb_tool.runtime.device import Runtime
 from emb_tool.training.store import Space, VectorStore
 from emb_tool.training.targets import StoredTargets, gather_targets
 from emb_tool.training.teacher import CheckpointTeacher

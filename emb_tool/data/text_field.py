@@ -1,0 +1,138 @@
+"""Which field of a record, or column of a table, holds the text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from emb_tool.data import files
+from emb_tool.data.dialect import OTHER_NAMES, check_distinct, is_known
+from emb_tool.data.text_options import TextOptions
+from emb_tool.errors import Refused
+from emb_tool.registry import did_you_mean
+
+Note = Callable[[str, str], None]
+"""Called with the name of a source and the field that its texts are read from."""
+
+
+class Source:
+    """What the files of one source have in common: what the user says, and the field read.
+
+    Args:
+        name: As the user gave it.
+        options: What the user says of its files.
+        note: Told the field, unless it is called `text`.
+    """
+
+    def __init__(self, name: str, options: TextOptions, note: Note | None = None) -> None:
+        self.name, self.options, self.note = name, options, note
+        self._field: str | None = None
+        self._first = ""
+
+    def settle(self, field: str, where: str) -> None:
+        """Hold the field of one file against that of those before.
+
+        Raises:
+            Refused: It is another.
+        """
+        if self._field is None:
+            self._field, self._first = field, where
+            if self.note and not is_text(field):
+                self.note(self.name, field)
+        elif field != self._field:
+            raise Refused(
+                f"{where}: its text would be {named(field)}, that of {self._first} is"
+                f" {named(self._field)}",
+                f"name the one of all files: {self.options.spelled(text_field='NAME')}",
+            )
+
+
+def is_text(field: str) -> bool:
+    """Whether a field is called `text`, case left aside."""
+    return field.casefold() == "text"
+
+
+def named(field: str) -> str:
+    """A field in a sentence: by its name, or a column without one by its number."""
+    return f"column {field}" if field.isdecimal() else f"field {field!r}"
+
+
+def field_sentence(source: str, field: str) -> str:
+    """What the user is told where the text is not in a field `text`."""
+    return f"{source}: the text is {named(field)}"
+
+
+class Picker:
+    """Takes the text out of the records of one file.
+
+    Args:
+        options: What the user says.
+        fields: All fields of the first record.
+        strings: Those of them that hold strings.
+        where: Place of the first record.
+    """
+
+    def __init__(
+        self, options: TextOptions, fields: Sequence[str], strings: Sequence[str], where: str
+    ) -> None:
+        self._options = options
+        check_distinct(fields, where)
+        field = options.field
+        own = next((name for name in ("text", *fields) if is_text(name) and name in fields), None)
+        texts = [name for name in strings if not is_known(name, names=OTHER_NAMES)]
+        if field is not None:
+            if field not in fields:
+                raise _missing(field, fields, where, options)
+            self.column = field
+        elif own is not None:
+            self.column = own
+        elif len(texts) == 1:
+            self.column = texts[0]
+        else:
+            raise Refused(
+                f"{where}: no field 'text', and {len(texts)} others may hold the text; "
+                f"there are: {', '.join(fields)}",
+                f"name the one that does: {options.spelled(text_field='NAME')}",
+            )
+        self.titled = field is None and self.column == own and "_id" in fields
+
+    def __call__(self, record: Mapping[str, Any], where: str) -> str:
+        """The text of one record."""
+        try:
+            text = record[self.column]
+        except KeyError:
+            raise _missing(self.column, list(record), where, self._options) from None
+        if not isinstance(text, str):
+            raise Refused(
+                f"{where}: field {self.column!r} holds {files.shown(text)}, not a string",
+                "correct or remove the record, or name another field: "
+                + self._options.spelled(text_field="NAME"),
+            )
+        return titled(record.get("title"), text) if self.titled else text
+
+
+def _missing(field: str, fields: Sequence[str], where: str, options: TextOptions) -> Refused:
+    near = did_you_mean(field, fields)
+    hint = f"name the one that holds the text: {options.spelled(text_field='NAME')}"
+    return Refused(
+        f"{where}: no field {field!r}; there are: {', '.join(fields)}",
+        near if near.startswith("did") else hint,
+    )
+
+
+def titled(title: Any, text: str) -> str:
+    """A BEIR document as one text: title, space, text."""
+    return f"{title} {text}".strip() if isinstance(title, str) else text
+
+
+def pick_texts(
+    records: Iterator[tuple[Mapping[str, Any], str]], source: Source
+) -> Iterator[tuple[str, str]]:
+    """The text of each record, by what the first one holds."""
+    pick = None
+    for record, where in records:
+        if pick is None:
+            strings = [key for key, value in record.items() if isinstance(value, str)]
+            pick = Picker(source.options, list(record), strings, where)
+            source.settle(pick.column, where)
+        yield pick(record, where), where

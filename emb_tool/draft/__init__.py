@@ -1,6 +1,0 @@
-"""A checkpoint on its way to being another: what surgery changes, what is written in the end."""
-
-from emb_tool.draft.draft import Draft, Lazy, pending, torch_dtype
-from emb_tool.draft.space import append_dense, project
-
-__all__ = ["Draft", "Lazy", "append_dense", "pending", "project", "torch_dtype"]

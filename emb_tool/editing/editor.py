@@ -1,0 +1,304 @@
+"""A checkpoint on its way to being another: what surgery changes, and what is written in the end.
+
+Tensors of a draft are promises: a spec, and how to compute it when it is written. A chain of steps
+so becomes one read and one write, tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from emb_tool.checkpoint.files import inside, join
+from emb_tool.checkpoint.header import TORCH_NAMES
+from emb_tool.checkpoint.layout import Layout
+from emb_tool.checkpoint.quantization import packed_modules
+from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.editing.token_table import SHARED, stored_twice, token_table
+from emb_tool.editing.write import write
+from emb_tool.errors import Refused
+from emb_tool.plan import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from emb_tool.packed.base import Packed
+
+
+class Lazy(NamedTuple):
+    """One tensor to come.
+
+    Args:
+        spec: Name, shape, dtype.
+        load: Computes it, on the CPU.
+    """
+
+    spec: TensorSpec
+    load: Callable[[], torch.Tensor]
+
+
+@dataclass
+class Draft:
+    """A checkpoint as the steps so far have made it.
+
+    Args:
+        checkpoint: Where it began.
+        tensors: Main tensors by name.
+        config: `config.json` as it will be written.
+        layout: The modules as they will be written.
+        modules: Tensors of modules other than the main one, by `ModuleSpec.path`, then name.
+        files: Tokenizer files that are no longer those of the checkpoint: name to content, None
+            for one that is left out.
+        packed: Module name (`embeddings.word_embeddings`) to its spec, see `emb_tool.packed`.
+        notes: Sentences for the user.
+        facts: Figures of the steps, for the report.
+        values: What calibrated steps have found (a rotation), by a name of their own.
+        history: The steps that have been planned, by method name.
+        chain: The same with their settings, as JSON.
+    """
+
+    checkpoint: Checkpoint
+    tensors: dict[str, Lazy]
+    config: dict[str, Any]
+    layout: Layout
+    modules: dict[str, dict[str, Lazy]]
+    files: dict[str, bytes | None] = field(default_factory=dict)
+    packed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    history: list[str] = field(default_factory=list)
+    chain: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Draft:
+        """The draft before any step: what is there, unchanged."""
+        layout = checkpoint.layout
+        if layout.routes:
+            raise Refused(
+                f"{checkpoint.name} is a Router of several models", "name the folder of one of them"
+            )
+        modules = {}
+        for module in layout.modules[1:]:
+            weights = checkpoint.weights.get(module.path)
+            if weights is not None:
+                modules[module.path] = {
+                    name: Lazy(spec, _part_reader(checkpoint, module.path, name))
+                    for name, spec in weights.tensors.items()
+                }
+        twice = stored_twice(checkpoint)
+        return cls(
+            checkpoint,
+            {
+                name: Lazy(spec, _reader(checkpoint, name))
+                for name, spec in checkpoint.tensors.items()
+                if name not in twice
+            },
+            dict(checkpoint.config),
+            layout,
+            modules,
+            packed=packed_modules(checkpoint.config),
+            notes=[f"{name} repeats {SHARED} and is stored once" for name in twice],
+        )
+
+    def copy(self) -> Draft:
+        """Another one that the next step may change."""
+        return replace(
+            self,
+            tensors=dict(self.tensors),
+            config=dict(self.config),
+            modules={path: dict(held) for path, held in self.modules.items()},
+            files=dict(self.files),
+            packed=dict(self.packed),
+            notes=list(self.notes),
+            facts=dict(self.facts),
+            history=list(self.history),
+            chain=list(self.chain),
+        )
+
+    # -- reading it -------------------------------------------------------------------------------
+
+    def spec(self, name: str) -> TensorSpec:
+        """A main tensor's spec."""
+        return self.tensors[name].spec
+
+    def file(self, name: str) -> bytes | None:
+        """A tokenizer or config file as it will be written; None if there is none."""
+        if name in self.files:
+            return self.files[name]
+        path = inside(self.checkpoint.path, join(self.checkpoint.layout.main, name))
+        return path.read_bytes() if path.is_file() else None
+
+    def specs(self) -> list[TensorSpec]:
+        """Every tensor that will be written, those of modules included."""
+        held = [self.tensors, *self.modules.values()]
+        return [lazy.spec for tensors in held for lazy in tensors.values()]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor data that will be written."""
+        return sum(spec.nbytes for spec in self.specs())
+
+    def table_name(self) -> str:
+        """The tensor that token ids look up.
+
+        Raises:
+            Refused: None can be made out.
+        """
+        return token_table(self)
+
+    def refuse_quantized(self, step: str) -> None:
+        """Refuse a step on weights that another library's format holds.
+
+        Raises:
+            Refused: They are those of the input, or an earlier step made them.
+        """
+        method = (self.config.get("quantization_config") or {}).get("quant_method")
+        if method in (None, "embtool"):
+            return
+        if "quantization_config" in self.checkpoint.config:
+            raise Refused(
+                f"{self.checkpoint.name} is quantised ({method}), {step} needs plain weights",
+                "vocab, rotate and truncate work on it; begin with the original for the rest",
+            )
+        raise Refused(
+            f"-m {step} after a step that writes {method}'s format, of which a checkpoint has one",
+            f"put -m {step} before it, or leave one of the two out",
+        )
+
+    # -- changing it ------------------------------------------------------------------------------
+
+    def set(self, name: str, spec: TensorSpec, load: Callable[[], torch.Tensor]) -> None:
+        """Put or replace a main tensor."""
+        self.tensors[name] = Lazy(spec, load)
+
+    def map(self, name: str, spec: TensorSpec, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Replace a main tensor by a function of what it would have been."""
+        load = self.tensors[name].load
+        self.tensors[name] = Lazy(spec, lambda: fn(load()))
+
+    def keep_layers(self, keep: int | Sequence[int]) -> None:
+        """Leave layers out; see `emb_tool.ops.layers.plan_cut`.
+
+        Args:
+            keep: The layers to keep in order of application, or how many.
+
+        Raises:
+            Refused: The draft's tensors are no longer those of the checkpoint by name.
+        """
+        from emb_tool.ops.layers import keep_layers, plan_cut
+
+        if self.tensors.keys() != Draft.of(self.checkpoint).tensors.keys():
+            raise Refused(
+                f"the layers are no longer those of {self.checkpoint.name}",
+                "choose the layers in one step, before any other",
+            )
+        plan = plan_cut(self.checkpoint, keep_layers(self.checkpoint, keep))
+        kept = {}
+        for step in plan.steps:
+            (old,), (new,) = step.reads, step.writes
+            if old not in self.tensors:
+                continue  # stored twice, and written once
+            spec, load = self.tensors[old]
+            kept[new.name] = Lazy(replace(spec, name=new.name), load)
+        self.tensors = kept
+        self.config |= plan.config
+        self.notes += plan.notes
+
+    def split(
+        self,
+        name: str,
+        specs: Sequence[TensorSpec],
+        fn: Callable[[torch.Tensor], Mapping[str, torch.Tensor]],
+    ) -> None:
+        """Put several main tensors in the place of one.
+
+        Args:
+            name: The one.
+            specs: Those that it becomes, which may have its name.
+            fn: Makes them all by name, once while they are written.
+        """
+        load = self.tensors.pop(name).load
+        made: dict[str, torch.Tensor] = {}
+
+        def read(part: str) -> torch.Tensor:
+            if part not in made:  # not begun, or written before
+                made.update(fn(load()))
+            return made.pop(part)
+
+        for spec in specs:
+            self.set(spec.name, spec, lambda part=spec.name: read(part))  # type: ignore[misc]
+
+    def pack(
+        self,
+        module: str,
+        spec: Mapping[str, Any],
+        fit: Callable[[torch.Tensor], Any],
+        tensor: str | None = None,
+    ) -> None:
+        """Let a packed module stand for `module.weight`.
+
+        Args:
+            module: Its name, without `.weight`.
+            spec: Of `emb_tool.packed`, by `settle`.
+            fit: Makes the packed module from the matrix; called once, when it is written.
+            tensor: The matrix's name where it is another.
+        """
+        from emb_tool import packed
+
+        self.refuse_quantized(spec["kind"])
+        names = _stored(packed.kind(spec["kind"]), spec)
+        self.split(
+            tensor or f"{module}.weight",
+            [TensorSpec(f"{module}.{buffer}", (size,), "U8") for buffer, size in names.items()],
+            lambda matrix: _buffers(module, fit(matrix), names),
+        )
+        self.packed[module] = dict(spec)
+
+    def repack(self, module: str, made: Packed) -> None:
+        """Put a packed module that is finished in the place of one announced by `pack`."""
+        from emb_tool import packed
+
+        for buffer in _stored(packed.kind(made.kind), self.packed[module]):
+            del self.tensors[f"{module}.{buffer}"]
+        for buffer, nbytes in _stored(type(made), made.spec).items():
+            name = f"{module}.{buffer}"
+            self.set(name, TensorSpec(name, (nbytes,), "U8"), lambda b=buffer: getattr(made, b))  # type: ignore[misc]
+        self.packed[module] = dict(made.spec)
+
+    def write(self, folder: Path, progress: Callable[[int], None] | None = None) -> Layout:
+        """See `emb_tool.editing.write.write`."""
+        return write(self, folder, progress)
+
+
+def pending() -> torch.Tensor:
+    """Stands for a tensor that `apply` is to fill."""
+    raise AssertionError("a step announced this tensor and did not make it")
+
+
+def _stored(cls: Any, spec: Mapping[str, Any]) -> dict[str, int]:
+    """Buffer name to bytes."""
+    sizes = [(name, part.nbytes) for name, part in cls.parts(spec).items()]
+    return {("weight" if i == 0 else name): size for i, (name, size) in enumerate(sizes)}
+
+
+def _buffers(module: str, made: Packed, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    return {f"{module}.{buffer}": getattr(made, buffer) for buffer in names}
+
+
+def _reader(checkpoint: Checkpoint, name: str) -> Callable[[], torch.Tensor]:
+    return lambda: checkpoint.tensor(name)
+
+
+def _part_reader(checkpoint: Checkpoint, part: str, name: str) -> Callable[[], torch.Tensor]:
+    return lambda: dict(checkpoint.part_tensors(part))[name]
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Torch's dtype for a safetensors name."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, TORCH_NAMES[name])
+    return dtype

@@ -1,0 +1,311 @@
+"""The check of a lengthened model: what stock libraries make of the written files."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from emb_tool.errors import Failed
+from emb_tool.evaluate.length_baselines import UNLIMITED, limited
+from emb_tool.evaluate.root_comparison import root_of
+from emb_tool.progress import Progress
+from emb_tool.report import Measure, Report, Table
+
+if TYPE_CHECKING:
+    from emb_tool.model.encoder import Encoder
+
+SHARES = (0.02, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""Lengths of the short inputs, of the longest of them."""
+
+BLOCK = 4096
+"""Texts counted at a time."""
+
+ALIKE = 1 - 1e-5
+"""Cosine from which two runs of a text in different batches count as the same vector."""
+
+
+def check_extended(
+    request: dict[str, Any], rename: Callable[[Report, str, str], None], progress: Progress
+) -> Report:
+    """Open a lengthened model as a user would and hold it against the one it was made from.
+
+    Args:
+        request: `folder`, `name`, `device`, `dtype`; `extended`, the input's path; `sample`, a
+            jsonl file of texts; `original` and `target` lengths in tokens; `short`, tokens of the
+            longest input that was read whole at such positions; `longest`, tokens of the longest
+            text run; `exact`, whether short inputs are to keep their vectors to the bit; `rows` of
+            the table of positions or None; `rotary`, what `_check_rotary` expects, or None;
+            `texts` of the user, with `text_options`, `limit` and `prompt_name`; `tasks`.
+        rename: Lets a report call the folder by its final name.
+        progress: Shows how far it is.
+
+    Raises:
+        Failed: The files do not do what they say.
+    """
+    from emb_tool.checkpoint.reader import Checkpoint
+    from emb_tool.evaluate.job import EvalJob
+    from emb_tool.evaluate.run import evaluate
+    from emb_tool.model.encoder import Encoder
+    from emb_tool.runtime.device import Runtime
+
+    name, folder = request["name"], request["folder"]
+    original, target = request["original"], request["target"]
+    runtime = Runtime.start(request["device"], request["dtype"])
+    report = Report("check")
+    if request["tasks"]:
+        report = evaluate(
+            EvalJob(
+                models=(folder,), task=tuple(request["tasks"]), reference=request["extended"],
+                device=request["device"], dtype=request["dtype"],
+            ),
+            runtime, progress=progress, root=root_of(request),
+        )  # fmt: skip
+        rename(report, folder, name)
+    written = Checkpoint.open(folder)
+    if not request["tasks"]:
+        report.measures.append(Measure("weights", written.weight_bytes(), "B", model=name))
+    with progress.task("opening it"):
+        after = Encoder.open(written, runtime)
+    _check_lengths(after, target, request["rows"])
+    if request["rotary"]:
+        _check_rotary(after, request["rotary"], original, target)
+    lines = Path(request["sample"]).read_text(encoding="utf-8").splitlines()
+    inputs = Inputs(after, " ".join(json.loads(line)["text"] for line in lines))
+    before = Encoder.open(request["extended"], runtime)  # as a user has it, with its own limit
+    table = Table("as written", ["", ""])
+    table.rows.append(["tokens read", f"{after.max_length:,}"])
+    with progress.task("short inputs"):
+        table.rows.append(_short(before, after, inputs, request["short"], request["exact"], report))
+    with progress.task("longer inputs"):
+        table.rows.append(_longer(before, after, inputs, request, report))
+    if request["texts"]:
+        with progress.task("counting tokens of the texts"):
+            table.rows += _to_reencode(before, request, report)
+    del before
+    with progress.task(f"inputs of up to {request['longest']:,} tokens"):
+        table.rows.append(_batches(after, inputs, original, request["longest"], report))
+    report.tables.append(table)
+    return report
+
+
+def _check_lengths(encoder: Encoder, target: int, rows: int | None) -> None:
+    """sentence-transformers' limit, the tokenizer's, and the table, as they are in memory."""
+    model = encoder.model
+    found = {"max_seq_length": model.max_seq_length, "the encoder's limit": encoder.max_length}
+    found["the tokenizer's limit"] = min(model.tokenizer.model_max_length, target)  # may be higher
+    for what, length in found.items():
+        if length != target:
+            raise Failed(f"{what} is {length} after loading, not {target}", None)
+    if rows is not None:
+        body = model[0].auto_model
+        table = next(m for n, m in body.named_modules() if n.endswith("position_embeddings"))
+        if table.num_embeddings != rows:  # packed ones too
+            raise Failed(
+                f"the table of positions has {table.num_embeddings} rows, not {rows}", None
+            )
+
+
+def _check_rotary(encoder: Encoder, expected: dict[str, Any], original: int, target: int) -> None:
+    """What the model turns by, at the original length and at the target, against the formulas.
+
+    Raises:
+        Failed: They differ by more than float32 does, or no rotary module is found.
+    """
+    import torch
+
+    body = encoder.model[0].auto_model
+    modules = [m for m in body.modules() if type(m).__name__.endswith("RotaryEmbedding")]
+    if not modules:
+        raise Failed(f"{type(body).__name__} has no rotary module that could be checked", None)
+    for module in modules:
+        types: Any = module.rope_type if isinstance(module.rope_type, dict) else {None: ""}
+        for layer in types:
+            if layer not in (None, "full_attention"):
+                continue
+            start = f"{layer}_" if layer else ""
+            for key, length in (("short", original), ("long", target)):
+                ids = torch.arange(length, device=encoder.runtime.device)[None]
+                more = {"layer_type": layer} if layer else {}
+                module(torch.zeros(1, device=encoder.runtime.device), ids, **more)
+                found = getattr(module, f"{start}inv_freq").double().cpu().numpy()
+                factor = float(getattr(module, f"{start}attention_scaling"))
+                wanted = np.array(expected[key])
+                worst = np.abs(found / wanted - 1).max() if found.shape == wanted.shape else np.inf
+                if worst > 1e-5 or abs(factor - expected["attention_factor"]) > 1e-6:
+                    raise Failed(
+                        f"at {length} tokens the reloaded model's rotary frequencies differ from "
+                        f"the formula by a factor of up to {1 + worst:.6g}, its attention factor "
+                        f"is {factor:.6g}, not {expected['attention_factor']:.6g}",
+                        None,
+                    )
+
+
+class Inputs:
+    """Inputs of any length, of real text: as token ids with the special ones, and as texts.
+
+    Args:
+        encoder: Whose tokenizer.
+        text: Taken again and again where it is too short.
+    """
+
+    def __init__(self, encoder: Encoder, text: str) -> None:
+        self._whole, self._words = limited(encoder), text.split()
+        whole = self._whole.tokenize([text])[0]
+        self._lead, self._trail = encoder.frame()
+        self._inner = whole[len(self._lead) : len(whole) - len(self._trail)]
+
+    def cut(self, length: int, start: int = 0) -> np.ndarray:
+        """(length,) int32 ids; `start` tokens of the text are left out."""
+        room = max(length - len(self._lead) - len(self._trail), 0)
+        body = np.resize(np.roll(self._inner, -start), room)
+        return np.concatenate([self._lead, body, self._trail]).astype(np.int32)
+
+    def text(self, length: int, start: int = 0) -> str:
+        """As many words as have at most `length` tokens with the special ones, one at least.
+
+        Args:
+            length: Tokens.
+            start: Words of the text that are left out.
+        """
+        start %= len(self._words)
+        laps = 1 + length // len(self._words)
+        words = (self._words[start:] + self._words[:start]) * laps
+
+        def tokens(count: int) -> int:
+            return len(self._whole.tokenize([" ".join(words[:count])])[0])
+
+        count = bisect_right(range(1, length + 1), length, key=tokens)
+        return " ".join(words[: max(count, 1)])
+
+
+def _short(
+    before: Encoder, after: Encoder, inputs: Inputs, short: int, exact: bool, report: Report
+) -> list[str]:
+    """Texts that the input reads whole, at positions it was trained at, through both models."""
+    lengths = sorted({max(3, round(share * short)) for share in SHARES})
+    texts = [inputs.text(n, 97 * i) for n in lengths for i in range(2)]
+    old, new = before.encode(texts), after.encode(texts)
+    same = bool((old == new).all())
+    cosine = _cosines(old, new)
+    report.measures += [
+        Measure("bitwise equal", int(same), of="short inputs"),
+        Measure("least cosine", float(cosine.min()), of="short inputs"),
+    ]
+    if exact and not same:
+        raise Failed(f"vectors of inputs up to {short:,} tokens are not bit-identical", None)
+    if not same:
+        report.warn(
+            f"inputs up to {short:,} tokens get other vectors than before (cosine "
+            f"{cosine.min():.4f} to {cosine.max():.4f}): an index is to be made anew"
+        )
+    told = "bit-identical" if same else _range(cosine)
+    return [f"inputs up to {short:,} tokens, against the input", told]
+
+
+def _longer(
+    before: Encoder, after: Encoder, inputs: Inputs, request: dict[str, Any], report: Report
+) -> list[str]:
+    """Longer texts through both models, each with its own limit: what an index has, and will have.
+
+    Up to the trained positions where the input does not read so far, else up to the target.
+    """
+    short, original, limit = request["short"], request["original"], before.max_length
+    end = min(original if original > short else request["target"], request["longest"])
+    lengths = sorted({short + max(1, round(share * (end - short))) for share in SHARES})
+    texts = [inputs.text(n, 31 * i) for i, n in enumerate(lengths)]
+    old, new = before.encode(texts), after.encode(texts)
+    cosine = _cosines(old, new)
+    report.measures.append(Measure("least cosine", float(cosine.min()), of="longer inputs"))
+    what = f"inputs of {short + 1:,} to {end:,} tokens"
+    if (old == new).all():
+        return [f"{what}, against the input", "bit-identical"]
+    cut = limit is not None and limit <= short
+    if cut and short < original:
+        report.warn(
+            f"{what} were truncated to {limit:,}, the input's own limit, and are read whole now "
+            f"({_range(cosine)}): re-encode every text of more than {short:,} tokens"
+        )
+    why = f", which truncated them to {limit:,}" if cut else ""
+    return [f"{what}, against the input{why}", f"{_range(cosine)}: re-encode them"]
+
+
+def _to_reencode(before: Encoder, request: dict[str, Any], report: Report) -> list[list[str]]:
+    """How many of the user's texts do not keep their vectors: the longer ones, or all.
+
+    And how many lie between the input's own limit and its table of positions.
+    """
+    from emb_tool.data.text_options import TextOptions
+    from emb_tool.data.texts import read_texts
+
+    short, original = request["short"], request["original"]
+    reader = limited(before, original + 1)  # tells longer texts from those that just fit
+    kept = bool(report.value("bitwise equal", "short inputs"))
+    prompt = before.prompt(request["prompt_name"])
+    found = read_texts(request["texts"], TextOptions(*request["text_options"]))
+    records = islice(found, request["limit"])
+    texts = longer = between = 0
+    while block := list(islice(records, BLOCK)):
+        ids = reader.tokenize([record.text for record in block], prompt)
+        texts += len(ids)
+        longer += sum(len(row) > short for row in ids)
+        between += sum(short < len(row) <= original for row in ids)
+    changed = longer if kept else texts
+    report.measures += [
+        Measure("texts", texts, "texts", of="texts"),
+        Measure("texts to re-encode", changed, "texts", of="texts"),
+    ]
+    names = ", ".join(Path(name).name for name in request["texts"])
+    which = f"of more than {short:,} tokens" if kept else "whose vectors change"
+    rows = [[f"texts of {names} {which}: re-encode them", _share(changed, texts)]]
+    if short < original:
+        what = f"texts of {short + 1:,} to {original:,} tokens"
+        report.measures.append(Measure(what, between, "texts", of="texts"))
+        rows.append([f"of these, {what}: truncated before", _share(between, texts)])
+    return rows
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} of {whole:,} ({100 * part / max(whole, 1):.1f} %)"
+
+
+def _range(cosine: np.ndarray) -> str:
+    return f"cosine {cosine.min():.4f} to {cosine.max():.4f}"
+
+
+def _batches(
+    encoder: Encoder, inputs: Inputs, original: int, longest: int, report: Report
+) -> list[str]:
+    """A text alone, padded beside a long one, and after a long one: is its vector the same?"""
+    long = inputs.cut(longest)
+    lengths = (original // 8, original, original + 8)
+    probes = [inputs.cut(max(3, n), 31) for n in lengths if n <= longest]
+    alone = np.concatenate([encoder.encode_ids([p]) for p in probes])
+    vector = encoder.encode_ids([long])
+    if not np.isfinite(vector).all():
+        raise Failed(f"the vector of a text of {len(long)} tokens is not finite", None)
+    after = np.concatenate([encoder.encode_ids([p]) for p in probes])
+    beside = encoder.encode_ids([*probes, long], batch_tokens=UNLIMITED)[: len(probes)]
+    worst = {"after a long text": _cosines(alone, after).min()}
+    worst["beside a long text"] = _cosines(alone, beside).min()
+    for what, value in worst.items():
+        report.measures.append(Measure("least cosine", float(value), of=what))
+        if value < ALIKE:
+            report.warn(
+                f"a text's vector depends on its batch: {what} its cosine to itself is {value:.4f};"
+                " encode texts of like length together"
+            )
+    told = ", ".join(f"{value:.7f} {what}" for what, value in worst.items())
+    return [f"a text alone, against itself (longest run: {len(long):,} tokens)", told]
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines: np.ndarray = (a * b).sum(1) / np.maximum(norms, 1e-30)
+    return cosines

@@ -1,0 +1,280 @@
+"""What the tasks on long inputs share: lengths, and baselines in the same table.
+
+The reference (the model itself where there is none) is also measured reading only a window of
+each text, reading it in windows that are averaged, and, where its positions permit, as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, PrivateAttr
+
+from emb_tool.data.text_options import Delimiter, Header, TextField, TextOptions
+from emb_tool.errors import Refused
+from emb_tool.evaluate.task import (
+    PROMPTED,
+    DocumentPrompt,
+    QueryPrompt,
+    Score,
+    Task,
+    stem,
+)
+from emb_tool.fields import Show
+from emb_tool.method import IntList
+from emb_tool.report import Measure, Table
+
+if TYPE_CHECKING:
+    from emb_tool.data.passkey import Hidden, Needles
+    from emb_tool.evaluate.model_pair import Pair
+
+BASELINES = ("truncation", "chunk-and-mean", "untreated")
+BUCKETS = 5
+"""Of the depth at which something is hidden."""
+
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+
+Window = Annotated[
+    int | None,
+    Field(ge=8, description="tokens that the baselines read at once [the reference's limit]"),
+]
+
+
+class LongTask(Task):
+    """A task whose texts are long."""
+
+    if TYPE_CHECKING:
+        window: Window  # each task's own, so that its first field is its own, too
+
+    def baselines(self, pair: Pair) -> dict[str, Pair]:
+        """What stands beside a pair: the model reading less, in windows, and as it is."""
+        from emb_tool.evaluate.length_baselines import Windows, computed_positions, limited
+        from emb_tool.evaluate.model_pair import Pair
+
+        encoder, window = pair.document.encoder, self._window(pair)
+        found: dict[str, Any] = {
+            "truncation": limited(encoder, window), "chunk-and-mean": Windows(encoder, window),
+        }  # fmt: skip
+        if computed_positions(encoder):
+            found["untreated"] = limited(encoder)
+        return {name: Pair.of(other, pair.label) for name, other in found.items()}
+
+    def _window(self, pair: Pair) -> int:
+        limit = pair.document.encoder.max_length
+        window = self.window or limit
+        if window is None:
+            raise Refused(f"task {self.spec!r}: the model has no limit", "add window=512")
+        return int(window)
+
+    def run(self, pair: Pair, reference: Pair | None = None) -> list[Measure]:
+        """The figures of a pair; the reference's own run brings the baselines with it."""
+        measures = self._measures(self._remembered(pair), pair)
+        if reference is None:
+            measures += self._measures(self.beside(pair), pair)
+        return measures
+
+    def beside(self, pair: Pair) -> Score:
+        """The figures of the baselines, by `figure baseline`."""
+        raise NotImplementedError
+
+    def verdicts(self, rows: Mapping[str, Mapping[str, Measure]], reference: str) -> list[str]:
+        """Where a longer model is not worth its length: below chunk-and-mean of the reference.
+
+        Args:
+            rows: Model to its measures by name.
+            reference: The model that the baselines are of.
+        """
+        said = []
+        base = rows.get(reference, {})
+        for model, row in rows.items():
+            for name, measure in row.items():
+                other = base.get(f"{name} chunk-and-mean")
+                if model == reference or other is None or not name.startswith(self._judged):
+                    continue
+                if measure.value is not None and other.value and measure.value < other.value:
+                    said.append(
+                        f"{self.label}: {model} reaches {measure.value:.3f} in {name}, below "
+                        f"chunk-and-mean of {reference} ({other.value:.3f})"
+                    )
+        return said
+
+    _judged: ClassVar[str] = "ndcg"
+
+
+class Synthetic(LongTask):
+    """Something is hidden in each document, and a query asks for it."""
+
+    main: ClassVar[str | None] = "accuracy"
+    chooses: ClassVar[bool] = True
+    units: ClassVar[dict[str, str]] = {"queries": "queries"}
+    prompted: ClassVar[dict[str, str]] = PROMPTED
+    _judged: ClassVar[str] = "accuracy@"
+
+    haystack: Annotated[
+        str | None,
+        Field(description="prose around it: a file, a folder or hub:NAME"),
+        Show(metavar="PATH"),
+    ] = None
+    lengths: Annotated[
+        IntList, Field(description="tokens of a document; those above a model's limit are left out")
+    ] = LENGTHS
+    queries: Annotated[int, Field(ge=2, le=900, description="queries, and documents")] = 200
+    sample_seed: Annotated[int, Field(ge=0, description="decides what is hidden and where")] = 0
+    text_field: TextField = None
+    delimiter: Delimiter = None
+    header: Header = None
+    window: Window = None
+    query_prompt: QueryPrompt = "query"
+    document_prompt: DocumentPrompt = "document"
+
+    _sentences: list[str] | None = PrivateAttr(None)
+    _made: dict[int, Any] = PrivateAttr(default_factory=dict)
+
+    def needles(self) -> Needles:
+        """What is hidden, and what asks for it."""
+        raise NotImplementedError
+
+    def default_haystack(self) -> list[str]:
+        """Sentences where the user names none."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """The name, and that of the prose."""
+        prose = f":{stem(self.haystack)}" if self.haystack else ""
+        return self._label or self.name + prose
+
+    def check(self) -> list[str]:
+        """Read the prose."""
+        if len(self._prose()) < 5:
+            raise Refused(f"{self.haystack}: fewer than 5 sentences", "give more prose")
+        return self._notes
+
+    def items(self) -> list[str]:
+        """What is hidden."""
+        return self.needles().sentences
+
+    def score(self, pair: Pair, reference: Pair | None = None) -> Score:
+        """Accuracy@1 and MRR at each length, and accuracy by depth."""
+        able = lengths_able(self.lengths, pair.document.encoder.max_length)
+        figures: dict[str, float | int] = {"queries": self.queries}
+        if not able:  # a reference that is short stands there for its baselines
+            return Score(figures)
+        by_depth: list[list[float]] = [[] for _ in range(BUCKETS)]
+        for tokens in able:
+            hits, ranks = self._find(pair, tokens)
+            figures[f"accuracy@{tokens}"] = float(hits.mean())
+            figures[f"mrr@{tokens}"] = float((1 / ranks).mean())
+            for hit, depth in zip(hits, self._hidden(tokens).depths, strict=True):
+                by_depth[min(int(depth * BUCKETS), BUCKETS - 1)].append(float(hit))
+        share = 100 // BUCKETS
+        for i, values in enumerate(by_depth):
+            if values:
+                name = f"accuracy at depth {i * share}-{(i + 1) * share} %"
+                figures[name] = sum(values) / len(values)
+        mean = sum(figures[f"accuracy@{n}"] for n in able) / len(able)
+        return Score({"accuracy": mean, **figures})
+
+    def beside(self, pair: Pair) -> Score:
+        """Truncation with its floor, chunk-and-mean, and the model as it is."""
+        figures: dict[str, float | int] = {}
+        others, window = self.baselines(pair), self._window(pair)
+        for tokens in self.lengths:
+            for name, other in others.items():
+                if name != "untreated" or tokens > window:
+                    hits, _ = self._find(other, tokens)
+                    figures[f"accuracy@{tokens} {name}"] = float(hits.mean())
+            figures[f"accuracy@{tokens} floor"] = self._floor(pair.document.encoder, tokens, window)
+        return Score(figures)
+
+    def table(self, rows: Mapping[str, Mapping[str, Measure]]) -> Table:
+        """A row a model or baseline, a column a length."""
+        table = Table(
+            f"{self.label}: accuracy@1 of {self.queries} queries, by tokens of the documents",
+            ["model", *(f"{n:,}" for n in self.lengths)],
+        )
+        for model, row in rows.items():
+            table.rows.append([model, *(cell(row, f"accuracy@{n}") for n in self.lengths)])
+            for name in (*BASELINES, "floor"):
+                cells = [cell(row, f"accuracy@{n} {name}") for n in self.lengths]
+                if any(cells):
+                    shown = "  by chance, truncated" if name == "floor" else f"  {name}"
+                    table.rows.append([shown, *cells])
+        return table
+
+    def curves(
+        self, rows: Mapping[str, Mapping[str, Measure]]
+    ) -> dict[str, list[tuple[int, float]]]:
+        """Accuracy against length of each model and baseline, for a picture."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        for model, row in rows.items():
+            for suffix in ("", *(f" {name}" for name in BASELINES)):
+                points = [
+                    (n, float(row[key].value or 0))
+                    for n in self.lengths
+                    if (key := f"accuracy@{n}{suffix}") in row
+                ]
+                if points:
+                    found[model + suffix] = points
+        return found
+
+    def _find(self, pair: Pair, tokens: int) -> tuple[Any, Any]:
+        """For each query whether its document is first, and its rank; ties are shared."""
+        import numpy as np
+
+        from emb_tool.evaluate.nearest_neighbors import unit
+
+        sides = {"queries": pair.query, "documents": pair.document}
+        texts = {"queries": self.needles().queries, "documents": self._hidden(tokens).documents}
+        queries, documents = (
+            unit(sides[what].vectors(texts[what], name, f"{what} of {self.label}"))
+            for what, name in self.prompts().items()
+        )
+        scores = queries @ documents.T
+        own = np.diagonal(scores)[:, None]
+        above, level = (scores > own).sum(1), (scores == own).sum(1)
+        return np.where(above == 0, 1 / level, 0.0), above + (level + 1) / 2
+
+    def _floor(self, encoder: Any, tokens: int, window: int) -> float:
+        """Accuracy of who finds everything that stands within the window, and else guesses."""
+        from emb_tool.evaluate.length_baselines import limited
+
+        hidden = self._hidden(tokens)
+        heads = [text[:end] for text, end in zip(hidden.documents, hidden.ends, strict=True)]
+        ids = limited(encoder).tokenize(heads, encoder.prompt(self.document_prompt))
+        seen = sum(len(row) <= window for row in ids) / len(ids)
+        return seen + (1 - seen) / len(ids)
+
+    def _hidden(self, tokens: int) -> Hidden:
+        if tokens not in self._made:
+            from emb_tool.data.passkey import hide
+
+            sentences = self.needles().sentences
+            self._made[tokens] = hide(sentences, self._prose(), tokens, self.sample_seed)
+        hidden: Hidden = self._made[tokens]
+        return hidden
+
+    def _prose(self) -> list[str]:
+        if self._sentences is None:
+            from emb_tool.data.passkey import sentences_of
+            from emb_tool.data.texts import read_texts, scan
+
+            if self.haystack is None:
+                self._sentences = self.default_haystack()
+            else:
+                scan([self.haystack], TextOptions.of(self))
+                records = read_texts([self.haystack], TextOptions.of(self), note=self.note)
+                self._sentences = sentences_of([record.text for record in records])
+        return self._sentences
+
+
+def cell(row: Mapping[str, Measure], name: str) -> str:
+    """A figure of a row as text, or nothing."""
+    measure = row.get(name)
+    return f"{measure.value:.3f}" if measure and measure.value is not None else ""
+
+
+def lengths_able(lengths: Iterable[int], limit: int | None) -> list[int]:
+    """Those that a model reads whole."""
+    return [n for n in lengths if limit is None or n <= limit]

@@ -1,0 +1,161 @@
+"""Who is measured: an encoder of queries and one of documents, each text encoded once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from emb_tool.errors import Failed, Refused
+from emb_tool.evaluate.sharded_encoding import encode_together
+from emb_tool.formatting import public_name
+from emb_tool.progress import Progress
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Vectors = NDArray[np.float32]
+
+
+class Encodes(Protocol):
+    """What is measured: an `Encoder`, or anything else that makes vectors of texts."""
+
+    dim: int
+
+    def prompt(self, name: str | None) -> str:
+        """The text put before an input, by its name."""
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        prompt: str = "",
+        *,
+        batch_tokens: int | None = ...,
+        progress: Callable[[int], None] | None = None,
+    ) -> Vectors:
+        """(n, dim) vectors, in the order of the texts."""
+
+
+class Embedder:
+    """An encoder that remembers the vectors of every list of texts it was given.
+
+    Args:
+        encoder: The model. Its weights must stay as they are while its vectors are remembered: for
+            a model in training, make a new one at each evaluation.
+        label: What to call it.
+        batch_tokens: Padded tokens of a batch; None leaves them to the device.
+        progress: Shows how far the encoding is.
+    """
+
+    def __init__(
+        self,
+        encoder: Encodes,
+        label: str = "",
+        *,
+        batch_tokens: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.encoder: Any = encoder
+        self.label = label
+        self.batch_tokens = batch_tokens
+        self.progress = progress or Progress(-1)
+        self._known: dict[tuple[str, bytes], Vectors] = {}
+        self.cut: dict[str, tuple[int, int]] = {}
+        """Of texts that were encoded, by what they are: those cut at the limit, and all."""
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        return int(self.encoder.dim)
+
+    def vectors(
+        self, texts: Sequence[str], prompt_name: str | None = None, what: str = "texts"
+    ) -> Vectors:
+        """(n, dim) float32 vectors of the texts, under the prompt of that name.
+
+        Args:
+            texts: The texts.
+            prompt_name: As of `emb_tool.checkpoint.prompts.prompt_text`.
+            what: What they are, in the plural; those that are cut are counted under this name.
+
+        Raises:
+            Refused: A prompt that the model does not have.
+            Failed: A vector that is not finite.
+        """
+        prompt = self.encoder.prompt(prompt_name)
+        key = (prompt, _digest(texts))
+        if key not in self._known:
+            before = getattr(self.encoder, "truncated", 0)
+            name = f"encoding by {public_name(self.label)}" if self.label else "encoding"
+            with self.progress.task(name, len(texts), "texts") as advance:
+                vectors = encode_together(
+                    self.encoder, texts, prompt, batch_tokens=self.batch_tokens, progress=advance
+                )
+            self._count(what, getattr(self.encoder, "truncated", 0) - before, len(texts))
+            self.remember(texts, prompt_name, vectors)
+        return self._known[key]
+
+    def _count(self, what: str, cut: int, texts: int) -> None:
+        """Note how many of some texts this process has cut, of how many that all have encoded."""
+        runtime = getattr(self.encoder, "runtime", None)
+        (total,) = runtime.sum(cut) if runtime else (cut,)
+        before, seen = self.cut.get(what, (0, 0))
+        self.cut[what] = before + int(total), seen + texts
+
+    def remember(self, texts: Sequence[str], prompt_name: str | None, vectors: Vectors) -> None:
+        """Take these vectors for these texts, e.g. from a store, instead of encoding them."""
+        finite = np.isfinite(vectors).all(1)
+        if not finite.all():
+            text, others = texts[int(np.argmin(finite))], int((~finite).sum()) - 1
+            why, hint = self.encoder.explain_not_finite(text, self.encoder.prompt(prompt_name))
+            raise Failed(
+                f"{self.label or 'the model'} gives NaN or infinity for {text[:60]!r}"
+                f" and {others} other texts{why}",
+                hint,
+            )
+        self._known[self.encoder.prompt(prompt_name), _digest(texts)] = vectors
+
+
+class Pair:
+    """One row of the table: queries by one encoder, documents by another or by the same.
+
+    Args:
+        query: Encodes the queries, and the first sentences of STS.
+        document: Encodes the documents, the second sentences, and the texts of agreement and speed.
+        label: What to call it.
+    """
+
+    def __init__(self, query: Embedder, document: Embedder, label: str = "") -> None:
+        if query.dim != document.dim:
+            raise Refused(
+                f"{query.label} has {query.dim} dimensions, {document.label} has {document.dim}: "
+                "their vectors cannot be compared",
+                "take a query model that was distilled to the document model's width",
+            )
+        self.query = query
+        self.document = document
+        self.label = label or document.label
+        self.scores: dict[str, Any] = {}
+        """Score by task, so that a reference is measured once for many models."""
+
+    @classmethod
+    def of(cls, encoder: Encodes, label: str = "", *, batch_tokens: int | None = None) -> Pair:
+        """One encoder for both sides."""
+        both = Embedder(encoder, label, batch_tokens=batch_tokens)
+        return cls(both, both, label)
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether one encoder does both."""
+        return self.query.encoder is self.document.encoder
+
+
+def _digest(texts: Sequence[str]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.digest()

@@ -1,0 +1,286 @@
+"""What a search for weights may look at: mixes in memory, the tasks of --dev, a probe."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.data.corpus import FEW_TEXTS
+from emb_tool.data.pairs import read_pairs
+from emb_tool.data.text_options import TextOptions
+from emb_tool.data.texts import hashes, scan
+from emb_tool.errors import Refused
+from emb_tool.evaluate import dev
+from emb_tool.merge.weight_search import Finding, Looking, average
+from emb_tool.progress import Progress, Task
+
+if TYPE_CHECKING:
+    from emb_tool.data.pairs import Example
+    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.merge.job import MergeJob
+    from emb_tool.merge.mixture import Mixture
+    from emb_tool.merge.probe import Probe
+    from emb_tool.merge.setup import Setup
+    from emb_tool.runtime.device import Runtime
+
+FRAME = ("frame", "frame-state")
+"""Folders of the copy that the running model is opened from."""
+
+DATA = ("dev", "pairs", "texts", "teacher")
+"""Settings of a job that a search looks at; a recipe with the weights found has none of them."""
+
+
+class Data:
+    """What a job names to look at, before any model is opened.
+
+    Args:
+        job: The resolved job.
+    """
+
+    def __init__(self, job: MergeJob) -> None:
+        self.job = job
+
+    @cached_property
+    def tasks(self) -> dev.Tasks:
+        """The tasks of --dev and --eval."""
+        return dev.Tasks(self.job.dev, self.job.eval)
+
+    @cached_property
+    def pairs(self) -> list[Example]:
+        """The examples of --pairs."""
+        return read_pairs(self.job.pairs)
+
+    def check(self) -> list[str]:
+        """Read what is local, and refuse what is missing or not looked at.
+
+        Returns:
+            What the user should know of the tasks.
+        """
+        job, method = self.job, self.job.method
+        looks_at = method.looks_at if isinstance(method, Looking) else ()
+        given = [name for name in DATA if getattr(job, name)]
+        told = " or ".join(f"--{name}" for name in looks_at)
+        needed = isinstance(method, Looking) and method.needs_data
+        if needed and not set(given) & set(looks_at):
+            raise Refused(f"{method.name} looks at data, and there is none", f"give {told}")
+        wanted = {*looks_at, "teacher"} if looks_at else set()
+        for name in given:
+            if name not in wanted:
+                hint = f"it looks at {told}" if looks_at else "leave it out"
+                raise Refused(f"{method.name} does not look at --{name}", hint)
+        if "texts" in given and "pairs" in given:
+            raise Refused("--texts and --pairs: give one of them", "pairs have labels, texts none")
+        if "texts" in given and isinstance(method, Finding) and not job.teacher:
+            raise Refused(
+                f"{method.name} on --texts needs vectors to come near to",
+                "name their model with --teacher, or give --pairs",
+            )
+        said: list[str] = []
+        self.tasks.check(said.append, reference=bool(job.teacher))
+        if job.teacher:
+            Checkpoint.open(job.teacher)
+        if job.pairs:
+            said += self._check_pairs()
+        if job.texts:
+            scan(job.texts, TextOptions.of(job))
+        return said
+
+    def _check_pairs(self) -> list[str]:
+        """What the user should know of the pairs."""
+        said = []
+        self.refuse_few("--pairs", len(self.pairs))
+        if len(self.pairs) < FEW_TEXTS:
+            said.append(
+                f"--pairs: {len(self.pairs):,} pairs are few to find weights from; differences of"
+                " the models' losses on them may be chance"
+            )
+        queries = {pair.query for pair in self.pairs}
+        for task in self.tasks.reported:
+            if shared := len(queries.intersection(task.items())):
+                said.append(
+                    f"{shared:,} of the queries of --eval {task.spec} are in --pairs, too: what is"
+                    " reported is too good"
+                )
+        return said
+
+    def refuse_few(self, flag: str, count: int) -> None:
+        """Refuse fewer examples than the method takes."""
+        method = self.job.method
+        if isinstance(method, Finding) and count < (
+            least := method.least_examples(len(self.job.models))
+        ):
+            raise Refused(
+                f"{flag}: {count} examples do not determine what {method.name} learns of"
+                f" {len(self.job.models)} models",
+                f"give at least {least}, better some hundred",
+            )
+
+    def digests(self) -> dict[str, dict[str, str]]:
+        """Digests of the local files of texts, pairs and the tasks that choose."""
+        return hashes([*self.job.texts, *self.job.pairs]) | dev.digests(self.tasks.dev)
+
+
+class Bench:
+    """Where mixes are tried.
+
+    Args:
+        setup: The inputs.
+        runtime: Where models run.
+        progress: Bars and warnings.
+        state: Folder for what is kept while the merge runs.
+    """
+
+    def __init__(self, setup: Setup, runtime: Runtime, progress: Progress, state: Path) -> None:
+        self.setup, self.runtime, self.progress, self.state = setup, runtime, progress, state
+        self.job = setup.job
+        self.names = self.job.models
+        self.tried: list[tuple[np.ndarray, dict[str, float], float]] = []
+
+    @cached_property
+    def mixture(self) -> Mixture:
+        """The running model that becomes each mix in turn.
+
+        It is opened from a copy as the merge will write it: with what was taken from which model,
+        under the names that are written, and with no input's file beneath its weights.
+        """
+        from emb_tool.merge.mixture import Mixture
+        from emb_tool.merge.run import write_merge
+        from emb_tool.model.encoder import Encoder
+
+        self.close()
+        frame, notes = (self.state / name for name in FRAME)
+        for folder in (frame, notes):
+            folder.mkdir(parents=True)
+        first = average(np.eye(len(self.names))[0])
+        write_merge(self.setup, first, frame, notes, self.progress)
+        checkpoint = Checkpoint.open(frame)
+        checkpoint.name = self.names[0]  # whose configs these are, and any fault of theirs
+        length = self.job.max_length
+        encoder = Encoder.open(checkpoint, self.runtime, max_length=length, training=True)
+        encoder.layout = checkpoint.layout  # a student is trained in its whole width, a mix is not
+        return Mixture(encoder, self.setup.slots)
+
+    def close(self) -> None:
+        """Let go what is kept for the running model."""
+        for name in FRAME:
+            shutil.rmtree(self.state / name, ignore_errors=True)
+
+    @cached_property
+    def _reference(self) -> Pair | None:
+        from emb_tool.evaluate.model_pair import Pair
+        from emb_tool.model.encoder import Encoder
+
+        if not self.job.teacher or not any(
+            task.needs_reference for task in self.setup.data.tasks.dev
+        ):
+            return None
+        return Pair.of(Encoder.open(self.job.teacher, self.runtime), self.job.teacher)
+
+    def score(self, coefficients: np.ndarray) -> float:
+        """What a mix is worth: the mean of the main figures of the tasks of --dev."""
+        from emb_tool.evaluate.model_pair import Pair
+
+        self.mixture.set(coefficients)
+        mix = Pair.of(self.mixture.encoder, "mix")
+        worth, figures = dev.mean_figure(self.setup.data.tasks.dev, mix, self._reference)
+        self.tried.append((np.array(coefficients), figures, worth))
+        shown = ", ".join(f"{c:.3g}" for c in coefficients)
+        self.progress.say(f"{worth:.4f}: {shown}", level=2)
+        return worth
+
+    def probe(self, temperature: float, negatives: int) -> Probe:
+        """Pairs with their loss, or texts with the teacher's vectors."""
+        from emb_tool.merge.probe import PairProbe, TeacherProbe
+
+        encoder = self.mixture.encoder
+        if self.job.pairs:
+            return PairProbe(encoder, self.setup.data.pairs, temperature, negatives)
+        texts, targets = self.taught()
+        if targets.shape[1] != encoder.dim:
+            raise Refused(
+                f"--teacher {self.job.teacher} has vectors of {targets.shape[1]} numbers, the"
+                f" models of {encoder.dim}",
+                "take the teacher that they were aligned to, or give --pairs",
+            )
+        return TeacherProbe(encoder, texts, targets)
+
+    def taught(self) -> tuple[list[str], np.ndarray]:
+        """The texts, and the teacher's vectors of them, from the store."""
+        from emb_tool.model.encoder import Encoder
+        from emb_tool.training.store import VectorStore
+        from emb_tool.training.targets import gather_targets
+        from emb_tool.training.teacher import CheckpointTeacher
+
+        job, corpus = self.job, self.corpus
+        assert job.teacher is not None
+        teacher = CheckpointTeacher(Encoder.open(job.teacher, self.runtime))
+        root = Path(job.store).expanduser() if job.store else VectorStore.default_root()
+        store = VectorStore(root, self.progress.warn)
+        with self.progress.task("encoding by the teacher", len(corpus), "texts") as advance:
+            targets = gather_targets(corpus, teacher, store, progress=advance, skip=advance.skip)
+        every = np.arange(len(corpus))
+        return corpus.texts(every), targets.read(every)
+
+    @cached_property
+    def corpus(self) -> Any:
+        """The texts of --texts, each once."""
+        from emb_tool.data.corpus import Corpus, check_parts
+
+        job = self.job
+        corpus = Corpus.build(
+            self.state / "corpus",
+            job.texts,
+            options=TextOptions.of(job),
+            limit=job.limit,
+            holdout=0,
+        )
+        corpus.tell(self.progress.note)
+        self.setup.data.refuse_few("--texts", len(corpus))
+        if warning := check_parts("--texts", len(corpus), 0, 0):
+            self.progress.warn(warning)
+        return corpus
+
+    def chosen_by(self) -> str:
+        """What the weights are found by, in words."""
+        job = self.job
+        if job.dev:
+            return dev.rule(self.setup.data.tasks.dev)
+        if job.pairs:
+            return f"the loss on {len(self.setup.data.pairs):,} --pairs, none of them held out"
+        return (
+            f"the distance to {job.teacher} on {len(self.corpus):,} --texts, none of them held out"
+        )
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether there are texts or pairs."""
+        return bool(self.job.texts or self.job.pairs)
+
+    def texts(self) -> dict[str, list[str]]:
+        """Texts by role, those of the pairs if there are no others."""
+        if not self.job.pairs:
+            return {"document": self.corpus.texts(np.arange(len(self.corpus)))}
+        pairs = self.setup.data.pairs
+        documents = [text for pair in pairs for text in (*pair.positives, *pair.negatives)]
+        return {
+            "query": list(dict.fromkeys(pair.query for pair in pairs)),
+            "document": list(dict.fromkeys(documents)),
+        }
+
+    def watch(self, name: str, total: int, unit: str = "steps") -> AbstractContextManager[Task]:
+        """Shows how far a piece of work is."""
+        return self.progress.task(name, total, unit)
+
+    def rows(self) -> list[list[str]]:
+        """What was tried, the best first, for a table."""
+        ordered = sorted(self.tried, key=lambda entry: -entry[2])
+        return [
+            [f"{worth:.4f}", *(f"{v:.4f}" for v in figures.values()), *(f"{c:.3g}" for c in mix)]
+            for mix, figures, worth in ordered
+        ]

@@ -1,0 +1,1 @@
+"""Models that run: tokenization, loading, encoding."""

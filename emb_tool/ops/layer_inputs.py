@@ -1,0 +1,314 @@
+"""What the linear layers of a model see, layer by layer, while the layers before them change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from emb_tool.ops.microbatches import in_parts_that_fit, parts_of
+from emb_tool.runtime.device import Runtime
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of a calibration.
+
+    Args:
+        forward: Runs the model on features.
+        features: See `Encoder.collate`; `attention_mask` (texts, tokens) is 0 at padding, and left
+            out where nothing is padded.
+    """
+
+    forward: Callable[[dict[str, Any]], object]
+    features: Mapping[str, Any]
+
+    def run(self) -> None:
+        """Run the model on it."""
+        self.forward(dict(self.features))
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(texts, tokens) bool, False at padding."""
+        held = self.features.get("attention_mask")
+        return None if held is None else held.bool()
+
+    def parts(self, count: int) -> list[Batch]:
+        """Some texts each."""
+        return [replace(self, features=part) for part in parts_of(self.features, count)]
+
+
+class Seen(NamedTuple):
+    """Layers that have the same input.
+
+    Args:
+        names: Their names.
+        moments: (in, in) float64, Σ x xᵀ over all tokens of all batches.
+        tokens: How many x.
+    """
+
+    names: list[str]
+    moments: Tensor
+    tokens: int
+
+
+def second_moments(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Sequence[Batch],
+    runtime: Runtime,
+    done: Container[str] = (),
+) -> Iterator[Seen]:
+    """Σ x xᵀ of each layer's inputs, in order of execution.
+
+    Whoever iterates may change the layers just named: what follows sees the change. Blocks of a
+    stack that are done are not run again, their outputs are kept (tokens x width numbers). A batch
+    for which memory runs out is run in parts, down to single texts.
+
+    Args:
+        model: In eval mode.
+        layers: Name to linear layer, within the model; those that are not run are left out.
+        batches: The calibration.
+        runtime: Where it is; sums are kept in float64 there, or on the CPU where it has none.
+        done: Layers that are left out, being changed already.
+    """
+    place = runtime.device if runtime.has_float64 else torch.device("cpu")
+    first = batches[0]
+    trace, parts = in_parts_that_fit(
+        lambda count: _trace(model, layers, first.parts(count)[0]), first.features, runtime
+    )
+    held = [_Held(batch) for batch in batches]
+    past = 0  # blocks whose outputs are kept
+    try:
+        for names, ready in trace.stages:
+            if all(name in done for name in names):
+                continue
+            total, tokens = None, 0
+            wanted = [layers[name] for name in names]
+            for batch in held:
+                work = partial(batch.run, model, wanted, trace, past, ready)
+                begin = len(batch.pieces) or parts
+                seen, count = in_parts_that_fit(work, batch.whole.features, runtime, begin)
+                parts = max(parts, count)
+                moments = seen.moments.to(place, torch.float64)
+                total = moments if total is None else total.add_(moments)
+                tokens += seen.tokens
+            past = max(past, ready)
+            assert total is not None
+            yield Seen(list(names), total, tokens)
+    finally:
+        held.clear()
+
+
+class _Held:
+    """A batch in the pieces that fit, and of each the output of the last block that is past."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.whole = batch
+        self.pieces: list[Batch] = []
+        self.outputs: list[Any] = []
+
+    def run(
+        self,
+        model: nn.Module,
+        layers: Sequence[nn.Module],
+        trace: _Trace,
+        past: int,
+        ready: int,
+        count: int,
+    ) -> _Run:
+        """See `_run`, in so many pieces."""
+        if count != len(self.pieces):  # what is kept is of other pieces: their blocks run again
+            self.pieces, self.outputs = self.whole.parts(count), [None] * count
+        total: Tensor | None = None
+        tokens = 0
+        for i, (piece, output) in enumerate(zip(self.pieces, self.outputs, strict=True)):
+            behind = 0 if output is None else past
+            with _skipping(trace.blocks[:behind], output), torch.no_grad():
+                seen = _run(piece, model, layers, trace, trace.blocks[behind:ready])
+            if seen.output is not None:
+                self.outputs[i] = seen.output
+            total = seen.moments if total is None else total.add_(seen.moments)
+            tokens += seen.tokens
+        assert total is not None
+        return _Run(total, tokens, None)
+
+
+class _Trace(NamedTuple):
+    """How a forward pass goes: layers with one input each and the blocks done before them."""
+
+    stages: list[tuple[list[str], int]]
+    blocks: list[nn.Module]
+    calls: dict[nn.Module, int]
+
+
+class _Done(BaseException):
+    """Everything that was looked for has been seen: no fault of the model's."""
+
+
+def _trace(model: nn.Module, layers: Mapping[str, nn.Module], batch: Batch) -> _Trace:
+    """Run one batch and look at the order of calls."""
+    order: list[tuple[str, Tensor, int]] = []
+    calls: dict[nn.Module, int] = {}
+    blocks = _stack(model, layers)
+    entered: list[tuple[int, Tensor | None]] = []
+    left: list[Tensor | None] = []
+
+    def layer_hook(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            calls[module] = calls.get(module, 0) + 1
+            order.append((name, _input(args, kwargs), len(left)))
+
+        return hook
+
+    def enter(place: int) -> Callable[..., None]:
+        return lambda _, args, kwargs: entered.append((place, _first(args or kwargs)))
+
+    with _hooks() as hooks, torch.no_grad():
+        for name, layer in layers.items():
+            hooks.append(layer.register_forward_pre_hook(layer_hook(name), with_kwargs=True))
+        for place, block in enumerate(blocks):
+            hooks.append(block.register_forward_pre_hook(enter(place), with_kwargs=True))
+            hooks.append(block.register_forward_hook(lambda _, args, out: left.append(_first(out))))
+        batch.run()
+    chain = [place for place, _ in entered] == list(range(len(blocks))) and all(
+        held is out for (_, held), out in zip(entered[1:], left, strict=False)
+    )
+    stages: list[tuple[list[str], int]] = []
+    last: Tensor | None = None
+    found: set[str] = set()
+    for name, held, ready in order:
+        if name in found:
+            continue
+        found.add(name)
+        alone = calls[layers[name]] > 1
+        if held is last and not alone:
+            stages[-1][0].append(name)
+        else:
+            stages.append(([name], ready if chain else 0))
+        last = None if alone else held
+    return _Trace(stages, blocks if chain else [], calls)
+
+
+def _stack(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[nn.Module]:
+    """The blocks of the list of modules that holds the most of the layers."""
+    best: list[nn.Module] = []
+    most = 0
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList):
+            inside = sum(layer.startswith(f"{name}.") for layer in layers)
+            if inside > most:
+                best, most = list(module), inside
+    return best
+
+
+class _Run(NamedTuple):
+    moments: Tensor
+    tokens: int
+    output: Any
+
+
+def _run(
+    batch: Batch,
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    trace: _Trace,
+    fresh: Sequence[nn.Module],
+) -> _Run:
+    """One batch, as far as the layers; the output of the last fresh block is kept."""
+    first, last = layers[0], layers[-1]
+    total: Tensor | None = None
+    tokens, called, output = 0, 0, None
+
+    def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+        nonlocal total, tokens
+        rows = _tokens(_input(args, kwargs), batch.mask).float()
+        moments = rows.T @ rows
+        total = moments if total is None else total.add_(moments)
+        tokens += len(rows)
+
+    def stop(*_: Any) -> None:
+        nonlocal called
+        called += 1
+        if called == trace.calls[last]:
+            raise _Done
+
+    def keep(_: nn.Module, args: Any, out: Any) -> None:
+        nonlocal output
+        output = out
+
+    with _hooks() as hooks:
+        hooks.append(first.register_forward_pre_hook(hook, with_kwargs=True))
+        hooks.append(last.register_forward_pre_hook(stop))
+        if fresh:
+            hooks.append(fresh[-1].register_forward_hook(keep))
+        with suppress(_Done):
+            batch.run()
+    assert total is not None, "a layer was run in one batch and not in another"
+    return _Run(total, tokens, output)
+
+
+def _tokens(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """(tokens, in): the inputs that are not padding."""
+    if mask is not None and rows.shape[:-1] == mask.shape:
+        return rows[mask]
+    if mask is not None and rows.dim() == 2 and len(rows) == mask.numel():
+        return rows[mask.flatten()]
+    return rows.reshape(-1, rows.shape[-1])
+
+
+@contextmanager
+def without_cache(model: Any) -> Iterator[None]:
+    """Decoders keep no keys and values: of blocks that are not run there are none.
+
+    Args:
+        model: Of transformers.
+    """
+    held = getattr(model.config, "use_cache", None)
+    model.config.use_cache = False
+    try:
+        yield
+    finally:
+        model.config.use_cache = held
+
+
+@contextmanager
+def _skipping(blocks: Sequence[nn.Module], output: Any) -> Iterator[None]:
+    """Blocks return what the last of them has returned before."""
+    for block in blocks:
+        block.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+@contextmanager
+def _hooks() -> Iterator[list[Any]]:
+    held: list[Any] = []
+    try:
+        yield held
+    finally:
+        for hook in held:
+            hook.remove()
+
+
+def _input(args: Any, kwargs: Any) -> Tensor:
+    found = _first(args or kwargs)
+    assert found is not None
+    return found
+
+
+def _first(held: Any) -> Tensor | None:
+    """The tensor that a call begins with: its hidden states."""
+    if isinstance(held, Mapping):
+        held = held.get("hidden_states", next(iter(held.values()), None))
+    elif isinstance(held, tuple | list):
+        held = held[0] if held else None
+    return held if isinstance(held, Tensor) else None

@@ -1,1 +1,0 @@
-"""`report.html`: one page without scripts, fonts or pictures from elsewhere."""

@@ -1,0 +1,1 @@
+"""What is said of results: pages, charts, model cards, comparisons."""

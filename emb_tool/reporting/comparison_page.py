@@ -1,0 +1,84 @@
+"""The page of several outputs beside one another: size against quality, parts, every figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from emb_tool.report import Report, Table
+from emb_tool.reporting import charts
+from emb_tool.reporting.charts import Point
+from emb_tool.reporting.families import Family, families, of_root
+from emb_tool.reporting.page import Parts, as_, grid, section, table, text
+from emb_tool.reporting.style import document
+from emb_tool.reporting.summary import Summary
+
+
+def several(
+    outputs: Mapping[str, Report], tables: Sequence[Table], commands: Mapping[str, str]
+) -> str:
+    """The page.
+
+    Args:
+        outputs: Name to report.
+        tables: What `embtool report` prints.
+        commands: Name to command line.
+    """
+    summaries = {name: Summary.of(report) for name, report in outputs.items()}
+    made = "".join(
+        f"<h3>{text(name)}</h3><pre>{text(command)}</pre>" for name, command in commands.items()
+    )
+    bars = charts.bars(_parts(outputs), "MB")
+    body = [
+        f"<h1>{len(outputs)} outputs</h1>",
+        '<p class="dim">Each is held against the model that it goes back to. Models of different'
+        " roots are not compared.</p>",
+        *(
+            section(f"Size against quality: {family.name}", [grid(_panels(family))])
+            for family in families(summaries)
+        ),
+        section("Where the bytes are", [f'<div class="wide">{bars}</div>' if bars else ""]),
+        section("In figures", [table(each) for each in tables]),
+        section("How each was made", [made]),
+    ]
+    return document(", ".join(outputs), "\n".join(filter(None, body)))
+
+
+def _panels(family: Family) -> Iterable[tuple[str, str]]:
+    """A scatter of every task, and one of neighbours: one measure each, of models of one root."""
+    size = family.root.bytes if family.root else None
+
+    def panel(measured: str, values: Mapping[str, float], root: float | None) -> str:
+        points = [
+            Point(written / 1e6, value, name, f"{name}: {written / 1e6:,.2f} MB, {value:.5g}")
+            for name, value in values.items()
+            if (written := family.members[name].after) is not None
+        ]
+        if points and size is not None and root is not None:
+            tip = f"{family.name}: {size / 1e6:,.2f} MB, {root:.5g}"
+            points.append(Point(size / 1e6, root, family.name, tip, marked=True))
+        return charts.scatter(points, "weights, MB", measured)
+
+    rows = [(name, q) for name, s in family.members.items() for q in s.rows]
+    of_roots = [q for s in family.members.values() for q in of_root(s).quality]
+    for task in dict.fromkeys((q.of, q.figure) for _, q in rows):
+        values = {
+            name: q.after for name, q in rows if (q.of, q.figure) == task and q.after is not None
+        }
+        root = next((q.before for q in of_roots if (q.of, q.figure) == task), None)
+        yield task[0], panel(task[1], values, root)
+    neighbours = {
+        name: 100 * overlap
+        for name, s in family.members.items()
+        if (overlap := of_root(s).neighbours) is not None
+    }
+    title = "ten nearest neighbours kept, held-out texts"
+    yield title, panel("neighbours kept, %", neighbours, 100.0)
+
+
+def _parts(outputs: Mapping[str, Report]) -> dict[str, dict[str, float]]:
+    rows: dict[str, dict[str, float]] = {}
+    for name, report in outputs.items():
+        parts = as_(Parts, report.facts.get("parts")) or {}
+        if found := parts.get("after"):
+            rows[name] = {part: each.get("bytes", 0) / 1e6 for part, each in found.items()}
+    return rows

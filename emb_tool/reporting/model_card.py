@@ -1,0 +1,219 @@
+"""The model card: README.md with the hub's front matter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import emb_tool
+from emb_tool.checkpoint.layout import Layout
+from emb_tool.checkpoint.provenance import plain
+from emb_tool.formatting import is_hub_id, public, public_name, shown
+from emb_tool.install import HUB, INSTALL, NEEDS_HUB, WHERE
+from emb_tool.report import Measure, Report, Table
+from emb_tool.reporting.summary import Summary, cost
+
+
+def write_model_card(
+    folder: Path,
+    *,
+    title: str,
+    base_models: list[str],
+    report: Report,
+    job: dict[str, Any],
+    license: str | None = None,
+    layout: Layout | None = None,
+    front: Mapping[str, Any] | None = None,
+) -> None:
+    """Write README.md.
+
+    Only hub ids go into the front matter's `base_model`; of a local path the last part is named,
+    so that a card says nothing about the author's machine.
+
+    Args:
+        folder: The output.
+        title: Heading.
+        base_models: What it was made from, hub ids or paths.
+        report: Its measures become the table.
+        job: The resolved job.
+        license: SPDX name as the hub writes it, if the base model states one.
+        layout: Of the output; its prompts decide the usage lines.
+        front: Further entries of the front matter; `tags` are added.
+    """
+    import yaml
+
+    more = dict(front or {})
+    front = {
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "tags": ["sentence-transformers", "feature-extraction", "sentence-similarity", "embtool"],
+    }
+    hub = [name for name in base_models if is_hub_id(name)]
+    if hub:
+        front["base_model"] = hub if len(hub) > 1 else hub[0]
+    if license:
+        front["license"] = license
+    front["tags"] += [tag for tag in more.pop("tags", ()) if tag not in front["tags"]]
+    front |= more
+    if index := model_index(title, report):
+        front["model-index"] = index
+    names = ", ".join(f"`{public_name(name)}`" for name in base_models)
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
+        "---",
+        "",
+        f"# {title}",
+        "",
+        f"Made by `embtool {report.verb}` {emb_tool.__version__}"
+        + (f" from {names}." if names else "."),
+        "",
+        *_cost(report),
+        *_measures(report.measures),
+        *_usage(layout, bool(report.facts.get("needs_hub"))),
+        "## How it was made",
+        "",
+        "`embtool run recipe.yaml` makes it again; `provenance.json` holds versions and the",
+        "digests of the inputs.",
+        "",
+        "```yaml",
+        yaml.safe_dump(public(plain(job)), sort_keys=False, allow_unicode=True).strip(),
+        "```",
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def read_front(folder: Path) -> dict[str, Any]:
+    """The front matter of a model's card; {} where there is none that can be read."""
+    import yaml
+
+    path = folder / "README.md"
+    try:
+        text = path.read_text(encoding="utf-8") if path.stat().st_size < 10**6 else ""
+        found = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
+    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def model_index(title: str, report: Report) -> list[dict[str, Any]]:
+    """The figures of the output as the hub's `model-index`, in sentence-transformers' words.
+
+    Args:
+        title: The model's name.
+        report: Its measures; those of other models and plain counts are left out.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for m in report.measures:
+        ours = m.of and m.model == report.output and not m.against
+        score = isinstance(m.value, float) and m.unit in ("", "%") and isfinite(m.value)
+        if ours and score and not m.name.endswith((" low", " high", " floor")):
+            kind = _METRICS.get(m.name, m.name)
+            told = _NAMES.get(m.name, kind.replace("_", " "))
+            metric = {"type": _slug(kind), "value": m.value, "name": told}
+            groups.setdefault(m.of, []).append(metric)
+    results = []
+    for of, metrics in groups.items():
+        kind, name = _TASKS.get(of.partition(":")[0], ("feature-extraction", "Embedding quality"))
+        data = str(public(of.partition(":")[2] or of)).partition(",")[0]
+        results.append(
+            {
+                "task": {"type": kind, "name": name},
+                "dataset": {"type": _slug(data), "name": data},
+                "metrics": metrics,
+            }
+        )
+    return [{"name": title, "results": results}] if results else []
+
+
+_TASKS = {
+    "sts": ("semantic-similarity", "Semantic Similarity"),
+    "retrieval": ("information-retrieval", "Information Retrieval"),
+    "long-retrieval": ("information-retrieval", "Information Retrieval"),
+    "passkey": ("information-retrieval", "Information Retrieval"),
+    "needle": ("information-retrieval", "Information Retrieval"),
+}
+_METRICS = {
+    "spearman": "spearman_cosine", "ndcg@10": "cosine_ndcg@10", "recall@100": "cosine_recall@100",
+    "map@100": "cosine_map@100", "mrr@10": "cosine_mrr@10",
+}  # fmt: skip
+_NAMES = {"retention": "share of the base model's figure kept, %"}
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w@.-]+", "-", text).strip("-") or "data"
+
+
+def _markdown(table: Table) -> list[str]:
+    """A table for a card; a bar in a cell would end it."""
+
+    def row(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    rule = ["---", *("---:" for _ in table.columns[1:])]
+    return [row(table.columns), row(rule), *map(row, table.rows), ""] if table.rows else []
+
+
+def _cost(report: Report) -> list[str]:
+    """What was done and what it cost, as the page has it."""
+    summary = Summary.of(report)
+    lines = ["## What it is beside what it was made of", ""]
+    steps = report.facts.get("steps") or []
+    lines += [
+        *(f"{number}. {public(step)}" for number, step in enumerate(steps, 1)),
+        *([""] * bool(steps)),
+    ]
+    if report.gate:
+        lines += [f"Below the gate that was set: {public(report.gate)}", ""]
+    if loss := report.facts.get("loss"):
+        lines += [f"**{loss}.**", ""]
+    lines += _markdown(cost(report, summary))
+    parts = report.facts.get("parts") or {}
+    old, new = parts.get("before") or {}, parts.get("after") or {}
+    rows = [
+        [part, *(shown(side[part]["bytes"], "B") if part in side else "-" for side in (old, new))]
+        for part in dict.fromkeys([*old, *new])
+    ]
+    return [*lines, *_markdown(Table("", ["part", "before", "after"], rows))]
+
+
+def _measures(measures: list[Measure]) -> list[str]:
+    rows = [
+        [
+            str(public(m.of)),
+            public_name(m.model) if m.model else "",
+            m.name + (f" of {public_name(m.against)}" if m.against else ""),
+            shown(m.value, m.unit) + (f" ({m.note})" if m.note else ""),
+        ]
+        for m in measures
+    ]
+    table = _markdown(Table("", ["on", "model", "measure", "value"], rows))
+    return ["## Measured", "", *table] if rows else []
+
+
+def _usage(layout: Layout | None, hub: bool) -> list[str]:
+    prompts = layout.prompts if layout else {}
+    call = 'model.encode(["first text", "second text"])'
+    lines = ["## Usage", ""]
+    if hub:
+        lines += [f"{NEEDS_HUB} {WHERE}.", "", "```bash", INSTALL, "```", ""]
+    lines += [
+        "```python",
+        *[HUB] * hub,
+        "from sentence_transformers import SentenceTransformer",
+        "",
+    ]
+    lines += ['model = SentenceTransformer("path/or/hub-id")']
+    if prompts.get("query") or prompts.get("document"):
+        lines += [
+            'queries = model.encode_query(["a question"])',
+            'documents = model.encode_document(["first text", "second text"])',
+            "scores = model.similarity(queries, documents)",
+        ]
+    else:
+        lines += [f"vectors = {call}"]
+    return [*lines, "```", ""]

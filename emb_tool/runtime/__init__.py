@@ -1,0 +1,1 @@
+"""Devices, dtypes, ranks, seeds, signals: the only folder that names them."""

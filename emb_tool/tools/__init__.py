@@ -1,0 +1,1 @@
+"""What `embtool inspect` and `embtool doctor` report."""

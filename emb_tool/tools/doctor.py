@@ -1,0 +1,288 @@
+"""`embtool doctor`: what this installation and this machine can do, and what is missing for what.
+
+Versions, memory, disk and threads are read in milliseconds. Devices and bitsandbytes' kernels can
+only be asked through torch, whose import takes seconds; `quick` leaves them out.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import emb_tool
+from emb_tool import registry
+from emb_tool.install import PLACE, WHERE
+from emb_tool.report import Measure, Report, Table
+from emb_tool.training.embeddings_client import KEY_VARIABLE
+from emb_tool.training.store import VectorStore
+
+ADDS = {
+    "matplotlib": "pictures of quality against size: --plot",
+    "compressed-tensors": "compress --format compressed-tensors, verified in transformers",
+    "tensorboard": "curves of a training: distill --tensorboard",
+    "sentencepiece": "tokenizers that have no tokenizer.json",
+}
+"""What may be missing, and what it is for; `extra` names of pyproject.toml bring the first two."""
+
+GROUP = Path("/sys/fs/cgroup")
+"""Where a container's limits stand."""
+
+
+class Package(NamedTuple):
+    """One distribution: what is there, what is needed, and whether that fits."""
+
+    name: str
+    found: str | None
+    needed: str
+    fits: bool
+    extra: str | None
+
+
+def examine(quick: bool = False, say: Callable[[str], None] = lambda sentence: None) -> Report:
+    """Look at everything.
+
+    Args:
+        quick: Leave out what needs torch to be imported.
+        say: Called before what takes seconds.
+
+    Returns:
+        Facts and tables; the fact `broken` has a sentence for each thing that embtool needs and
+        that is missing or does not work.
+    """
+    report = Report("doctor")
+    packages = list(_packages())
+    broken = [p for p in packages if not p.fits and p.extra is None]
+    report.facts |= {
+        "embtool": emb_tool.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {p.name: p._asdict() for p in packages},
+        "broken": [],
+    }
+    report.tables += [_package_table(packages), _machine(report)]
+    if quick:
+        report.tables.append(Table("devices and kernels: not looked at (--quick)\n", []))
+    elif any(p.name == "torch" for p in broken):
+        report.tables.append(Table("devices and kernels: not without torch\n", []))
+    else:
+        say("importing torch to ask for devices (some seconds; --quick leaves it out)")
+        report.tables.append(_devices(report))
+        if not report.facts["broken"]:
+            say("trying bitsandbytes' kernels")
+            report.tables.append(_kernels(report))
+    report.tables.append(_missing(report, packages))
+    if broken:
+        told = ", ".join(f"{p.name} {p.needed} ({p.found or 'missing'})" for p in broken)
+        needed = " ".join(f"'{p.name}{p.needed}'" for p in broken)
+        report.facts["broken"].append(f"embtool needs {told}: pip install {needed}")
+    return report
+
+
+# -- packages --------------------------------------------------------------------------------------
+
+
+def _packages() -> Iterator[Package]:
+    """What pyproject.toml asks for, as installed, and what is of use besides."""
+    from packaging.requirements import Requirement
+
+    try:
+        asked = [Requirement(text) for text in metadata.requires("embtool") or ()]
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        asked = []
+    known: dict[str, Package] = {}
+    for requirement in asked:
+        marker = str(requirement.marker or "")
+        extra = marker.split('"')[1] if "extra" in marker else None
+        if requirement.name in known or (extra and requirement.name not in ADDS):
+            continue
+        found = _version(requirement.name)
+        fits = found is not None and requirement.specifier.contains(found, prereleases=True)
+        needed = str(requirement.specifier)
+        known[requirement.name] = Package(requirement.name, found, needed, fits, extra)
+    for name in ADDS:
+        found = _version(name)
+        known.setdefault(name, Package(name, found, "", found is not None, "none"))
+    yield from known.values()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _package_table(packages: list[Package]) -> Table:
+    table = Table("versions", ["", "found", "needed", ""])
+    table.rows.append(["embtool", emb_tool.__version__, "", ""])
+    table.rows.append(
+        ["python", platform.python_version(), ">=3.11", _state(sys.version_info >= (3, 11))]
+    )
+    for p in packages:
+        if p.extra is None:
+            said = "" if p.fits else "missing" if p.found is None else "TOO OLD"
+            table.rows.append([p.name, p.found or "-", p.needed, said])
+    return table
+
+
+def _state(fits: bool) -> str:
+    return "" if fits else "TOO OLD"
+
+
+# -- the machine -----------------------------------------------------------------------------------
+
+
+def _machine(report: Report) -> Table:
+    """Cores, memory, disks and caches, without torch."""
+    total, free = _memory()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = os.environ.get("OMP_NUM_THREADS")
+    table = Table("this machine", ["", "", ""])
+    table.rows += [
+        ["cores for this process", str(cores), f"OMP_NUM_THREADS={threads}" if threads else ""],
+        ["memory, of that free", _gb(total), _gb(free)],
+    ]
+    report.facts |= {"cores": cores, "omp_num_threads": threads}
+    report.measures += [Measure("memory", total, "B"), Measure("memory free", free, "B")]
+    offline = ", offline" if os.environ.get("HF_HUB_OFFLINE") else ""
+    hub = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    places = {
+        "disk here, free": Path.cwd(),
+        f"hub cache{offline}, free": hub,
+        "teacher vectors, free": VectorStore.default_root(),
+        "temporary files, free": Path(os.environ.get("TMPDIR") or "/tmp"),
+    }
+    for name, path in places.items():
+        space = _free(path)
+        table.rows.append([name, _gb(space), str(path)])
+        report.measures.append(Measure(name, space, "B"))
+    key = "set" if os.environ.get(KEY_VARIABLE) else "not set"
+    table.rows.append(["key of an endpoint", key, KEY_VARIABLE])
+    return table
+
+
+def _memory() -> tuple[int | None, int | None]:
+    """Bytes in all and free, those of the container where it has a limit."""
+    try:
+        lines = dict(
+            line.split(":", 1)
+            for line in Path("/proc/meminfo").read_text().splitlines()
+            if ":" in line
+        )
+        total, free = (int(lines[k].split()[0]) * 1024 for k in ("MemTotal", "MemAvailable"))
+    except (OSError, KeyError, ValueError):
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None
+        except (ValueError, OSError):
+            return None, None
+    try:
+        limit = int((GROUP / "memory.max").read_text())
+        used = int((GROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # no container, or no limit
+        return total, free
+    return min(total, limit), min(free, max(limit - used, 0))
+
+
+def _free(path: Path) -> int | None:
+    """Bytes free on the disk of a folder that may not be there yet."""
+    for place in (path, *path.parents):
+        if place.exists():
+            return shutil.disk_usage(place).free
+    return None
+
+
+def _gb(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e9:,.1f} GB"
+
+
+# -- through torch ---------------------------------------------------------------------------------
+
+
+def _devices(report: Report) -> Table:
+    table = Table("devices", ["", ""])
+    started = time.perf_counter()
+    try:
+        from emb_tool.runtime.device import Runtime
+    except Exception as error:
+        report.facts["broken"].append(f"torch cannot be imported: {error}")
+        return Table(report.facts["broken"][-1], [])
+    report.timings["import_torch_seconds"] = time.perf_counter() - started
+    found = Runtime.describe()
+    report.facts["devices"] = found
+    for name, value in found.items():
+        table.rows.append([name, ", ".join(value) if isinstance(value, list) else str(value)])
+    table.rows.append(["torch imported in", f"{report.timings['import_torch_seconds']:.1f} s"])
+    return table
+
+
+def _kernels(report: Report) -> Table:
+    """Whether bitsandbytes packs and unpacks on the device that would be chosen."""
+    from emb_tool.progress import quiet
+
+    table = Table("bitsandbytes", ["", "", ""])
+    told: dict[str, str] = {}
+    try:
+        with quiet():
+            import torch
+            from bitsandbytes import functional
+
+            from emb_tool.runtime.device import Runtime
+
+            device = Runtime.start().device
+            weight = torch.linspace(-1, 1, 64 * 64, device=device).view(64, 64)
+    except Exception as error:
+        told = dict.fromkeys(_bnb_methods(), f"cannot be imported: {error}")
+        report.facts["broken"].append(f"bitsandbytes cannot be imported: {error}")
+    for name in _bnb_methods() if not told else ():
+        try:
+            if name.endswith("int8"):
+                codes, scales, _ = functional.int8_vectorwise_quant(weight.half())
+                back = codes.float() * scales[:, None] / 127
+            else:
+                kind = name.rpartition("-")[2]
+                back = functional.dequantize_4bit(
+                    *functional.quantize_4bit(weight, quant_type=kind)
+                )
+            error_ = float((back - weight).abs().max())
+            told[name] = "works" if error_ < 0.2 else f"wrong by {error_:.2g}"
+        except Exception as error:
+            told[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    table.rows = [[f"-m {name}", said] for name, said in told.items()]
+    table.columns = table.columns[:2]
+    report.facts["bitsandbytes"] = told
+    return table
+
+
+def _bnb_methods() -> list[str]:
+    return [name for name in registry.methods("compress") if name.startswith("bnb")]
+
+
+# -- what is missing -------------------------------------------------------------------------------
+
+
+def _missing(report: Report, packages: list[Package]) -> Table:
+    rows: list[list[str]] = []
+    for p in packages:
+        if p.name in ADDS and not p.fits:
+            how = f"{PLACE}[{p.extra}]" if p.extra not in (None, "none") else p.name
+            rows.append([p.name, ADDS[p.name], f"'{how}'"])
+    for name, said in report.facts.get("bitsandbytes", {}).items():
+        if said != "works":
+            rows.append(["bitsandbytes", f"compress -m {name}: {said}", ""])
+    devices: dict[str, Any] = report.facts.get("devices", {})
+    if devices.get("chosen") == "cpu":
+        rows.append(["a GPU", "nothing needs it; training and encoding are quicker", ""])
+    report.facts["missing"] = [row[0] for row in rows]
+    if not rows:
+        return Table("nothing is missing", [])
+    title = "not there, and what for"
+    if any(PLACE in row[2] for row in rows):
+        title += f"\n({WHERE})"
+    return Table(title, ["what", "for what", "pip install"], rows)

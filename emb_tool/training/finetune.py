@@ -1,0 +1,139 @@
+"""A short regression of a changed model onto the vectors of the one it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from emb_tool.data.corpus import Corpus
+from emb_tool.evaluate.dev import mean_figure, rule
+from emb_tool.evaluate.model_pair import Pair
+from emb_tool.evaluate.sharded_encoding import encode_together
+from emb_tool.evaluate.task import Task
+from emb_tool.method import Training
+from emb_tool.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emb_tool.model.encoder import Encoder
+    from emb_tool.runtime.device import Runtime
+    from emb_tool.training.loop import Trainer
+    from emb_tool.training.outcome import Outcome
+    from emb_tool.training.targets import Targets
+
+
+class Tune(Training):
+    """L = ‖y − t‖², y the changed model's vector and t the original's."""
+
+    name: ClassVar[str] = "tune"
+    paper: ClassVar[str] = "arXiv:2509.12539"
+
+    lr: Annotated[float, Field(gt=0, le=1, description="peak learning rate")] = 1e-3
+
+    def loss(self, vectors: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each text, (batch,)."""
+        return (vectors - targets).square().sum(-1)
+
+
+def tune(
+    encoder: Encoder,
+    corpus: Corpus,
+    targets: Targets,
+    prompt: str,
+    method: Tune,
+    runtime: Runtime,
+    state: Path,
+    progress: Progress,
+    encode: Callable[[Sequence[str]], np.ndarray] | None = None,
+    watch: Callable[[Trainer], None] = lambda trainer: None,
+    dev: Sequence[Task] = (),
+) -> Outcome:
+    """Train what requires a gradient; the encoder ends with the state that is best by a hold-out.
+
+    That is the tasks of `--dev`, else the held-out texts; where there is neither, the last state.
+
+    Args:
+        encoder: Opened for training.
+        corpus: What to train on, and the held-out texts that the states are compared on.
+        targets: Vectors of its texts.
+        prompt: Put before each text.
+        method: Settings.
+        runtime: Device and processes.
+        state: Folder for the state of the run.
+        progress: Bar and warnings.
+        encode: Vectors of the held-out texts [those of the encoder].
+        watch: Called with the training before it begins.
+        dev: Tasks that choose the state [the held-out texts].
+    """
+    from emb_tool.training.batches import Stream, TokenCache
+    from emb_tool.training.loop import Trainer
+    from emb_tool.training.outcome import Score
+
+    state.mkdir(parents=True, exist_ok=True)
+    length = encoder.prompt_length(prompt)
+    heldout = np.asarray(corpus.heldout)
+    texts = corpus.texts(map(int, heldout))
+    goal = targets.read(heldout)
+
+    def score() -> Score:
+        figures: dict[str, float] = {}
+        key, by = None, ""
+        if texts:
+            vectors = encode(texts) if encode else encode_together(encoder, texts, prompt)
+            figures["heldout_loss"] = float(np.square(vectors - goal).sum(1).mean())
+            key = -figures["heldout_loss"]
+            by = f"squared distance to the input's vectors on {len(texts):,} held-out texts"
+        if dev:
+            key, chosen = mean_figure(dev, Pair.of(encoder))
+            figures, by = figures | chosen, rule(dev)
+        return Score(key, figures, by, lower=not dev)
+
+    cache = TokenCache(
+        state / f"tokens-{runtime.rank}.bin",
+        len(corpus),
+        lambda indices: encoder.tokens(corpus.texts(map(int, indices)), prompt),
+    )
+    total = max(1, round(method.epochs * method.cycles * len(corpus.train)))
+    stream = Stream(
+        [corpus.train],
+        cache,
+        targets.read,
+        batch_tokens=method.batch_tokens,
+        total=total,
+        seed=runtime.seed,
+        rank=runtime.rank,
+        world=runtime.world,
+    )
+    with progress.task("tuning", total, "texts") as advance:
+        trainer = Trainer(
+            encoder,
+            method,
+            stream,
+            runtime,
+            state / "train",
+            score=score,
+            scores=4,
+            progress=lambda count, loss: advance(count, "" if isnan(loss) else f"loss {loss:.4f}"),
+            on_warning=progress.warn,
+            prompt_length=lambda indices: length,
+            show=lambda index: corpus.texts([index])[0],
+            skip=advance.skip,
+        )
+        watch(trainer)
+        outcome = trainer.run()
+    cache.close()
+    if cut := int(cache.cut.sum()):
+        progress.warn(
+            f"{cut:,} of {len(corpus.train):,} training texts are longer than the "
+            f"{encoder.max_length:,} tokens that the model reads; their rest was not trained on"
+        )
+    if runtime.is_main:
+        trainer.take_best()
+        progress.say(f"tuned: {outcome.told(total)}")
+    return outcome
