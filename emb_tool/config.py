@@ -166,8 +166,7 @@ def dump(method: Method) -> dict[str, Any]:
 
 def job_class(verb: str) -> type[Job]:
     """The job of a verb."""
-    package = import_module(registry.VERBS[registry.choose(verb, registry.VERBS, "command")])
-    module, attribute = package.JOB
+    module, attribute = registry.package(verb).JOB
     cls: type[Job] = getattr(import_module(module), attribute)
     return cls
 

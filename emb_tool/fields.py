@@ -26,6 +26,9 @@ RUNNING = "Running"
 PANELS = (REQUIRED, SUBJECT, DATA, TEACHER, METHOD, TABLES, TRAINING, EVALUATION, OUTPUT, RUNNING)
 """Headings of `--help`, in their order."""
 
+MADE, USED, KNOWN = HEADINGS = ("Make a model", "Measure and use it", "Look around")
+"""Headings of the commands in `embtool --help`, in their order."""
+
 SHORT = {"output": "-o", "method": "-m"}
 """Fields that have a short flag."""
 

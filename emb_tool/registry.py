@@ -1,6 +1,13 @@
 """The verbs and their methods, known without importing torch.
 
-Each verb is a package whose `__init__` holds `METHODS`: rows of (name, module, class, summary).
+Each verb is a package; its `__init__`, which every command line imports, holds
+
+- `JOB`: module and class of its settings;
+- `METHODS`: rows of (name, module, class, summary);
+- `PANEL`, `SUMMARY`, `HELP`, `EXAMPLE`: its heading and line in `embtool --help`, the text of its
+  own help, and a command line that runs;
+- `LISTS`, if need be: the settings that take several values after one option [all lists].
+
 `load` imports one file. Names are looked up with a did-you-mean.
 """
 
@@ -29,6 +36,9 @@ VERBS: dict[str, str] = {
 }
 """Command to package."""
 
+TASKS = "eval"
+"""The verb whose methods are tasks; other verbs run them, too."""
+
 
 class Row(NamedTuple):
     """One method as its verb lists it."""
@@ -39,10 +49,19 @@ class Row(NamedTuple):
     summary: str
 
 
+def package(verb: str) -> Any:
+    """The package of a verb."""
+    return import_module(VERBS[choose(verb, VERBS, "command")])
+
+
 def methods(verb: str) -> dict[str, Row]:
     """The METHODS table of a verb, by name."""
-    package = import_module(VERBS[choose(verb, VERBS, "command")])
-    return {row[0]: Row(*row) for row in getattr(package, "METHODS", ())}
+    return {row[0]: Row(*row) for row in getattr(package(verb), "METHODS", ())}
+
+
+def option(verb: str) -> str:
+    """The option that takes a method of a verb."""
+    return "--task" if verb == TASKS else "-m"
 
 
 def verbs_with(method: str) -> list[str]:

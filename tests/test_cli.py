@@ -50,10 +50,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory, sentences: list[str]) -> str
 def test_help_methods_and_refusals_import_nothing_heavy() -> None:
     code = f"""
         import contextlib, io, sys
-        from emb_tool.cli.app import COMMANDS, main
+        from emb_tool.cli.app import commands, main
         lines = [["--help"], ["--version"], ["methods"], ["methods", "distill", "leaf"], ["distil"],
                  ["distill", "--lr", "fast"], ["distill", "--nonsense"], ["run", "none.yaml"]]
-        for line in lines + [[name, "--help"] for name in COMMANDS]:
+        for line in lines + [[name, "--help"] for name in commands()]:
             void = io.StringIO()
             with contextlib.redirect_stdout(void), contextlib.redirect_stderr(void):
                 main(line)

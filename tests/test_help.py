@@ -21,7 +21,6 @@ from tests.conftest import CliResult
 from tests.runs import check_here, write_texts
 
 Cli = Callable[..., CliResult]
-EXAMPLES = [f"emb_tool.cli.{name.replace('-', '_')}" for name in app.COMMANDS]
 
 
 def command(name: str) -> Any:
@@ -31,7 +30,7 @@ def command(name: str) -> Any:
 
 
 def parameters() -> Iterator[tuple[str, Any]]:
-    for name in app.COMMANDS:
+    for name in app.commands():
         yield from ((name, param) for param in command(name).params)
 
 
@@ -120,7 +119,7 @@ def test_no_line_is_wider_than_the_terminal(
     run_cli: Cli, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    for words in ([], *([name] for name in app.COMMANDS)):
+    for words in ([], *([name] for name in app.commands())):
         said = run_cli(*words, "--help").out
         wide = [line for line in said.splitlines() if len(line) > columns]
         assert not wide, (words, wide)
@@ -159,8 +158,6 @@ def test_the_examples_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each as it is printed, with a small model in the place of the one on the hub."""
-    from importlib import import_module
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "60")
     check_here(monkeypatch)
@@ -170,9 +167,9 @@ def test_the_examples_run(
     for model in models:
         shutil.copytree(tiny_bert, tmp_path / model)
     outputs = ["compress", "expand", "run", "report"]  # what they make is looked at by later ones
-    examples = {module.rpartition(".")[2]: import_module(module).EXAMPLE for module in EXAMPLES}
+    examples = {name: command(name).epilog for name in app.commands()}
     for name in sorted(examples, key=lambda name: name not in outputs and name != "compress"):
-        shown = run_cli(name.replace("_", "-"), "--help").out.partition("Example:\n")[2]
+        shown = run_cli(name, "--help").out.partition("Example:\n")[2]
         line = shown.replace("\\\n", "")
         assert line.split() == examples[name].split()
         for model in models:
@@ -268,7 +265,7 @@ def test_where_spellings_lead_is_there() -> None:
             with command(words[0]).make_context(words[0], spread_lists(words[1:], lists)):
                 pass
         else:
-            assert words[0] in (*app.COMMANDS, "--version", "COMMAND")
+            assert words[0] in (*app.commands(), "--version", "COMMAND")
 
 
 def test_a_method_needs_no_command_before_it(run_cli: Cli) -> None:

@@ -143,9 +143,9 @@ HEAVY = (
 def test_help_and_methods_do_without_torch() -> None:
     script = f"""
 import sys
-from emb_tool.cli.app import COMMANDS, main
+from emb_tool.cli.app import commands, main
 lines = [["--help"], ["methods"], ["methods", "distill", "leaf"]]
-lines += [[command, "--help"] for command in COMMANDS]
+lines += [[command, "--help"] for command in commands()]
 for line in lines:
     try:
         code = main(line)

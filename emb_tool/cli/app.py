@@ -5,23 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import typer
 
-from emb_tool import __version__
+from emb_tool import __version__, registry
 from emb_tool.cli import completion, output
-from emb_tool.cli.help import KNOWN, MADE, SETTINGS, USED, Command, Group
+from emb_tool.cli.help import SETTINGS, Command, Group
 from emb_tool.errors import EmbToolError, Followed, Interrupted
+from emb_tool.fields import HEADINGS, KNOWN, MADE, USED
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "distill": (MADE, "train a small student in the teacher's vector space"),
-    "compress": (MADE, "fewer dimensions, layers, tokens and bits"),
-    "merge": (MADE, "one model of several: soups, task vectors, ties"),
-    "extend-context": (MADE, "let a model read longer texts"),
     "run": (MADE, "carry out the jobs of a recipe"),
-    "eval": (USED, "measure models: sts, retrieval, agreement, speed"),
-    "encode": (USED, "texts to vectors, npy or parquet"),
     "report": (USED, "outputs side by side, from their own reports"),
     "expand": (USED, "a packed checkpoint as a plain one"),
     "inspect": (KNOWN, "what a checkpoint holds, from its headers"),
@@ -29,17 +25,27 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "store": (KNOWN, "list or prune the stored teacher vectors"),
     "doctor": (KNOWN, "what this installation and this machine can do"),
 }
-"""Heading and summary of each command.
+"""Heading and summary of each command that is no verb.
 
-Its module in `emb_tool.cli` has a `command` function, `EXAMPLE`, a line that runs, and `LISTS`, its
-options of several values.
+Its module in `emb_tool.cli` has a `command` function and `EXAMPLE`, a line that runs; its docstring
+is the text of the help. Verbs are in `emb_tool.registry`.
 """
 
 
-def build(wanted: str | None) -> tuple[typer.Typer, set[str]]:
-    """The application; only the wanted command gets its options, so that help is quick."""
-    from importlib import import_module
+def commands() -> dict[str, tuple[str, str]]:
+    """Heading and summary of every command, verbs first under each heading."""
+    packages = {verb: registry.package(verb) for verb in registry.VERBS}
+    every = {verb: (package.PANEL, package.SUMMARY) for verb, package in packages.items()}
+    every |= COMMANDS
+    return {name: every[name] for name in sorted(every, key=lambda n: HEADINGS.index(every[n][0]))}
 
+
+def build(wanted: str | None) -> tuple[typer.Typer, set[str]]:
+    """The application; only the wanted command gets its options, so that help is quick.
+
+    Returns:
+        It, and the options of the wanted command that take several values after one name.
+    """
     app = typer.Typer(
         help="Smaller, faster, longer-reading embedding models, and what each step cost.",
         add_completion=True,
@@ -67,15 +73,24 @@ def build(wanted: str | None) -> tuple[typer.Typer, set[str]]:
         pass
 
     lists: set[str] = set()
-    for name, (panel, summary) in COMMANDS.items():
+    for name, (panel, summary) in commands().items():
         function, text, example = _placeholder, summary, None
-        if name == wanted:
-            loaded = import_module(f"emb_tool.cli.{name.replace('-', '_')}")
-            function, example = loaded.command, loaded.EXAMPLE
-            lists = getattr(loaded, "LISTS", set())
-            text = (loaded.__doc__ or summary).strip()
+        if name == wanted and name in COMMANDS:
+            module = import_module(f"emb_tool.cli.{name}")
+            function, text, example = module.command, module.__doc__ or summary, module.EXAMPLE
+        elif name == wanted:
+            from emb_tool.cli.jobs import job_command, list_options
+
+            package = registry.package(name)
+            function, text, example = job_command(name), package.HELP, package.EXAMPLE
+            lists = list_options(name)
         app.command(
-            name, cls=Command, help=text, short_help=summary, epilog=example, rich_help_panel=panel
+            name,
+            cls=Command,
+            help=text.strip(),
+            short_help=summary,
+            epilog=example,
+            rich_help_panel=panel,
         )(function)
     return app, lists
 
@@ -96,12 +111,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     typed = completion.words()  # a shell asks what may come next
     wanted = wanted_command(words if typed is None else typed)
     try:
-        if typed is not None and wanted not in COMMANDS:
+        known = commands()
+        if typed is not None and wanted not in known:
             wanted = None
-        elif wanted and wanted not in COMMANDS:
+        elif wanted and wanted not in known:
             from emb_tool.cli import guess
 
-            raise guess.command(wanted, COMMANDS)
+            raise guess.command(wanted, known)
         app, lists = build(wanted)
         from emb_tool.cli.options import spread_lists
 

@@ -113,11 +113,12 @@ def tasks(incomplete: str) -> Found:
     with suppress(EmbToolError, OSError):
         name, colon, rest = incomplete.partition(":")
         if not colon:
-            return _offer(((f"{n}:", told) for n, told in _names("eval")), incomplete)
-        first = next(iter(registry.load("eval", name).model_fields), "")
+            known = _names(registry.TASKS)
+            return _offer(((f"{n}:", told) for n, told in known), incomplete)
+        first = next(iter(registry.load(registry.TASKS, name).model_fields), "")
         if first == "path" and "," not in rest:
             return _offer(((f"{name}:{path}", "") for path in _paths(rest)), incomplete)
-        return _settings("eval", name, rest, incomplete)
+        return _settings(registry.TASKS, name, rest, incomplete)
     return []
 
 

@@ -23,7 +23,8 @@ def command(name: str, known: Iterable[str]) -> Refused:
     if meant in COMMANDS:
         hint = f"did you mean: embtool {COMMANDS[meant]}"
     elif having:
-        what, flag = ("task", "--task") if having[0] == "eval" else ("method", "-m")
+        what = "task" if having[0] == registry.TASKS else "method"
+        flag = registry.option(having[0])
         hint = (
             f"it is a {what}: embtool {having[0]} ... {flag} {meant}, see embtool methods {meant}"
         )
@@ -47,7 +48,9 @@ def option(name: str, command: Any) -> str | None:
     places = {p.name: p.metavar for p in command.params if p.param_type_name == "argument"}
     switched = next((ours for ours, theirs in VALUES.items() if plain(name) in theirs.split()), "")
     setting, _, value = switched.partition(" ")
-    if setting in flags and (setting != "method" or command.name == "compress"):
+    if setting in flags and (
+        setting != "method" or registry.parse(value)[0] in registry.methods(command.name)
+    ):
         return f"did you mean {'-m' if setting == 'method' else flags[setting]} {value}?"
     meant = named(name, [*flags, *places])
     if place := next((places[one].rstrip(".") for one in meant if one in places), None):
@@ -55,8 +58,9 @@ def option(name: str, command: Any) -> str | None:
     found = [] if meant or "method" not in flags else _methods(command.name, plain(name))
     ways = [f"-m {method}" for method in found[:3]]
     asking = flags.get("task") or flags.get("eval")
-    if asking and not meant and (task := plain(name).replace("_", "-")) in registry.methods("eval"):
-        path = registry.load("eval", task).model_fields.get("path")
+    task = plain(name).replace("_", "-")
+    if asking and not meant and task in registry.methods(registry.TASKS):
+        path = registry.load(registry.TASKS, task).model_fields.get("path")
         ways.append(f"{asking} {task}{':PATH' if path and path.is_required() else ''}")
     if ways:
         return "did you mean " + " or ".join(ways) + "?"

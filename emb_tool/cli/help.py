@@ -30,9 +30,6 @@ OWN = {
 }
 """What is said of the options that Typer adds."""
 
-MADE, USED, KNOWN = "Make a model", "Measure and use it", "Look around"
-"""Headings of the commands."""
-
 
 class Command(TyperCommand):
     """A command whose help has headings."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from emb_tool import config
+from emb_tool import config, registry
 from emb_tool.cli import output
 from emb_tool.cli.options import command as make_command
 from emb_tool.errors import EmbToolError, Refused
@@ -65,11 +65,12 @@ def job_command(verb: str) -> Callable[..., None]:
 def list_options(verb: str) -> set[str]:
     """The options of a verb that take several values after one name."""
     cls = config.job_class(verb)
-    return {
-        flag(name)
+    lists = [
+        name
         for name, field in cls.model_fields.items()
         if name not in ("method", *cls.positional) and kind(field)[0] == "list"
-    }
+    ]
+    return {flag(name) for name in getattr(registry.package(verb), "LISTS", lists)}
 
 
 def carry_out(

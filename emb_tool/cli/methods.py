@@ -75,9 +75,7 @@ def _placed(name: str) -> tuple[str, str]:
 def _settings(report: Report, verb: str, method: str) -> None:
     cls = registry.load(verb, method)
     row = registry.methods(verb)[method]
-    title = f"embtool {verb} ... -m {method}: {row.summary}"
-    if verb == "eval":
-        title = f"embtool eval ... --task {method}: {row.summary}"
+    title = f"embtool {verb} ... {registry.option(verb)} {method}: {row.summary}"
     table = Table(title, ["setting", "value", "default", "what it is"])
     report.facts["settings"] = {}
     for name, field in cls.model_fields.items():

@@ -1,5 +1,18 @@
 """`embtool compress`: fewer dimensions, layers, tokens and bits, in one chain."""
 
+from emb_tool.fields import MADE
+
+PANEL = MADE
+SUMMARY = "fewer dimensions, layers, tokens and bits"
+HELP = """Make a model smaller.
+
+A chain of methods, one read and one write, measured on the files as written.
+"""
+EXAMPLE = (
+    "embtool compress sentence-transformers/all-MiniLM-L6-v2 -m truncate:dim=256 -m int:bits=8"
+    " --texts texts.jsonl -o small"
+)
+
 JOB = ("emb_tool.compress.job", "CompressJob")
 
 _SUMMARIES = {

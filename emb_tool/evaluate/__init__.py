@@ -1,6 +1,22 @@
 """`embtool eval`: what a model is worth, how much of a reference it keeps, and how fast it is."""
 
+from emb_tool.fields import USED
+
+PANEL = USED
+SUMMARY = "measure models: sts, retrieval, agreement, speed"
+HELP = """Measure models side by side.
+
+Tasks: sts:FILE, retrieval:DIR, agreement:TEXTS (with --reference), speed, passkey, needle,
+long-retrieval:DIR, perplexity:TEXTS. Their settings: embtool methods eval TASK.
+"""
+EXAMPLE = (
+    "embtool eval small --reference sentence-transformers/all-MiniLM-L6-v2 --task sts:pairs.tsv"
+)
+
 JOB = ("emb_tool.evaluate.job", "EvalJob")
+
+LISTS = ("precision",)
+"""Of `--task A B`, B is a model."""
 
 METHODS = (
     (

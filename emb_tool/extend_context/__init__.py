@@ -1,5 +1,12 @@
 """`embtool extend-context`: longer inputs, and short ones left as they were."""
 
+from emb_tool.fields import MADE
+
+PANEL = MADE
+SUMMARY = "let a model read longer texts"
+HELP = "A model that reads longer texts, made without training or with a little of it."
+EXAMPLE = "embtool extend-context sentence-transformers/all-MiniLM-L6-v2 --to 2048 -o long"
+
 JOB = ("emb_tool.extend_context.job", "ExtendJob")
 
 METHODS = tuple(

@@ -1,5 +1,15 @@
 """`embtool merge`: several models of one family in one."""
 
+from emb_tool.fields import MADE
+
+PANEL = MADE
+SUMMARY = "one model of several: soups, task vectors, ties"
+HELP = "One model of several of the same family, streamed: inputs are never wholly in memory."
+EXAMPLE = (
+    "embtool merge sentence-transformers/all-MiniLM-L6-v2"
+    " sentence-transformers/multi-qa-MiniLM-L6-cos-v1 -m slerp:t=0.3 -o merged"
+)
+
 JOB = ("emb_tool.merge.job", "MergeJob")
 
 _SUMMARIES = {
