@@ -31,7 +31,7 @@ ORDER = (
     ("packed", "windows"),
     ("hub",),
     ("model",),
-    ("editing",),
+    ("editing", "runner"),
     ("evaluate",),
     ("training",),
     ("reporting",),

@@ -1,6 +1,7 @@
 """`embtool compress`: fewer dimensions, layers, tokens and bits, in one chain."""
 
 JOB = ("emb_tool.compress.job", "CompressJob")
+RUNNER = ("emb_tool.compress.run", "CompressRunner")
 
 _SUMMARIES = {
     "layers": "keep some of the layers",

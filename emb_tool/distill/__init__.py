@@ -1,6 +1,7 @@
 """`embtool distill`: a small student whose vectors live in the teacher's space."""
 
 JOB = ("emb_tool.distill.job", "DistillJob")
+RUNNER = ("emb_tool.distill.run", "DistillRunner")
 
 METHODS = (
     (

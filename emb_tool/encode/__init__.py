@@ -2,3 +2,4 @@
 
 METHODS = ()
 JOB = ("emb_tool.encode.job", "EncodeJob")
+RUNNER = ("emb_tool.encode.runner", "EncodeRunner")

@@ -1,6 +1,7 @@
 """`embtool eval`: what a model is worth, how much of a reference it keeps, and how fast it is."""
 
 JOB = ("emb_tool.evaluate.job", "EvalJob")
+RUNNER = ("emb_tool.evaluate.runner", "EvalRunner")
 
 METHODS = (
     (

@@ -1,6 +1,7 @@
 """`embtool extend-context`: longer inputs, and short ones left as they were."""
 
 JOB = ("emb_tool.extend_context.job", "ExtendJob")
+RUNNER = ("emb_tool.extend_context.run", "ExtendContextRunner")
 
 METHODS = tuple(
     (

@@ -1,6 +1,7 @@
 """`embtool merge`: several models of one family in one."""
 
 JOB = ("emb_tool.merge.job", "MergeJob")
+RUNNER = ("emb_tool.merge.run", "MergeRunner")
 
 _SUMMARIES = {
     "linear": "weighted average of the weights, a soup",

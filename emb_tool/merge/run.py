@@ -7,17 +7,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from emb_tool.checkpoint.files import read_json, write_atomically
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import replace_metadata
+from emb_tool.config import Job
 from emb_tool.data.builtin_texts import sample_texts
 from emb_tool.evaluate.result_tables import short_names
 from emb_tool.merge.adapter import Adapter
 from emb_tool.merge.aux_files import write_side_files
 from emb_tool.merge.base import Merge
 from emb_tool.merge.evaluator import DATA, Bench
+from emb_tool.merge.inspect import InspectRunner
 from emb_tool.merge.job import MergeJob
 from emb_tool.merge.metadata import describe, digesting
 from emb_tool.merge.model_order import FAR, canonical_order, sampled_distances
@@ -29,6 +31,7 @@ from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
 from emb_tool.reporting.model_card import read_front
+from emb_tool.runner import CheckpointRunner, Options, RunContext, Runner
 from emb_tool.runtime.host import Host
 
 if TYPE_CHECKING:
@@ -42,27 +45,38 @@ SHORT = 60
 """Characters of them at most."""
 
 
-class MergeModels:
+class MergeRunner(CheckpointRunner):
     """What the engine carries out for `embtool merge`.
 
     Args:
         job: The resolved job.
-        progress: Where bars and warnings go.
+        options: How it is run.
         report: Filled on the way.
     """
 
-    def __init__(self, job: MergeJob, progress: Progress, report: Report) -> None:
-        self.job, self.progress, self.report = job, progress, report
-        self.setup = Setup(job, progress)
+    distributed: ClassVar[bool] = False
+    job: MergeJob
+
+    def __init__(self, job: MergeJob, options: Options, report: Report) -> None:
+        super().__init__(job, options, report)
+        self.setup = Setup(job, options.progress)
         self.method = cast(Merge, job.method)
         self.papers = [self.method.paper] if self.method.paper else []
+
+    @classmethod
+    def create(cls, job: Job, options: Options, report: Report) -> Runner:
+        """Another one for `--inspect`, which writes nothing."""
+        assert isinstance(job, MergeJob)
+        return (InspectRunner if job.inspect else cls)(job, options, report)
 
     @property
     def inputs(self) -> dict[str, Checkpoint]:
         """The checkpoints read, by the name that the user gave them."""
         return self.setup.inputs
 
-    before = None  # several went in
+    @property
+    def before(self) -> None:
+        """Several models went in."""
 
     @property
     def parent(self) -> Checkpoint | None:
@@ -76,19 +90,18 @@ class MergeModels:
     def start(self) -> Host | Runtime:
         """Where it is merged: numpy's threads; what runs the models comes before, if they are."""
         if isinstance(self.method, Looking):
-            from emb_tool.runtime.device import Runtime
-
-            return Runtime.start(self.job.device, self.job.dtype, self.job.seed)
+            return super().start()
         return Host(self.job.device, self.job.dtype, thread_count(), self.job.seed)
 
     def plan(self) -> Plan:
         """Every refusal that headers, settings and local files can give."""
         return self.setup.plan()
 
-    def work(self, folder: Path, state: Path, runtime: Host | Runtime) -> None:
-        """Write the merged model into `folder`."""
+    def run(self, context: RunContext) -> None:
+        """Write the merged model."""
+        folder, state = context.folder, context.state
         if isinstance(self.method, Looking):
-            self._look(state, cast("Runtime", runtime))
+            self._look(state, context.torch)
         digests = digesting(self.inputs.values())
         started = time.perf_counter()
         with self.progress.task("comparing the inputs"):
@@ -153,19 +166,20 @@ class MergeModels:
 
     # -- after the files are written --------------------------------------------------------------
 
-    def check(self, folder: Path, state: Path) -> dict[str, Any]:
+    def check(self, context: RunContext) -> dict[str, Any]:
         """What the engine's child process is to measure on the written files."""
+        folder = str(context.folder)
         if self.setup.is_bare:
-            return {"folder": str(folder), "bare": True}
+            return {"folder": folder, "bare": True}
         return {
-            "folder": str(folder),
+            "folder": folder,
             "texts": self._sample(),
             "inputs": self._runnable(),
             "listed": self._listed(),
             "tasks": list(self.job.eval),
         }
 
-    def ahead(self) -> dict[str, Any] | None:
+    def warmup(self) -> dict[str, Any] | None:
         """What that process can do while the files are being written."""
         if self.setup.is_bare or isinstance(self.method, Looking):
             return None
@@ -189,7 +203,7 @@ class MergeModels:
     def _sample() -> list[str]:
         return [text for text in sample_texts(20 * SAMPLE) if len(text) <= SHORT][:SAMPLE]
 
-    def summarise(self, report: Report) -> None:
+    def summarize(self, report: Report) -> None:
         """The table on top."""
         table = Table("merged", ["", "weights", "bytes read"])
         names = short_names(self.inputs)
