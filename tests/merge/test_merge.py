@@ -345,7 +345,7 @@ def test_no_torch_in_the_process_that_merges(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         from emb_tool.evaluate import check_process
-        child.ask = lambda *a: sys.exit(str("torch" in sys.modules))
+        check_process.ask = lambda *a: sys.exit(str("torch" in sys.modules))
         from emb_tool.cli.app import main
         main(["merge", *{models}, "--base", {base!r}, "-m", "ties", "-o", {str(tmp_path / "o")!r}])
     """
