@@ -13,7 +13,7 @@ from emb_tool.checkpoint.files import read_json, write_atomically
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import replace_metadata
 from emb_tool.data.builtin_texts import sample_texts
-from emb_tool.evaluate.result_tables import short_names
+from emb_tool.evaluate.short_names import short_names
 from emb_tool.merge.adapter import Adapter
 from emb_tool.merge.aux_files import write_side_files
 from emb_tool.merge.base import Merge
