@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from keyword import iskeyword
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, Field
@@ -117,6 +117,11 @@ class Job(Settings):
         if key in cls.positional:
             return show(cls.model_fields[key]).metavar
         return flag(key)
+
+    def output_path(self) -> Path | None:
+        """What the job writes, a folder or a file; None where it only reports."""
+        output: str | None = getattr(self, "output", None)
+        return Path(output).expanduser() if output else None
 
     def recipe(self) -> dict[str, Any]:
         """The job as a recipe that makes it again."""

@@ -3,6 +3,7 @@
 Each verb is a package; its `__init__`, which every command line imports, holds
 
 - `JOB`: module and class of its settings;
+- `RUNNER`: module and class of what carries them out, see `emb_tool.runner`;
 - `METHODS`: rows of (name, module, class, summary);
 - `PANEL`, `SUMMARY`, `HELP`, `EXAMPLE`: its heading and line in `embtool --help`, the text of its
   own help, and a command line that runs;

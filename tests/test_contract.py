@@ -27,7 +27,9 @@ SURGERIES = [(v, n) for v, n in METHODS if issubclass(registry.load(v, n), Surge
 NEEDED = {"truncate": "dim=8", "layers": "count=1", "dedup": "tolerance=0.99"}
 """Settings without which a method does not run."""
 MERGES = [
-    (v, n) for v, n in METHODS if v == "merge" and not hasattr(registry.load(v, n), "looks_at")
+    (v, n)
+    for v, n in METHODS
+    if v == "merge" and not registry.load(v, n).looks_at  # type: ignore[attr-defined]
 ]
 """Those that need no data."""
 TRAININGS = [(v, n) for v, n in METHODS if issubclass(registry.load(v, n), method.Training)]

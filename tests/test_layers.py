@@ -6,7 +6,8 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ ORDER = (
     ("packed", "windows"),
     ("hub",),
     ("model",),
-    ("editing",),
+    ("editing", "runner"),
     ("evaluate",),
     ("training",),
     ("reporting",),
@@ -96,6 +97,46 @@ def test_an_import_of_what_stands_below_is_found() -> None:
     assert faults("import emb_tool.encode.run", "emb_tool.distill.run")
     assert faults("from emb_tool import cli", "emb_tool.engine")
     assert not faults("from emb_tool.data import texts", "emb_tool.distill.run")
+
+
+def circle(sources: Mapping[str, str]) -> list[str]:
+    """Modules that import one another in a circle, those in between too; [] if there are none.
+
+    Args:
+        sources: Module name to source.
+    """
+    graph: dict[str, set[str]] = {module: set() for module in sources}
+    for module, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                targets = [name if name in sources else str(node.module) for name in whole]
+            else:
+                continue
+            graph[module].update(sources.keys() & set(targets) - {module})
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    sources = {
+        name_of(path).removesuffix(".__init__"): path.read_text(encoding="utf-8") for path in FILES
+    }
+    assert circle(sources) == []
+    made_up = {
+        "p": "",
+        "p.a": "from p import b",
+        "p.b": "def f():\n    from p.c import g",
+        "p.c": "if TYPE_CHECKING:\n    import p.a",
+    }
+    assert {*circle(made_up)} == {"p.a", "p.b", "p.c"}
+    assert circle(made_up | {"p.c": "import p"}) == []
 
 
 DEVICES = re.compile(r"(cuda|mps|xpu)(:\d+)?|nccl|gloo")

@@ -15,13 +15,14 @@ import pytest
 
 from emb_tool import config
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.engine import Options, run
+from emb_tool.engine import run
 from emb_tool.evaluate.agreement import likeness
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report
 from emb_tool.reporting.lineage import lineage
 from emb_tool.reporting.model_card import model_index
 from emb_tool.reporting.summary import Summary
+from emb_tool.runner import Options
 from tests.conftest import WORDS, CliResult
 from tests.merge.test_merge import sibling
 from tests.runs import check_here

@@ -88,8 +88,9 @@ def carry_out(
     Tables are printed as soon as a job is done, so that a later one that fails hides nothing; the
     one JSON document comes at the end.
     """
-    from emb_tool.engine import Options, run
+    from emb_tool.engine import run
     from emb_tool.progress import Progress
+    from emb_tool.runner import Options
     from emb_tool.runtime.signals import raise_on_sigterm
 
     raise_on_sigterm()

@@ -14,6 +14,7 @@ EXAMPLE = (
 )
 
 JOB = ("emb_tool.compress.job", "CompressJob")
+RUNNER = ("emb_tool.compress.run", "CompressRunner")
 
 _SUMMARIES = {
     "layers": "keep some of the layers",

@@ -25,8 +25,8 @@ from emb_tool.compress.vocab import FEW_TEXTS
 from emb_tool.editing import Draft
 from emb_tool.evaluate.task import run_tasks
 from emb_tool.plan import Plan
-from emb_tool.progress import Progress
 from emb_tool.report import Report, Table
+from emb_tool.runner import CheckpointRunner, Options, RunContext
 
 if TYPE_CHECKING:
     from emb_tool.compress.calibration import Work
@@ -50,18 +50,20 @@ class Heldout(NamedTuple):
     vectors: np.ndarray
 
 
-class Compress:
+class CompressRunner(CheckpointRunner):
     """What the engine carries out for `embtool compress`.
 
     Args:
         job: The resolved job.
-        progress: Where bars and warnings go.
+        options: How it is run.
         report: Filled on the way.
     """
 
-    def __init__(self, job: CompressJob, progress: Progress, report: Report) -> None:
-        self.job, self.progress, self.report = job, progress, report
-        self.setup = Setup(job, progress)
+    job: CompressJob
+
+    def __init__(self, job: CompressJob, options: Options, report: Report) -> None:
+        super().__init__(job, options, report)
+        self.setup = Setup(job, options.progress)
         self.steps = self.setup.steps
         self.papers = list(dict.fromkeys(step.paper for step in self.steps if step.paper))
         self.target = job.target
@@ -90,12 +92,13 @@ class Compress:
 
     # -- the work ---------------------------------------------------------------------------------
 
-    def work(self, folder: Path, state: Path, runtime: Runtime) -> None:
-        """Write the compressed model into `folder`; of several processes rank 0 does it alone.
+    def run(self, context: RunContext) -> None:
+        """Write the compressed model; of several processes rank 0 does it alone, all of them tune.
 
-        All of them tune. A run that is taken up goes the same way again, past what it finds in
-        `state`: results of steps, chains that a search has measured, the state of the training.
+        A resumed run repeats the same steps, and reads what it finds in `context.state`: results of
+        steps, chains that a search has measured, the state of the training.
         """
+        folder, state, runtime = context.folder, context.state, context.torch
         runtime.on_main(lambda: self._compress(folder, state, runtime.alone))
         if self.job.tune:
             with self._timed("tune_seconds"):
@@ -275,8 +278,9 @@ class Compress:
 
     # -- after the files are written --------------------------------------------------------------
 
-    def check(self, folder: Path, state: Path) -> dict[str, Any]:
+    def check(self, context: RunContext) -> dict[str, Any]:
         """What the engine's child process is to measure on the written files."""
+        folder, state = context.folder, context.state
         if self.setup.is_bare:
             return {"folder": str(folder), "tables": str(self.setup.body.path.resolve())}
         return {
@@ -289,7 +293,7 @@ class Compress:
             "min_retention": self.job.min_retention,
         }
 
-    def summarise(self, report: Report) -> None:
+    def summarize(self, report: Report) -> None:
         """The table on top: what went in, what came out; and the gate on size."""
         before, after = (int(report.value(name) or 0) for name in ("weights before", "weights"))
         share = f"{after / before:.1%}"

@@ -14,6 +14,7 @@ EXAMPLE = (
 )
 
 JOB = ("emb_tool.distill.job", "DistillJob")
+RUNNER = ("emb_tool.distill.run", "DistillRunner")
 
 METHODS = (
     (

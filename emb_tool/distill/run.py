@@ -22,8 +22,8 @@ from emb_tool.distill.student import open_student, write_student
 from emb_tool.distill.teachers import open_teacher
 from emb_tool.distill.truncation import Encoded, report_truncated, truncated_by_role
 from emb_tool.plan import Plan
-from emb_tool.progress import Progress
 from emb_tool.report import Report, Table
+from emb_tool.runner import CheckpointRunner, Options, RunContext
 from emb_tool.training.store import VectorStore
 from emb_tool.training.vectors_file import FileVectors
 
@@ -34,19 +34,21 @@ if TYPE_CHECKING:
     from emb_tool.training.targets import Targets
 
 
-class Distill:
+class DistillRunner(CheckpointRunner):
     """What the engine carries out for `embtool distill`.
 
     Args:
         job: The resolved job.
-        progress: Where bars and warnings go.
+        options: How it is run.
         report: Filled on the way.
     """
 
-    def __init__(self, job: DistillJob, progress: Progress, report: Report) -> None:
-        self.job, self.progress, self.report = job, progress, report
+    job: DistillJob
+
+    def __init__(self, job: DistillJob, options: Options, report: Report) -> None:
+        super().__init__(job, options, report)
         self.method = job.method
-        self.setup = Setup(job, progress)
+        self.setup = Setup(job, options.progress)
         self.papers = [job.method.paper]
         self._teacher: Any = None
 
@@ -70,9 +72,9 @@ class Distill:
 
     # -- the work ---------------------------------------------------------------------------------
 
-    def work(self, folder: Path, state: Path, runtime: Runtime) -> None:
-        """Make the student in `folder`; what a resume needs is kept in `state`."""
-        job = self.job
+    def run(self, context: RunContext) -> None:
+        """Train the student and write it."""
+        job, folder, state, runtime = self.job, context.folder, context.state, context.torch
         clock = time.perf_counter()
 
         def lap(name: str) -> None:
@@ -293,11 +295,11 @@ class Distill:
 
     # -- after the files are written --------------------------------------------------------------
 
-    def check(self, folder: Path, state: Path) -> dict[str, Any]:
+    def check(self, context: RunContext) -> dict[str, Any]:
         """What the engine's child process is to measure on the written files."""
-        teacher = self.setup.teacher
+        teacher, state = self.setup.teacher, context.state
         return {
-            "folder": str(folder),
+            "folder": str(context.folder),
             "heldout": [str(state / "heldout.jsonl"), str(state / "heldout.npy")],
             "against": "the teacher's vectors",
             "tasks": list(self.job.eval),
@@ -305,7 +307,7 @@ class Distill:
             "min_retention": self.job.min_retention,
         }
 
-    def summarise(self, report: Report) -> None:
+    def summarize(self, report: Report) -> None:
         """The table on top: what went in, what came out."""
         before = f"{self.setup.teacher.weight_bytes() / 1e6:,.1f} MB" if self.setup.teacher else "-"
         after = report.value("weights") or 0

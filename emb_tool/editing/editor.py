@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from emb_tool.checkpoint.files import inside, join
-from emb_tool.checkpoint.header import TORCH_NAMES
-from emb_tool.checkpoint.layout import Layout
+from emb_tool.checkpoint.files import inside, join, write_json
+from emb_tool.checkpoint.layout import Layout, write_layout
 from emb_tool.checkpoint.quantization import packed_modules
-from emb_tool.checkpoint.reader import Checkpoint
+from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
+from emb_tool.editing.lazy_tensor import Lazy, part_reader, tensor_reader, write_tensors
 from emb_tool.editing.token_table import SHARED, stored_twice, token_table
-from emb_tool.editing.write import write
 from emb_tool.errors import Refused
+from emb_tool.install import HUB, INSTALL, WHERE
 from emb_tool.plan import TensorSpec
 
 if TYPE_CHECKING:
@@ -27,16 +27,8 @@ if TYPE_CHECKING:
     from emb_tool.packed.base import Packed
 
 
-class Lazy(NamedTuple):
-    """One tensor to come.
-
-    Args:
-        spec: Name, shape, dtype.
-        load: Computes it, on the CPU.
-    """
-
-    spec: TensorSpec
-    load: Callable[[], torch.Tensor]
+NOTICE = f"packed weights: {INSTALL} ({WHERE}), then `{HUB}` before loading"
+"""Stands in the config of a checkpoint that other libraries cannot read alone."""
 
 
 @dataclass
@@ -85,14 +77,14 @@ class Draft:
             weights = checkpoint.weights.get(module.path)
             if weights is not None:
                 modules[module.path] = {
-                    name: Lazy(spec, _part_reader(checkpoint, module.path, name))
+                    name: Lazy(spec, part_reader(checkpoint, module.path, name))
                     for name, spec in weights.tensors.items()
                 }
         twice = stored_twice(checkpoint)
         return cls(
             checkpoint,
             {
-                name: Lazy(spec, _reader(checkpoint, name))
+                name: Lazy(spec, tensor_reader(checkpoint, name))
                 for name, spec in checkpoint.tensors.items()
                 if name not in twice
             },
@@ -147,7 +139,8 @@ class Draft:
         Raises:
             Refused: None can be made out.
         """
-        return token_table(self)
+        specs = {name: lazy.spec for name, lazy in self.tensors.items()}
+        return token_table(self.checkpoint.name, self.layout.family, specs, self.packed)
 
     def refuse_quantized(self, step: str) -> None:
         """Refuse a step on weights that another library's format holds.
@@ -269,13 +262,37 @@ class Draft:
         self.packed[module] = dict(made.spec)
 
     def write(self, folder: Path, progress: Callable[[int], None] | None = None) -> Layout:
-        """See `emb_tool.editing.write.write`."""
-        return write(self, folder, progress)
+        """Write the whole checkpoint; every tensor is computed once, when its turn comes.
 
+        Args:
+            folder: An empty folder.
+            progress: Called with the bytes of each tensor written.
 
-def pending() -> torch.Tensor:
-    """Stands for a tensor that `apply` is to fill."""
-    raise AssertionError("a step announced this tensor and did not make it")
+        Returns:
+            The layout as written.
+        """
+        copy_side_files(self.checkpoint, folder)
+        for name, content in self.files.items():
+            if content is None:
+                (folder / name).unlink(missing_ok=True)
+            else:
+                (folder / name).write_bytes(content)
+        config = {k: v for k, v in self.config.items() if v is not None}
+        if self.packed:
+            modules = {name: self.packed[name] for name in sorted(self.packed)}
+            config["quantization_config"] = {
+                "quant_method": "embtool", "version": 1, "notice": NOTICE, "modules": modules,
+            }  # fmt: skip
+        if config:  # a static table has none, unless it is packed
+            write_json(folder / "config.json", config)
+        # a bare file of tensors has no modules
+        written = write_layout(folder, self.layout) if self.layout.modules else self.layout
+        write_tensors(folder / written.main, self.tensors, progress)
+        for old, new in zip(self.layout.modules[1:], written.modules[1:], strict=True):
+            if self.modules.get(old.path):
+                (folder / new.path).mkdir(parents=True, exist_ok=True)
+                write_tensors(folder / new.path, self.modules[old.path], progress)
+        return written
 
 
 def _stored(cls: Any, spec: Mapping[str, Any]) -> dict[str, int]:
@@ -286,19 +303,3 @@ def _stored(cls: Any, spec: Mapping[str, Any]) -> dict[str, int]:
 
 def _buffers(module: str, made: Packed, names: Iterable[str]) -> dict[str, torch.Tensor]:
     return {f"{module}.{buffer}": getattr(made, buffer) for buffer in names}
-
-
-def _reader(checkpoint: Checkpoint, name: str) -> Callable[[], torch.Tensor]:
-    return lambda: checkpoint.tensor(name)
-
-
-def _part_reader(checkpoint: Checkpoint, part: str, name: str) -> Callable[[], torch.Tensor]:
-    return lambda: dict(checkpoint.part_tensors(part))[name]
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """Torch's dtype for a safetensors name."""
-    import torch
-
-    dtype: torch.dtype = getattr(torch, TORCH_NAMES[name])
-    return dtype

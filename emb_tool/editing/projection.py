@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from emb_tool.checkpoint.modules import ModuleSpec
-from emb_tool.editing.editor import Draft, Lazy
+from emb_tool.editing.editor import Draft
+from emb_tool.editing.lazy_tensor import Lazy
 from emb_tool.plan import TensorSpec
 
 if TYPE_CHECKING:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import Refused
-
-if TYPE_CHECKING:
-    from emb_tool.editing.editor import Draft
+from emb_tool.plan import TensorSpec
 
 TABLE_NAMES = (
     "word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight",
@@ -20,24 +18,29 @@ SHARED = "shared.weight"
 """The table of both sides of an encoder-decoder; its copies are called `encoder.embed_tokens`."""
 
 
-def token_table(draft: Draft) -> str:
-    """See `Draft.table_name`."""
-    family = draft.layout.family
-    found = [
-        name
-        for name, lazy in draft.tensors.items()
-        if len(lazy.spec.shape) == 2 and name.endswith(TABLE_NAMES)
-    ]
+def token_table(
+    model: str, family: str | None, specs: Mapping[str, TensorSpec], packed: Collection[str]
+) -> str:
+    """See `Draft.table_name`.
+
+    Args:
+        model: Its name.
+        family: Of its layout.
+        specs: The main tensors by name.
+        packed: Names of packed modules.
+    """
+    matrices = [name for name, spec in specs.items() if len(spec.shape) == 2]
+    found = [name for name in matrices if name.endswith(TABLE_NAMES)]
     if family == "static" and not found:
-        found = [name for name, lazy in draft.tensors.items() if len(lazy.spec.shape) == 2][:1]
+        found = matrices[:1]
     if len(found) == 1:
         return found[0]
-    packed = [name for name in draft.packed if f"{name}.weight".endswith(TABLE_NAMES)]
-    if packed:
-        raise Refused(f"the token table {packed[0]} is packed already", "pack it in one step")
+    tables = [name for name in packed if f"{name}.weight".endswith(TABLE_NAMES)]
+    if tables:
+        raise Refused(f"the token table {tables[0]} is packed already", "pack it in one step")
     told = ", ".join(found) or "none"
     raise Refused(
-        f"{draft.checkpoint.name}: the token table cannot be made out (found: {told})",
+        f"{model}: the token table cannot be made out (found: {told})",
         "name it with --tensor",
     )
 

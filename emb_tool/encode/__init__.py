@@ -8,6 +8,7 @@ HELP = "Turn texts into vectors, in their order: one row a record, streamed to .
 EXAMPLE = "embtool encode small texts.jsonl -o vectors.npy"
 
 JOB = ("emb_tool.encode.job", "EncodeJob")
+RUNNER = ("emb_tool.encode.runner", "EncodeRunner")
 
 LISTS = ()
 """Of `--calibrate A B`, B is the model."""

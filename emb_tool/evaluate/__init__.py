@@ -14,6 +14,7 @@ EXAMPLE = (
 )
 
 JOB = ("emb_tool.evaluate.job", "EvalJob")
+RUNNER = ("emb_tool.evaluate.runner", "EvalRunner")
 
 LISTS = ("precision",)
 """Of `--task A B`, B is a model."""

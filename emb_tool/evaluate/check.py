@@ -156,8 +156,8 @@ def check_merged(request: dict[str, Any], progress: Progress) -> Report:
     from emb_tool.checkpoint.reader import Checkpoint, check_finite
     from emb_tool.evaluate.agreement import likeness
     from emb_tool.evaluate.job import EvalJob
-    from emb_tool.evaluate.result_tables import short_names
     from emb_tool.evaluate.run import evaluate
+    from emb_tool.evaluate.short_names import short_names
     from emb_tool.runtime.device import Runtime
 
     name, folder = request["name"], request["folder"]

@@ -102,7 +102,7 @@ class Perplexity(LongTask):
         import torch
         from transformers import AutoModelForCausalLM
 
-        from emb_tool.checkpoint.wrappers import unwrapped
+        from emb_tool.checkpoint.unwrapped_copy import unwrapped
         from emb_tool.model.loaded_weights import loading_reports, refuse_unloaded
         from emb_tool.progress import quiet
 

@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from emb_tool.checkpoint.ranges import Ranges, read_ranges
 from emb_tool.evaluate.nearest_neighbors import rescore
-from emb_tool.evaluate.retrieval import DEPTH
+from emb_tool.evaluate.retrieval_data import DEPTH, Data
+from emb_tool.method import IntList
 from emb_tool.ops.codes import Code, SignCode, hamming, make_code
-from emb_tool.ops.precisions import CALIBRATED
+from emb_tool.ops.precisions import CALIBRATED, Precision, Precisions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from emb_tool.evaluate.model_pair import Pair
-    from emb_tool.evaluate.retrieval import Retrieval
     from emb_tool.ops.codes import Codes
 
     Floats = NDArray[np.float32]
 
 TOP = 10
 """Results that rescoring is for."""
+
+
+class Searched(Protocol):
+    """What is read of a retrieval task; see `emb_tool.evaluate.retrieval`."""
+
+    precision: Precisions
+    rescore: IntList
+    rescore_with: Precision
+    hamming: bool
+
+    def vectors(self, pair: Pair) -> tuple[Floats, Floats]:
+        """What is searched with and what is searched."""
+
+    def ranked(self, score: Callable[[slice, slice], Floats], depth: int) -> NDArray[np.int64]:
+        """(queries, depth) documents, best first."""
+
+    def by_dot(self, encoder: Any) -> bool:
+        """Whether documents are ordered by dot product."""
+
+    def data(self) -> Data:
+        """The folder."""
 
 
 class Variant(NamedTuple):
@@ -43,7 +64,7 @@ class Variant(NamedTuple):
     note: str
 
 
-def rankings(task: Retrieval, pair: Pair) -> Iterator[Variant]:
+def rankings(task: Searched, pair: Pair) -> Iterator[Variant]:
     """The documents that the task's queries find, by each of its precisions.
 
     Args:
@@ -81,7 +102,7 @@ def overlap(one: NDArray[np.int64], other: NDArray[np.int64], k: int = TOP) -> f
     return float(np.mean(shared))
 
 
-def _search(task: Retrieval, code: Code, queries: Floats, codes: Codes) -> NDArray[np.int64]:
+def _search(task: Searched, code: Code, queries: Floats, codes: Codes) -> NDArray[np.int64]:
     depth = max(DEPTH, TOP * max(task.rescore))
     if task.hamming and isinstance(code, SignCode):
         asked, stored = code.packed(code.encode(queries)), code.packed(codes)
@@ -94,7 +115,7 @@ def _search(task: Retrieval, code: Code, queries: Floats, codes: Codes) -> NDArr
     return task.ranked(score, depth)
 
 
-def _ranges(task: Retrieval, pair: Pair, documents: Floats) -> tuple[Ranges, str]:
+def _ranges(task: Searched, pair: Pair, documents: Floats) -> tuple[Ranges, str]:
     """The ranges stored with the model, if its vectors are searched as they come; else theirs."""
     encoder = pair.document.encoder
     folder = getattr(getattr(encoder, "checkpoint", None), "path", None)

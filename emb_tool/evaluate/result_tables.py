@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from emb_tool.evaluate.short_names import short_names
 from emb_tool.report import Measure, Report, Table
 
 if TYPE_CHECKING:
@@ -46,24 +46,6 @@ def tables(report: Report, tasks: Sequence[Task], reference: str | None) -> list
         found.append(build({names[model]: row for model, row in rows if row}))
         found.append(_precisions(report, task, names))
     return [table for table in found if table]
-
-
-def short_names(models: Iterable[str]) -> dict[str, str]:
-    """Each model's last path components, as many as tell it from the others."""
-    models = list(models)
-
-    def tail(model: str, parts: int) -> str:
-        return " > ".join(
-            "/".join(PurePath(side).parts[-parts:]) or side for side in model.split(" > ")
-        )
-
-    names = {}
-    for model in models:
-        parts = 1
-        while parts < 6 and sum(tail(model, parts) == tail(other, parts) for other in models) > 1:
-            parts += 1
-        names[model] = tail(model, parts)
-    return names
 
 
 def _summary(report: Report, tasks: Sequence[Task], names: dict[str, str]) -> Table:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
 from emb_tool.errors import Refused
+from emb_tool.evaluate.retrieval_data import DEPTH, Data
 from emb_tool.evaluate.task import PROMPTED, DocumentPrompt, QueryPrompt, Score, Task
 from emb_tool.fields import Show
 from emb_tool.method import IntList
@@ -22,36 +23,7 @@ if TYPE_CHECKING:
 
     from emb_tool.evaluate.model_pair import Pair
 
-DEPTH = 100
-"""Documents retrieved for a query; what MAP and recall see."""
-
 BYTES = "bytes per vector"
-
-
-class Data(NamedTuple):
-    """A BEIR folder as the search needs it.
-
-    Args:
-        documents: Texts of the documents.
-        queries: Texts of the queries that have a relevant document.
-        order: (documents,) place of each document among the ids in descending order.
-        own: (queries,) the document whose id is the query's, -1 for none.
-        judged: For each query relevance by row of `documents`.
-        ideal: (queries, 10) judged relevances in descending order, padded with 0.
-        relevant: (queries,) number of relevant documents.
-        excluded: Judged queries without a relevant document.
-        absent: Relevant documents that are not in the corpus, over all queries.
-    """
-
-    documents: list[str]
-    queries: list[str]
-    order: NDArray[np.int64]
-    own: NDArray[np.int64]
-    judged: list[dict[int, float]]
-    ideal: NDArray[np.float64]
-    relevant: NDArray[np.float64]
-    excluded: int
-    absent: int
 
 
 class Retrieval(Task):

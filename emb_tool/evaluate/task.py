@@ -15,6 +15,7 @@ from emb_tool import method, registry
 from emb_tool.data.text_field import field_sentence
 from emb_tool.data.texts import is_local
 from emb_tool.errors import Refused
+from emb_tool.evaluate.short_names import short_names
 from emb_tool.fields import Show
 from emb_tool.report import Measure
 
@@ -243,8 +244,6 @@ def parse_tasks(texts: Sequence[str], **defaults: Any) -> list[Task]:
 
 def _tell_apart(tasks: Sequence[Task]) -> None:
     """Label tasks of one label by as many folders of their paths as it takes, else by settings."""
-    from emb_tool.evaluate.result_tables import short_names
-
     paths = [str(getattr(task, "path", "")) for task in tasks]
     tails = short_names(dict.fromkeys(paths))
     apart = len(tails) == len(tasks) and all(paths)

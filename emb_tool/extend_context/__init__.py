@@ -8,6 +8,7 @@ HELP = "A model that reads longer texts, made without training or with a little 
 EXAMPLE = "embtool extend-context sentence-transformers/all-MiniLM-L6-v2 --to 2048 -o long"
 
 JOB = ("emb_tool.extend_context.job", "ExtendJob")
+RUNNER = ("emb_tool.extend_context.run", "ExtendContextRunner")
 
 METHODS = tuple(
     (

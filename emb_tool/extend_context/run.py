@@ -18,25 +18,27 @@ from emb_tool.extend_context.cost import affordable
 from emb_tool.extend_context.job import ExtendJob
 from emb_tool.extend_context.setup import Setup
 from emb_tool.plan import Plan
-from emb_tool.progress import Progress
 from emb_tool.report import Report, Table
+from emb_tool.runner import CheckpointRunner, Options, RunContext
 
 if TYPE_CHECKING:
-    from emb_tool.runtime.device import Runtime
+    pass
 
 
-class ExtendContext:
+class ExtendContextRunner(CheckpointRunner):
     """What the engine carries out for `embtool extend-context`.
 
     Args:
         job: The resolved job.
-        progress: Where bars and warnings go.
+        options: How it is run.
         report: Filled on the way.
     """
 
-    def __init__(self, job: ExtendJob, progress: Progress, report: Report) -> None:
-        self.progress, self.report = progress, report
-        self.setup = Setup(job, progress)
+    job: ExtendJob
+
+    def __init__(self, job: ExtendJob, options: Options, report: Report) -> None:
+        super().__init__(job, options, report)
+        self.setup = Setup(job, options.progress)
         self.job = self.setup.job
         self.expected: dict[str, Any] | None = None
         self.rows: int | None = None
@@ -62,11 +64,9 @@ class ExtendContext:
         """Every refusal that headers, settings and local files can give."""
         return self.setup.plan()
 
-    def work(self, folder: Path, state: Path, runtime: Runtime) -> None:
-        """Write the longer model into `folder`; of several processes rank 0 does it alone.
-
-        All of them tune; a tuning in `state` is taken up.
-        """
+    def run(self, context: RunContext) -> None:
+        """Write the longer model; of several processes rank 0 does it alone, all of them tune."""
+        folder, state, runtime = context.folder, context.state, context.torch
         runtime.on_main(lambda: self._extend(folder, state))
         if self.job.tune:
             from emb_tool.extend_context.tuning import tune_positions
@@ -99,24 +99,27 @@ class ExtendContext:
 
     # -- after the files are written --------------------------------------------------------------
 
-    def check(self, folder: Path, state: Path) -> dict[str, Any]:
+    def check(self, context: RunContext) -> dict[str, Any]:
         """What the engine's child process is to measure on the written files."""
-        context = self.setup.context
+        extension = self.setup.context
         lines = [json.dumps({"text": text}) + "\n" for text in sample_texts()]
-        (state / "sample.jsonl").write_text("".join(lines), encoding="utf-8")
+        sample = context.state / "sample.jsonl"
+        sample.write_text("".join(lines), encoding="utf-8")
         return {
-            "folder": str(folder),
+            "folder": str(context.folder),
             "extended": str(self.setup.checkpoint.path),
-            "sample": str(state / "sample.jsonl"),
-            "original": context.original,
-            "target": context.target,
-            "short": context.short,
+            "sample": str(sample),
+            "original": extension.original,
+            "target": extension.target,
+            "short": extension.short,
             "texts": [name for name in self.job.texts or self.job.tune if name != "-"],
             "text_options": TextOptions.of(self.job),
             "limit": self.job.limit,
             "prompt_name": self.job.prompt_name,
             "longest": affordable(
-                self.setup.checkpoint.config, *context.span, context.positions.family.eager
+                self.setup.checkpoint.config,
+                *extension.span,
+                extension.positions.family.eager,
             ),
             "exact": self.setup.keeps_short or self.job.preserve_short,
             "rotary": self.expected,
@@ -124,7 +127,7 @@ class ExtendContext:
             "tasks": [task.spec for task in self.setup.tasks.reported],
         }
 
-    def summarise(self, report: Report) -> None:
+    def summarize(self, report: Report) -> None:
         """The table on top."""
         context = self.setup.context
         before = int(report.value("weights before") or 0)

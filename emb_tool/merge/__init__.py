@@ -11,6 +11,7 @@ EXAMPLE = (
 )
 
 JOB = ("emb_tool.merge.job", "MergeJob")
+RUNNER = ("emb_tool.merge.run", "MergeRunner")
 
 _SUMMARIES = {
     "linear": "weighted average of the weights, a soup",

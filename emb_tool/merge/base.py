@@ -101,6 +101,9 @@ class Merge(Method):
         least: Models that it takes at least.
         most: Models that it takes at most.
         by_rows: Whether blocks must hold whole rows of matrices.
+        looks_at: Kinds of data that it looks at before the tensors are merged, of which it needs
+            one: `dev`, `pairs`, `texts`.
+        finds_weights: Whether it finds the weights of another method there.
     """
 
     needs_base: ClassVar[bool] = False
@@ -110,6 +113,21 @@ class Merge(Method):
     least: ClassVar[int] = 1
     most: ClassVar[int | None] = None
     by_rows: ClassVar[bool] = False
+    looks_at: ClassVar[tuple[str, ...]] = ()
+    finds_weights: ClassVar[bool] = False
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it can't do without what it looks at."""
+        return bool(self.looks_at)
+
+    def least_examples(self, models: int) -> int:
+        """How many examples it takes.
+
+        Args:
+            models: How many there are.
+        """
+        return 2 if self.finds_weights else 0
 
     def default_weights(self, count: int) -> np.ndarray:
         """(count,): 1/N for averages, 1 for each task vector otherwise."""

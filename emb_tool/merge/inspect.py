@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from emb_tool.merge.sphere import gram
 from emb_tool.merge.stream import Slot, Stream, StreamedTensor
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
+from emb_tool.runner import ReportRunner
 
 
 def products(tensors: Sequence[Tensor]) -> list[np.ndarray]:
@@ -41,13 +43,28 @@ def products(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     return [tensor.sum(of) for tensor in tensors]
 
 
-def inspect_models(job: MergeJob, progress: Progress) -> Report:
-    """Print how the models of a job differ; nothing is written.
+class InspectRunner(ReportRunner):
+    """Reports how the models of a merge differ; nothing is written."""
+
+    distributed: ClassVar[bool] = False
+    job: MergeJob
+
+    def preview(self) -> None:
+        """The report itself: it is made from the files alone."""
+        inspect_models(self.job, self.progress, self.report)
+
+    def run(self) -> Report:
+        """Fill the report."""
+        inspect_models(self.job, self.progress, self.report)
+        return self.report
+
+
+def inspect_models(job: MergeJob, progress: Progress, report: Report) -> None:
+    """How the models of a job differ.
 
     Raises:
         Refused: Models that have no tensors in common.
     """
-    report = Report("merge", job=job.recipe())
     setup = Setup(job, progress)
     setup.inspect()
     names = [Path(name).name for name in job.models]
@@ -75,7 +92,6 @@ def inspect_models(job: MergeJob, progress: Progress) -> Report:
         report.tables.append(layered)
     if differences.rows:
         report.tables.append(differences)
-    return report
 
 
 def _lengths(

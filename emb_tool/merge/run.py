@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from emb_tool.checkpoint.files import read_json, write_atomically
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import replace_metadata
+from emb_tool.config import Job
 from emb_tool.data.builtin_texts import sample_texts
-from emb_tool.evaluate.result_tables import short_names
+from emb_tool.evaluate.short_names import short_names
 from emb_tool.merge.adapter import Adapter
-from emb_tool.merge.aux_files import write_side_files
 from emb_tool.merge.base import Merge
-from emb_tool.merge.evaluator import DATA, Bench
+from emb_tool.merge.data import DATA
+from emb_tool.merge.evaluator import Bench
+from emb_tool.merge.inspect import InspectRunner
 from emb_tool.merge.job import MergeJob
 from emb_tool.merge.metadata import describe, digesting
-from emb_tool.merge.model_order import FAR, canonical_order, sampled_distances
+from emb_tool.merge.model_order import FAR, sampled_distances
 from emb_tool.merge.setup import Setup
-from emb_tool.merge.stream import CHUNK, Slot, Stream, thread_count
+from emb_tool.merge.stream import thread_count
 from emb_tool.merge.weight_search import Finding, Looking, found_before, keep_found
-from emb_tool.merge.write import merge_tensors
+from emb_tool.merge.write import write_merge
 from emb_tool.plan import Plan
-from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
 from emb_tool.reporting.model_card import read_front
+from emb_tool.runner import CheckpointRunner, Options, RunContext, Runner
 from emb_tool.runtime.host import Host
 
 if TYPE_CHECKING:
@@ -42,27 +40,38 @@ SHORT = 60
 """Characters of them at most."""
 
 
-class MergeModels:
+class MergeRunner(CheckpointRunner):
     """What the engine carries out for `embtool merge`.
 
     Args:
         job: The resolved job.
-        progress: Where bars and warnings go.
+        options: How it is run.
         report: Filled on the way.
     """
 
-    def __init__(self, job: MergeJob, progress: Progress, report: Report) -> None:
-        self.job, self.progress, self.report = job, progress, report
-        self.setup = Setup(job, progress)
+    distributed: ClassVar[bool] = False
+    job: MergeJob
+
+    def __init__(self, job: MergeJob, options: Options, report: Report) -> None:
+        super().__init__(job, options, report)
+        self.setup = Setup(job, options.progress)
         self.method = cast(Merge, job.method)
         self.papers = [self.method.paper] if self.method.paper else []
+
+    @classmethod
+    def create(cls, job: Job, options: Options, report: Report) -> Runner:
+        """Another one for `--inspect`, which writes nothing."""
+        assert isinstance(job, MergeJob)
+        return (InspectRunner if job.inspect else cls)(job, options, report)
 
     @property
     def inputs(self) -> dict[str, Checkpoint]:
         """The checkpoints read, by the name that the user gave them."""
         return self.setup.inputs
 
-    before = None  # several went in
+    @property
+    def before(self) -> None:
+        """Several models went in."""
 
     @property
     def parent(self) -> Checkpoint | None:
@@ -76,19 +85,18 @@ class MergeModels:
     def start(self) -> Host | Runtime:
         """Where it is merged: numpy's threads; what runs the models comes before, if they are."""
         if isinstance(self.method, Looking):
-            from emb_tool.runtime.device import Runtime
-
-            return Runtime.start(self.job.device, self.job.dtype, self.job.seed)
+            return super().start()
         return Host(self.job.device, self.job.dtype, thread_count(), self.job.seed)
 
     def plan(self) -> Plan:
         """Every refusal that headers, settings and local files can give."""
         return self.setup.plan()
 
-    def work(self, folder: Path, state: Path, runtime: Host | Runtime) -> None:
-        """Write the merged model into `folder`."""
+    def run(self, context: RunContext) -> None:
+        """Write the merged model."""
+        folder, state = context.folder, context.state
         if isinstance(self.method, Looking):
-            self._look(state, cast("Runtime", runtime))
+            self._look(state, context.torch)
         digests = digesting(self.inputs.values())
         started = time.perf_counter()
         with self.progress.task("comparing the inputs"):
@@ -153,19 +161,20 @@ class MergeModels:
 
     # -- after the files are written --------------------------------------------------------------
 
-    def check(self, folder: Path, state: Path) -> dict[str, Any]:
+    def check(self, context: RunContext) -> dict[str, Any]:
         """What the engine's child process is to measure on the written files."""
+        folder = str(context.folder)
         if self.setup.is_bare:
-            return {"folder": str(folder), "bare": True}
+            return {"folder": folder, "bare": True}
         return {
-            "folder": str(folder),
+            "folder": folder,
             "texts": self._sample(),
             "inputs": self._runnable(),
             "listed": self._listed(),
             "tasks": list(self.job.eval),
         }
 
-    def ahead(self) -> dict[str, Any] | None:
+    def warmup(self) -> dict[str, Any] | None:
         """What that process can do while the files are being written."""
         if self.setup.is_bare or isinstance(self.method, Looking):
             return None
@@ -189,7 +198,7 @@ class MergeModels:
     def _sample() -> list[str]:
         return [text for text in sample_texts(20 * SAMPLE) if len(text) <= SHORT][:SAMPLE]
 
-    def summarise(self, report: Report) -> None:
+    def summarize(self, report: Report) -> None:
         """The table on top."""
         table = Table("merged", ["", "weights", "bytes read"])
         names = short_names(self.inputs)
@@ -235,75 +244,3 @@ class MergeModels:
             (f"{selector}: " if selector != "*" else "") + f"{numbers[number]:g}"
             for selector, numbers in weights.root.items()
         )
-
-
-def write_merge(
-    setup: Setup,
-    method: Merge,
-    folder: Path,
-    state: Path,
-    progress: Progress,
-    report: Report | None = None,
-    *,
-    metadata: Mapping[str, str] | None = None,
-    threads: int | None = None,
-    chunk: int = CHUNK,
-) -> None:
-    """Merge the models of a setup with a method and write the checkpoint, as a search does, too.
-
-    Args:
-        setup: The inputs; `plan` has been called.
-        method: How; not necessarily the job's.
-        folder: Where to write.
-        state: Holds `shards.json`, the files that are finished.
-        progress: Where bars and warnings go.
-        report: Takes up facts.
-        metadata: Entries of the headers.
-        threads: How many [every core].
-        chunk: Elements that a thread takes at a time.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    slots, order = ordered(setup, method)
-    total = sum(slot.spec.nbytes for slot in slots)
-    done = read_json(state, "shards.json") or {}
-    write_side_files(setup, folder)
-
-    def on_shard(part: str, shard: str) -> None:
-        done.setdefault(part, []).append(shard)
-        write_atomically(state / "shards.json", json.dumps(done))
-
-    with progress.task("merging", total, "B") as advance:
-        stream = Stream(
-            setup.job.seed, threads or thread_count(), chunk, advance, report is not None
-        )
-        merge_tensors(
-            method, slots, folder, stream, order=order,
-            max_shard=setup.job.max_shard, done=done, on_shard=on_shard,
-            metadata=metadata or {},
-        )  # fmt: skip
-    if report is not None:
-        report.facts["tensors"] = len(slots)
-        share = stream.loss.share
-        if share is not None:
-            report.measures.append(Measure("lost by rounding", share, of="the merge's change"))
-            if share > 0.01:
-                progress.warn(
-                    f"rounding to 16 bits takes {share:.1%} of what the merge changed; --out-dtype"
-                    " fp32 keeps it"
-                )
-
-
-def ordered(setup: Setup, method: Merge) -> tuple[Sequence[Slot], list[int]]:
-    """The slots with the models in an order that does not depend on the user's, if none is meant.
-
-    Sums of floats depend on their order, so models come in that of their content.
-    """
-    if not method.symmetric:
-        return setup.slots, list(range(len(setup.models)))
-    order = canonical_order(setup.slots)
-    return [
-        slot
-        if slot.only is not None
-        else replace(slot, models=tuple(slot.models[i] for i in order))
-        for slot in setup.slots
-    ], order

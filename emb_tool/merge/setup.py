@@ -11,7 +11,7 @@ from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import Refused
 from emb_tool.merge.adapter import Adapter, open_model
 from emb_tool.merge.base import Merge
-from emb_tool.merge.evaluator import Data
+from emb_tool.merge.data import Data
 from emb_tool.merge.job import MergeJob
 from emb_tool.merge.preflight import (
     CHOICES,
@@ -24,7 +24,6 @@ from emb_tool.merge.preflight import (
 )
 from emb_tool.merge.stream import Slot
 from emb_tool.merge.tensors import Tensors
-from emb_tool.merge.weight_search import Looking
 from emb_tool.merge.weights import fits
 from emb_tool.plan import Plan, Step
 from emb_tool.progress import Progress
@@ -114,7 +113,7 @@ class Setup:
         for sentence in self.data.check():
             self.progress.warn(sentence)
         self._check_prompts()
-        if self.is_bare and isinstance(self.method, Looking):
+        if self.is_bare and self.method.looks_at:
             raise Refused(f"{self.method.name}: files of tensors cannot be run", None)
         if self.is_bare and self.job.eval:
             raise Refused("--eval: files of tensors cannot be run", "leave it out")
@@ -124,7 +123,7 @@ class Setup:
 
     def _check_prompts(self) -> None:
         """Warn of prompts that are passed over where the method looks at texts."""
-        if not (isinstance(self.method, Looking) and (self.job.texts or self.job.pairs)):
+        if not (self.method.looks_at and (self.job.texts or self.job.pairs)):
             return
         lead = self.taken_from("prompts")
         for role in ROLES:

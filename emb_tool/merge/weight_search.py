@@ -44,18 +44,7 @@ class Found(NamedTuple):
 
 
 class Looking(Merge):
-    """A method that looks at data before the tensors are merged.
-
-    Attributes:
-        looks_at: Kinds of data, of which it needs one: `dev`, `pairs`, `texts`.
-    """
-
-    looks_at: ClassVar[tuple[str, ...]]
-
-    @property
-    def needs_data(self) -> bool:
-        """Whether it can't do without."""
-        return True
+    """A method that looks at data before the tensors are merged."""
 
     def find(self, bench: Bench) -> Found:
         """Look."""
@@ -65,13 +54,7 @@ class Looking(Merge):
 class Finding(Looking):
     """A method that finds weights and leaves the merging to another, which is recorded."""
 
-    def least_examples(self, models: int) -> int:
-        """How many examples it takes.
-
-        Args:
-            models: How many there are.
-        """
-        return 2
+    finds_weights: ClassVar[bool] = True
 
 
 def keep_found(state: Path, found: Found) -> None:

@@ -17,7 +17,7 @@ from emb_tool.checkpoint.quantization import unpacked
 from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
 from emb_tool.checkpoint.third_party_errors import is_the_libraries, told
 from emb_tool.checkpoint.tokenizer_files import SENTENCEPIECE, lacks_sentencepiece
-from emb_tool.checkpoint.wrappers import unwrapped
+from emb_tool.checkpoint.unwrapped_copy import unwrapped
 from emb_tool.errors import EmbToolError, Failed, Refused
 from emb_tool.model.loaded_weights import loading_reports, refuse_unloaded
 from emb_tool.progress import quiet

@@ -12,7 +12,7 @@ from typing import Any
 
 from emb_tool.checkpoint.files import read_json, write_atomically
 from emb_tool.errors import Refused
-from emb_tool.evaluate.result_tables import short_names
+from emb_tool.evaluate.short_names import short_names
 from emb_tool.formatting import duration, percent, public, shown
 from emb_tool.report import Measure, Report, Table
 from emb_tool.reporting.families import Family, Kept, families, of_input, of_root

@@ -1,10 +1,16 @@
-"""What the engine asks of a runtime, for work that numpy does: torch takes seconds to import."""
+"""Runtimes without torch, which takes seconds to import: for work that numpy does."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+
+def several_processes() -> bool:
+    """Whether torchrun or Accelerate has started more than this process."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from emb_tool.method import Training
+from emb_tool.model.encoder import Encoder
 from emb_tool.runtime.cuda_graphs import Recorder
+from emb_tool.runtime.device import Runtime
 from emb_tool.training.batches import Batch
-
-if TYPE_CHECKING:
-    from emb_tool.training.step import Gradients
+from emb_tool.training.optimizer import Optimizer
 
 LENGTHS = 8
 """Tokens that texts are filled up to a multiple of."""
@@ -58,6 +59,23 @@ def shape(lengths: list[int], prompt: int, limit: int | None) -> Shape:
     return Shape(-(-count // step) * step, max(longest, min(tokens, limit or tokens)), prompt)
 
 
+class Step(Protocol):
+    """What is recorded; see `emb_tool.training.step.Gradients`."""
+
+    encoder: Encoder
+    method: Training
+    runtime: Runtime
+    optimizer: Optimizer
+    module: nn.Module
+
+    @property
+    def student(self) -> nn.Module:
+        """The encoder as one module, not compiled."""
+
+    def losses(self, features: dict[str, Any], targets: Tensor) -> Tensor:
+        """Losses of the texts of a batch, (texts,)."""
+
+
 class Recorded:
     """What `Gradients` runs on a GPU, where it can.
 
@@ -66,7 +84,7 @@ class Recorded:
         recorder: Of its device.
     """
 
-    def __init__(self, gradients: Gradients, recorder: Recorder) -> None:
+    def __init__(self, gradients: Step, recorder: Recorder) -> None:
         self.gradients, self.recorder = gradients, recorder
         optimizer = gradients.optimizer
         self.rows, self.dense = optimizer.rows, optimizer.dense
@@ -77,7 +95,7 @@ class Recorded:
         self.made: dict[Shape, _Recording | None] = {}
 
     @classmethod
-    def of(cls, gradients: Gradients) -> Recorded | None:
+    def of(cls, gradients: Step) -> Recorded | None:
         """None where passes cannot be recorded.
 
         That is: not on a GPU; inputs that are no rectangle (static models); weights cut over

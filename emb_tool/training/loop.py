@@ -229,7 +229,7 @@ class Trainer:
         if not state:
             return found
         self.optimizer.forget()
-        self.gradients.recorded = None  # steps in parts are not recorded, and memory is short
+        self.gradients.disable_graphs()  # steps in parts are not recorded, and memory is short
         self.runtime.free_memory()
         if state == 2:
             said = f"memory ran out for one text of {longest} tokens"

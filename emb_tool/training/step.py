@@ -84,7 +84,11 @@ class Gradients:
             self.module = torch.compile(self.student, dynamic=True)  # type: ignore[assignment]
         table = None if fsdp else encoder.token_table()
         self.optimizer = Optimizer(self.student, table, method, runtime, encoder.sharded)
-        self.recorded = Recorded.of(self)
+        self.recorded: Recorded | None = Recorded.of(self)
+
+    def disable_graphs(self) -> None:
+        """Let go of the recordings, and make no others."""
+        self.recorded = None
 
     def _freeze_what_the_loss_does_not_reach(
         self, sample: tuple[list[np.ndarray], np.ndarray, np.ndarray]

@@ -10,8 +10,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from emb_tool import config
-from emb_tool.merge.run import write_merge
 from emb_tool.merge.setup import Setup
+from emb_tool.merge.write import write_merge
 from emb_tool.progress import Progress
 
 SHAPES = {"table.weight": (401, 333), "layer.0.w": (96, 40), "layer.1.w": (96, 40), "bias": (7,)}

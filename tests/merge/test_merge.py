@@ -257,8 +257,8 @@ def test_a_lora_adapter_is_its_base_and_a_product(
 def test_a_killed_merge_leaves_a_partial_that_resumes_by_file(
     run_cli: Run, tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emb_tool.merge import run as module
     from emb_tool.merge import stream
+    from emb_tool.merge import write as module
 
     check_here(monkeypatch)
     models = [sibling(tiny_bert, tmp_path / f"m{i}", i) for i in range(2)]
@@ -345,7 +345,7 @@ def test_no_torch_in_the_process_that_merges(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         from emb_tool.evaluate import check_process
-        child.ask = lambda *a: sys.exit(str("torch" in sys.modules))
+        check_process.ask = lambda *a: sys.exit(str("torch" in sys.modules))
         from emb_tool.cli.app import main
         main(["merge", *{models}, "--base", {base!r}, "-m", "ties", "-o", {str(tmp_path / "o")!r}])
     """

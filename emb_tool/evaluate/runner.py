@@ -1,0 +1,37 @@
+"""`embtool eval` as the engine runs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from emb_tool.evaluate.job import EvalJob
+from emb_tool.evaluate.run import evaluate, prepare
+from emb_tool.report import Report, Table
+from emb_tool.runner import ReportRunner
+from emb_tool.runtime.host import several_processes
+
+if TYPE_CHECKING:
+    from emb_tool.runtime.device import Runtime
+
+
+class EvalRunner(ReportRunner):
+    """Measures models; the result is the report."""
+
+    job: EvalJob
+
+    def preview(self) -> None:
+        """The tasks that would be measured."""
+        prepared = prepare(self.job)
+        self.report.warnings = prepared.warnings
+        rows = [[task.spec] for task in prepared.tasks]
+        self.report.tables = [Table("would measure", ["task"], rows)]
+
+    def run(self) -> Report:
+        """Measure every model in every task."""
+        # several processes have to hear of a refusal: `evaluate` prepares once they are joined
+        prepared = None if several_processes() else prepare(self.job)
+        runtime = cast("Runtime", self.start())
+        report = evaluate(self.job, runtime, prepared=prepared, progress=self.progress)
+        for sentence in report.warnings:
+            self.progress.warn(sentence)
+        return report
