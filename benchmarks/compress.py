@@ -39,10 +39,10 @@ DIMENSIONS = ("truncate96", "rotate96")
 def clip_search(model: str) -> dict[str, float]:
     """Squared relative error of the token table in 4 bits a row, both ways."""
     from emb_tool.checkpoint.reader import Checkpoint
-    from emb_tool.editing import Draft
+    from emb_tool.editing import CheckpointEditor
     from emb_tool.ops.rounding import dequantize, quantize_groups
 
-    draft = Draft.of(Checkpoint.open(model))
+    draft = CheckpointEditor.of(Checkpoint.open(model))
     table = draft.tensors[draft.table_name()].load().float()
     errors = {}
     for name, clip in (("min-max", False), ("ranges searched", True)):

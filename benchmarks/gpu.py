@@ -25,7 +25,7 @@ from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.distill.leaf import Leaf
 from emb_tool.model.encoder import Encoder
 from emb_tool.runtime.device import Runtime
-from emb_tool.training.batches import Batch, Place
+from emb_tool.training.batches import Batch, DataCursor
 from emb_tool.training.step import Gradients
 
 LOOKUPS = (
@@ -124,7 +124,7 @@ def steps(model: str, runtime: Runtime, rate: float, rounds: int) -> list[list[A
         ids = [rng.integers(1000, 20000, length).astype(np.int32) for _ in range(count)]
         targets = rng.standard_normal((count, encoder.dim)).astype(np.float32)
         targets /= np.linalg.norm(targets, axis=1, keepdims=True)
-        return Batch(np.arange(count), ids, count, Place(), targets)
+        return Batch(np.arange(count), ids, count, DataCursor(), targets)
 
     for tokens, length in STEPS:
         batches = [batch(tokens // length, length) for _ in range(8)]

@@ -132,7 +132,7 @@ def merge_all(
 
 def measure(args: argparse.Namespace, texts: Texts, models: dict[str, Path]) -> dict[str, Any]:
     """Scores of each model on the half that no method has seen, and its agreement."""
-    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.evaluate.model_pair import ModelPair
     from emb_tool.evaluate.task import parse_tasks
     from emb_tool.model.encoder import Encoder
     from emb_tool.runtime.device import Runtime
@@ -141,7 +141,7 @@ def measure(args: argparse.Namespace, texts: Texts, models: dict[str, Path]) -> 
     *tasks, agreement = parse_tasks([*texts.tasks(1), f"agreement:{texts.unseen}"])
 
     def pair(path: object) -> Any:
-        return Pair.of(Encoder.open(str(path), runtime, max_length=LENGTH), str(path))
+        return ModelPair.of(Encoder.open(str(path), runtime, max_length=LENGTH), str(path))
 
     teacher, found = pair(args.model), {}
     for name, path in {"teacher": args.model, **models}.items():

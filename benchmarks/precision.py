@@ -87,14 +87,14 @@ def main() -> int:
     parser.add_argument("--rotations", type=int, default=ROTATIONS, help="of rabitq")
     args = parser.parse_args()
 
-    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.evaluate.model_pair import ModelPair
     from emb_tool.evaluate.precision import overlap
     from emb_tool.evaluate.retrieval import Retrieval
     from emb_tool.model.encoder import Encoder
     from emb_tool.runtime.device import Runtime
 
     task = Retrieval(path=str(args.data / "cranfield"))
-    pair = Pair.of(Encoder.open(args.model, Runtime.start()), str(args.model))
+    pair = ModelPair.of(Encoder.open(args.model, Runtime.start()), str(args.model))
     queries, documents = task.vectors(pair)
     exact = task.ranking(pair)
     base = float(task.scored(exact).figures["ndcg@10"])

@@ -18,8 +18,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, Field
 
 from emb_tool import registry
-from emb_tool.errors import Refused
-from emb_tool.fields import RUNNING, TRAINING, Show, flag, show
+from emb_tool.errors import InvalidInput
+from emb_tool.fields import RUNNING, TRAINING, FlagInfo, flag, flag_info
 from emb_tool.method import Method, Settings
 
 
@@ -30,14 +30,14 @@ class Value(NamedTuple):
     origin: str
 
 
-Given = dict[str, Value]
+GivenSettings = dict[str, Value]
 """Settings by the name of their field."""
 
 
 BatchTokens = Annotated[
     int | None,
     Field(ge=1, description="padded tokens of a batch [8,192; on a GPU 65,536]"),
-    Show(RUNNING),
+    FlagInfo(RUNNING),
 ]
 """Of jobs that encode."""
 
@@ -60,13 +60,13 @@ def _device(value: str) -> str:
     return value
 
 
-LEAST_HELD_OUT = 3
+MIN_HELD_OUT = 3
 """Texts: of fewer no neighbours can be compared."""
 
 
 def _enough(count: int) -> int:
-    if 0 < count < LEAST_HELD_OUT:
-        raise ValueError(f"at least {LEAST_HELD_OUT}, or 0 for none: fewer tell nothing")
+    if 0 < count < MIN_HELD_OUT:
+        raise ValueError(f"at least {MIN_HELD_OUT}, or 0 for none: fewer tell nothing")
     return count
 
 
@@ -75,11 +75,11 @@ Holdout = Annotated[int, Field(ge=0), AfterValidator(_enough)]
 
 
 TuneEpochs = Annotated[
-    float, Field(gt=0, description="passes of --tune over its texts"), Show(TRAINING)
+    float, Field(gt=0, description="passes of --tune over its texts"), FlagInfo(TRAINING)
 ]
 
 TuneRate = Annotated[
-    float, Field(gt=0, le=1, description="peak learning rate of --tune"), Show(TRAINING)
+    float, Field(gt=0, le=1, description="peak learning rate of --tune"), FlagInfo(TRAINING)
 ]
 
 
@@ -100,22 +100,22 @@ class Job(Settings):
         str,
         AfterValidator(_device),
         Field(description="auto, cpu, cuda, cuda:N or mps"),
-        Show(RUNNING, "DEVICE"),
+        FlagInfo(RUNNING, "DEVICE"),
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
         Field(description="of matrix products; sums and weights in training are fp32"),
-        Show(RUNNING),
+        FlagInfo(RUNNING),
     ] = "auto"
     seed: Annotated[
-        int, Field(ge=0, lt=2**63, description="seed of everything random"), Show(RUNNING)
+        int, Field(ge=0, lt=2**63, description="seed of everything random"), FlagInfo(RUNNING)
     ] = 0
 
     @classmethod
     def spell(cls, key: str) -> str:
         """What a field is called on the command line: `-o/--output`, or `MODEL` by its place."""
         if key in cls.positional:
-            return show(cls.model_fields[key]).metavar
+            return flag_info(cls.model_fields[key]).metavar
         return flag(key)
 
     def output_path(self) -> Path | None:
@@ -202,7 +202,8 @@ def resolve(
         sets: `--set key=value`.
 
     Raises:
-        Refused: Every unknown key, wrong type and value out of range, each with where it is from.
+        InvalidInput: Every unknown key, wrong type and value out of range, each with where it is
+            from.
     """
     cls = job_class(verb)
     spell = cls.spell if flags is not None else f"{{}} ({recipe_name})".format
@@ -211,7 +212,7 @@ def resolve(
         return _resolve_chain(cls, recipe or {}, recipe_name, flags or {}, chain, sets, spell)
     assert method is None or isinstance(method, str)
     chosen = cls.default_method
-    given: Given = {}
+    given: GivenSettings = {}
     for key, value in (recipe or {}).items():
         if key == "method":
             name, settings = _step(value)
@@ -228,7 +229,7 @@ def resolve(
     methods = method_class(verb, chosen)
     if methods and "preset" in given:
         presets: Mapping[str, Mapping[str, Any]] = getattr(methods, "presets", {})
-        preset = registry.choose(str(given.pop("preset").value), presets, f"{chosen} preset")
+        preset = registry.match_name(str(given.pop("preset").value), presets, f"{chosen} preset")
         given = _given(presets[preset], f"preset {preset}") | given
     theirs = set(methods.model_fields) if methods else set()
     ours = set(cls.model_fields) - {"method"}
@@ -283,21 +284,21 @@ def _resolve_chain(
     return job
 
 
-def _given(settings: Mapping[str, Any], origin: str) -> Given:
+def _given(settings: Mapping[str, Any], origin: str) -> GivenSettings:
     return {field_name(key): Value(value, origin) for key, value in settings.items()}
 
 
-def _given_flags(flags: Mapping[str, Any]) -> Given:
+def _given_flags(flags: Mapping[str, Any]) -> GivenSettings:
     origins = {key: flag(key) for key in flags}
     return {field_name(key): Value(value, origins[key]) for key, value in flags.items()}
 
 
-def _given_sets(sets: Sequence[str]) -> Given:
-    given: Given = {}
+def _given_sets(sets: Sequence[str]) -> GivenSettings:
+    given: GivenSettings = {}
     for text in sets:
         key, sep, value = text.partition("=")
         if not sep:
-            raise Refused(f"--set {text}: not key=value", "write --set seed=1")
+            raise InvalidInput(f"--set {text}: not key=value", "write --set seed=1")
         given[field_name(key)] = Value(value.strip(), f"--set {text}")
     return given
 
@@ -312,7 +313,7 @@ def _step(given: Any) -> tuple[str, dict[str, Any]]:
 
 def _build(
     cls: type[BaseModel],
-    given: Given,
+    given: GivenSettings,
     fields: set[str],
     hint: str,
     spell: Callable[[str], str] = str,
@@ -323,8 +324,8 @@ def _build(
     return registry.build(cls, values | more, origins, hint, spell)
 
 
-def _unknown(key: str, of: str, origin: str, known: Iterable[str]) -> Refused:
-    return Refused(
+def _unknown(key: str, of: str, origin: str, known: Iterable[str]) -> InvalidInput:
+    return InvalidInput(
         f"unknown setting {key!r} of {of} ({origin})", registry.did_you_mean(key, sorted(known))
     )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from emb_tool import registry
 from emb_tool.checkpoint.output import OutputFolder, check_file_size, disk_full
 from emb_tool.config import Job
-from emb_tool.errors import EmbToolError, Failed, Interrupted, Refused
+from emb_tool.errors import EmbToolError, Interrupted, InvalidInput, RunFailed
 from emb_tool.evaluate import check_process
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
@@ -59,7 +59,7 @@ def run(job: Job, options: Options) -> Report:
 def _run(job: Job, options: Options, started: float) -> Report:
     runner = runner_class(job.verb).create(job, options, Report(job.verb, job=job.recipe()))
     if not runner.distributed and several_processes():
-        raise Refused(f"{job.verb} works in one process", "start it without torchrun")
+        raise InvalidInput(f"{job.verb} works in one process", "start it without torchrun")
     if isinstance(runner, CheckpointRunner):
         return run_checkpoint_job(runner, started)
     assert isinstance(runner, ReportRunner)
@@ -84,18 +84,18 @@ def _add_notes(progress: Progress, report: Report) -> None:
         report.facts["notes"] = list(progress.notes)
 
 
-def _failure(error: Exception) -> Failed | None:
+def _failure(error: Exception) -> RunFailed | None:
     """A full disk or memory that ran out as a sentence; None for a bug."""
     check_file_size(error)
     if disk_full(error):
         name = getattr(error, "filename", None)
         where = f" ({name})" if name else ""
-        return Failed(f"the disk is full{where}", "free some space, then go on with --resume")
+        return RunFailed(f"the disk is full{where}", "free some space, then go on with --resume")
     from emb_tool.runtime.device import Runtime
 
     if Runtime.is_out_of_memory(error):
         hint = "lower --batch-tokens or --max-length, then go on with --resume"
-        return Failed("memory ran out", hint)
+        return RunFailed("memory ran out", hint)
     return None
 
 
@@ -142,7 +142,11 @@ def run_checkpoint_job(runner: CheckpointRunner, started: float) -> Report:
         runtime = runtime or runner.start()
         context = RunContext(folder.partial, folder.partial / ".state", runtime)
         warmup = runner.warmup() if progress.is_main else None
-        process = stack.enter_context(check_process.running(runtime, warmup)) if warmup else None
+        process = (
+            stack.enter_context(check_process.start_check_process(runtime, warmup))
+            if warmup
+            else None
+        )
         runner.run(context)
 
         def finish() -> bool:
@@ -165,7 +169,7 @@ def _finish(
     context: RunContext,
     folder: OutputFolder,
     started: float,
-    process: check_process.Child | None,
+    process: check_process.CheckProcess | None,
 ) -> None:
     """Measure the files as written, put what is known beside them, and rename the folder."""
     from emb_tool.checkpoint.layout import needs_hub
@@ -175,7 +179,7 @@ def _finish(
     from emb_tool.reporting.lineage import folders
     from emb_tool.reporting.model_card import write_model_card
     from emb_tool.reporting.page import write_page
-    from emb_tool.reporting.size_breakdown import parts_of
+    from emb_tool.reporting.size_breakdown import parameter_groups
 
     report, progress, partial = runner.report, runner.progress, context.folder
     job = runner.job  # a search has put what it has chosen into it
@@ -192,8 +196,8 @@ def _finish(
     if written is not None:
         report.facts["needs_hub"] = needs_hub(written.config, written.layout)
         report.facts["parts"] = {
-            "before": parts_of(before) if before is not None else {},
-            "after": parts_of(written),
+            "before": parameter_groups(before) if before is not None else {},
+            "after": parameter_groups(written),
         }
     runner.summarize(report)
     if of_root := root_table(report):
@@ -230,7 +234,10 @@ def _finish(
 
 
 def _check(
-    runner: CheckpointRunner, context: RunContext, name: str, process: check_process.Child | None
+    runner: CheckpointRunner,
+    context: RunContext,
+    name: str,
+    process: check_process.CheckProcess | None,
 ) -> None:
     """Add to the report what another process measures on the written files."""
     report, progress = runner.report, runner.progress

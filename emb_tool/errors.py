@@ -23,28 +23,28 @@ class EmbToolError(Exception):
         self.hint = hint
 
 
-class Refused(EmbToolError):
+class InvalidInput(EmbToolError):
     """A flag, recipe, checkpoint or data file at fault (exit code 2)."""
 
     exit_code = 2
 
 
-class Failed(EmbToolError):
+class RunFailed(EmbToolError):
     """The work itself failed: disk full, memory out, endpoint gone (exit code 1)."""
 
     exit_code = 1
 
 
-def met_late(error: Refused) -> Failed:
+def resumable_failure(error: InvalidInput) -> RunFailed:
     """A fault of the data that is met when there is work to keep.
 
     What is refused takes the partial output with it, what fails does not.
     """
     hint = f"{error.hint}; then go on with --resume" if error.hint else "go on with --resume"
-    return Failed(error.message, hint)
+    return RunFailed(error.message, hint)
 
 
-class Followed(EmbToolError):
+class PeerFailed(EmbToolError):
     """Another process of the same run has ended, and told why; this one ends alike and is silent.
 
     Args:

@@ -34,7 +34,7 @@ SHORT = {"output": "-o", "method": "-m"}
 
 
 @dataclass(frozen=True)
-class Show:
+class FlagInfo:
     """Where a setting stands in `--help`: `Annotated[str, Field(...), Show(DATA, "PATH")]`.
 
     Args:
@@ -48,10 +48,10 @@ class Show:
     metavar: str = ""
 
 
-def show(field: FieldInfo, panel: str = "") -> Show:
+def flag_info(field: FieldInfo, panel: str = "") -> FlagInfo:
     """Heading and metavar of a field; where the field names no heading it is `panel`."""
-    own = next((m for m in field.metadata if isinstance(m, Show)), Show())
-    return Show(REQUIRED if field.is_required() else own.panel or panel, own.metavar)
+    own = next((m for m in field.metadata if isinstance(m, FlagInfo)), FlagInfo())
+    return FlagInfo(REQUIRED if field.is_required() else own.panel or panel, own.metavar)
 
 
 def flag(name: str) -> str:
@@ -65,7 +65,7 @@ def kind(field: FieldInfo) -> tuple[str, str]:
     parts = unwrap(field.annotation)
     if bool in parts:
         return "flag", ""
-    metavar = show(field).metavar
+    metavar = flag_info(field).metavar
     if any(get_origin(part) is tuple and get_args(part)[0] is str for part in parts):
         return "list", f"{metavar or 'TEXT'}..."
     return "value", metavar or " or ".join(dict.fromkeys(_metavar(part) for part in parts))

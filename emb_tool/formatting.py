@@ -19,12 +19,12 @@ def public_name(name: str) -> str:
     return name if is_hub_id(name) else Path(name).name
 
 
-def public(value: Any) -> Any:
+def redact(value: Any) -> Any:
     """Plain data with local paths cut to their last part and addresses freed of secrets."""
     if isinstance(value, Mapping):
-        return {key: public(item) for key, item in value.items()}
+        return {key: redact(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [public(item) for item in value]
+        return [redact(item) for item in value]
     if not isinstance(value, str):
         return value
     if "://" in value and not re.search(r"\s", value):
@@ -46,7 +46,7 @@ def _without_secrets(address: str) -> str:
     )
 
 
-def shown(value: float | int | None, unit: str = "") -> str:
+def format_value(value: float | int | None, unit: str = "") -> str:
     """A figure for a person: bytes as MB, seconds and shares with few digits."""
     if value is None:
         return "-"

@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from emb_tool.checkpoint.files import read_json, write_json
 from emb_tool.checkpoint.quantization import PACKED, VERSION, packed_modules
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops import attention
 from emb_tool.ops.matrices import row_factor
 from emb_tool.packed.expand import expand as expand
@@ -84,7 +84,7 @@ class PackedQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         for name, held in model.state_dict().items():  # quantized, old versions take any shape
             if held.shape != (shape := self.shapes.get(name, held.shape)):
-                raise Refused(
+                raise InvalidInput(
                     f"{model.name_or_path}: {name} has shape {[*held.shape]}, its config.json"
                     f" says {[*shape]}",
                     "the weights are damaged, or another model's: restore the original files",
@@ -119,7 +119,7 @@ def _place(model: Any, name: str, old: Any, spec: Mapping[str, Any]) -> Packed:
     weight = getattr(old, "weight", None)
     shape = () if weight is None else tuple(weight.shape)
     if shape != tuple(spec["shape"]):
-        raise Refused(
+        raise InvalidInput(
             f"quantization_config: {name} is packed as {spec['shape']}, the model has"
             f" {list(shape)}",
             "config.json is not that of these weights",
@@ -128,7 +128,7 @@ def _place(model: Any, name: str, old: Any, spec: Mapping[str, Any]) -> Packed:
     new.padding_idx = getattr(old, "padding_idx", None)
     factor = row_factor(old) if role == "table" else 1.0
     if factor is None:
-        raise Refused(
+        raise InvalidInput(
             f"quantization_config: {name} is packed, and {type(old).__name__} does more than look"
             " rows up",
             "config.json is not that of these weights",
@@ -155,7 +155,8 @@ def _untie(model: Any, placed: Mapping[str, Packed]) -> dict[str, str]:
         Further places of a packed table: their modules wait, empty, until it is read.
 
     Raises:
-        Refused: An output head that is tied to a packed table, of which it would need the matrix.
+        InvalidInput: An output head that is tied to a packed table, of which it would need the
+            matrix.
     """
     import torch
 
@@ -169,7 +170,7 @@ def _untie(model: Any, placed: Mapping[str, Packed]) -> dict[str, str]:
         if name in placed:
             continue
         if not isinstance(model.get_submodule(name), torch.nn.Embedding):
-            raise Refused(
+            raise InvalidInput(
                 f"{type(model).__name__}: its output head {name} is the packed table {origin}",
                 "load it with AutoModel, or make it plain first: embtool expand",
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emb_tool import registry
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 MAX_CHARACTERS, MAX_VALUES, MAX_DEPTH = 1_000_000, 100_000, 32
 """Characters of a recipe, values in it, and how many of them inside one another."""
@@ -24,7 +24,7 @@ def read_recipe(path: str | Path) -> list[dict[str, Any]]:
     A job with `name: x` can be named by a later one: `${x}` is its output.
 
     Raises:
-        Refused: No such file, not YAML (with the line), no job, an unknown `${name}`.
+        InvalidInput: No such file, not YAML (with the line), no job, an unknown `${name}`.
     """
     import yaml
 
@@ -33,43 +33,43 @@ def read_recipe(path: str | Path) -> list[dict[str, Any]]:
         with path.open(encoding="utf-8") as file:
             text = file.read(MAX_CHARACTERS + 1)
     except FileNotFoundError:
-        raise Refused(
+        raise InvalidInput(
             f"{path}: no such recipe", "recipes are YAML files: see docs/recipes.md"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{path}: cannot be read: {error}", "recipes are YAML files") from None
+        raise InvalidInput(f"{path}: cannot be read: {error}", "recipes are YAML files") from None
     if len(text) > MAX_CHARACTERS:
-        raise Refused(f"{path}: more than {MAX_CHARACTERS:,} characters", "this is no recipe")
+        raise InvalidInput(f"{path}: more than {MAX_CHARACTERS:,} characters", "this is no recipe")
     try:
         data = _load_yaml(text, path)
         _check_extent(data)
     except (ValueError, OverflowError) as error:
-        raise Refused(f"{path}: not YAML that can be read: {str(error)[:200]}", None) from None
+        raise InvalidInput(f"{path}: not YAML that can be read: {str(error)[:200]}", None) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise Refused(f"{where}: not YAML: {getattr(error, 'problem', error)}", None) from None
+        raise InvalidInput(f"{where}: not YAML: {getattr(error, 'problem', error)}", None) from None
     if not isinstance(data, dict):
-        raise Refused(f"{path}: a recipe is a mapping of settings", "see docs/recipes.md")
+        raise InvalidInput(f"{path}: a recipe is a mapping of settings", "see docs/recipes.md")
     if "jobs" in data:
         extra = sorted(set(data) - {"jobs"})
         if extra:
-            raise Refused(
+            raise InvalidInput(
                 f"{path}: {extra[0]!r} stands beside jobs:", "put it into each job of the list"
             )
         jobs = data["jobs"]
     else:
         jobs = [data]
     if not isinstance(jobs, list) or not jobs or not all(isinstance(job, dict) for job in jobs):
-        raise Refused(f"{path}: jobs: must be a list of mappings", "see docs/recipes.md")
+        raise InvalidInput(f"{path}: jobs: must be a list of mappings", "see docs/recipes.md")
     outputs: dict[str, str] = {}
     resolved = []
     for number, job in enumerate(jobs, 1):
         where = f"{path}, job {number}"
         if "verb" not in job:
-            raise Refused(f"{where}: verb is missing", "known: " + ", ".join(registry.VERBS))
+            raise InvalidInput(f"{where}: verb is missing", "known: " + ", ".join(registry.VERBS))
         _check_keys(job, where)
-        registry.choose(str(job["verb"]), registry.VERBS, "verb")
+        registry.match_name(str(job["verb"]), registry.VERBS, "verb")
         name = job.pop("name", None)
         job = _substitute(job, outputs, where)
         if name is not None and job.get("output"):
@@ -82,18 +82,22 @@ def _check_keys(job: Mapping[Any, Any], where: str) -> None:
     """Settings have names, and so have methods: YAML takes anything for a key.
 
     Raises:
-        Refused: A key or a method's name that is no text.
+        InvalidInput: A key or a method's name that is no text.
     """
     given = job.get("method")
     steps = [step for step in (given if isinstance(given, list) else [given]) if step is not None]
     for settings in (job, *(step for step in steps if isinstance(step, Mapping))):
         for key in settings:
             if not isinstance(key, str):
-                raise Refused(f"{where}: the key {key!r:.80} is no text", "see docs/recipes.md")
+                raise InvalidInput(
+                    f"{where}: the key {key!r:.80} is no text", "see docs/recipes.md"
+                )
     for step in steps:
         name = step.get("name", "") if isinstance(step, Mapping) else step
         if not isinstance(name, str):
-            raise Refused(f"{where}: method: {name!r:.80} is no name", "write method: {name: pq}")
+            raise InvalidInput(
+                f"{where}: method: {name!r:.80} is no name", "write method: {name: pq}"
+            )
 
 
 def _check_extent(data: Any) -> None:
@@ -125,7 +129,9 @@ def _load_yaml(text: str, path: Path) -> Any:
             self.depth += 1
             if self.depth > MAX_DEPTH:
                 where = f"{path}:{parent.start_mark.line + 1}" if parent else str(path)
-                raise Refused(f"{where}: nested more than {MAX_DEPTH} deep", "see docs/recipes.md")
+                raise InvalidInput(
+                    f"{where}: nested more than {MAX_DEPTH} deep", "see docs/recipes.md"
+                )
             node = super().compose_node(parent, index)
             self.depth -= 1
             return node
@@ -137,7 +143,9 @@ def _load_yaml(text: str, path: Path) -> Any:
                     continue  # no key that a mapping takes: told as such
                 if key.value in known:
                     where = f"{path}:{key.start_mark.line + 1}"
-                    raise Refused(f"{where}: {key.value!r} is given twice", "leave one of them out")
+                    raise InvalidInput(
+                        f"{where}: {key.value!r} is given twice", "leave one of them out"
+                    )
                 known.add(key.value)
             return super().construct_mapping(node, deep)
 
@@ -154,7 +162,7 @@ def _substitute(value: Any, outputs: Mapping[str, str], where: str) -> Any:
 
     def output(match: re.Match[str]) -> str:
         if match[1] not in outputs:
-            raise Refused(
+            raise InvalidInput(
                 f"{where}: ${{{match[1]}}} names no earlier job that has a name and an output",
                 registry.did_you_mean(match[1], outputs),
             )

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import pydantic
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.fields import choices, expects
 from emb_tool.method import Method
 from emb_tool.spellings import nearest
@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
 def package(verb: str) -> Any:
     """The package of a verb."""
-    return import_module(VERBS[choose(verb, VERBS, "command")])
+    return import_module(VERBS[match_name(verb, VERBS, "command")])
 
 
 def methods(verb: str) -> dict[str, Row]:
@@ -75,18 +75,18 @@ def load(verb: str, name: str) -> type[Method]:
     table = methods(verb)
     if name not in table and (theirs := verbs_with(name)):
         where = " and ".join(f"embtool {other}" for other in theirs)
-        raise Refused(f"unknown {verb} method {name!r}", f"{name} is a method of {where}")
-    row = table[choose(name, table, f"{verb} method")]
+        raise InvalidInput(f"unknown {verb} method {name!r}", f"{name} is a method of {where}")
+    row = table[match_name(name, table, f"{verb} method")]
     cls: type[Method] = getattr(import_module(row.module), row.attribute)
     return cls
 
 
-def choose(name: str, known: Iterable[str], what: str) -> str:
+def match_name(name: str, known: Iterable[str], what: str) -> str:
     """`name` if it is known, else a refusal that names the nearest."""
     known = list(known)
     if name in known:
         return name
-    raise Refused(f"unknown {what} {name!r:.200}", did_you_mean(name, known))
+    raise InvalidInput(f"unknown {what} {name!r:.200}", did_you_mean(name, known))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -104,14 +104,14 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
     A comma starts a new setting only before `key=`, so that `keep=0,2,5` is one value.
 
     Raises:
-        Refused: A part without `=`.
+        InvalidInput: A part without `=`.
     """
     name, _, rest = text.partition(":")
     settings: dict[str, str] = {}
     for part in re.split(r",(?=\s*[A-Za-z_][\w-]*=)", rest) if rest else []:
         key, sep, value = part.partition("=")
         if not sep:
-            raise Refused(
+            raise InvalidInput(
                 f"{text!r}: {part!r} is not key=value", "write -m name:key=value,key=value"
             )
         settings[key.strip().replace("-", "_")] = value.strip()
@@ -135,7 +135,7 @@ def build(
         spell: What a field that is missing is called where it would be given.
 
     Raises:
-        Refused: Unknown keys (with a did-you-mean), wrong types, values out of range.
+        InvalidInput: Unknown keys (with a did-you-mean), wrong types, values out of range.
     """
     try:
         return cls(**values)
@@ -162,7 +162,7 @@ def build(
             else:
                 sentences[f"unknown setting {key!r}{where}"] = None
                 hint = did_you_mean(key, cls.model_fields)
-        raise Refused("; ".join(sentences), hint) from None
+        raise InvalidInput("; ".join(sentences), hint) from None
 
 
 def _given(key: str, values: Mapping[str, Any], where: str) -> str:

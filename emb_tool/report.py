@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 SCHEMA = 1
 
@@ -127,12 +127,12 @@ class Report:
         """Take up what `to_json` or `to_file` gave.
 
         Raises:
-            Refused: It is no report, or one of a newer schema.
+            InvalidInput: It is no report, or one of a newer schema.
         """
         from pydantic import TypeAdapter, ValidationError
 
         if data.get("schema") != SCHEMA:
-            raise Refused(f"not a report of schema {SCHEMA}", None)
+            raise InvalidInput(f"not a report of schema {SCHEMA}", None)
         try:
             report = TypeAdapter(cls).validate_python(
                 {k: v for k, v in data.items() if k != "schema"}
@@ -140,7 +140,7 @@ class Report:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise Refused(f"not a report: {where}: {first['msg']}", None) from None
+            raise InvalidInput(f"not a report: {where}: {first['msg']}", None) from None
         return report
 
 

@@ -110,7 +110,7 @@ class ReportRunner(Runner, ABC):
         """Check everything that can be checked before torch is imported; `--dry-run` stops here.
 
         Raises:
-            Refused: Settings, headers or data are at fault.
+            InvalidInput: Settings, headers or data are at fault.
         """
 
     @abstractmethod
@@ -157,7 +157,7 @@ class CheckpointRunner(Runner, ABC):
         """What will be written, from headers, settings and local files alone.
 
         Raises:
-            Refused: One of them is at fault.
+            InvalidInput: One of them is at fault.
         """
 
     def warmup(self) -> dict[str, Any] | None:

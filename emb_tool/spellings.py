@@ -137,12 +137,12 @@ COMMANDS: dict[str, str] = {
 """A command elsewhere, and the line that does it here, after `embtool`."""
 
 
-def plain(name: str) -> str:
+def normalize(name: str) -> str:
     """A flag or key in one spelling: `--learning-rate` is learning_rate."""
     return name.lstrip("-").replace("-", "_").lower()
 
 
-def named(name: str, known: Iterable[str]) -> list[str]:
+def aliases_of(name: str, known: Iterable[str]) -> list[str]:
     """The settings or methods that are so called elsewhere, or here but for dashes.
 
     Args:
@@ -152,8 +152,8 @@ def named(name: str, known: Iterable[str]) -> list[str]:
     Returns:
         At most two of `known`.
     """
-    spelled = {plain(one): one for one in known}
-    meant = plain(name)
+    spelled = {normalize(one): one for one in known}
+    meant = normalize(name)
     elsewhere = [*SETTINGS.items(), *METHODS.items()]
     found = [ours for ours, theirs in elsewhere if meant in theirs.split()]
     return [spelled[ours] for ours in (meant, *found) if ours in spelled][:2]
@@ -161,6 +161,6 @@ def named(name: str, known: Iterable[str]) -> list[str]:
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """The same, else those of `known` that are spelled alike."""
-    spelled = {plain(one): one for one in known}
-    alike = get_close_matches(plain(name), spelled, 2, 0.6)
-    return named(name, spelled.values()) or [spelled[near] for near in alike]
+    spelled = {normalize(one): one for one in known}
+    alike = get_close_matches(normalize(name), spelled, 2, 0.6)
+    return aliases_of(name, spelled.values()) or [spelled[near] for near in alike]

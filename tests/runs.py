@@ -16,7 +16,7 @@ from emb_tool.method import Training
 from emb_tool.model.encoder import Encoder
 from emb_tool.progress import Progress
 from emb_tool.runtime.device import Runtime
-from emb_tool.training.batches import Stream, TokenCache
+from emb_tool.training.batches import BatchStream, TokenCache
 from emb_tool.training.loop import Trainer
 from emb_tool.training.outcome import Score
 
@@ -53,7 +53,7 @@ def make_trainer(
     cache = TokenCache(
         folder / "tokens.bin", len(texts), lambda which: encoder.tokens([texts[i] for i in which])
     )
-    stream = Stream(
+    stream = BatchStream(
         [np.arange(len(texts))],
         cache,
         lambda indices: goal[indices],
@@ -98,7 +98,9 @@ def check_here(monkeypatch: pytest.MonkeyPatch) -> None:
         return report.to_file()
 
     monkeypatch.setattr("emb_tool.evaluate.check_process.ask", check)
-    monkeypatch.setattr("emb_tool.evaluate.check_process.running", lambda *_: nullcontext())
+    monkeypatch.setattr(
+        "emb_tool.evaluate.check_process.start_check_process", lambda *_: nullcontext()
+    )
 
 
 def weight_files(folder: Path) -> dict[str, bytes]:

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from emb_tool import registry
 from emb_tool.compress.table_method import TableMethod
-from emb_tool.merge.weight_search import Looking
+from emb_tool.merge.weight_search import DataDrivenMerge
 from tests.classes import CLASSES, make
 from tests.conftest import CliResult
 from tests.runs import check_here, write_texts
@@ -101,7 +101,7 @@ def inputs(cls: Any, model: Path, data: Data) -> list[object]:
     base = ["--base", model] if cls.takes_base else []
     looks = {"dev": ["--dev", f"sts:{data.sts}"], "pairs": ["--pairs", data.pairs],
              "texts": ["--texts", data.texts]}  # fmt: skip
-    look = looks[cls.looks_at[0]] if issubclass(cls, Looking) else []
+    look = looks[cls.looks_at[0]] if issubclass(cls, DataDrivenMerge) else []
     return [model.with_name("a"), model.with_name("b"), *base, *look]
 
 

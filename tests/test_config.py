@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from emb_tool.config import resolve
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.recipe import read_recipe
 
 BASE: dict[str, Any] = {"teacher": "t", "student": "s", "texts": ["x"], "output": "o"}
@@ -21,15 +21,15 @@ def job(**settings: Any) -> Any:
     return resolve("distill", recipe=recipe, recipe_name="r.yaml", **settings)
 
 
-def refusal(**settings: Any) -> Refused:
-    with pytest.raises(Refused) as caught:
+def refusal(**settings: Any) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught:
         job(**settings)
     return caught.value
 
 
-def recipe_refusal(tmp_path: Path, text: str) -> Refused:
+def recipe_refusal(tmp_path: Path, text: str) -> InvalidInput:
     (tmp_path / "r.yaml").write_text(text)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInput) as caught:
         read_recipe(tmp_path / "r.yaml")
     return caught.value
 
@@ -144,9 +144,9 @@ def test_other_faults(settings: dict[str, Any], message: str, hint: str) -> None
 
 
 def test_every_missing_setting_is_named_at_once() -> None:
-    with pytest.raises(Refused, match="--teacher is missing; -o/--output is missing"):
+    with pytest.raises(InvalidInput, match="--teacher is missing; -o/--output is missing"):
         resolve("distill", flags={"texts": ["x"]})
-    with pytest.raises(Refused, match="unknown command 'distil'"):
+    with pytest.raises(InvalidInput, match="unknown command 'distil'"):
         resolve("distil")
 
 
@@ -203,11 +203,11 @@ def test_faults_of_a_recipe_are_told_with_their_place(
 
 
 def test_a_recipe_that_is_not_there_or_not_text(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="no such recipe"):
+    with pytest.raises(InvalidInput, match="no such recipe"):
         read_recipe(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "binary.yaml", tmp_path):
-        with pytest.raises(Refused, match="cannot be read"):
+        with pytest.raises(InvalidInput, match="cannot be read"):
             read_recipe(path)
 
 

@@ -16,14 +16,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from emb_tool import config, method, registry
-from emb_tool.compress.step import Surgery
-from emb_tool.errors import Refused
+from emb_tool.compress.step import CompressStep
+from emb_tool.errors import InvalidInput
 from tests.conftest import CliResult
 from tests.runs import check_here, weight_files, write_texts
 
 TABLES = {verb: registry.methods(verb) for verb in registry.VERBS}
 METHODS = [(verb, name) for verb, table in TABLES.items() for name in table]
-SURGERIES = [(v, n) for v, n in METHODS if issubclass(registry.load(v, n), Surgery)]
+SURGERIES = [(v, n) for v, n in METHODS if issubclass(registry.load(v, n), CompressStep)]
 NEEDED = {"truncate": "dim=8", "layers": "count=1", "dedup": "tolerance=0.99"}
 """Settings without which a method does not run."""
 MERGES = [
@@ -51,12 +51,12 @@ def test_table_and_class_agree(verb: str, name: str) -> None:
 def test_a_setting_that_does_not_exist_is_refused_with_the_nearest(verb: str, name: str) -> None:
     cls = registry.load(verb, name)
     if not cls.model_fields:
-        with pytest.raises(Refused, match="unknown setting 'x'"):
+        with pytest.raises(InvalidInput, match="unknown setting 'x'"):
             registry.build(cls, {"x": 1}, "here")
         return
     real = list(cls.model_fields)[-1]
     wrong = real + "s"
-    with pytest.raises(Refused, match=f"unknown setting '{wrong}'") as caught:
+    with pytest.raises(InvalidInput, match=f"unknown setting '{wrong}'") as caught:
         registry.build(cls, {wrong: 1}, "here")
     assert f"did you mean {real}" in str(caught.value.hint)
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CanineTokenizer
 
-from emb_tool.errors import Failed, Refused
+from emb_tool.errors import InvalidInput, RunFailed
 from emb_tool.model.encoder import Encoder
 from emb_tool.runtime.device import Runtime
 from tests.extend_context.models import LENGTH, make
@@ -64,7 +64,7 @@ def test_prompts_reach_the_text_and_pooling(
         wanted = library(folder).encode(sentences[:20], prompt=prompt)  # type: ignore[attr-defined]
         np.testing.assert_allclose(encoder.encode(sentences[:20], prompt), wanted, atol=2e-6)
     assert encoder.prompt("none") == encoder.prompt(None) == ""
-    with pytest.raises(Refused, match="no prompt named 'qery'"):
+    with pytest.raises(InvalidInput, match="no prompt named 'qery'"):
         encoder.prompt("qery")
 
 
@@ -96,7 +96,7 @@ def test_an_integer_static_table_is_read_as_floats(
         static / "model.safetensors",
     )
     if not any(m["type"].endswith("Normalize") for m in modules):
-        with pytest.raises(Refused, match="cannot load it"):
+        with pytest.raises(InvalidInput, match="cannot load it"):
             Encoder.open(folder, runtime)
         index = len(modules)
         kind = "sentence_transformers.models.Normalize"
@@ -156,7 +156,7 @@ def test_texts_that_are_cut_are_counted(tiny_bert: Path, runtime: Runtime) -> No
     assert encoder.tokens(["ab", "abcdef", "abcdefg"]).cut.tolist() == [False, False, True]
     limit = Encoder.open(tiny_bert, runtime).max_length
     assert limit is not None
-    with pytest.raises(Refused, match=f"reads {limit} tokens at most"):
+    with pytest.raises(InvalidInput, match=f"reads {limit} tokens at most"):
         Encoder.open(tiny_bert, runtime, max_length=limit + 1)
 
 
@@ -182,7 +182,7 @@ def test_a_batch_that_does_not_fit_is_halved(
     encoder.encode(sentences[:50])  # what did not fit is not tried again
     assert sum(count > room for count in seen) - failed < 3
     room = 0
-    with pytest.raises(Failed, match="one text of"):
+    with pytest.raises(RunFailed, match="one text of"):
         encoder.encode(sentences[:50])
 
 

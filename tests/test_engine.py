@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from emb_tool.cli.app import main
-from emb_tool.errors import EmbToolError, Failed, Refused
+from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
 from emb_tool.report import Report
 from emb_tool.reporting.page import page
 from tests.conftest import CliResult
@@ -551,7 +551,7 @@ def test_files_that_do_not_open_fail_their_check(
     (broken / "model.safetensors").write_bytes(content[:-100])
     request: dict[str, Any] = {"folder": str(broken), "heldout": ["x", "y"], "tasks": [],
                                "reference": None, "min_retention": None}  # fmt: skip
-    with pytest.raises(Failed, match=r"do not pass their check: .*model\.safetensors"):
+    with pytest.raises(RunFailed, match=r"do not pass their check: .*model\.safetensors"):
         ask(request, Runtime.start("cpu"), "out", Progress(level=0))
 
 
@@ -583,6 +583,6 @@ def test_files_that_fail_as_their_input_does_are_no_bug(
 
     ours, theirs = answer(a=tiny_bert, b=tiny_bert), answer(a=tiny_bert, b=broken)
     assert "do not pass their check" in ours.message
-    assert isinstance(ours, Failed)
+    assert isinstance(ours, RunFailed)
     assert theirs.message.startswith(f"{broken}: its forward pass fails")
-    assert isinstance(theirs, Refused)
+    assert isinstance(theirs, InvalidInput)

@@ -16,7 +16,7 @@ import typer.main
 from emb_tool import config, fields, registry
 from emb_tool.cli import app, help
 from emb_tool.cli.options import spread_lists
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from tests.conftest import CliResult
 from tests.runs import check_here, write_texts
 
@@ -35,7 +35,7 @@ def parameters() -> Iterator[tuple[str, Any]]:
 
 
 def test_every_option_has_a_heading_and_every_value_a_name() -> None:
-    """What is missing here is named by `Show(DATA, "PATH")` beside the setting's Field."""
+    """What is missing here is named by `FlagInfo(DATA, "PATH")` beside the setting's Field."""
     jobs = set(registry.VERBS)
     for name, param in parameters():
         where = f"{name}: {param.opts}"
@@ -145,7 +145,7 @@ def test_no_command_at_all_prints_the_help(run_cli: Cli) -> None:
 def test_a_command_line_is_broken_so_that_a_shell_reads_it_as_one() -> None:
     line = "embtool compress MODEL -m truncate:dim=256 -m int:bits=8 --texts texts.jsonl -o small"
     for width in (40, 60, 78, 200):
-        lines = help.broken(line, width)
+        lines = help.wrap_command(line, width)
         assert shlex.split("\n".join(lines).replace("\\\n", "")) == line.split()
         assert max(map(len, lines)) <= width
 
@@ -303,7 +303,7 @@ def refusals(value: Any) -> Iterator[str]:
             for name in set(cls.model_fields) - {"method"}:
                 try:
                     registry.build(cls, {name: value}, {name: f"--{name}"})
-                except Refused as error:
+                except InvalidInput as error:
                     yield error.message
 
 
@@ -328,6 +328,6 @@ def test_what_pydantic_may_say_one_day_is_said_in_our_words() -> None:
     class Odd(Settings):
         odd: Annotated[int, BeforeValidator(unheard_of), Field(ge=2)]
 
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInput) as caught:
         registry.build(Odd, {"odd": 3}, {"odd": "--odd"})
     assert caught.value.message == "odd=3 (--odd): expected a whole number at least 2"

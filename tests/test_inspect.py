@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.tools.inspect import inspect
 
 
@@ -117,7 +117,7 @@ def test_tied_head(model: Path) -> None:
 def test_damaged_weights_are_refused(model: Path) -> None:
     data = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(Refused, match="truncated"):
+    with pytest.raises(InvalidInput, match="truncated"):
         inspect(str(model))
 
 

@@ -16,7 +16,7 @@ import pytest
 from emb_tool import config
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.engine import run
-from emb_tool.evaluate.agreement import likeness
+from emb_tool.evaluate.agreement import similarity_metrics
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report
 from emb_tool.reporting.lineage import lineage
@@ -125,7 +125,9 @@ def test_neighbours_of_the_root_are_those_of_the_same_texts(chain: Path) -> None
     assert root is not None
     assert root != mine
     texts = sample_texts(200)  # not those of the check, but as like as texts can be
-    there = likeness(vectors(chain / "C", texts), vectors(chain / "A", texts))["neighbour overlap"]
+    there = similarity_metrics(vectors(chain / "C", texts), vectors(chain / "A", texts))[
+        "neighbour overlap"
+    ]
     assert root == pytest.approx(there, abs=0.1)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from emb_tool.evaluate.progress_relay import Listener, Teller
+from emb_tool.evaluate.progress_relay import ProgressReceiver, ProgressSender
 from emb_tool.progress import Progress, bar
-from emb_tool.progress.rate import FEWEST, WINDOW, Pace, rate
+from emb_tool.progress.rate import FEWEST, WINDOW, RateEstimator, rate
 from emb_tool.report import Report
 
 
@@ -56,7 +56,7 @@ def test_a_rate_below_one_a_second_is_told_as_seconds_of_a_unit(
 
 
 def test_the_time_left_is_that_of_the_rate(clock: Clock) -> None:
-    pace = Pace(12, "layers", clock)
+    pace = RateEstimator(12, "layers", clock)
     clock.after(100)  # the model is opened: no measure of the layers
     pace.advance(1)
     assert pace.seconds_per_unit() is None
@@ -70,7 +70,7 @@ def test_the_time_left_is_that_of_the_rate(clock: Clock) -> None:
 
 
 def test_what_was_there_before_is_done_and_no_speed(clock: Clock) -> None:
-    pace = Pace(30_000, "texts", clock)
+    pace = RateEstimator(30_000, "texts", clock)
     pace.skip(27_000)
     for _ in range(11):
         clock.after(1)
@@ -79,7 +79,7 @@ def test_what_was_there_before_is_done_and_no_speed(clock: Clock) -> None:
 
 
 def test_a_rate_is_that_of_the_last_half_minute(clock: Clock) -> None:
-    pace = Pace(None, "texts", clock)
+    pace = RateEstimator(None, "texts", clock)
     for speed in (1000, 20):
         for _ in range(60):
             clock.after(1)
@@ -89,7 +89,7 @@ def test_a_rate_is_that_of_the_last_half_minute(clock: Clock) -> None:
 
 
 def test_batches_a_millisecond_apart_are_no_rate(clock: Clock) -> None:
-    pace = Pace(100, "texts", clock)
+    pace = RateEstimator(100, "texts", clock)
     pace.advance(32)
     clock.after(0.001)
     pace.advance(32)
@@ -97,7 +97,7 @@ def test_batches_a_millisecond_apart_are_no_rate(clock: Clock) -> None:
 
 
 def test_slow_units_have_a_rate_and_one_that_hangs_slows_it(clock: Clock) -> None:
-    pace = Pace(10, "chains", clock)
+    pace = RateEstimator(10, "chains", clock)
     for _ in range(5):
         pace.advance(1)
         clock.after(100)
@@ -110,7 +110,7 @@ def test_slow_units_have_a_rate_and_one_that_hangs_slows_it(clock: Clock) -> Non
 
 
 def test_small_tensors_do_not_tell_how_long_a_table_takes(clock: Clock) -> None:
-    pace = Pace(17_600_000, "B", clock)
+    pace = RateEstimator(17_600_000, "B", clock)
     for _ in range(20):
         pace.advance(5_000)
         clock.after(0.01)
@@ -119,7 +119,7 @@ def test_small_tensors_do_not_tell_how_long_a_table_takes(clock: Clock) -> None:
 
 
 def test_a_fast_loop_keeps_few_marks_and_its_rate(clock: Clock) -> None:
-    pace = Pace(10**6, "rows", clock)
+    pace = RateEstimator(10**6, "rows", clock)
     for _ in range(100_000):
         clock.after(0.001)
         pace.advance(5)
@@ -242,14 +242,14 @@ def test_a_child_shows_its_tasks_within_its_parents(
     sent: list[str] = []
     shown: list[str] = []
     with progress.task("compress"), progress.task("checking the written files"):
-        with Listener(progress) as listener:
+        with ProgressReceiver(progress) as listener:
 
             def send(line: str) -> None:
                 sent.append(line)
                 listener.take(json.loads(line)["progress"])
                 shown.append(": ".join(progress.status()[:2]))
 
-            with Teller(send, clock).task("held-out texts", 100, "texts") as advance:
+            with ProgressSender(send, clock).task("held-out texts", 100, "texts") as advance:
                 for _ in range(100):
                     advance(1)
                     clock.after(0.0625)
@@ -261,7 +261,7 @@ def test_a_child_shows_its_tasks_within_its_parents(
 
 def test_a_child_that_dies_leaves_no_task_open(clock: Clock) -> None:
     progress = Progress(clock=clock, timed=False)
-    with progress.task("compress"), Listener(progress) as listener:
+    with progress.task("compress"), ProgressReceiver(progress) as listener:
         listener.take(["begin", "held-out texts", 5, "texts"])
         listener.take(["advance", "a line that is none of ours"])
         assert progress.status()[0] == "held-out texts"
@@ -291,7 +291,7 @@ def test_what_a_library_prints_is_no_answer(
     told: dict[str, Any] = check_process.ask({}, host, "the name", Progress(0))
     assert told == {"measures": "the name"}
     script.write_text("raise SystemExit('it is broken')")
-    with pytest.raises(check_process.Failed, match="it is broken"):
+    with pytest.raises(check_process.RunFailed, match="it is broken"):
         check_process.ask({}, host, "the name", Progress(0))
 
 

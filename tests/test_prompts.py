@@ -19,9 +19,9 @@ from emb_tool.distill.setup import Setup
 from emb_tool.distill.teachers import open_teacher
 from emb_tool.encode.job import EncodeJob
 from emb_tool.encode.run import encode
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.evaluate.job import EvalJob
-from emb_tool.evaluate.model_pair import Embedder, Pair
+from emb_tool.evaluate.model_pair import CachedEncoder, ModelPair
 from emb_tool.evaluate.run import evaluate
 from emb_tool.evaluate.task import parse_task
 from emb_tool.model.encoder import Encoder
@@ -162,7 +162,7 @@ def test_encode(model: Path, runtime: Runtime, sentences: list[str], tmp_path: P
 def test_eval(model: Path, runtime: Runtime, sentences: list[str], tmp_path: Path) -> None:
     texts, there = sentences[:9], library(model)
     whole = _opened(model)
-    pair = Pair(Embedder(whole.route("query")), Embedder(whole.route("document")))
+    pair = ModelPair(CachedEncoder(whole.route("query")), CachedEncoder(whole.route("document")))
     (tmp_path / "qrels").mkdir()
     rows = [{"_id": f"d{i}", "text": text} for i, text in enumerate(texts)]
     for name in ("corpus", "queries"):
@@ -241,7 +241,7 @@ def test_names_that_nobody_knows(tiny_bert: Path, tmp_path: Path) -> None:
     }  # fmt: skip
 
     def refused(message: str, **fields: Any) -> None:
-        with pytest.raises(Refused, match=message):
+        with pytest.raises(InvalidInput, match=message):
             Setup(DistillJob(**settings, **fields), Progress(0))._check_prompts()
 
     refused("has no prompt named 'qery'", teacher=str(tiny_bert), prompt_name="qery")
@@ -252,7 +252,7 @@ def test_names_that_nobody_knows(tiny_bert: Path, tmp_path: Path) -> None:
     refused(
         "two prompts of --texts", teacher=str(tiny_bert), prompt_name="query", document_prompt=": "
     )
-    with pytest.raises(Refused, match="no prompt named 'qery'"):
+    with pytest.raises(InvalidInput, match="no prompt named 'qery'"):
         evaluate(
             EvalJob(models=(str(tiny_bert),), task=(f"agreement:{source}",), prompt_name="qery",
                     reference=str(tiny_bert)), Runtime.start("cpu"),
@@ -263,7 +263,7 @@ def test_a_router_without_a_route_for_a_task_is_refused(tiny_bert: Path) -> None
     encoder = _opened(tiny_bert)
     router = SimpleNamespace(route_mappings={}, sub_modules={"code": []}, default_route="code")
     assert encoder._route_of(router, None) == "code"
-    with pytest.raises(Refused, match="no route for the task 'query', but code"):
+    with pytest.raises(InvalidInput, match="no route for the task 'query', but code"):
         encoder._route_of(router, "query")  # the default route is that of texts without a task
     router.route_mappings = {("query", None): "code"}
     assert encoder._route_of(router, "query") == "code"
@@ -276,7 +276,7 @@ def test_tasks_of_long_texts_take_the_prompts_of_a_job(tiny_bert: Path, tmp_path
     encoder = _opened(folder)
     for name in ("passkey", "needle"):
         task = parse_task(f"{name}:lengths=32,queries=3,query_prompt=none,document_prompt=passage")
-        pair = Pair(Embedder(encoder), Embedder(encoder))
+        pair = ModelPair(CachedEncoder(encoder), CachedEncoder(encoder))
         task.score(pair)
         assert {prompt for prompt, _ in pair.query._known} == {""}
         assert {prompt for prompt, _ in pair.document._known} == {"text : "}

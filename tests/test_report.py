@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from emb_tool import config
-from emb_tool.formatting import public
+from emb_tool.formatting import redact
 from emb_tool.report import Measure, Report, Table
 from emb_tool.reporting import charts
 from emb_tool.reporting.charts import Axis, Point
@@ -229,7 +229,7 @@ def test_frontier_and_axes() -> None:
     assert axis(0.5) == pytest.approx(50)
     assert Axis.of([5, 5], 0, 1).low < 5 < Axis.of([5, 5], 0, 1).high
     assert charts.lines({"x": [(0, float("nan")), (1, 2.0)]}, "texts") == ""
-    assert charts.number(1_200_000) == "1.2 M"
+    assert charts.tick_label(1_200_000) == "1.2 M"
 
 
 # -- what may be published ------------------------------------------------------------------------
@@ -249,8 +249,8 @@ def test_frontier_and_axes() -> None:
     ],
 )
 def test_paths_and_secrets_are_left_out(private: str, shown: str) -> None:
-    assert public(private) == shown
-    assert public({"a": [private]}) == {"a": [shown]}
+    assert redact(private) == shown
+    assert redact({"a": [private]}) == {"a": [shown]}
 
 
 def test_the_command_line_is_the_one_that_gives_the_job() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from emb_tool import config, registry
 from emb_tool.engine import run, runner_class
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.progress import Progress
 from emb_tool.runner import Options
 from emb_tool.runtime.host import Host
@@ -36,7 +36,7 @@ class CopyJob(Job):
 RUN = """
 import shutil
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.plan import Plan, Step
 from emb_tool.runner import CheckpointRunner
 from emb_tool.runtime.host import Host
@@ -102,7 +102,7 @@ def test_a_made_up_verb_is_run(tmp_path: Path, tiny_bert: Path) -> None:
     assert {"report.json", "provenance.json", "recipe.yaml", "README.md"} <= {
         path.name for path in out.iterdir()
     }
-    with pytest.raises(Refused, match="not empty"):
+    with pytest.raises(InvalidInput, match="not empty"):
         run(job, quiet)
     again = run(job, Options(resume=True, progress=Progress(0)))
     assert again.facts["copied"]
@@ -114,7 +114,7 @@ def test_what_works_in_one_process_is_refused_in_several(
 ) -> None:
     job = config.resolve("copy", flags={"model": "m", "output": str(tmp_path / "out")})
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(Refused, match="copy works in one process"):
+    with pytest.raises(InvalidInput, match="copy works in one process"):
         run(job, Options(progress=Progress(0)))
 
 

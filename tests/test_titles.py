@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from emb_tool.cli.output import fitted
+from emb_tool.cli.output import fit_title
 from emb_tool.evaluate.task import parse_tasks
-from emb_tool.formatting import public
+from emb_tool.formatting import redact
 from tests.conftest import CliResult
 from tests.merge.test_merge import sibling
 from tests.runs import check_here
@@ -30,15 +30,15 @@ DEEP = "/home/someone/" + "a-folder-with-a-long-name/" * 4
 def test_a_title_that_is_wider_than_the_terminal_has_the_ends_of_its_paths(
     title: str, shown: str
 ) -> None:
-    assert fitted(title, 80) == shown
-    assert fitted(title, len(title)) == title
+    assert fit_title(title, 80) == shown
+    assert fit_title(title, len(title)) == title
 
 
 def test_tasks_of_one_name_are_told_apart_by_folders_that_a_page_may_show() -> None:
     tasks = parse_tasks([f"sts:{DEEP}x/dev.tsv", f"sts:{DEEP}y/dev.tsv", "sts:/other/test.tsv"])
     labels = [task.label for task in tasks]
     assert labels == ["sts:x/dev.tsv", "sts:y/dev.tsv", "sts:test"]
-    assert [public(label) for label in labels] == labels
+    assert [redact(label) for label in labels] == labels
 
 
 def test_tasks_of_one_file_are_told_apart_by_their_settings() -> None:

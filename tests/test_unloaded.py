@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.errors import Failed, Refused
+from emb_tool.errors import InvalidInput, RunFailed
 from emb_tool.evaluate.check import check
-from emb_tool.evaluate.model_pair import Pair
+from emb_tool.evaluate.model_pair import ModelPair
 from emb_tool.evaluate.task import parse_task
 from emb_tool.model import loaded_weights
 from emb_tool.model.encoder import Encoder
@@ -323,16 +323,18 @@ def test_inspect_says_what_it_looked_at(tiny_bert: Path, run_cli: Cli) -> None:
 def test_shards(tiny_bert: Path, tmp_path: Path) -> None:
     lost = sharded(tiny_bert, tmp_path / "lost")
     (lost / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(Refused, match=r"names model-00002-of-00003\.safetensors, which does not"):
+    with pytest.raises(
+        InvalidInput, match=r"names model-00002-of-00003\.safetensors, which does not"
+    ):
         Checkpoint.open(lost)
     short = sharded(tiny_bert, tmp_path / "short", named=2)
-    with pytest.raises(Refused, match=r"does not name model-00003-of-00003\.safetensors"):
+    with pytest.raises(InvalidInput, match=r"does not name model-00003-of-00003\.safetensors"):
         Checkpoint.open(short)
     twice = sharded(tiny_bert, tmp_path / "twice")
     first, second = (twice / f"model-0000{i}-of-00003.safetensors" for i in (1, 2))
     state = load_file(first)
     save_file(load_file(second) | dict(list(state.items())[:1]), second, {"format": "pt"})
-    with pytest.raises(Refused, match="is in both model-00001-of"):
+    with pytest.raises(InvalidInput, match="is in both model-00001-of"):
         Checkpoint.open(twice)
 
 
@@ -350,17 +352,17 @@ def test_a_dense(change: Any, said: str, with_dense: Path, tmp_path: Path) -> No
     model = changed(with_dense, tmp_path / "model", change or dict, f"2_Dense/{FILE}")
     if change is None:
         (model / "2_Dense" / FILE).unlink()
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInput, match=said):
         Checkpoint.open(model)
     assert re.search(said, inspect(str(model)).facts["faults"][0]["message"])
 
 
 def test_a_table(tiny_static: Path, tmp_path: Path) -> None:
     model = changed(tiny_static, tmp_path / "other", lambda s: {"table": s["embedding.weight"]})
-    with pytest.raises(Refused, match=r"no table under the names .*; it holds 1 \(table\)"):
+    with pytest.raises(InvalidInput, match=r"no table under the names .*; it holds 1 \(table\)"):
         Checkpoint.open(model)
     model = changed(tiny_static, tmp_path / "more", lambda s: s | {"scale": torch.ones(1)})
-    with pytest.raises(Refused, match=r"tensors that nothing uses: 1 \(scale\)"):
+    with pytest.raises(InvalidInput, match=r"tensors that nothing uses: 1 \(scale\)"):
         Checkpoint.open(model)
 
 
@@ -405,12 +407,14 @@ def test_a_class_with_a_head(head: Any, tiny_bert: Path, tmp_path: Path) -> None
 def test_a_pooler_or_head_that_is_read_must_be_there(tiny_bert: Path) -> None:
     model, report = BertModel.from_pretrained(tiny_bert, output_loading_info=True)
     for name, read in (("pooler.dense.weight", "pooler"), ("lm_head.weight", "head")):
-        loaded = loaded_weights.Loaded(model, {**report, "missing_keys": {name}})
+        loaded = loaded_weights.LoadingReport(model, {**report, "missing_keys": {name}})
         loaded_weights.refuse_unloaded(loaded, "model")
-        with pytest.raises(Refused, match=rf"would be random: 1 \({re.escape(name)}\)"):
+        with pytest.raises(InvalidInput, match=rf"would be random: 1 \({re.escape(name)}\)"):
             loaded_weights.refuse_unloaded(loaded, "model", **{read: True})
-    loaded = loaded_weights.Loaded(model, {**report, "mismatched_keys": {(NORM, (32,), (8,))}})
-    with pytest.raises(Refused, match=rf"would be random: 1 \({re.escape(NORM)}\)"):
+    loaded = loaded_weights.LoadingReport(
+        model, {**report, "mismatched_keys": {(NORM, (32,), (8,))}}
+    )
+    with pytest.raises(InvalidInput, match=rf"would be random: 1 \({re.escape(NORM)}\)"):
         loaded_weights.refuse_unloaded(loaded, "model")
 
 
@@ -418,9 +422,11 @@ def test_perplexity_needs_the_head(tiny_decoder: Path, tmp_path: Path, texts: st
     model = Path(shutil.copytree(tiny_decoder, tmp_path / "model"))
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
-    pair = Pair.of(Encoder.open(model, Runtime.start("cpu", "fp32")), "model")  # has no use for it
+    pair = ModelPair.of(
+        Encoder.open(model, Runtime.start("cpu", "fp32")), "model"
+    )  # has no use for it
     task = parse_task(f"perplexity:{texts},lengths=32,tokens=64")
-    with pytest.raises(Refused, match=r"would be random: 1 \(lm_head\.weight\)"):
+    with pytest.raises(InvalidInput, match=r"would be random: 1 \(lm_head\.weight\)"):
         task.score(pair)
 
 
@@ -459,7 +465,7 @@ def test_the_check_refuses_an_output_that_lacks_tensors(
     assert report.value("cosine mean") == pytest.approx(1, abs=1e-6)
     for number, lost in enumerate((re.escape(NORM), "word_embeddings")):
         written = changed(tiny_bert, tmp_path / f"written{number}", without(lost))
-        with pytest.raises(Refused, match=r"missing|would be random"):
+        with pytest.raises(InvalidInput, match=r"missing|would be random"):
             check({**asked, "folder": str(written)}, Progress(0))
 
 
@@ -473,7 +479,7 @@ def test_the_check_cannot_agree_with_itself_on_random_numbers(
     torch.manual_seed(0)
     asked = request(tiny_bert, tmp_path / "state", sentences)
     torch.manual_seed(0)
-    with pytest.raises(Failed, match="not finite"):
+    with pytest.raises(RunFailed, match="not finite"):
         check({**asked, "folder": str(written)}, Progress(0))
 
 
@@ -486,7 +492,7 @@ def test_a_model_without_a_report_fails(tiny_bert: Path, monkeypatch: pytest.Mon
         yield []
 
     monkeypatch.setattr("emb_tool.model.loading.loading_reports", silent)
-    with pytest.raises(Failed, match="gave no report of which weights it loaded"):
+    with pytest.raises(RunFailed, match="gave no report of which weights it loaded"):
         load(Checkpoint.open(tiny_bert), torch.device("cpu"), None)
 
 

@@ -39,7 +39,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from emb_tool.config import MethodJob
-from emb_tool.fields import DATA, REQUIRED, Show
+from emb_tool.fields import DATA, REQUIRED, FlagInfo
 
 
 class CountJob(MethodJob):
@@ -49,12 +49,12 @@ class CountJob(MethodJob):
     default_method: ClassVar[str | None] = "spaces"
     positional: ClassVar[tuple[str, ...]] = ("texts",)
 
-    texts: Annotated[str, Field(description="texts to count"), Show(REQUIRED, "TEXTS")]
+    texts: Annotated[str, Field(description="texts to count"), FlagInfo(REQUIRED, "TEXTS")]
     by: Annotated[
-        Literal["length", "letter"], Field(description="what to group by"), Show(DATA)
+        Literal["length", "letter"], Field(description="what to group by"), FlagInfo(DATA)
     ] = "length"
     leave_out: Annotated[
-        tuple[str, ...], Field(description="words not to count"), Show(DATA, "WORD")
+        tuple[str, ...], Field(description="words not to count"), FlagInfo(DATA, "WORD")
     ] = ()
 '''
 

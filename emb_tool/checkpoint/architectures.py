@@ -21,7 +21,7 @@ class Architecture(NamedTuple):
 
     base: str
     stack: str | None
-    alike: bool = True
+    collective_error: bool = True
 
 
 _BERT = "encoder.layer"
@@ -45,12 +45,12 @@ ARCHITECTURES = {
     "deberta-v2": Architecture("deberta", _BERT),
     "distilbert": Architecture("distilbert", "transformer.layer"),
     "albert": Architecture("albert", None),
-    "nomic_bert": Architecture("nomic_bert", "layers", alike=False),
-    "modernbert": Architecture("model", "layers", alike=False),
+    "nomic_bert": Architecture("nomic_bert", "layers", collective_error=False),
+    "modernbert": Architecture("model", "layers", collective_error=False),
     "gte": Architecture("gte", "layers"),
     "eurobert": Architecture("model", "layers"),
-    "t5": Architecture("transformer", "encoder.block", alike=False),
-    "mt5": Architecture("transformer", "encoder.block", alike=False),
+    "t5": Architecture("transformer", "encoder.block", collective_error=False),
+    "mt5": Architecture("transformer", "encoder.block", collective_error=False),
     "gpt2": Architecture("transformer", "h"),
     "bloom": Architecture("transformer", "h"),
     "gpt_neox": Architecture("gpt_neox", "layers"),

@@ -14,16 +14,18 @@ from typing import Any, NamedTuple
 
 from emb_tool.checkpoint.architectures import ARCHITECTURES
 from emb_tool.checkpoint.files import join
-from emb_tool.checkpoint.modules import ModuleSpec, stated_layers
+from emb_tool.checkpoint.modules import ModuleSpec, layer_count
 from emb_tool.checkpoint.quantization import PACKED, packed_modules, unpacked
 from emb_tool.checkpoint.weight_files import Weights
 from emb_tool.checkpoint.wrappers import known_wrappers, wrapper_of
 from emb_tool.plan import TensorSpec
 
-SHOWN = 3
+MAX_NAMES = 3
 """Names in a message."""
 
-WHOLE_AGAIN = "download the checkpoint again, or take the config.json that belongs to these weights"
+DOWNLOAD_AGAIN = (
+    "download the checkpoint again, or take the config.json that belongs to these weights"
+)
 
 COMPUTED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|attn\.bias|masked_bias)$")
 """Buffers that a model's class computes; older versions of transformers stored them."""
@@ -59,13 +61,13 @@ class Fault(NamedTuple):
     hint: str
 
 
-def named(names: Collection[str]) -> str:
+def summarize_names(names: Collection[str]) -> str:
     """The number of names, and the first few of them."""
-    shown = ", ".join(sorted(names)[:SHOWN])
-    return f"{len(names):,} ({shown}{', ...' if len(names) > SHOWN else ''})"
+    shown = ", ".join(sorted(names)[:MAX_NAMES])
+    return f"{len(names):,} ({shown}{', ...' if len(names) > MAX_NAMES else ''})"
 
 
-def modern(name: str) -> str:
+def current_name(name: str) -> str:
     """A tensor's name as it is written today: norms were once called gamma and beta."""
     old = next((old for old in _OLD if name.endswith(old)), None)
     return name.removesuffix(old) + _OLD[old] if old else name
@@ -91,7 +93,7 @@ def find_faults(
         if module.kind in _WEIGHTLESS and module.path and part.files:
             yield Fault(
                 f"{module.path}: {module.kind} has no weights, but the folder holds tensors:"
-                f" {named(part.tensors)}",
+                f" {summarize_names(part.tensors)}",
                 "restore the original modules.json",
             )
         if module.kind not in _WEIGHTED:
@@ -128,7 +130,7 @@ def _wrappers(part: Weights, config: Mapping[str, Any], kind: str) -> Iterator[F
             others = [name for name in part.tensors if not name.startswith(prefix)]
             yield Fault(
                 f"the names of {len(inside):,} of {len(part.tensors):,} tensors begin with"
-                f" {prefix!r} ({made}), the others do not: {named(others)}",
+                f" {prefix!r} ({made}), the others do not: {summarize_names(others)}",
                 "save the inner model with save_pretrained",
             )
 
@@ -139,8 +141,9 @@ def _packed(tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Ite
     missing = [m for m in packed if not any(name.startswith(f"{m}.") for name in tensors)]
     if missing:
         yield Fault(
-            f"config.json lists packed modules that the files have no tensor of: {named(missing)}",
-            WHOLE_AGAIN,
+            "config.json lists packed modules that the files have no tensor of:"
+            f" {summarize_names(missing)}",
+            DOWNLOAD_AGAIN,
         )
 
 
@@ -151,15 +154,17 @@ def _transformer(tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]) -
     if architecture is None:
         return
     if unmerged := [name for name in tensors if ADAPTER.search(name)]:
-        yield Fault(f"the files hold an adapter that was not merged: {named(unmerged)}", UNMERGED)
+        yield Fault(
+            f"the files hold an adapter that was not merged: {summarize_names(unmerged)}", UNMERGED
+        )
         return
-    count = stated_layers(config)
+    count = layer_count(config)
     if architecture.stack is not None and count:
         layers = _layers(unpacked(config, tensors), architecture.stack)
         quantization = config.get("quantization_config") or {}
         foreign = quantization.get("quant_method", PACKED) != PACKED
         yield from _stack(layers, count)
-        if architecture.alike and not (foreign or config.get("pruned_heads")):
+        if architecture.collective_error and not (foreign or config.get("pruned_heads")):
             yield from _unlike(layers)
 
 
@@ -172,7 +177,7 @@ def _layers(
     for name, spec in tensors.items():
         match = pattern.fullmatch(name)
         if match and not COMPUTED.search(name):
-            layers.setdefault(int(match[1]), {})[modern(match[2])] = (name, spec.shape)
+            layers.setdefault(int(match[1]), {})[current_name(match[2])] = (name, spec.shape)
     return layers
 
 
@@ -181,17 +186,17 @@ def _stack(layers: Mapping[int, Mapping[str, Any]], count: int) -> Iterator[Faul
     if not layers:  # under other names, which transformers may know: its report will show
         return
     if missing := [number for number in range(count) if number not in layers]:
-        shown = ", ".join(map(str, missing[:SHOWN])) + (", ..." if missing[SHOWN:] else "")
+        shown = ", ".join(map(str, missing[:MAX_NAMES])) + (", ..." if missing[MAX_NAMES:] else "")
         yield Fault(
             f"config.json states {count} layers, of {len(missing)} of them the files have no"
             f" tensor: {shown}",
-            WHOLE_AGAIN,
+            DOWNLOAD_AGAIN,
         )
     extra = [name for n, layer in layers.items() if n >= count for name, _ in layer.values()]
     if extra:
         yield Fault(
             f"config.json states {count} layers, the files hold {len(layers)}; nothing would use"
-            f" {named(extra)}",
+            f" {summarize_names(extra)}",
             "take the config.json that belongs to these weights; to drop layers: embtool compress"
             " -m layers",
         )
@@ -213,9 +218,12 @@ def _unlike(layers: Mapping[int, Mapping[str, tuple[str, tuple[int, ...]]]]) -> 
         if suffix in layer and 2 * count < len(layers)
     ]
     if lacking:
-        yield Fault(f"tensors that other layers have are missing: {named(lacking)}", WHOLE_AGAIN)
+        yield Fault(
+            f"tensors that other layers have are missing: {summarize_names(lacking)}",
+            DOWNLOAD_AGAIN,
+        )
     if extra:
-        yield Fault(f"tensors that no other layer has: {named(extra)}", WHOLE_AGAIN)
+        yield Fault(f"tensors that no other layer has: {summarize_names(extra)}", DOWNLOAD_AGAIN)
     for suffix in owners:
         shapes = {
             layer[suffix][1]: layer[suffix][0] for layer in layers.values() if suffix in layer
@@ -224,7 +232,7 @@ def _unlike(layers: Mapping[int, Mapping[str, tuple[str, tuple[int, ...]]]]) -> 
             (one, first), (two, second) = list(shapes.items())[:2]
             yield Fault(
                 f"layers differ in shape: {first} is {list(one)}, {second} is {list(two)}",
-                WHOLE_AGAIN,
+                DOWNLOAD_AGAIN,
             )
             return
 
@@ -241,12 +249,13 @@ def _static(
     if table is None:
         yield Fault(
             f"{where}: no table under the names embedding.weight or embeddings; it holds"
-            f" {named(names)}",
+            f" {summarize_names(names)}",
             "rename the table, or restore the original file",
         )
     elif rest := names - table - (_STATIC_TOO if table == _STATIC[1] else set()):
         yield Fault(
-            f"{where}: tensors that nothing uses: {named(rest)}", "restore the original file"
+            f"{where}: tensors that nothing uses: {summarize_names(rest)}",
+            "restore the original file",
         )
 
 
@@ -266,14 +275,16 @@ def _shapes(module: ModuleSpec, where: str, tensors: Mapping[str, TensorSpec]) -
     else:
         return
     if missing := wanted.keys() - tensors.keys():
-        yield Fault(f"{where}: {module.kind} lacks tensors: {named(missing)}", WHOLE_AGAIN)
+        yield Fault(
+            f"{where}: {module.kind} lacks tensors: {summarize_names(missing)}", DOWNLOAD_AGAIN
+        )
     extra = [
         name for name in tensors
         if name not in wanted and not (optional and name.startswith(optional))
     ]  # fmt: skip
     if extra:
         yield Fault(
-            f"{where}: {module.kind} has no use for tensors of the file: {named(extra)}",
+            f"{where}: {module.kind} has no use for tensors of the file: {summarize_names(extra)}",
             "restore the module's original config.json and weights",
         )
     for name in wanted.keys() & tensors.keys():
@@ -285,7 +296,7 @@ def _shapes(module: ModuleSpec, where: str, tensors: Mapping[str, TensorSpec]) -
             )
 
 
-def strip(
+def strip_wrappers(
     modules: Iterable[ModuleSpec],
     weights: Mapping[str, Weights],
     configs: Mapping[str, Mapping[str, Any]],

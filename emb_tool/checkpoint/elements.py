@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from emb_tool.checkpoint.header import read_header
-from emb_tool.errors import Failed
+from emb_tool.errors import RunFailed
 from emb_tool.plan import TensorSpec
 
 STORED = {
@@ -29,7 +29,7 @@ _INFINITY = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F80_0000, "F64": 0x7FF0 <<
 """Bits of the number; those of NaNs are higher, as whole numbers."""
 
 
-def widest(dtypes: set[str]) -> str:
+def promote_dtypes(dtypes: set[str]) -> str:
     """The narrowest float dtype that holds every value of all of these exactly."""
     if dtypes == {"F16", "BF16"}:
         return "F32"
@@ -54,7 +54,7 @@ class FileTensor:
         """Elements [start, stop) as stored, (stop - start,).
 
         Raises:
-            Failed: The file has become shorter since its header was read.
+            RunFailed: The file has become shorter since its header was read.
         """
         stored = np.dtype(STORED[self.spec.dtype])
         out = np.empty(stop - start, stored)
@@ -63,7 +63,9 @@ class FileTensor:
         while view:
             count = os.preadv(self._handle, [view], position)
             if count == 0:
-                raise Failed(f"{self.path}: the file ends early", "it was changed while being read")
+                raise RunFailed(
+                    f"{self.path}: the file ends early", "it was changed while being read"
+                )
             view, position = view[count:], position + count
         return out
 
@@ -72,7 +74,7 @@ class FileTensor:
         return to_float64(self.raw(start, stop), self.spec.dtype)
 
 
-class Files:
+class OpenFiles:
     """The open weight files of one folder or bare file: tensors by name."""
 
     def __init__(self) -> None:

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from emb_tool.checkpoint.validate_config import check_stated
-from emb_tool.errors import Refused
+from emb_tool.checkpoint.validate_config import validate_config
+from emb_tool.errors import InvalidInput
 
 MAX_JSON = 10_000_000
 """Bytes; the largest config that any published checkpoint carries is far below."""
@@ -38,13 +38,14 @@ def inside(root: Path, relative: str) -> Path:
     repository, so for those the repository's cache folder is the bound.
 
     Raises:
-        Refused: The path is absolute, climbs with `..`, or is a link that leaves the checkpoint.
+        InvalidInput: The path is absolute, climbs with `..`, or is a link that leaves the
+            checkpoint.
     """
     pure = PurePosixPath(relative.replace("\\", "/"))
     odd = not relative.isprintable() or len(relative) > MAX_PATH
     odd = odd or any(len(part.encode()) > MAX_NAME for part in pure.parts)
     if odd or pure.is_absolute() or ".." in pure.parts or PureWindowsPath(relative).drive:
-        raise Refused(
+        raise InvalidInput(
             f"{root}: the path {relative[:200]!r} leaves the checkpoint's folder, or is none",
             "a checkpoint names only files of its own; do not use this one, or mend its JSON files",
         )
@@ -53,7 +54,7 @@ def inside(root: Path, relative: str) -> Path:
     if bound.parent.name == "snapshots" and (bound.parent.parent / "blobs").is_dir():
         bound = bound.parent.parent
     if not path.resolve().is_relative_to(bound):
-        raise Refused(
+        raise InvalidInput(
             f"{path} is a link to {path.resolve()}, outside the checkpoint's folder",
             "put the file itself in its place",
         )
@@ -64,12 +65,12 @@ def read_json(root: Path, relative: str, *, limit: int = MAX_JSON) -> dict[str, 
     """A JSON object of the checkpoint, or None if there is no such file.
 
     Raises:
-        Refused: Too large, not UTF-8, not JSON, nested too deeply, not an object, or stating what
-            cannot be (`checkpoint.stated`).
+        InvalidInput: Too large, not UTF-8, not JSON, nested too deeply, not an object, or stating
+            what cannot be (`checkpoint.stated`).
     """
     value: dict[str, Any] | None = _read_json(root, relative, limit, dict, "object")
     if value is not None:
-        check_stated(root / relative, value)
+        validate_config(root / relative, value)
     return value
 
 
@@ -77,7 +78,7 @@ def read_json_list(root: Path, relative: str) -> list[Any] | None:
     """A JSON list of the checkpoint, or None if there is no such file.
 
     Raises:
-        Refused: As `read_json`.
+        InvalidInput: As `read_json`.
     """
     value: list[Any] | None = _read_json(root, relative, MAX_JSON, list, "list")
     return value
@@ -89,7 +90,7 @@ def _read_json(root: Path, relative: str, limit: int, kind: type, called: str) -
         return None
     size = path.stat().st_size
     if size > limit:
-        raise Refused(
+        raise InvalidInput(
             f"{path} has {size:,} bytes; at most {limit:,} are read", "this is no model config"
         )
     try:
@@ -98,21 +99,25 @@ def _read_json(root: Path, relative: str, limit: int, kind: type, called: str) -
         if _SURROGATE.search(text):  # halves of a character can be escaped, and never written
             json.dumps(value, ensure_ascii=False).encode()
     except OSError as error:
-        raise Refused(f"{path}: cannot be read ({error.strerror})", "check its rights") from None
+        raise InvalidInput(
+            f"{path}: cannot be read ({error.strerror})", "check its rights"
+        ) from None
     except UnicodeEncodeError:
-        raise Refused(f"{path}: halves of a character in it", "restore the original") from None
+        raise InvalidInput(f"{path}: halves of a character in it", "restore the original") from None
     except UnicodeDecodeError as error:
-        raise Refused(f"{path}: not UTF-8 at byte {error.start}", "restore the original") from None
+        raise InvalidInput(
+            f"{path}: not UTF-8 at byte {error.start}", "restore the original"
+        ) from None
     except json.JSONDecodeError as error:
-        raise Refused(
+        raise InvalidInput(
             f"{path}:{error.lineno}: not JSON ({error.msg})", "restore the original file"
         ) from None
     except (RecursionError, ValueError):
-        raise Refused(
+        raise InvalidInput(
             f"{path}: JSON nested too deeply or with absurd numbers", "restore the original file"
         ) from None
     if not isinstance(value, kind):  # null, too: the file is there
-        raise Refused(f"{path}: a JSON {called} is expected", "restore the original file")
+        raise InvalidInput(f"{path}: a JSON {called} is expected", "restore the original file")
     return value
 
 

@@ -72,7 +72,7 @@ _FORMATS = {
 _DATA = (".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".npy", ".gz", ".zst")
 
 
-def other_kind(folder: Path) -> Kind | None:
+def unsupported_kind(folder: Path) -> Kind | None:
     """Which other kind of model a folder's JSON files say that it is; None if they do not.
 
     Args:

@@ -18,13 +18,13 @@ from emb_tool.checkpoint.modules import (
     ModuleSpec,
     class_name,
     hidden_size,
-    normalises,
+    normalizes,
     read_modules,
     read_pooling,
     text_output,
 )
 from emb_tool.checkpoint.quantization import packed_modules, unpacked
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.plan import TensorSpec
 
 _TEXT_ONLY = {
@@ -36,7 +36,7 @@ _TEXT_ONLY = {
 }  # fmt: skip
 """What a Transformer config without these keys means."""
 
-OURS = "sentence_transformers.embtool."
+SUPPORTED_MODULES = "sentence_transformers.embtool."
 """How types of modules begin that `emb_tool.hub` brings (`emb_tool.windows`)."""
 
 POSITION_TABLE = re.compile(r"(^|\.)(position_embeddings|wpe|embed_positions)\.weight$")
@@ -122,7 +122,7 @@ def read_layout(
         notes: As for `read_modules`.
 
     Raises:
-        Refused: As `read_modules`; also an unknown pooling.
+        InvalidInput: As `read_modules`; also an unknown pooling.
     """
     modules, routes = read_modules(folder, notes)
     layout = Layout(modules=modules, routes=routes)
@@ -146,7 +146,7 @@ def read_layout(
         pooling=() if static else pooling,
         include_prompt=bool(pooling_config.get("include_prompt", True)),
         dim=truncate if cut else full,
-        normalises=bool(shaping) and normalises(shaping[-1]) and not cut,
+        normalises=bool(shaping) and normalizes(shaping[-1]) and not cut,
         family="static" if static else _family(config, pooling),
         truncate_dim=truncate if cut else None,
     )
@@ -179,7 +179,7 @@ def _width(
 
 def needs_hub(config: Mapping[str, Any], layout: Layout) -> bool:
     """Whether stock libraries need `emb_tool.hub` to open a checkpoint."""
-    ours = any(module.type.startswith(OURS) for module in layout.modules)
+    ours = any(module.type.startswith(SUPPORTED_MODULES) for module in layout.modules)
     return ours or "embtool_attention" in config or bool(packed_modules(config))
 
 
@@ -237,7 +237,9 @@ def _max_length(
     rows = position_rows(tensors)
     positions = None if rows is None else rows - first_position(config)
     if isinstance(stated, int) and stated > 0:
-        windows = chain[0].type.startswith(OURS)  # no position beyond a window's is asked for
+        windows = chain[0].type.startswith(
+            SUPPORTED_MODULES
+        )  # no position beyond a window's is asked for
         limits = (stated, None if windows else positions)
     else:
         tokenizer = read_json(folder, join(main, "tokenizer_config.json")) or {}
@@ -275,15 +277,17 @@ def write_layout(folder: Path, layout: Layout) -> Layout:
         The layout as written.
 
     Raises:
-        Refused: A Router: its routes are checkpoints of their own.
+        InvalidInput: A Router: its routes are checkpoints of their own.
     """
     if layout.routes:
-        raise Refused("a Router's layout is not rewritten", "name the folder of one of its routes")
+        raise InvalidInput(
+            "a Router's layout is not rewritten", "name the folder of one of its routes"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for index, module in enumerate(layout.modules):
         path = "" if index == 0 else f"{index}_{module.kind}"
-        ours = module.type.startswith(OURS)
+        ours = module.type.startswith(SUPPORTED_MODULES)
         type_ = module.type if ours else f"sentence_transformers.models.{module.kind}"
         config = _legacy_config(module, layout)
         written.append(ModuleSpec(module.kind, path, config, type_))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 if TYPE_CHECKING:
     from emb_tool.checkpoint.layout import Layout
@@ -20,7 +20,7 @@ def check_max_length(tokens: int | None, layout: Layout, model: str) -> None:
     """
     limit = layout.max_length
     if tokens and limit and tokens > limit:
-        raise Refused(
+        raise InvalidInput(
             f"--max-length {tokens}: {model} reads {limit} tokens at most",
             f"use --max-length {limit}, or lengthen the model first (embtool extend-context)",
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from emb_tool.checkpoint.header import TORCH_NAMES, read_header
+from emb_tool.checkpoint.header import TORCH_DTYPES, read_header
 
 
 def map_tensor(path: Path, name: str) -> torch.Tensor:
@@ -21,7 +21,7 @@ def map_tensor(path: Path, name: str) -> torch.Tensor:
     header = read_header(path)
     spec = header.tensors[name]
     begin = header.data_start + header.offsets[name][0]
-    return map_file(path, spec.shape, getattr(torch, TORCH_NAMES[spec.dtype]), begin)
+    return map_file(path, spec.shape, getattr(torch, TORCH_DTYPES[spec.dtype]), begin)
 
 
 def map_file(
@@ -42,7 +42,7 @@ def map_file(
     return tensor
 
 
-def release(tensor: torch.Tensor) -> None:
+def release_pages(tensor: torch.Tensor) -> None:
     """Let go the pages of a mapped tensor (they are read again when touched); else nothing."""
     held: Any = getattr(tensor, "mapping", None)
     if held is not None and hasattr(mmap, "MADV_DONTNEED"):

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from emb_tool.checkpoint.third_party_errors import refusing
-from emb_tool.errors import Refused
+from emb_tool.checkpoint.third_party_errors import translate_errors
+from emb_tool.errors import InvalidInput
 from emb_tool.plan import TensorSpec
 
 if TYPE_CHECKING:
@@ -31,17 +31,17 @@ def check_extent(config: Mapping[str, Any], tensors: Iterable[TensorSpec], name:
         name: The checkpoint's.
 
     Raises:
-        Refused: It does, or is one that transformers can make no model of.
+        InvalidInput: It does, or is one that transformers can make no model of.
     """
     there = sum(
         8 * spec.nbytes if spec.dtype.startswith(("I", "U")) else spec.numel for spec in tensors
     )
     try:
         wanted = sum(parameter.numel() for parameter in model_on_meta(config).parameters())
-    except Refused as error:
-        raise Refused(f"{name}: {error.message}", error.hint) from error.__cause__
+    except InvalidInput as error:
+        raise InvalidInput(f"{name}: {error.message}", error.hint) from error.__cause__
     if wanted > MAX_EXTENT * there:
-        raise Refused(
+        raise InvalidInput(
             f"{name}: config.json describes a model of {wanted:,} weights, the files hold"
             f" {there:,}",
             "config.json is not that of these weights: restore the original file",
@@ -54,22 +54,22 @@ def transformers_config(raw: Mapping[str, Any]) -> Any:
 
     kind = str(raw.get("model_type"))
     if kind not in CONFIG_MAPPING:
-        raise Refused(
+        raise InvalidInput(
             f"transformers does not know the model type {kind!r}, and the checkpoint's own code"
             " is not run",
             "update transformers, or take a model of a type that it knows",
         )
-    with transformers_refuses():
+    with transformers_error():
         return CONFIG_MAPPING[kind].from_dict(dict(raw))
 
 
 @contextmanager
-def transformers_refuses() -> Iterator[None]:
+def transformers_error() -> Iterator[None]:
     """What transformers raises over a config that it can make nothing of, as a refusal.
 
     It checks little: anything from a `ZeroDivisionError` to an error class of its own may come.
     """
-    with refusing(
+    with translate_errors(
         "transformers can make no model of this config.json", "restore the original file"
     ):
         yield
@@ -79,12 +79,12 @@ def model_on_meta(config: Mapping[str, Any]) -> nn.Module:
     """The model of a `config.json`, without memory.
 
     Raises:
-        Refused: A model type that transformers does not know, or values that it cannot use.
+        InvalidInput: A model type that transformers does not know, or values that it cannot use.
     """
     import torch
     from transformers import AutoModel
 
     made = transformers_config({k: v for k, v in config.items() if k != "quantization_config"})
-    with torch.device("meta"), transformers_refuses():
+    with torch.device("meta"), transformers_error():
         model: nn.Module = AutoModel.from_config(made)
     return model

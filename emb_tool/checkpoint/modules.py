@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from emb_tool.checkpoint.files import inside, join, read_json, read_json_list
 from emb_tool.checkpoint.validate_config import TEXT_OUTPUTS
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 POOLING_KEYS = {
     "cls": "pooling_mode_cls_token",
@@ -69,7 +69,7 @@ def read_modules(
         The modules in order of application, and a Router's routes.
 
     Raises:
-        Refused: Faulty JSON, a module path that leaves the folder, a module class that is not
+        InvalidInput: Faulty JSON, a module path that leaves the folder, a module class that is not
             sentence-transformers' own.
     """
     entries = read_json_list(folder, "modules.json")
@@ -79,7 +79,9 @@ def read_modules(
     routes: dict[str, tuple[ModuleSpec, ...]] = {}
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
-            raise Refused(f"{folder}/modules.json: {str(entry)[:80]} is no module", "restore it")
+            raise InvalidInput(
+                f"{folder}/modules.json: {str(entry)[:80]} is no module", "restore it"
+            )
         path = str(entry.get("path") or "").replace("\\", "/").strip("/")
         inside(folder, str(entry.get("path") or ""))
         module = _module(folder, "" if path == "." else path, entry["type"], notes)
@@ -87,11 +89,11 @@ def read_modules(
         if module.kind == "Router":
             routes = _routes(folder, module, notes)
     if not modules:
-        raise Refused(f"{folder}/modules.json names no module", "restore the original file")
+        raise InvalidInput(f"{folder}/modules.json names no module", "restore the original file")
     for route in routes.values() or [()]:
         fault = _flow(folder, _along(modules, route))
         if fault and notes is None:
-            raise Refused(f"{folder}/modules.json: {fault}", "restore the original files")
+            raise InvalidInput(f"{folder}/modules.json: {fault}", "restore the original files")
         if fault and notes is not None:
             notes.append(f"modules.json: {fault}")
     return tuple(modules), routes
@@ -169,7 +171,7 @@ def _names(module: ModuleSpec) -> tuple[str, str]:
     return reads, module.config.get("module_output_name") or reads
 
 
-def normalises(module: ModuleSpec) -> bool:
+def normalizes(module: ModuleSpec) -> bool:
     """Whether a module gives texts' vectors the length 1."""
     return module.kind == "Normalize" and _names(module) == (_SENTENCE, _SENTENCE)
 
@@ -177,7 +179,7 @@ def normalises(module: ModuleSpec) -> bool:
 def _module(folder: Path, path: str, type_: str, notes: list[str] | None) -> ModuleSpec:
     kind = type_.rsplit(".", 1)[-1]
     if not type_.startswith("sentence_transformers.") or kind not in KINDS:
-        raise Refused(
+        raise InvalidInput(
             f"{folder}/modules.json: module {type_!r} is not a text embedding module of"
             " sentence-transformers; its own code is not run",
             "use its vectors instead: encode the texts elsewhere and give the vectors file as the"
@@ -200,7 +202,7 @@ def _module(folder: Path, path: str, type_: str, notes: list[str] | None) -> Mod
     if not config and kind in ("Pooling", "Dense"):
         sentence = f"{folder / path}/config.json is missing: {kind} is not configured"
         if notes is None:
-            raise Refused(sentence, "download the checkpoint again, with its module folders")
+            raise InvalidInput(sentence, "download the checkpoint again, with its module folders")
         notes.append(sentence)
     return ModuleSpec(kind, path, config, type_)
 
@@ -210,7 +212,9 @@ def _routes(
 ) -> dict[str, tuple[ModuleSpec, ...]]:
     types, structure = router.config.get("types"), router.config.get("structure")
     if not isinstance(types, dict) or not isinstance(structure, dict) or not structure:
-        raise Refused(f"{folder}: the Router has no router_config.json", "restore the original")
+        raise InvalidInput(
+            f"{folder}: the Router has no router_config.json", "restore the original"
+        )
     for name in types:
         inside(folder, join(router.path, str(name)))
     specs = {
@@ -220,7 +224,9 @@ def _routes(
     try:
         return {str(k): tuple(specs[name] for name in names) for k, names in structure.items()}
     except (KeyError, TypeError):
-        raise Refused(f"{folder}: router_config.json disagrees with itself", "restore it") from None
+        raise InvalidInput(
+            f"{folder}: router_config.json disagrees with itself", "restore it"
+        ) from None
 
 
 def _bare_modules(folder: Path, notes: list[str] | None) -> tuple[ModuleSpec, ...]:
@@ -249,7 +255,7 @@ def read_pooling(folder: Path, module: ModuleSpec | None) -> tuple[str, ...]:
     """The poolings of a Pooling module, from either spelling.
 
     Raises:
-        Refused: An unknown pooling.
+        InvalidInput: An unknown pooling.
     """
     if module is None:
         return ()
@@ -258,10 +264,12 @@ def read_pooling(folder: Path, module: ModuleSpec | None) -> tuple[str, ...]:
         return tuple(m for m, key in POOLING_KEYS.items() if module.config.get(key)) or ("mean",)
     modes = (modes,) if isinstance(modes, str) else tuple(modes)
     if not modes:
-        raise Refused(f"{folder / module.path}/config.json: no pooling", "restore the original")
+        raise InvalidInput(
+            f"{folder / module.path}/config.json: no pooling", "restore the original"
+        )
     for mode in modes:
         if mode not in POOLING_KEYS:
-            raise Refused(
+            raise InvalidInput(
                 f"{folder / module.path}/config.json: unknown pooling {mode!r}",
                 "known: " + ", ".join(POOLING_KEYS),
             )
@@ -278,7 +286,7 @@ LAYER_COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 """Names under which configs state the number of layers."""
 
 
-def stated_layers(config: Mapping[str, Any]) -> int | None:
+def layer_count(config: Mapping[str, Any]) -> int | None:
     """The number of layers that a config states."""
     return next((config[key] for key in LAYER_COUNTS if isinstance(config.get(key), int)), None)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 
 from emb_tool.checkpoint.files import read_json, write_atomically, write_json
-from emb_tool.errors import EmbToolError, Failed, Refused
+from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
 
 
 class OutputFolder:
@@ -32,7 +32,7 @@ class OutputFolder:
 
     `OUT.partial/.state/` holds the lock, the job's digest and whatever the job needs to go on;
     `seal` removes it. After an exception the partial stays, except where the input is at fault
-    (`Refused`) and this run began it.
+    (`InvalidInput`) and this run began it.
 
     Args:
         out: The folder to be.
@@ -47,8 +47,8 @@ class OutputFolder:
         finished: Whether `OUT` is already the result of this job: there is nothing to do.
 
     Raises:
-        Refused: On entering, see the table above.
-        Failed: On leaving, if the disk was full.
+        InvalidInput: On entering, see the table above.
+        RunFailed: On leaving, if the disk was full.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class OutputFolder:
             Whether the output is finished.
 
         Raises:
-            Refused: See the table of this module.
+            InvalidInput: See the table of this module.
         """
         if self._is_done():
             return True
@@ -95,7 +95,7 @@ class OutputFolder:
             self._remove_parents()
             if disk_full(error):
                 raise self._full() from error
-            raise Refused(
+            raise InvalidInput(
                 f"{error.filename}: cannot write there ({error.strerror})", "choose another -o"
             ) from None
         try:
@@ -119,9 +119,9 @@ class OutputFolder:
     def _is_done(self) -> bool:
         """Whether OUT is finished by this very job; refuses what may not be replaced."""
         if self.path.is_file():
-            raise Refused(f"{self.path} is a file", "name a folder with -o")
+            raise InvalidInput(f"{self.path} is a file", "name a folder with -o")
         if self.path.is_mount():
-            raise Refused(f"{self.path} is a mount point", "name a folder inside it with -o")
+            raise InvalidInput(f"{self.path} is a mount point", "name a folder inside it with -o")
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return False
         if self.resume and sealed_digest(self.path / "provenance.json") == self.digest:
@@ -132,12 +132,12 @@ class OutputFolder:
                 if sealed_digest(self.path / "provenance.json")
                 else ""
             )
-            raise Refused(
+            raise InvalidInput(
                 f"output folder {self.path} is not empty{other}",
                 "choose another -o, or replace it with --overwrite",
             )
         if Path.cwd().is_relative_to(self.path) or Path.home().is_relative_to(self.path):
-            raise Refused(
+            raise InvalidInput(
                 f"{self.path} holds your working or home folder and is not overwritten",
                 "choose another -o",
             )
@@ -158,11 +158,11 @@ class OutputFolder:
         if self.overwrite or not (found or self._digest_file.exists()):
             return False
         if self.resume:
-            raise Refused(
+            raise InvalidInput(
                 f"{self.partial} is not of this job: its settings or inputs differ",
                 "give the same settings as before, or begin anew with --overwrite",
             )
-        raise Refused(
+        raise InvalidInput(
             f"{self.partial} was left by an interrupted job",
             "go on with --resume, or begin anew with --overwrite",
         )
@@ -199,7 +199,7 @@ class OutputFolder:
             lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 self._flock(lock, fcntl.LOCK_EX)
-            except Refused:
+            except InvalidInput:
                 os.close(lock)
                 raise
             # the holder may have sealed or removed the folder between our open and our lock
@@ -216,12 +216,12 @@ class OutputFolder:
             fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise Refused(
+                raise InvalidInput(
                     f"{self.state / 'lock'} cannot be locked ({error.strerror})",
                     "write to a file system that has locks (flock)",
                 ) from None
             holder = os.read(lock, 64).decode("ascii", "replace").strip()
-            raise Refused(
+            raise InvalidInput(
                 f"another process ({holder or 'unknown'}) is writing {self.path}",
                 "wait for it or stop it, or choose another -o",
             ) from None
@@ -264,7 +264,7 @@ class OutputFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, Refused) and self._lock is not None and not self.resumed:
+        if isinstance(error, InvalidInput) and self._lock is not None and not self.resumed:
             self.discard()
         self._release()
         if error is not None and disk_full(error):
@@ -272,10 +272,10 @@ class OutputFolder:
         if error is not None:
             check_file_size(error)
 
-    def _full(self) -> Failed:
+    def _full(self) -> RunFailed:
         written = sum(512 * p.stat().st_blocks for p in self.partial.rglob("*") if p.is_file())
         place = next(p for p in self.partial.parents if p.exists())
-        return Failed(
+        return RunFailed(
             f"no space left on the disk of {place}: {shutil.disk_usage(place).free / 1e6:,.1f} MB"
             f" free, {written / 1e6:,.1f} MB taken by {self.partial.name}",
             f"free space on the disk of {place} and go on with --resume",
@@ -291,10 +291,10 @@ def check_file_size(error: BaseException) -> None:
     """Say so where an error means that a file may not be so large.
 
     Raises:
-        Failed: It does.
+        RunFailed: It does.
     """
     if _is(error, (errno.EFBIG,), "File too large", "os error 27"):
-        raise Failed(
+        raise RunFailed(
             "a file has become larger than its file system or `ulimit -f` permits",
             "lift the limit, or write to another disk, then go on with --resume",
         ) from error
@@ -331,7 +331,7 @@ def sync_tree(root: Path) -> None:
             sync_folder(path)
 
 
-def clear(folder: Path, state: Path, *more: Path) -> None:
+def remove_folder(folder: Path, state: Path, *more: Path) -> None:
     """Remove what a killed run was writing into `folder`, but for `state`.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 
 from emb_tool.checkpoint.files import write_atomically
 from emb_tool.checkpoint.output import OutputFolder, sealed_digest, sync_folder, sync_tree
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 
 class OutputFile(OutputFolder):
@@ -37,9 +37,11 @@ class OutputFile(OutputFolder):
 
     def _is_done(self) -> bool:
         if not self.path.parent.is_dir():
-            raise Refused(f"{self.path}: there is no folder {self.path.parent}", "make it first")
+            raise InvalidInput(
+                f"{self.path}: there is no folder {self.path.parent}", "make it first"
+            )
         if self.path.is_dir():
-            raise Refused(f"{self.path} is a folder", "name a file")
+            raise InvalidInput(f"{self.path} is a folder", "name a file")
         if self.resume and self._ours() and self._sealing.is_file():  # killed while sealing
             if self._lock is None:
                 return False
@@ -50,7 +52,9 @@ class OutputFile(OutputFolder):
             return self._lock is not None or not self.partial.exists()
         for file in self.files:
             if file != self.provenance and file.exists() and not self.overwrite:
-                raise Refused(f"{file} exists already", "name another file, or give --overwrite")
+                raise InvalidInput(
+                    f"{file} exists already", "name another file, or give --overwrite"
+                )
         return False
 
     def seal(self) -> Path:

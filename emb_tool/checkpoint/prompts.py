@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from emb_tool.checkpoint.layout import Layout
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 ROLES = ("query", "document")
 
@@ -29,7 +29,7 @@ def prompt_text(layout: Layout, name: str | None, model: str) -> str:
         model: Its name, for the message.
 
     Raises:
-        Refused: Another name.
+        InvalidInput: Another name.
     """
     prompts = layout.prompts
     if name == "none":
@@ -39,7 +39,7 @@ def prompt_text(layout: Layout, name: str | None, model: str) -> str:
     if name in (None, "default"):
         return prompts.get(layout.default_prompt_name or "", "")
     known = ", ".join(dict.fromkeys([*ROLES, "default", "none", *prompts]))
-    raise Refused(f"{model} has no prompt named {name!r}", f"it knows: {known}")
+    raise InvalidInput(f"{model} has no prompt named {name!r}", f"it knows: {known}")
 
 
 def unused_prompt(layout: Layout, name: str | None) -> tuple[str, str] | None:
@@ -87,7 +87,7 @@ def check_prompt(
         flag: What to type for another prompt, `{}` in the place of its name.
 
     Raises:
-        Refused: See `prompt_text`.
+        InvalidInput: See `prompt_text`.
     """
     text = prompt_text(layout, name, model)
     if unused := unused_prompt(layout, name):
@@ -95,6 +95,6 @@ def check_prompt(
     return text
 
 
-def shown(text: str) -> str:
+def format_prompt(text: str) -> str:
     """A prompt in a table."""
     return repr(text) if text else "none"

@@ -50,11 +50,11 @@ def provenance(
         "versions": versions(),
         "platform": platform.platform(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "job": plain(job),
-        "inputs": plain(inputs),
-        "runtime": plain(runtime),
+        "job": to_json_types(job),
+        "inputs": to_json_types(inputs),
+        "runtime": to_json_types(runtime),
         "papers": papers,
-        **plain(extra or {}),
+        **to_json_types(extra or {}),
     }
 
 
@@ -69,11 +69,11 @@ def write_provenance(folder: Path, *, job: dict[str, Any], **facts: Any) -> None
     import yaml
 
     write_json(folder / "provenance.json", provenance(job=job, **facts))
-    text = yaml.safe_dump(plain(job), sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.safe_dump(to_json_types(job), sort_keys=False, allow_unicode=True, width=100)
     head = "# Makes this output again: embtool run recipe.yaml\n"
     (folder / "recipe.yaml").write_text(head + text, encoding="utf-8")
 
 
-def plain(value: Any) -> Any:
+def to_json_types(value: Any) -> Any:
     """The same as JSON's own types: paths as text, tuples as lists."""
     return json.loads(json.dumps(value, default=str))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.plan import TensorSpec
 
 PACKED = "embtool"
@@ -19,18 +19,18 @@ def packed_modules(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The packed modules that a `config.json` names: name to spec.
 
     Raises:
-        Refused: A version that is not known here, or what is no spec.
+        InvalidInput: A version that is not known here, or what is no spec.
     """
     stated = config.get("quantization_config")
     if not isinstance(stated, Mapping) or stated.get("quant_method") != PACKED:
         return {}
     version, modules = stated.get("version"), stated.get("modules")
     if version != VERSION:
-        raise Refused(
+        raise InvalidInput(
             f"packed weights of version {version!r}; this embtool knows {VERSION}", "update embtool"
         )
     if not isinstance(modules, Mapping) or not all(map(_is_spec, modules.values())):
-        raise Refused(
+        raise InvalidInput(
             "config.json: quantization_config does not describe the packed modules",
             "restore the original file",
         )

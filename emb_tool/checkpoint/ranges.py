@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emb_tool.checkpoint.files import read_json, write_json
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,24 +81,28 @@ class Ranges:
         """From the file's content; other keys are passed over.
 
         Raises:
-            Refused: Names `where` and what is wrong.
+            InvalidInput: Names `where` and what is wrong.
         """
         hint = "make the file anew: embtool encode --calibrate TEXTS"
         if value.get("schema") != SCHEMA:
-            raise Refused(f"{where}: schema {value.get('schema')!r}, not {SCHEMA}", hint)
+            raise InvalidInput(f"{where}: schema {value.get('schema')!r}, not {SCHEMA}", hint)
         arrays = []
         for name in ("low", "high", "mean"):
             try:
                 array = np.asarray(value[name], np.float32)
             except (KeyError, TypeError, ValueError):
-                raise Refused(f"{where}: {name!r} is no list of numbers", hint) from None
+                raise InvalidInput(f"{where}: {name!r} is no list of numbers", hint) from None
             if array.shape != (value.get("dim"),) or not np.isfinite(array).all():
-                raise Refused(f"{where}: {name!r} is not {value.get('dim')} finite numbers", hint)
+                raise InvalidInput(
+                    f"{where}: {name!r} is not {value.get('dim')} finite numbers", hint
+                )
             arrays.append(array)
         low, high, mean = arrays
         if (low > high).any():
             j = int((low > high).argmax())
-            raise Refused(f"{where}: dimension {j} begins at {low[j]:g}, ends at {high[j]:g}", hint)
+            raise InvalidInput(
+                f"{where}: dimension {j} begins at {low[j]:g}, ends at {high[j]:g}", hint
+            )
         return cls(low, high, mean, int(value.get("texts") or 0))
 
 
@@ -110,7 +114,7 @@ def read_ranges(folder: Path, dim: int | None = None) -> Ranges | None:
         dim: Width of its vectors.
 
     Raises:
-        Refused: A file that is broken or of another width.
+        InvalidInput: A file that is broken or of another width.
     """
     if not folder.is_dir() or not (folder / RANGES_FILE).is_file():
         return None
@@ -121,11 +125,13 @@ def read_ranges_file(path: Path, dim: int | None = None) -> Ranges:
     """Ranges from a file of their own, or from the `.codes.json` beside a file of codes.
 
     Raises:
-        Refused: No such file, or as `read_ranges`.
+        InvalidInput: No such file, or as `read_ranges`.
     """
     value = read_json(path.parent, path.name)
     if value is None:
-        raise Refused(f"{path}: no such file", "make ranges with: embtool encode --calibrate TEXTS")
+        raise InvalidInput(
+            f"{path}: no such file", "make ranges with: embtool encode --calibrate TEXTS"
+        )
     ranges = Ranges.from_json(value, str(path))
     check_width(ranges, dim, str(path))
     return ranges
@@ -134,7 +140,7 @@ def read_ranges_file(path: Path, dim: int | None = None) -> Ranges:
 def check_width(ranges: Ranges, dim: int | None, where: str) -> None:
     """Refuse ranges of another width than the vectors'."""
     if dim is not None and ranges.dim != dim:
-        raise Refused(
+        raise InvalidInput(
             f"{where}: ranges of {ranges.dim} dimensions, the vectors have {dim}",
             "calibrate anew: embtool encode --calibrate TEXTS",
         )

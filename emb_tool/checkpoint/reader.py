@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emb_tool.checkpoint.completeness import MAIN_KINDS, Fault, find_faults, strip
+from emb_tool.checkpoint.completeness import MAIN_KINDS, Fault, find_faults, strip_wrappers
 from emb_tool.checkpoint.files import inside, join, read_json, sha256
-from emb_tool.checkpoint.header import TORCH_NAMES
-from emb_tool.checkpoint.kinds import head_warning, other_kind, without_weights
+from emb_tool.checkpoint.header import TORCH_DTYPES
+from emb_tool.checkpoint.kinds import head_warning, unsupported_kind, without_weights
 from emb_tool.checkpoint.layout import Layout, read_layout
 from emb_tool.checkpoint.modules import read_modules
-from emb_tool.checkpoint.source import locate
+from emb_tool.checkpoint.source import resolve_source
 from emb_tool.checkpoint.weight_files import Weights, bare_file, find_weights
 from emb_tool.checkpoint.wrappers import copy_unwrapped, warning
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.plan import TensorSpec
 
 if TYPE_CHECKING:
@@ -101,17 +101,17 @@ class Checkpoint:
                 the reading become `notes`, those of the weights `faults`.
 
         Raises:
-            Refused: Anything that is missing, damaged, or leads out of the folder; tensors that
-                are missing or that nothing uses, as far as headers show it.
+            InvalidInput: Anything that is missing, damaged, or leads out of the folder; tensors
+                that are missing or that nothing uses, as far as headers show it.
         """
-        path = locate(source)
+        path = resolve_source(source)
         notes: list[str] = []
         if path.is_file():
             weights = bare_file(path)
             return cls(path, str(source), {}, {"": weights}, Layout(), notes)
-        if kind := other_kind(path):
+        if kind := unsupported_kind(path):
             if not lenient:
-                raise Refused(f"{source} {kind.what}", kind.hint)
+                raise InvalidInput(f"{source} {kind.what}", kind.hint)
             notes.append(f"it {kind.what}")
         modules, routes = read_modules(path, notes if lenient else None)
         layout = Layout(modules=modules, routes=routes)
@@ -124,17 +124,19 @@ class Checkpoint:
         main = weights_by_part[layout.main]
         if not main.files:
             kind = without_weights(path, layout.main)
-            raise Refused(f"{path / layout.main} {kind.what}", kind.hint)
+            raise InvalidInput(f"{path / layout.main} {kind.what}", kind.hint)
         config = read_json(path, join(layout.main, "config.json")) or {}
         chain = layout.chain
         if not config and not (chain and chain[0].kind == "StaticEmbedding"):
-            raise Refused(
+            raise InvalidInput(
                 f"{path / layout.main}: no config.json", "copy it from where the model came from"
             )
         if not any((path / layout.main / name).is_file() for name in TOKENIZER_FILES):
             sentence = f"{path / layout.main}: no tokenizer (tokenizer.json or a vocabulary file)"
             if need_tokenizer and not lenient:
-                raise Refused(sentence, "copy the tokenizer's files from where the model came from")
+                raise InvalidInput(
+                    sentence, "copy the tokenizer's files from where the model came from"
+                )
             notes.append(sentence)
         read_json(path, join(layout.main, "tokenizer_config.json"))  # looked at, whoever reads it
         configs = {
@@ -142,10 +144,10 @@ class Checkpoint:
             for module in layout.all_modules
             if module.kind in MAIN_KINDS
         }
-        weights_by_part = strip(layout.all_modules, weights_by_part, configs)
+        weights_by_part = strip_wrappers(layout.all_modules, weights_by_part, configs)
         faults = tuple(find_faults(layout.all_modules, weights_by_part, configs))
         if faults and not lenient:
-            raise Refused(f"{source}: {faults[0].message}", faults[0].hint)
+            raise InvalidInput(f"{source}: {faults[0].message}", faults[0].hint)
         main = weights_by_part[layout.main]
         layout = read_layout(path, config, main.tensors, [] if lenient else None)
         checkpoint = cls(path, str(source), config, weights_by_part, layout, notes)
@@ -158,7 +160,7 @@ class Checkpoint:
         """One main tensor, on the CPU, memory-mapped.
 
         Raises:
-            Refused: No such tensor, pickled weights, or a dtype that torch does not have.
+            InvalidInput: No such tensor, pickled weights, or a dtype that torch does not have.
         """
         if self.layout.routes:
             part, _, name = name.partition("/")
@@ -176,16 +178,16 @@ class Checkpoint:
             from emb_tool.registry import did_you_mean
 
             if weights.pickled:
-                raise Refused(
+                raise InvalidInput(
                     f"{self.path}: the weights are pickled and are not read here",
                     "convert them to safetensors first",
                 )
-            raise Refused(
+            raise InvalidInput(
                 f"{self.name} has no tensor {name!r}", did_you_mean(name, weights.tensors)
             )
         dtype = weights.tensors[name].dtype
-        if dtype not in TORCH_NAMES:
-            raise Refused(f"{self.name}: {name} has dtype {dtype}", "torch has no such dtype")
+        if dtype not in TORCH_DTYPES:
+            raise InvalidInput(f"{self.name}: {name} has dtype {dtype}", "torch has no such dtype")
         path, stored = weights.where[name], weights.stored(name)
         if weights.tensors[name].nbytes >= LARGE:
             from emb_tool.checkpoint.memory_map import map_tensor
@@ -265,11 +267,11 @@ def check_finite(checkpoint: Checkpoint) -> None:
     """Refuse NaN and infinities in the weights; reads every tensor once, in pieces.
 
     Raises:
-        Refused: Names the first tensor and row that is not finite.
+        InvalidInput: Names the first tensor and row that is not finite.
     """
     import torch
 
-    from emb_tool.checkpoint.memory_map import release
+    from emb_tool.checkpoint.memory_map import release_pages
 
     for part in checkpoint.weights:
         for name, tensor in checkpoint.part_tensors(part):
@@ -283,9 +285,9 @@ def check_finite(checkpoint: Checkpoint) -> None:
                 bad = ~torch.isfinite(piece).all(dim=1)
                 if bad.any():
                     row = start + int(bad.nonzero()[0])
-                    raise Refused(
+                    raise InvalidInput(
                         f"{checkpoint.name}: tensor {f'{part}/{name}' if part else name}, row {row}"
                         " is not finite (NaN or infinity)",
                         "the model is damaged or its training diverged; take another version",
                     )
-                release(tensor)
+                release_pages(tensor)

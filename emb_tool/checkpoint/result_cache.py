@@ -23,7 +23,7 @@ class Result(NamedTuple):
     facts: Mapping[str, Any]
 
 
-class Kept:
+class ResultCache:
     """Results on disk; a run that is taken up finds those of the run before.
 
     A result is written under another name, forced to disk and renamed: it is there whole or not

@@ -8,14 +8,14 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from emb_tool.checkpoint.kinds import file_kind
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 _HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model",
                  "*.jinja", "*.codes"]  # fmt: skip
 _HUB_IGNORED = ["onnx/*", "openvino/*", "*/onnx/*", "original/*", "*.onnx"]
 
 
-def locate(source: str | Path) -> Path:
+def resolve_source(source: str | Path) -> Path:
     """The local path of a source, fetched from the hub if it is an id."""
     path = Path(source).expanduser()
     if path.is_dir():
@@ -24,11 +24,11 @@ def locate(source: str | Path) -> Path:
         if path.suffix == ".safetensors":
             return path
         kind = file_kind(path)
-        raise Refused(f"{source} {kind.what}", kind.hint)
+        raise InvalidInput(f"{source} {kind.what}", kind.hint)
     text = str(source)
     hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text) and not text.endswith(".safetensors")
     if isinstance(source, Path) or not hub_id:
-        raise Refused(f"{source} does not exist", _nearby(path))
+        raise InvalidInput(f"{source} does not exist", _nearby(path))
     return _from_hub(text, path)
 
 
@@ -51,7 +51,7 @@ def _from_hub(name: str, path: Path) -> Path:
     except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
         why = "not in the local cache, and HF_HUB_OFFLINE is set" if offline else _first_line(error)
-        raise Refused(
+        raise InvalidInput(
             f"{name!r} is neither a local folder nor a model to be had from the hub ({why})",
             f"a local path? {_nearby(path)}"
             + ("" if offline else "; a private model needs `hf auth login`"),

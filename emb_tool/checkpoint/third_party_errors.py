@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from emb_tool.errors import EmbToolError, Refused
+from emb_tool.errors import EmbToolError, InvalidInput
 
 PACKED = "emb_tool.packed"
 """Ours, but what it computes with is what the checkpoint's files hold."""
 
 
 @contextmanager
-def refusing(what: str, hint: str) -> Iterator[None]:
+def translate_errors(what: str, hint: str) -> Iterator[None]:
     """Refuse a checkpoint over what its own modules raise.
 
     Left as they are: errors of ours, memory that ran out, a device that failed, interruptions, and
@@ -28,7 +28,7 @@ def refusing(what: str, hint: str) -> Iterator[None]:
         hint: What to do next.
 
     Raises:
-        Refused: Tells what the libraries say; their error is its cause.
+        InvalidInput: Tells what the libraries say; their error is its cause.
     """
     try:
         yield
@@ -37,19 +37,19 @@ def refusing(what: str, hint: str) -> Iterator[None]:
             Runtime,  # what is described from its headers needs no torch
         )
 
-        if isinstance(error, EmbToolError) or not is_the_libraries(error):
+        if isinstance(error, EmbToolError) or not is_library_error(error):
             raise
-        if Runtime.is_out_of_memory(error) or Runtime.is_of_the_device(error) or _is_a_bug(error):
+        if Runtime.is_out_of_memory(error) or Runtime.is_device_error(error) or _is_a_bug(error):
             raise
-        raise Refused(f"{what}: {told(error)}", hint) from error
+        raise InvalidInput(f"{what}: {format_error(error)}", hint) from error
 
 
-def is_the_libraries(error: BaseException) -> bool:
+def is_library_error(error: BaseException) -> bool:
     """Whether an error may be of a library: a panic of `tokenizers` is no `Exception`."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
-def told(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """An error's class, and the first line of what it says (two, where that is a title)."""
     name, lines = type(error).__name__, [line.strip() for line in str(error).strip().splitlines()]
     first = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from emb_tool.checkpoint.files import MAX_INDEX, write_json
 from emb_tool.checkpoint.reader import TOKENIZER_FILES
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.progress import quiet
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def open_tokenizer(
         plain: Take `tokenizer.json` alone, as static embeddings do.
 
     Raises:
-        Refused: Files that no fast tokenizer can be made of.
+        InvalidInput: Files that no fast tokenizer can be made of.
     """
     from tokenizers import Tokenizer
 
@@ -102,8 +102,8 @@ def open_tokenizer(
         first = str(error).strip().split("\n")[0] or repr(error)
         told = f"{name}: no fast tokenizer can be made of {', '.join(sorted(files))}"
         if lacks_sentencepiece(files):
-            raise Refused(told, SENTENCEPIECE) from None
-        raise Refused(
+            raise InvalidInput(told, SENTENCEPIECE) from None
+        raise InvalidInput(
             f"{told}: {first}",
             "save the model again with its tokenizer.json (transformers: save_pretrained)",
         ) from None
@@ -143,7 +143,7 @@ def read_vocabulary(tokenizer: Tokenizer, files: Mapping[str, bytes], name: str)
         name: The checkpoint's, for messages.
 
     Raises:
-        Refused: A `tokenizer.json` that is not what it should be.
+        InvalidInput: A `tokenizer.json` that is not what it should be.
     """
     held = tokenizer.get_vocab(with_added_tokens=True)
     data = None
@@ -170,21 +170,23 @@ def _pieces(model: Mapping[str, Any]) -> dict[str, int]:
 def _parse(content: bytes, where: str) -> dict[str, Any]:
     """`tokenizer.json`, every field that is used here being of its type."""
     if len(content) > MAX_INDEX:
-        raise Refused(f"{where} has {len(content):,} bytes", f"at most {MAX_INDEX:,} are read")
+        raise InvalidInput(f"{where} has {len(content):,} bytes", f"at most {MAX_INDEX:,} are read")
     try:
         data: dict[str, Any] = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{where}: not JSON ({error})", "restore the original file") from None
+        raise InvalidInput(f"{where}: not JSON ({error})", "restore the original file") from None
     fault = _fault(data)
     if fault:
-        raise Refused(f"{where}: {fault}", "restore the original file")
+        raise InvalidInput(f"{where}: {fault}", "restore the original file")
     model = data["model"]
     if "type" not in model:  # files of early versions
         kind = "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
         kind = "BPE" if "merges" in model else kind
         model["type"] = "Unigram" if isinstance(model["vocab"], list) else kind
     if model["type"] not in KINDS:
-        raise Refused(f"{where}: a model of type {model['type']!r}", "known: " + ", ".join(KINDS))
+        raise InvalidInput(
+            f"{where}: a model of type {model['type']!r}", "known: " + ", ".join(KINDS)
+        )
     if model["type"] == "BPE":
         model["merges"] = [
             tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair)

@@ -15,7 +15,7 @@ INDEX = "model.safetensors.index.json"
 
 
 @contextmanager
-def unwrapped(checkpoint: Checkpoint) -> Iterator[Path]:
+def unwrapped_folder(checkpoint: Checkpoint) -> Iterator[Path]:
     """The folder for stock loaders: the checkpoint's own, or a temporary one with clean names.
 
     Only weight files with a wrapper's names are copied; the others are links.

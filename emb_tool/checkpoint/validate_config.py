@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 MAX_SIZE = 2**31
 """Above every width, vocabulary and length; products of two still fit an int64."""
@@ -142,7 +142,7 @@ _TRANSFORMER: dict[str, _Kind] = {
 _CONFIGS = ("config.json", "tokenizer_config.json", "adapter_config.json", "router_config.json")
 
 
-def check_stated(path: Path, value: Mapping[str, Any]) -> None:
+def validate_config(path: Path, value: Mapping[str, Any]) -> None:
     """Refuse a config that states what cannot be.
 
     Args:
@@ -150,7 +150,7 @@ def check_stated(path: Path, value: Mapping[str, Any]) -> None:
         value: What it holds.
 
     Raises:
-        Refused: Names the file, the key and what is wrong.
+        InvalidInput: Names the file, the key and what is wrong.
     """
     if path.name in _CONFIGS or path.name.startswith(("sentence_", "config_sentence_")):
         kinds = _KINDS | _TRANSFORMER if path.name.startswith("sentence_") else _KINDS
@@ -160,7 +160,7 @@ def check_stated(path: Path, value: Mapping[str, Any]) -> None:
         added = value.get("added_tokens") or []
         listed = isinstance(added, list) and all(isinstance(token, dict) for token in added)
         if not _mapping(value.get("model")) or not listed:
-            raise Refused(
+            raise InvalidInput(
                 f"{path}: model is no object, or added_tokens no list of objects",
                 "restore the original file",
             )
@@ -173,7 +173,7 @@ def _check_attention(path: Path, value: Mapping[str, Any]) -> None:
         held, least = settings.get(key), 2 if key == "original" else 1  # log(original) divides
         number = _size(held) or (key == "theta" and isinstance(held, float))
         if not number or not least <= (held or 0) < MAX_SIZE:
-            raise Refused(
+            raise InvalidInput(
                 f"{path}: embtool_attention.{key} is {str(held)[:80]}, not a number from {least}",
                 "restore the original file",
             )
@@ -184,9 +184,9 @@ def _check(path: Path, value: Mapping[str, Any], inside: str, kinds: Mapping[str
         where = f"{path}: {inside}{key[:80]} is {str(held)[:80]}"
         said, fits = kinds.get(key, ("", lambda value: True))
         if not fits(held):
-            raise Refused(f"{where}, not {said}", "restore the original file")
+            raise InvalidInput(f"{where}, not {said}", "restore the original file")
         counted = any(part in key for part in _COUNTED) and not key.endswith(("_size", "_dim"))
         if counted and type(held) is int and not -1 <= held <= MAX_COUNT:
-            raise Refused(f"{where}; {MAX_COUNT:,} is the most", "restore the original file")
+            raise InvalidInput(f"{where}; {MAX_COUNT:,} is the most", "restore the original file")
         if isinstance(held, dict) and not inside.count("."):  # text_config and the like
             _check(path, held, f"{inside}{key[:80]}.", kinds)

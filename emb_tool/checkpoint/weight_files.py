@@ -10,7 +10,7 @@ from typing import Any
 
 from emb_tool.checkpoint.files import MAX_INDEX, inside, join, read_json
 from emb_tool.checkpoint.header import read_header
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.plan import TensorSpec
 
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.ckpt")
@@ -68,7 +68,7 @@ def find_weights(root: Path, part: str, *, allow_pickle: bool = False) -> Weight
         allow_pickle: Accept pickles where there is nothing else.
 
     Raises:
-        Refused: Pickles only, a shard that is missing, damaged or elsewhere, an index that
+        InvalidInput: Pickles only, a shard that is missing, damaged or elsewhere, an index that
             disagrees with its shards.
     """
     single = inside(root, join(part, "model.safetensors"))
@@ -78,11 +78,11 @@ def find_weights(root: Path, part: str, *, allow_pickle: bool = False) -> Weight
     index = read_json(root, join(part, "model.safetensors.index.json"), limit=MAX_INDEX)
     if index is not None:
         return _sharded(root, part, index)
-    found = pickles(root, part)
+    found = pickled_weights(root, part)
     if not found:
         return Weights()
     if not allow_pickle:
-        raise Refused(
+        raise InvalidInput(
             f"{root / part / found[0]}: the weights are pickled, and a pickle can run any code",
             "take a safetensors version of the model, or, if you trust its author, say"
             " --allow-pickle",
@@ -90,7 +90,7 @@ def find_weights(root: Path, part: str, *, allow_pickle: bool = False) -> Weight
     return Weights(files=tuple(join(part, name) for name in found), pickled=True)
 
 
-def pickles(root: Path, part: str) -> list[str]:
+def pickled_weights(root: Path, part: str) -> list[str]:
     """Names of the pickled weight files in one folder of a checkpoint."""
     folder = inside(root, part)
     names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
@@ -101,32 +101,32 @@ def _sharded(root: Path, part: str, index: dict[str, Any]) -> Weights:
     where_index = f"{root / part}/model.safetensors.index.json"
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise Refused(f"{where_index}: no weight_map", "restore the original file")
+        raise InvalidInput(f"{where_index}: no weight_map", "restore the original file")
     tensors: dict[str, TensorSpec] = {}
     where: dict[str, Path] = {}
     names = sorted(set(weight_map.values()))
     if absent := _absent_shard(names):
-        raise Refused(
+        raise InvalidInput(
             f"{where_index} does not name {absent}: its tensors are in no file that is read",
             "download the index and the shards again",
         )
     for name in names:
         path = inside(root, join(part, name))
         if not path.is_file():
-            raise Refused(
+            raise InvalidInput(
                 f"{where_index} names {name}, which does not exist", "download the missing shard"
             )
         header = read_header(path)
         for tensor, spec in header.tensors.items():
             if tensor in tensors:  # loaders take one of them, and not all the same one
-                raise Refused(
+                raise InvalidInput(
                     f"{where_index}: {tensor} is in both {where[tensor].name} and {name}",
                     "download the shards again: they are of different versions",
                 )
             tensors[tensor], where[tensor] = spec, path
     for tensor, name in weight_map.items():
         if tensor not in tensors or where[tensor].name != Path(name).name:
-            raise Refused(
+            raise InvalidInput(
                 f"{where_index} places {tensor} in {name}, where it is not",
                 "download the index and the shards again: they are of different versions",
             )

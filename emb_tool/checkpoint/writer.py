@@ -15,8 +15,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from emb_tool.checkpoint.files import write_json
-from emb_tool.checkpoint.header import SAFETENSORS_NAMES
-from emb_tool.errors import Failed
+from emb_tool.checkpoint.header import SAFETENSORS_DTYPES
+from emb_tool.errors import RunFailed
 from emb_tool.plan import BITS, TensorSpec
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class ShardWriter:
         import torch
 
         spec = self._spec(name)
-        dtype = SAFETENSORS_NAMES.get(str(tensor.dtype).removeprefix("torch."))
+        dtype = SAFETENSORS_DTYPES.get(str(tensor.dtype).removeprefix("torch."))
         if tuple(tensor.shape) != spec.shape or dtype != spec.dtype:
             raise ValueError(
                 f"{name}: planned {spec.dtype} {spec.shape}, got {dtype} {tuple(tensor.shape)}"
@@ -301,6 +301,6 @@ def _write_at(file: int, data: bytes | memoryview, position: int) -> None:
     while view:
         written = os.pwrite(file, view[: 1 << 30], position)
         if written == 0:
-            raise Failed("the file system takes no more bytes", "free space and use --resume")
+            raise RunFailed("the file system takes no more bytes", "free space and use --resume")
         position += written
         view = view[written:]

@@ -13,7 +13,7 @@ import typer
 from emb_tool import __version__, registry
 from emb_tool.cli import completion, output
 from emb_tool.cli.help import SETTINGS, Command, Group
-from emb_tool.errors import EmbToolError, Followed, Interrupted
+from emb_tool.errors import EmbToolError, Interrupted, PeerFailed
 from emb_tool.fields import HEADINGS, KNOWN, MADE, USED
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     as_json = "--json" in words
-    typed = completion.words()  # a shell asks what may come next
+    typed = completion.words_so_far()  # a shell asks what may come next
     wanted = wanted_command(words if typed is None else typed)
     try:
         known = commands()
@@ -123,11 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         asked: AbstractContextManager[None] = nullcontext()
         if typed is not None:
-            asked = completion.handed(spread_lists(typed, lists))
+            asked = completion.complete_with_typer(spread_lists(typed, lists))
         with asked:
             code = app(args=spread_lists(words, lists), prog_name="embtool", standalone_mode=False)
         return int(code or 0)
-    except Followed as error:
+    except PeerFailed as error:
         return error.exit_code
     except EmbToolError as error:
         output.fail(error, as_json)
@@ -149,7 +149,7 @@ def _usage_error(error: Exception, wanted: str | None) -> EmbToolError | None:
     if message is None or getattr(error, "exit_code", None) is None:
         return None
     from emb_tool.cli import guess
-    from emb_tool.errors import Refused
+    from emb_tool.errors import InvalidInput
 
     context: Any = getattr(error, "ctx", None)
     path = context.command_path if context is not None else f"embtool {wanted or ''}".rstrip()
@@ -161,10 +161,10 @@ def _usage_error(error: Exception, wanted: str | None) -> EmbToolError | None:
             hint = f"options of a command come after it: embtool {wanted} ... {option}"
         else:
             hint = guess.option(option, context.command) or hint
-        return Refused(f"{path} has no option {option}", hint)
+        return InvalidInput(f"{path} has no option {option}", hint)
     if kind == "MissingParameter":
         param: Any = getattr(error, "param", None)
         flags = "/".join(sorted(param.opts, key=len))
         missing = param.metavar if param.param_type_name == "argument" else flags
-        return Refused(f"{missing} is missing", hint)
-    return Refused(message().rstrip("."), hint)
+        return InvalidInput(f"{missing} is missing", hint)
+    return InvalidInput(message().rstrip("."), hint)

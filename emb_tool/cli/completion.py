@@ -26,7 +26,7 @@ Found = list[tuple[str, str]]
 """Completions, each with a word of help."""
 
 
-def words() -> list[str] | None:
+def words_so_far() -> list[str] | None:
     """The words of the line so far, the last of them unfinished; None where no shell asks."""
     if VARIABLE not in os.environ:
         return None
@@ -60,7 +60,7 @@ def _joined(parts: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def handed(line: Sequence[str]) -> Iterator[None]:
+def complete_with_typer(line: Sequence[str]) -> Iterator[None]:
     """Hand the words, repaired, to Typer, which reads them from the environment and prints.
 
     Of `int:bi` bash replaces only what stands after the colon: its answers lose what stands before.

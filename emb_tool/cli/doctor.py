@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from emb_tool.cli import output
-from emb_tool.errors import Failed
+from emb_tool.errors import RunFailed
 
 EXAMPLE = "embtool doctor --quick"
 
@@ -29,5 +29,5 @@ def command(
     output.show([report], json)
     if broken := report.facts["broken"]:
         if not json:
-            output.fail(Failed("; ".join(broken)), json)
-        raise typer.Exit(Failed.exit_code)
+            output.fail(RunFailed("; ".join(broken)), json)
+        raise typer.Exit(RunFailed.exit_code)

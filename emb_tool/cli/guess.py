@@ -6,19 +6,19 @@ from collections.abc import Iterable
 from typing import Any
 
 from emb_tool import registry
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.fields import kind
-from emb_tool.spellings import COMMANDS, VALUES, named, nearest, plain
+from emb_tool.spellings import COMMANDS, VALUES, aliases_of, nearest, normalize
 
 
-def command(name: str, known: Iterable[str]) -> Refused:
+def command(name: str, known: Iterable[str]) -> InvalidInput:
     """The refusal of a command that does not exist.
 
     Args:
         name: What was typed.
         known: The commands.
     """
-    meant = plain(name).replace("_", "-")
+    meant = normalize(name).replace("_", "-")
     having = registry.verbs_with(meant)
     if meant in COMMANDS:
         hint = f"did you mean: embtool {COMMANDS[meant]}"
@@ -30,7 +30,7 @@ def command(name: str, known: Iterable[str]) -> Refused:
         )
     else:
         hint = registry.did_you_mean(name, known)
-    return Refused(f"unknown command {name!r:.200}", hint)
+    return InvalidInput(f"unknown command {name!r:.200}", hint)
 
 
 def option(name: str, command: Any) -> str | None:
@@ -41,24 +41,26 @@ def option(name: str, command: Any) -> str | None:
         command: Typer's command.
     """
     flags = {
-        plain(long): long
+        normalize(long): long
         for param in command.params
         if param.param_type_name == "option" and (long := max(param.opts, key=len))
     }
     places = {p.name: p.metavar for p in command.params if p.param_type_name == "argument"}
-    switched = next((ours for ours, theirs in VALUES.items() if plain(name) in theirs.split()), "")
+    switched = next(
+        (ours for ours, theirs in VALUES.items() if normalize(name) in theirs.split()), ""
+    )
     setting, _, value = switched.partition(" ")
     if setting in flags and (
         setting != "method" or registry.parse(value)[0] in registry.methods(command.name)
     ):
         return f"did you mean {'-m' if setting == 'method' else flags[setting]} {value}?"
-    meant = named(name, [*flags, *places])
+    meant = aliases_of(name, [*flags, *places])
     if place := next((places[one].rstrip(".") for one in meant if one in places), None):
         return f"{place} has no flag: embtool {command.name} {' '.join(places.values())}"
-    found = [] if meant or "method" not in flags else _methods(command.name, plain(name))
+    found = [] if meant or "method" not in flags else _methods(command.name, normalize(name))
     ways = [f"-m {method}" for method in found[:3]]
     asking = flags.get("task") or flags.get("eval")
-    task = plain(name).replace("_", "-")
+    task = normalize(name).replace("_", "-")
     if asking and not meant and task in registry.methods(registry.TASKS):
         path = registry.load(registry.TASKS, task).model_fields.get("path")
         ways.append(f"{asking} {task}{':PATH' if path and path.is_required() else ''}")

@@ -58,7 +58,7 @@ class Command(TyperCommand):
         """The example, on several lines where one is too short."""
         if self.epilog:
             with formatter.section("Example"):
-                for line in broken(self.epilog, formatter.width - 2):
+                for line in wrap_command(self.epilog, formatter.width - 2):
                     formatter.write(f"  {line}\n")
 
 
@@ -120,7 +120,7 @@ def _write(sections: Mapping[str, Sequence[tuple[str, str]]], formatter: Any) ->
                     formatter.write(f"  {first:{column}}{line}".rstrip() + "\n")
 
 
-def broken(line: str, width: int) -> list[str]:
+def wrap_command(line: str, width: int) -> list[str]:
     r"""A command line in lines that a shell takes as one: broken before options, with `\`."""
     lines = [""]
     groups: list[str] = []

@@ -28,12 +28,12 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:
     """Print the report of `inspect`, and refuse a checkpoint whose weights are not complete."""
-    from emb_tool.errors import Refused
+    from emb_tool.errors import InvalidInput
     from emb_tool.tools.inspect import inspect
 
     report = inspect(model, exact=exact)
     output.show([report], json)
     if faults := report.facts["faults"]:
         if json:  # the document tells
-            raise typer.Exit(Refused.exit_code)
-        raise Refused(f"{model}: {faults[0]['message']}", faults[0]["hint"] or None)
+            raise typer.Exit(InvalidInput.exit_code)
+        raise InvalidInput(f"{model}: {faults[0]['message']}", faults[0]["hint"] or None)

@@ -12,7 +12,7 @@ import typer
 from emb_tool import config, registry
 from emb_tool.cli import output
 from emb_tool.cli.options import command as make_command
-from emb_tool.errors import EmbToolError, Refused
+from emb_tool.errors import EmbToolError, InvalidInput
 from emb_tool.fields import flag, kind
 from emb_tool.recipe import read_recipe
 from emb_tool.report import Report, Table
@@ -44,7 +44,7 @@ def job_command(verb: str) -> Callable[..., None]:
         if recipe:
             jobs = read_recipe(recipe)
             if len(jobs) != 1 or jobs[0]["verb"] != verb:
-                raise Refused(
+                raise InvalidInput(
                     f"{recipe} is not one {verb} job", f"run it with: embtool run {recipe}"
                 )
             values = jobs[0]
@@ -56,7 +56,7 @@ def job_command(verb: str) -> Callable[..., None]:
             method=method,
             sets=set or (),
         )
-        carry_out([job], json, **common)
+        run_jobs([job], json, **common)
 
     methods = verb if "method" in cls.model_fields else None
     return make_command(run, classes, cls.positional, methods=methods, chain=chain)
@@ -73,7 +73,7 @@ def list_options(verb: str) -> set[str]:
     return {flag(name) for name in getattr(registry.package(verb), "LISTS", lists)}
 
 
-def carry_out(
+def run_jobs(
     jobs: Sequence[config.Job],
     json: bool,
     *,

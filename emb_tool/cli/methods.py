@@ -8,7 +8,7 @@ import typer
 
 from emb_tool import config, registry
 from emb_tool.cli import completion, output
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.fields import SUBJECT, default, kind, limits
 from emb_tool.report import Report, Table
 
@@ -60,16 +60,18 @@ def _placed(name: str) -> tuple[str, str]:
     """Verb and method, where a method alone was named.
 
     Raises:
-        Refused: No method is so called, or several are.
+        InvalidInput: No method is so called, or several are.
     """
     verbs = registry.verbs_with(name)
     if len(verbs) == 1:
         return verbs[0], name
     if verbs:
         lines = " or ".join(f"embtool methods {verb} {name}" for verb in verbs)
-        raise Refused(f"{name} is a method of {' and '.join(verbs)}", f"write {lines}")
+        raise InvalidInput(f"{name} is a method of {' and '.join(verbs)}", f"write {lines}")
     every = [*registry.VERBS, *(name for verb in registry.VERBS for name in registry.methods(verb))]
-    raise Refused(f"unknown command or method {name!r:.200}", registry.did_you_mean(name, every))
+    raise InvalidInput(
+        f"unknown command or method {name!r:.200}", registry.did_you_mean(name, every)
+    )
 
 
 def _settings(report: Report, verb: str, method: str) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from emb_tool.cli import completion
-from emb_tool.fields import METHOD, REQUIRED, RUNNING, choices, describe, flag, kind, show
+from emb_tool.fields import METHOD, REQUIRED, RUNNING, choices, describe, flag, flag_info, kind
 
 TYPES: dict[str, Any] = {"flag": bool | None, "list": list[str] | None, "value": str | None}
 """Annotation by kind: what was typed goes to pydantic as it is."""
@@ -111,7 +111,7 @@ def command(
             metavar=metavar or None,
             show_default=False,
             autocompletion=_completed(name, field) if what != "flag" else None,
-            rich_help_panel=show(field, panel).panel,
+            rich_help_panel=flag_info(field, panel).panel,
         )
         add(name, TYPES[what], option)
     for name, (annotation, default, metavar, text, short) in COMMON.items():

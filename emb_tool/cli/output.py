@@ -49,7 +49,7 @@ def _show(reports: Sequence[Report], as_json: bool) -> None:
             if not table.columns:
                 console.print(Text(table.title))
                 continue
-            title = table.title if piped else fitted(table.title, console.width)
+            title = table.title if piped else fit_title(table.title, console.width)
             console.print(Text(title, style="bold"))
             view = Grid(box=None, pad_edge=False)
             for number, column in enumerate(table.columns):
@@ -72,7 +72,7 @@ def _show(reports: Sequence[Report], as_json: bool) -> None:
     sys.stdout.flush()
 
 
-def fitted(title: str, width: int) -> str:
+def fit_title(title: str, width: int) -> str:
     """A title whose paths are cut to their ends where it is wider than the terminal."""
     if len(title) <= width:
         return title

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from emb_tool import config
-from emb_tool.cli.jobs import carry_out
+from emb_tool.cli.jobs import run_jobs
 from emb_tool.fields import REQUIRED
 from emb_tool.recipe import read_recipe
 
@@ -47,7 +47,7 @@ def command(
         config.resolve(values["verb"], recipe=values, recipe_name=recipe, sets=meant_for(number))
         for number, values in enumerate(recipes)
     ]
-    carry_out(
+    run_jobs(
         jobs,
         json,
         dry_run=dry_run,

@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from emb_tool.checkpoint.meta_model import model_on_meta
-from emb_tool.compress.step import Surgery
+from emb_tool.compress.step import CompressStep
 from emb_tool.compress.tensors import use_native_names
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.linears import Linear, find_linears, refuse_without_linears
 from emb_tool.plan import TensorSpec
 
@@ -30,7 +30,7 @@ NESTED = 256
 """Scales that share a scale, with double quantisation."""
 
 
-class Bnb(Surgery):
+class Bnb(CompressStep):
     """A format of bitsandbytes: the linear layers that transformers would convert, nothing else.
 
     Attributes:
@@ -52,11 +52,11 @@ class Bnb(Surgery):
         """Those tensors, by name."""
         raise NotImplementedError
 
-    def plan(self, draft: Draft) -> None:
+    def plan(self, draft: CheckpointEditor) -> None:
         """Replace the linear layers' weights, and state the format in the config."""
         draft.refuse_quantized(self.name)
         if draft.packed:
-            raise Refused(
+            raise InvalidInput(
                 f"-m {self.name} after packing {min(draft.packed)}: a checkpoint has one"
                 " quantization_config",
                 "pack everything (-m int, -m gptq), or let bitsandbytes have the linear layers"
@@ -75,7 +75,7 @@ class Bnb(Surgery):
                 f" whose inputs are a multiple of {inputs}, and outputs of {outputs}"
             )
             if not chosen:
-                raise Refused(said, "take -m int:bits=4 or -m bnb-int8, which fit any width")
+                raise InvalidInput(said, "take -m int:bits=4 or -m bnb-int8, which fit any width")
             draft.notes.append(f"{said}; they stay as they are (llm_int8_skip_modules)")
         for linear, name in chosen:
             _replace(self, draft, name, linear.transposed)
@@ -83,7 +83,7 @@ class Bnb(Surgery):
         _compare(draft, self)
 
     def _converted(
-        self, draft: Draft
+        self, draft: CheckpointEditor
     ) -> tuple[list[tuple[Linear, str]], dict[str, tuple[int, int]], list[str] | None]:
         """The layers that transformers converts, and those that it must be kept from.
 
@@ -131,21 +131,21 @@ def _told(odd: Mapping[str, tuple[int, int]]) -> str:
     return first if len(odd) == 1 else f"{len(odd)} layers, the first is {first}"
 
 
-def _replace(method: Bnb, draft: Draft, name: str, transposed: bool) -> None:
+def _replace(method: Bnb, draft: CheckpointEditor, name: str, transposed: bool) -> None:
     spec = draft.spec(name)
     if spec.dtype not in ("F32", "F16", "BF16"):
-        raise Refused(f"{name} is {spec.dtype}", f"{method.name} takes float weights")
+        raise InvalidInput(f"{name} is {spec.dtype}", f"{method.name} takes float weights")
     spec = _oriented(spec, transposed)
 
     def fn(weight: torch.Tensor) -> dict[str, torch.Tensor]:
         if not bool(weight.isfinite().all()):
-            raise Refused(f"{name} holds NaN or infinities", "mend the checkpoint first")
+            raise InvalidInput(f"{name} holds NaN or infinities", "mend the checkpoint first")
         return method.quantize(name, (weight.T if transposed else weight).contiguous())
 
     draft.split(name, method.parts(spec), fn)
 
 
-def _config(draft: Draft, method: Bnb, skip: list[str] | None) -> dict[str, Any]:
+def _config(draft: CheckpointEditor, method: Bnb, skip: list[str] | None) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     dtype = draft.config.get("dtype") or draft.config.get("torch_dtype") or "float32"
@@ -154,7 +154,7 @@ def _config(draft: Draft, method: Bnb, skip: list[str] | None) -> dict[str, Any]
     return plain
 
 
-def _compare(draft: Draft, method: Bnb) -> None:
+def _compare(draft: CheckpointEditor, method: Bnb) -> None:
     """Say so where the result is no smaller than a float16 cast, and what is."""
     from emb_tool.compress.cast import FLOATS
 
@@ -224,15 +224,15 @@ class Bnb4(Bnb):
 
     def _state_size(self, spec: TensorSpec) -> int:
         """Bytes of the JSON that closes the description of a weight."""
-        from emb_tool.checkpoint.header import TORCH_NAMES
+        from emb_tool.checkpoint.header import TORCH_DTYPES
 
         state: dict[str, Any] = {
-            "quant_type": self.kind, "blocksize": BLOCK, "dtype": TORCH_NAMES[spec.dtype],
+            "quant_type": self.kind, "blocksize": BLOCK, "dtype": TORCH_DTYPES[spec.dtype],
             "shape": spec.shape,
         }  # fmt: skip
         if self.double_quant:
             state |= {
-                "nested_blocksize": NESTED, "nested_dtype": TORCH_NAMES["F32"],
+                "nested_blocksize": NESTED, "nested_dtype": TORCH_DTYPES["F32"],
                 "nested_offset": LONGEST,
             }  # fmt: skip
         return len(json.dumps(state))
@@ -259,6 +259,6 @@ LONGEST = -1.2345678901234567e-100
 
 
 def _name(weight: torch.Tensor) -> str:
-    from emb_tool.checkpoint.header import SAFETENSORS_NAMES
+    from emb_tool.checkpoint.header import SAFETENSORS_DTYPES
 
-    return SAFETENSORS_NAMES[str(weight.dtype).removeprefix("torch.")]
+    return SAFETENSORS_DTYPES[str(weight.dtype).removeprefix("torch.")]

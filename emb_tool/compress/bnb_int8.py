@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from emb_tool.compress.bnb import Bnb
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.plan import TensorSpec
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ class BnbInt8(Bnb):
 
         half = weight.to(torch.float16)  # as bitsandbytes does
         if bool(half.isinf().any()):
-            raise Refused(f"{name}: values overflow float16", "use -m bnb-nf4 or -m int:bits=8")
+            raise InvalidInput(
+                f"{name}: values overflow float16", "use -m bnb-nf4 or -m int:bits=8"
+            )
         codes, scale, _ = int8_vectorwise_quant(half)
         module = name.removesuffix(".weight")
         row_major = torch.tensor(0, dtype=torch.uint8)

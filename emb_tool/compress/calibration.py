@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emb_tool.checkpoint.result_cache import Kept, Result
-from emb_tool.errors import Refused
+from emb_tool.checkpoint.result_cache import Result, ResultCache
+from emb_tool.errors import InvalidInput
 from emb_tool.progress import Progress
 
 if TYPE_CHECKING:
-    from emb_tool.editing import Draft
+    from emb_tool.editing import CheckpointEditor
     from emb_tool.model.encoder import Encoder
     from emb_tool.runtime.device import Runtime
 
-SAMPLE = 4096
+MAX_SAMPLE_TEXTS = 4096
 """Texts that are encoded at most; tokens are counted in all."""
 
 PIECE = 1024
 """Texts whose vectors are kept together for a run that is taken up."""
 
 
-class Work:
+class CalibrationContext:
     """The texts of a calibration, and the model run on them as the steps so far have made it.
 
     Args:
@@ -47,23 +47,23 @@ class Work:
         scratch: Path,
         seed: int = 0,
         prompt_name: str = "document",
-        kept: Kept | None = None,
+        kept: ResultCache | None = None,
         unseen: Sequence[str] = (),
     ) -> None:
         self.texts, self.unseen = texts, unseen
         self.runtime, self.progress, self.seed = runtime, progress, seed
         self.scratch = scratch
-        self.kept = kept or Kept()
+        self.kept = kept or ResultCache()
         self._prompt_name = prompt_name
-        self._open: tuple[Draft, Encoder] | None = None
+        self._open: tuple[CheckpointEditor, Encoder] | None = None
 
     @property
     def sample(self) -> list[str]:
         """At most `SAMPLE` of the texts, spread over all of them."""
-        step = max(1, -(-len(self.texts) // SAMPLE))
+        step = max(1, -(-len(self.texts) // MAX_SAMPLE_TEXTS))
         return [self.texts[i] for i in range(0, len(self.texts), step)]
 
-    def encoder(self, draft: Draft) -> Encoder:
+    def encoder(self, draft: CheckpointEditor) -> Encoder:
         """The draft as a model that runs, its weights float32."""
         from emb_tool.checkpoint.reader import Checkpoint
         from emb_tool.model.encoder import Encoder
@@ -88,7 +88,9 @@ class Work:
         for folder in self.scratch.glob("step-*"):
             shutil.rmtree(folder)
 
-    def result(self, draft: Draft, kind: str, make: Callable[[], Result], *names: str) -> Result:
+    def result(
+        self, draft: CheckpointEditor, kind: str, make: Callable[[], Result], *names: str
+    ) -> Result:
         """What a step finds, made only if no run before has.
 
         Args:
@@ -103,11 +105,11 @@ class Work:
         """The prompt that texts are encoded with."""
         return encoder.prompt(self._prompt_name)
 
-    def vectors(self, draft: Draft, texts: Sequence[str] | None = None) -> np.ndarray:
+    def vectors(self, draft: CheckpointEditor, texts: Sequence[str] | None = None) -> np.ndarray:
         """(texts, dim) float32: the vectors of texts (the `sample` unless given).
 
         Raises:
-            Refused: One of them is not finite.
+            InvalidInput: One of them is not finite.
         """
         import torch
 
@@ -133,17 +135,19 @@ class Work:
             return np.zeros((0, self.encoder(draft).dim), np.float32)
         return np.concatenate(found)
 
-    def token_ids(self, draft: Draft, texts: Sequence[str] | None = None) -> list[np.ndarray]:
+    def token_ids(
+        self, draft: CheckpointEditor, texts: Sequence[str] | None = None
+    ) -> list[np.ndarray]:
         """Token ids of texts (the `sample` unless given), special tokens included."""
         encoder = self.encoder(draft)
         return encoder.tokenize(self.sample if texts is None else texts, self.prompt(encoder))
 
-    def frequencies(self, draft: Draft) -> np.ndarray:
+    def frequencies(self, draft: CheckpointEditor) -> np.ndarray:
         """(vocabulary,) int64: how often each token id occurs in all the texts."""
         rows = draft.spec(draft.table_name()).shape[0]
         counts = np.zeros(rows, np.int64)
-        for start in range(0, len(self.texts), SAMPLE):
-            ids = self.token_ids(draft, self.texts[start : start + SAMPLE])
+        for start in range(0, len(self.texts), MAX_SAMPLE_TEXTS):
+            ids = self.token_ids(draft, self.texts[start : start + MAX_SAMPLE_TEXTS])
             if ids:
                 counts += np.bincount(np.concatenate(ids), minlength=rows)
         return counts
@@ -154,6 +158,6 @@ def _check_finite(vectors: np.ndarray, texts: Sequence[str], prompt: str, encode
     if not finite.all():
         text = texts[int(np.argmin(finite))]
         why, hint = encoder.explain_not_finite(text, prompt)
-        raise Refused(
+        raise InvalidInput(
             f"{encoder.checkpoint.name} gives NaN or infinity for {text[:60]!r}{why}", hint
         )

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from emb_tool.checkpoint.header import TORCH_NAMES
-from emb_tool.compress.step import Surgery
-from emb_tool.editing import Draft, Lazy, torch_dtype
-from emb_tool.errors import Refused
+from emb_tool.checkpoint.header import TORCH_DTYPES
+from emb_tool.compress.step import CompressStep
+from emb_tool.editing import CheckpointEditor, LazyTensor, torch_dtype
+from emb_tool.errors import InvalidInput
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 _DTYPES = {"bf16": "BF16", "fp16": "F16"}
 
 
-class Cast(Surgery):
+class Cast(CompressStep):
     """Every float tensor in another dtype, rounded to nearest even; packed bytes stay."""
 
     name: ClassVar[str] = "cast"
@@ -31,7 +31,7 @@ class Cast(Surgery):
         Field(description="fp16 has 3 bits more precision, bf16 the range of float32"),
     ] = "fp16"
 
-    def plan(self, draft: Draft) -> None:
+    def plan(self, draft: CheckpointEditor) -> None:
         """Cast what is stored, and let the configs say so."""
         draft.refuse_quantized("cast")
         target = _DTYPES[self.dtype]
@@ -40,15 +40,17 @@ class Cast(Surgery):
                 if lazy.spec.dtype in FLOATS and lazy.spec.dtype != target:
                     tensors[name] = _lazy(lazy, target)
         if draft.config:
-            _state(draft.config, TORCH_NAMES[target])
-            draft.config["torch_dtype"] = TORCH_NAMES[target]
+            _state(draft.config, TORCH_DTYPES[target])
+            draft.config["torch_dtype"] = TORCH_DTYPES[target]
 
 
-def _lazy(lazy: Lazy, target: str) -> Lazy:
+def _lazy(lazy: LazyTensor, target: str) -> LazyTensor:
     from dataclasses import replace
 
     load: Callable[[], torch.Tensor] = lazy.load
-    return Lazy(replace(lazy.spec, dtype=target), lambda: cast(lazy.spec.name, load(), target))
+    return LazyTensor(
+        replace(lazy.spec, dtype=target), lambda: cast(lazy.spec.name, load(), target)
+    )
 
 
 def cast(name: str, tensor: torch.Tensor, target: str) -> torch.Tensor:
@@ -60,13 +62,13 @@ def cast(name: str, tensor: torch.Tensor, target: str) -> torch.Tensor:
         target: safetensors' name of the dtype.
 
     Raises:
-        Refused: A finite value that becomes infinite.
+        InvalidInput: A finite value that becomes infinite.
     """
     made = tensor.to(torch_dtype(target))
     lost = made.isinf() & ~tensor.isinf()
     if lost.any():
-        raise Refused(
-            f"{name}: {int(lost.sum())} values overflow {TORCH_NAMES[target]}, the largest is"
+        raise InvalidInput(
+            f"{name}: {int(lost.sum())} values overflow {TORCH_DTYPES[target]}, the largest is"
             f" {float(tensor.abs().max()):.4g}",
             "use -m cast:dtype=bf16",
         )

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from emb_tool.compress.codebooks import HotRowsMethod
+from emb_tool.compress.codebooks import FrequentRowsMethod
 
 
-class Cce(HotRowsMethod):
+class Cce(FrequentRowsMethod):
     """x[j] ≈ A[j, g[j]] + B[j, h[j]]; on a finished table two stages of residual quantisation."""
 
     name: ClassVar[str] = "cce"

@@ -14,9 +14,9 @@ from typing import cast
 
 from emb_tool import registry
 from emb_tool.checkpoint.writer import header
-from emb_tool.compress.step import Surgery, plan_step
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.compress.step import CompressStep, plan_step
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 
 WEIGHTS = (
     ("cast:dtype=fp16",),
@@ -63,16 +63,16 @@ DIGITS = 4
 """Decimals of a share that is solved for: what is recorded is what is carried out."""
 
 
-def build(texts: Sequence[str]) -> tuple[Surgery, ...]:
+def build(texts: Sequence[str]) -> tuple[CompressStep, ...]:
     """Steps as typed after `-m`."""
     named = [registry.parse(text) for text in texts]
     return tuple(
-        cast(Surgery, registry.build(registry.load("compress", name), settings))
+        cast(CompressStep, registry.build(registry.load("compress", name), settings))
         for name, settings in named
     )
 
 
-def spell(step: Surgery) -> str:
+def step_spec(step: CompressStep) -> str:
     """A step as `-m` takes it, defaults left out."""
     values = step.model_dump(mode="json", exclude_defaults=True)
     settings = ",".join(
@@ -82,12 +82,14 @@ def spell(step: Surgery) -> str:
     return step.name + (f":{settings}" if settings else "")
 
 
-def is_static(draft: Draft) -> bool:
+def is_static(draft: CheckpointEditor) -> bool:
     """Whether a model is a table and nothing else."""
     return draft.layout.family == "static"
 
 
-def ladder(draft: Draft, vocabulary: bool = False) -> list[tuple[Surgery, ...]]:
+def fixed_chains(
+    draft: CheckpointEditor, vocabulary: bool = False
+) -> list[tuple[CompressStep, ...]]:
     """Chains without anything to solve for, the largest first.
 
     Args:
@@ -99,9 +101,9 @@ def ladder(draft: Draft, vocabulary: bool = False) -> list[tuple[Surgery, ...]]:
     return [build((*head, *rest)) for head in heads for rest in known]
 
 
-def lossless(draft: Draft) -> list[tuple[Surgery, ...]]:
+def nearly_lossless_chains(draft: CheckpointEditor) -> list[tuple[CompressStep, ...]]:
     """Chains that lose next to nothing, the largest first: what fits of them needs no search."""
-    return ladder(draft)[:2]
+    return fixed_chains(draft)[:2]
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Family:
     linear: str | None
     table: str | None = None
 
-    def steps(self, share: float) -> tuple[Surgery, ...]:
+    def steps(self, share: float) -> tuple[CompressStep, ...]:
         """The chain at a share."""
         table = self.table or ("pq" if share < PQ_UP_TO else "int")
         first = () if self.linear is None else (self.linear,)
@@ -129,7 +131,7 @@ class Family:
         (step,) = build([str(self.linear)])
         return int(getattr(step, "bits"))  # noqa: B009
 
-    def share(self, draft: Draft, size: int) -> float | None:
+    def share(self, draft: CheckpointEditor, size: int) -> float | None:
         """The share at which headers say that a size is met; None if it is not at any.
 
         Args:
@@ -137,13 +139,13 @@ class Family:
             size: Bytes of tensors.
         """
         most = SHARES[1]
-        largest = planned(draft, self.steps(most))
+        largest = plan_chain(draft, self.steps(most))
         if largest is None:
             return None
-        return shifted(most, size - estimate(draft, largest, most), draft)
+        return adjust_share(most, size - estimate(draft, largest, most), draft)
 
 
-def estimate(draft: Draft, made: Draft, share: float) -> int:
+def estimate(draft: CheckpointEditor, made: CheckpointEditor, share: float) -> int:
     """Bytes of a chain with a share; `pq` fills it with rows that its plan cannot tell.
 
     Args:
@@ -156,7 +158,7 @@ def estimate(draft: Draft, made: Draft, share: float) -> int:
     return file_bytes(made) - held + int(share * table_bytes(draft))
 
 
-def shifted(share: float, gap: int, draft: Draft) -> float | None:
+def adjust_share(share: float, gap: int, draft: CheckpointEditor) -> float | None:
     """A share that takes up a gap; None below the least.
 
     Args:
@@ -169,14 +171,14 @@ def shifted(share: float, gap: int, draft: Draft) -> float | None:
     return None if found < SHARES[0] else min(found, SHARES[1])
 
 
-def file_bytes(draft: Draft) -> int:
+def file_bytes(draft: CheckpointEditor) -> int:
     """Bytes of the weight files of a draft, their headers included."""
     parts = [draft.tensors, *draft.modules.values()]
     headers = (header([lazy.spec for lazy in part.values()]) for part in parts if part)
     return draft.nbytes + sum(len(text) for text, _, _ in headers)
 
 
-def even(families: Sequence[Family], shares: Sequence[float | None]) -> int | None:
+def most_balanced(families: Sequence[Family], shares: Sequence[float | None]) -> int | None:
     """The family whose linear layers and token table have the most similar bits a weight.
 
     Args:
@@ -191,46 +193,50 @@ def even(families: Sequence[Family], shares: Sequence[float | None]) -> int | No
     return min(unlike, key=lambda number: unlike[number], default=None)
 
 
-def smallest(draft: Draft) -> tuple[Surgery, ...] | None:
+def smallest_chain(draft: CheckpointEditor) -> tuple[CompressStep, ...] | None:
     """The chain of fewest bytes by headers; None where none can be made."""
-    every = [*ladder(draft), *(family.steps(SHARES[0]) for family in families(draft))]
-    sizes = {steps: made.nbytes for steps in every if (made := planned(draft, steps)) is not None}
+    every = [*fixed_chains(draft), *(family.steps(SHARES[0]) for family in families(draft))]
+    sizes = {
+        steps: made.nbytes for steps in every if (made := plan_chain(draft, steps)) is not None
+    }
     return min(sizes, key=lambda steps: sizes[steps], default=None)
 
 
-def table_bytes(draft: Draft) -> int:
+def table_bytes(draft: CheckpointEditor) -> int:
     """Bytes of the token table in float32, which a share is of."""
     return 4 * draft.spec(draft.table_name()).numel
 
 
-def families(draft: Draft) -> list[Family]:
+def families(draft: CheckpointEditor) -> list[Family]:
     """Those of a model, the largest linear layers first; none where no table can be made out."""
     if is_static(draft):
         return [Family(None, table) for table in ("int", "pq")]
     try:
         draft.table_name()
-    except Refused:
+    except InvalidInput:
         return []
     return [Family(linear) for linear in LINEAR]
 
 
-def planned(draft: Draft, steps: Sequence[Surgery]) -> Draft | None:
+def plan_chain(draft: CheckpointEditor, steps: Sequence[CompressStep]) -> CheckpointEditor | None:
     """What a chain makes of a model, from headers; None where a step does not fit it."""
     made = draft.copy()
     try:
         for step in steps:
             plan_step(step, made)
-    except Refused:
+    except InvalidInput:
         return None
     return made
 
 
-def spelled(steps: Sequence[Surgery]) -> str:
+def chain_spec(steps: Sequence[CompressStep]) -> str:
     """A chain as one would type it."""
-    return " ".join(f"-m {spell(step)}" for step in steps)
+    return " ".join(f"-m {step_spec(step)}" for step in steps)
 
 
-def outlook(draft: Draft, size: int | None, vocabulary: bool) -> list[tuple[str, int]]:
+def preview_chains(
+    draft: CheckpointEditor, size: int | None, vocabulary: bool
+) -> list[tuple[str, int]]:
     """Chains that a search would try, with the bytes that headers promise, the largest first.
 
     Args:
@@ -239,31 +245,33 @@ def outlook(draft: Draft, size: int | None, vocabulary: bool) -> list[tuple[str,
         vocabulary: Whether `vocab` may be tried; how much it leaves only the texts tell.
 
     Raises:
-        Refused: A size that no chain comes down to.
+        InvalidInput: A size that no chain comes down to.
     """
     if size is None:
-        made = {spelled(steps): planned(draft, steps) for steps in ladder(draft, vocabulary)}
+        made = {
+            chain_spec(steps): plan_chain(draft, steps) for steps in fixed_chains(draft, vocabulary)
+        }
         found = {name: file_bytes(chain) for name, chain in made.items() if chain is not None}
         return sorted(found.items(), key=lambda item: -item[1])
-    for steps in lossless(draft):
-        chain = planned(draft, steps)
+    for steps in nearly_lossless_chains(draft):
+        chain = plan_chain(draft, steps)
         if chain is not None and file_bytes(chain) <= size:
-            return [(spelled(steps), file_bytes(chain))]
+            return [(chain_spec(steps), file_bytes(chain))]
     found, least = {}, draft.nbytes
     for family in families(draft):
-        if (largest := planned(draft, family.steps(SHARES[1]))) is None:
+        if (largest := plan_chain(draft, family.steps(SHARES[1]))) is None:
             continue
         least = min(least, estimate(draft, largest, 0.0 if vocabulary else SHARES[0]))
         if (share := family.share(draft, size)) is not None:
-            chain = planned(draft, family.steps(share)) or largest
-            found[spelled(family.steps(share))] = estimate(draft, chain, share)
+            chain = plan_chain(draft, family.steps(share)) or largest
+            found[chain_spec(family.steps(share))] = estimate(draft, chain, share)
         if vocabulary:
-            found[spelled((*build(("vocab",)), *family.steps(share or SHARES[0])))] = size
-    for steps in ladder(draft):
-        chain = planned(draft, steps)
+            found[chain_spec((*build(("vocab",)), *family.steps(share or SHARES[0])))] = size
+    for steps in fixed_chains(draft):
+        chain = plan_chain(draft, steps)
         least = min(least, file_bytes(chain) if chain is not None else least)
     if least > size:
-        raise Refused(
+        raise InvalidInput(
             f"--target {size / 1e6:g} MB: the smallest chain has about {least / 1e6:,.2f} MB",
             "a larger target; or a smaller model first, with embtool distill --student-layers",
         )

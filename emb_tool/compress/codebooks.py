@@ -19,7 +19,7 @@ class CodebookMethod(TableMethod):
     iterations: Annotated[int, Field(ge=1, le=1000, description="rounds of k-means")] = 10
 
 
-class HotRowsMethod(CodebookMethod):
+class FrequentRowsMethod(CodebookMethod):
     """A method that keeps some rows as whole numbers."""
 
     hot: Annotated[

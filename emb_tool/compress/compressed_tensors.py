@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from emb_tool.compress.step import Surgery
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.compress.step import CompressStep
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.plan import TensorSpec
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ VERSIONS = ">=0.15.0.1,<0.21"
 """Of compressed-tensors, between which what is written here was loaded; as in pyproject.toml."""
 
 
-def fitted(step: Surgery) -> Surgery:
+def adapt_step(step: CompressStep) -> CompressStep:
     """A step of a chain, set to what the layout holds: whole zero points, linear layers alone.
 
     Raises:
-        Refused: Bits for tables.
+        InvalidInput: Bits for tables.
     """
     if tables := getattr(step, "tables", None):
-        raise Refused(
+        raise InvalidInput(
             f"-m {step.name}:tables={tables}: --format compressed-tensors holds"
             " linear layers alone, since loaders of the format do not read packed tables",
             "leave tables= out: tables stay as they are, and -m cast before it halves them",
@@ -48,14 +48,14 @@ def check_package() -> str | None:
     """A warning about the version of compressed-tensors that is installed.
 
     Raises:
-        Refused: It is not there; what is written is opened with it, to be measured.
+        InvalidInput: It is not there; what is written is opened with it, to be measured.
     """
     from packaging.specifiers import SpecifierSet
 
     try:
         found = metadata.version("compressed-tensors")
     except metadata.PackageNotFoundError:
-        raise Refused(
+        raise InvalidInput(
             "--format compressed-tensors: the package is not installed, and what is written is"
             " opened to measure it",
             f"run: pip install 'compressed-tensors{VERSIONS}'",
@@ -68,20 +68,20 @@ def check_package() -> str | None:
     )
 
 
-def export(draft: Draft) -> None:
+def export(draft: CheckpointEditor) -> None:
     """Rewrite a draft whose packed modules are whole numbers into that layout.
 
     Codes and scales are the same; a minimum was -z s rounded to float16 and is -z s exactly.
 
     Raises:
-        Refused: A packed module that the layout cannot hold, or none.
+        InvalidInput: A packed module that the layout cannot hold, or none.
     """
     if not draft.packed or draft.layout.family == "static":
         what = "a static embedding has no linear layers" if draft.packed else "nothing is packed"
-        raise Refused(f"--format compressed-tensors: {what}", "use it with -m int or -m gptq")
+        raise InvalidInput(f"--format compressed-tensors: {what}", "use it with -m int or -m gptq")
     for module, spec in draft.packed.items():
         if why := _unfit(spec):
-            raise Refused(
+            raise InvalidInput(
                 f"--format compressed-tensors cannot hold {module}: {why}",
                 "use -m int or -m gptq with bits=2, 4 or 8 and a group that divides the columns, or"
                 f" leave it out with skip={module}",
@@ -89,7 +89,7 @@ def export(draft: Draft) -> None:
     schemes = dict.fromkeys((spec["bits"], _group(spec)) for spec in draft.packed.values())
     if len(schemes) > 1:
         told = ", ".join(f"{bits} bits in groups of {group or 'a row'}" for bits, group in schemes)
-        raise Refused(
+        raise InvalidInput(
             f"--format compressed-tensors: {told} in one checkpoint, of which transformers reads"
             " one alone",
             "give all linear layers the same bits and group, or leave some out with skip=",
@@ -130,7 +130,7 @@ def _group(spec: Mapping[str, Any]) -> int | None:
     return None if group is None or group >= columns else int(group)
 
 
-def _rewrite(draft: Draft, module: str, spec: Mapping[str, Any]) -> None:
+def _rewrite(draft: CheckpointEditor, module: str, spec: Mapping[str, Any]) -> None:
     from emb_tool.packed.int import Int
 
     rows, columns = spec["shape"]
@@ -193,7 +193,7 @@ def _words(columns: int, bits: int) -> int:
     return -(-columns * bits // 32)
 
 
-def _config(draft: Draft, bits: int, group: int | None) -> dict[str, Any]:
+def _config(draft: CheckpointEditor, bits: int, group: int | None) -> dict[str, Any]:
     """The `quantization_config`: modules by class, those that are not packed by name.
 
     `dequantize` is for transformers: left compressed, it expects zero points that are not packed.

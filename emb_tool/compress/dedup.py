@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from emb_tool.compress.table_method import TableMethod
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 if TYPE_CHECKING:
     import torch
 
-    from emb_tool.editing import Draft
+    from emb_tool.editing import CheckpointEditor
     from emb_tool.packed.base import Packed
 
 
@@ -35,7 +35,7 @@ class Dedup(TableMethod):
 
     def fit(
         self,
-        draft: Draft,
+        draft: CheckpointEditor,
         tables: Mapping[str, torch.Tensor],
         counts: Mapping[str, torch.Tensor | None],
         seed: int,
@@ -43,14 +43,14 @@ class Dedup(TableMethod):
         """See `TableMethod.fit`.
 
         Raises:
-            Refused: Nothing merges, so that the result would be larger than the table.
+            InvalidInput: Nothing merges, so that the result would be larger than the table.
         """
         made = super().fit(draft, tables, counts, seed)
         for name, packed in made.items():
             blocks = -(-packed.num_embeddings // self.block)
             merged = blocks - packed.spec["unique"]
             if not merged:
-                raise Refused(
+                raise InvalidInput(
                     f"{name}: nothing to merge, no two of {blocks:,} blocks are"
                     + (f" within {self.tolerance:g}" if self.tolerance else " equal"),
                     "take a method that changes every row (pq, int), or a larger tolerance",

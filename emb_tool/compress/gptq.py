@@ -10,15 +10,15 @@ from pydantic import BeforeValidator, Field
 
 from emb_tool.checkpoint.result_cache import Result
 from emb_tool.compress.matrix_method import MatrixMethod
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 
 if TYPE_CHECKING:
     import torch
 
-    from emb_tool.compress.calibration import Work
+    from emb_tool.compress.calibration import CalibrationContext
     from emb_tool.model.encoder import Encoder
-    from emb_tool.ops.layer_inputs import Batch, Seen
+    from emb_tool.ops.layer_inputs import Batch, InputMoments
     from emb_tool.ops.matrices import Matrix
 
 BATCH_TOKENS = 8192
@@ -61,7 +61,7 @@ class Gptq(MatrixMethod):
         rest = {"aligned": True} if self.aligned else {}
         return {"bits": self.bits, "group": self.group or None, **rest}
 
-    def plan(self, draft: Draft) -> None:
+    def plan(self, draft: CheckpointEditor) -> None:
         """Announce a packed module for each linear layer, rounded to nearest as yet."""
         from emb_tool.ops.linears import refuse_without_linears
 
@@ -69,13 +69,15 @@ class Gptq(MatrixMethod):
             refuse_without_linears(draft.checkpoint.name, draft.layout.family)
         super().plan(draft)
 
-    def apply(self, draft: Draft, before: Draft, work: Work) -> None:
+    def apply(
+        self, draft: CheckpointEditor, before: CheckpointEditor, work: CalibrationContext
+    ) -> None:
         """Round the layers on the calibration texts."""
         import numpy as np
         import torch
 
         from emb_tool.ops.layer_inputs import second_moments, without_cache
-        from emb_tool.ops.rounding import Rounded, dequantize
+        from emb_tool.ops.rounding import QuantizedGroups, dequantize
         from emb_tool.packed.int import Int
 
         encoder, runtime = work.encoder(before), work.runtime
@@ -87,8 +89,8 @@ class Gptq(MatrixMethod):
         with work.progress.task("gptq", len(layers), "layers") as advance, without_cache(model):
 
             def take(name: str, result: Result, count: Callable[[int], None] = advance) -> None:
-                found, weight = Rounded(**result.tensors), layers[name].weight.data
-                there = Rounded(*(part.to(place) for part in found))
+                found, weight = QuantizedGroups(**result.tensors), layers[name].weight.data
+                there = QuantizedGroups(*(part.to(place) for part in found))
                 weight.copy_(dequantize(*there, self.group or None))
                 made = Int(draft.packed[names[name]])
                 made.store(found)
@@ -123,11 +125,12 @@ class Gptq(MatrixMethod):
                 " more --texts"
             )
 
-    def _round(self, where: str, weight: torch.Tensor, seen: Seen) -> Result:
+    def _round(self, where: str, weight: torch.Tensor, seen: InputMoments) -> Result:
         """One layer, and what its outputs lose by GPTQ and by rounding to nearest.
 
         Raises:
-            Refused: Inputs that are not finite, or whose damped moments are not positive definite.
+            InvalidInput: Inputs that are not finite, or whose damped moments are not positive
+                definite.
         """
         from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
@@ -136,7 +139,7 @@ class Gptq(MatrixMethod):
 
         bits, group, aligned = self.bits, self.group or None, self.aligned
         if not seen.moments.isfinite().all():
-            raise Refused(
+            raise InvalidInput(
                 f"{where}: its inputs on the calibration texts are not finite (NaN or infinity)",
                 "the weights are finite, so look at config.json (an epsilon of 0, a wrong scale)"
                 " or restore the original files",
@@ -144,7 +147,7 @@ class Gptq(MatrixMethod):
         try:
             found = gptq(weight, seen.moments, bits, group, damp=self.damp, aligned=aligned)
         except LinAlgError:  # sums of float32 products are positive to 1e-7 of their size
-            raise Refused(
+            raise InvalidInput(
                 f"{where}: damp={self.damp:g} is too little for its inputs, whose second moments"
                 " are singular",
                 f"give more: -m gptq:damp={max(10 * self.damp, 0.01):g}",
@@ -154,7 +157,7 @@ class Gptq(MatrixMethod):
         facts = {"errors": [float(error.sum()) for error in errors], "tokens": seen.tokens}
         return Result(found._asdict(), facts)
 
-    def _batches(self, encoder: Encoder, work: Work) -> Iterator[Batch]:
+    def _batches(self, encoder: Encoder, work: CalibrationContext) -> Iterator[Batch]:
         """Texts in a random order until the tokens are enough, in batches of like length."""
         import numpy as np
 

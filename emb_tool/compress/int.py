@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 
 from emb_tool.compress.matrix_method import MatrixMethod
-from emb_tool.fields import Show
+from emb_tool.fields import FlagInfo
 from emb_tool.method import TextList
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Int(MatrixMethod):
     tensor: Annotated[
         TextList,
         Field(description="names or patterns of tensors to pack, as for tables [all]"),
-        Show(metavar="NAME"),
+        FlagInfo(metavar="NAME"),
     ] = ()
     budget: Annotated[
         float | None,

@@ -8,8 +8,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from emb_tool.config import ChainJob, Holdout, Picture, TuneEpochs, TuneRate
 from emb_tool.data.text_options import Delimiter, Header, TextField
-from emb_tool.errors import Refused
-from emb_tool.fields import DATA, EVALUATION, METHOD, OUTPUT, REQUIRED, TRAINING, Show
+from emb_tool.errors import InvalidInput
+from emb_tool.fields import DATA, EVALUATION, METHOD, OUTPUT, REQUIRED, TRAINING, FlagInfo
 
 SEARCHED = ("vocabulary", "weights")
 """Stages that a search fills."""
@@ -49,7 +49,7 @@ class CompressJob(ChainJob):
     model: Annotated[
         str,
         Field(description="folder, hub id, or a bare .safetensors file"),
-        Show(REQUIRED, "MODEL"),
+        FlagInfo(REQUIRED, "MODEL"),
     ]
     texts: Annotated[
         tuple[str, ...],
@@ -57,7 +57,7 @@ class CompressJob(ChainJob):
             description="texts to calibrate on and, others of them, to measure on; best those that "
             "will be searched [sentences of Python's own documentation]"
         ),
-        Show(DATA, "PATH"),
+        FlagInfo(DATA, "PATH"),
     ] = ()
     text_field: TextField = None
     delimiter: Delimiter = None
@@ -67,10 +67,10 @@ class CompressJob(ChainJob):
         Field(
             description="prompt of --texts: document, query, default, none or one of the model's"
         ),
-        Show(DATA, "NAME"),
+        FlagInfo(DATA, "NAME"),
     ] = "document"
     limit: Annotated[
-        int | None, Field(ge=1, description="read this many texts at most"), Show(DATA)
+        int | None, Field(ge=1, description="read this many texts at most"), FlagInfo(DATA)
     ] = None
     holdout: Annotated[
         Holdout,
@@ -78,12 +78,12 @@ class CompressJob(ChainJob):
             description="texts kept from calibration to measure the result on, and as many others "
             "for --target to choose on; at most a tenth each; 0 keeps none",
         ),
-        Show(EVALUATION),
+        FlagInfo(EVALUATION),
     ] = 500
     with_: Annotated[
         str | None,
         Field(description="model of the same space that gets the same vectors' steps: OUT/partner"),
-        Show(DATA, "MODEL"),
+        FlagInfo(DATA, "MODEL"),
     ] = None
     dev: Annotated[
         tuple[str, ...],
@@ -91,7 +91,7 @@ class CompressJob(ChainJob):
             description="task by whose retention --target chooses, and --tune its state: sts:FILE,"
             " retrieval:DIR [held-out texts]"
         ),
-        Show(EVALUATION, "TASK"),
+        FlagInfo(EVALUATION, "TASK"),
     ] = ()
     eval: Annotated[
         tuple[str, ...],
@@ -99,7 +99,7 @@ class CompressJob(ChainJob):
             description="task reported for the result and the input, which chooses nothing:"
             " sts:FILE, retrieval:DIR"
         ),
-        Show(EVALUATION, "TASK"),
+        FlagInfo(EVALUATION, "TASK"),
     ] = ()
     min_retention: Annotated[
         float | None,
@@ -107,22 +107,22 @@ class CompressJob(ChainJob):
             gt=0, le=2,
             description="gate: least share kept in the tasks of --eval, or of the ten nearest "
             "neighbours where there is none, else exit code 3",
-        ), Show(EVALUATION),
+        ), FlagInfo(EVALUATION),
     ] = None  # fmt: skip
     max_bytes: Annotated[
         Bytes | None,
         Field(gt=0, description="gate: size of the weight files, as 20MB, else exit code 3"),
-        Show(EVALUATION, "SIZE"),
+        FlagInfo(EVALUATION, "SIZE"),
     ] = None
     target: Annotated[
         Bytes | None,
         Field(gt=0, description="size of the weight files, as 15MB: find the best chain below it"),
-        Show(METHOD, "SIZE"),
+        FlagInfo(METHOD, "SIZE"),
     ] = None
     target_retention: Annotated[
         float | None,
         Field(gt=0, le=1, description="share to be kept: find the smallest chain that keeps it"),
-        Show(METHOD),
+        FlagInfo(METHOD),
     ] = None
     tune: Annotated[
         tuple[str, ...],
@@ -130,12 +130,12 @@ class CompressJob(ChainJob):
             description="texts on which scales, codebooks, norms and biases are then trained "
             "towards the input's vectors"
         ),
-        Show(TRAINING, "PATH"),
+        FlagInfo(TRAINING, "PATH"),
     ] = ()
     epochs: TuneEpochs = 1.0
     lr: TuneRate = 1e-3
     batch_tokens: Annotated[
-        int, Field(ge=1, description="tokens of a step of --tune"), Show(TRAINING)
+        int, Field(ge=1, description="tokens of a step of --tune"), FlagInfo(TRAINING)
     ] = 2048
     format: Annotated[
         Literal["embtool", "compressed-tensors"],
@@ -143,14 +143,14 @@ class CompressJob(ChainJob):
             description="of packed weights: our own, or compressed-tensors' pack-quantized (linear "
             "layers alone, by int or gptq of 2, 4 or 8 bits)"
         ),
-        Show(OUTPUT),
+        FlagInfo(OUTPUT),
     ] = "embtool"
     plot: Annotated[
         Picture | None,
         Field(description="picture of what --target tried, a .png, .svg or .pdf"),
-        Show(OUTPUT, "PATH"),
+        FlagInfo(OUTPUT, "PATH"),
     ] = None
-    output: Annotated[str, Field(description="folder to write"), Show(REQUIRED, "PATH")]
+    output: Annotated[str, Field(description="folder to write"), FlagInfo(REQUIRED, "PATH")]
 
     @property
     def searches(self) -> bool:
@@ -159,7 +159,7 @@ class CompressJob(ChainJob):
 
     @model_validator(mode="after")
     def _whole(self) -> CompressJob:
-        from emb_tool.compress.step import STAGES, Surgery
+        from emb_tool.compress.step import STAGES, CompressStep
 
         if not self.method and not self.searches:
             raise ValueError(
@@ -177,17 +177,17 @@ class CompressJob(ChainJob):
             raise ValueError("--plot shows what a search tried: give --target, too")
         if self.format != "embtool" and (self.searches or self.tune):
             raise ValueError("--format compressed-tensors goes with steps alone: name them with -m")
-        steps = [step for step in self.method if isinstance(step, Surgery)]
+        steps = [step for step in self.method if isinstance(step, CompressStep)]
         order = [STAGES.index(step.stage) for step in steps]
         if self.searches and any(step.stage in SEARCHED for step in steps):
-            raise Refused(
+            raise InvalidInput(
                 "--target chooses vocabulary and weights itself",
                 "leave out " + " ".join(f"-m {s.name}" for s in steps if s.stage in SEARCHED),
             )
         if order != sorted(order):
             given = " ".join(f"-m {step.name}" for step in steps)
             right = sorted(steps, key=lambda step: STAGES.index(step.stage))
-            raise Refused(
+            raise InvalidInput(
                 f"{given}: a step comes too late, what it needs is gone by then",
                 "in this order: " + " ".join(f"-m {step.name}" for step in right),
             )

@@ -6,12 +6,12 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from emb_tool.compress.step import Surgery
-from emb_tool.editing import Draft
+from emb_tool.compress.step import CompressStep
+from emb_tool.editing import CheckpointEditor
 from emb_tool.method import IntList
 
 
-class Layers(Surgery):
+class Layers(CompressStep):
     """x_{j+1} = L_{keep[j]}(x_j): the kept layers, one after another.
 
     Each layer adds to what comes in, so that those left out are missed less than they look; their
@@ -36,6 +36,6 @@ class Layers(Surgery):
             raise ValueError("say either keep (which layers) or count (how many)")
         return self
 
-    def plan(self, draft: Draft) -> None:
+    def plan(self, draft: CheckpointEditor) -> None:
         """Rename the tensors of the layers that stay, and tell config.json."""
         draft.keep_layers(self.keep or self.count or 0)

@@ -11,34 +11,34 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from emb_tool.checkpoint.result_cache import Result
-from emb_tool.compress.step import Surgery
-from emb_tool.compress.table_method import LOSSY, packed_of
+from emb_tool.compress.step import CompressStep
+from emb_tool.compress.table_method import MAX_RELATIVE_ERROR, packed_class
 from emb_tool.compress.tensors import (
     check_rows,
     module_name,
     refuse_head,
     use_native_names,
 )
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
-from emb_tool.fields import Show
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
+from emb_tool.fields import FlagInfo
 from emb_tool.method import TextList
 from emb_tool.registry import did_you_mean
 
 if TYPE_CHECKING:
     import torch
 
-    from emb_tool.compress.calibration import Work
+    from emb_tool.compress.calibration import CalibrationContext
     from emb_tool.ops.matrices import Matrix
     from emb_tool.plan import TensorSpec
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
-LEAST_SAVED = 0.001
+MIN_BYTES_SAVED = 0.001
 """Least share of a model's bytes that packing a table saves; smaller ones are packed by `only`."""
 
 
-class MatrixMethod(Surgery):
+class MatrixMethod(CompressStep):
     """A method without calibration that packs every matrix of the main part.
 
     A subclass names its `kind` of `emb_tool.packed` and says with what settings.
@@ -50,12 +50,12 @@ class MatrixMethod(Surgery):
     only: Annotated[
         TextList,
         Field(description="names or patterns of the modules to pack [all]"),
-        Show(metavar="NAME"),
+        FlagInfo(metavar="NAME"),
     ] = ()
     skip: Annotated[
         TextList,
         Field(description="names or patterns of modules that stay as they are"),
-        Show(metavar="NAME"),
+        FlagInfo(metavar="NAME"),
     ] = ()
 
     @property
@@ -72,7 +72,7 @@ class MatrixMethod(Surgery):
         """Settings of the kind for a matrix; None leaves it as it is."""
         raise NotImplementedError
 
-    def plan(self, draft: Draft) -> None:
+    def plan(self, draft: CheckpointEditor) -> None:
         """Announce a packed module for each matrix."""
         from emb_tool import packed
 
@@ -90,14 +90,14 @@ class MatrixMethod(Surgery):
             _check(draft, matrix, self.name)
             shape = (stored.shape[0], stored.shape[1])
             try:
-                spec = kind.settle(
+                spec = kind.resolve_spec(
                     shape, self.share, role=matrix.role, bias=matrix.bias, **settings
                 )
-            except Refused as error:
-                raise Refused(f"{matrix.tensor}: {error.message}", error.hint) from None
+            except InvalidInput as error:
+                raise InvalidInput(f"{matrix.tensor}: {error.message}", error.hint) from None
             saved = stored.nbytes - sum(part.nbytes for part in kind.parts(spec).values())
             asked = matrix.role != "table" or not draft.layout.modules or bool(self.wanted)
-            if saved <= (0 if asked else LEAST_SAVED * whole):
+            if saved <= (0 if asked else MIN_BYTES_SAVED * whole):
                 continue  # nothing is gained: token types, relative positions
             fit = partial(_fit, name=matrix.tensor, spec=spec, errors=errors)
             draft.pack(matrix.module, spec, fit, tensor=matrix.tensor)
@@ -106,7 +106,7 @@ class MatrixMethod(Surgery):
             why = "see its parts with: embtool inspect; take fewer bits"
             if draft.packed:
                 why = "what is packed stays: leave this step out, or begin with the original"
-            raise Refused(
+            raise InvalidInput(
                 f"{draft.checkpoint.name}: {self.name} finds nothing that it would make smaller",
                 why,
             )
@@ -115,7 +115,9 @@ class MatrixMethod(Surgery):
             f" {before / 1e6:.1f} MB become {draft.nbytes / 1e6:.1f} MB"
         )
 
-    def apply(self, draft: Draft, before: Draft, work: Work) -> None:
+    def apply(
+        self, draft: CheckpointEditor, before: CheckpointEditor, work: CalibrationContext
+    ) -> None:
         """Fit large tables now, on the device and with a bar; the rest is fitted when written."""
         from emb_tool.ops import rows
 
@@ -128,20 +130,20 @@ class MatrixMethod(Surgery):
             made = _fit(before.tensors[name].load(), name, spec, errors)
             return Result(dict(made.named_buffers()), {"error": errors[name]})
 
-        with rows.working(work.runtime.device, work.progress):
+        with rows.fit_context(work.runtime.device, work.progress):
             for name, lazy in before.tensors.items():
                 module = module_name(name)
                 if module in draft.packed.keys() - before.packed.keys() and _is_large(lazy.spec):
                     spec = draft.packed[module]
                     found = work.result(draft, "large matrices", partial(fitted, name, spec), name)
                     errors[name] = found.facts["error"]
-                    draft.repack(module, packed_of(spec, found.tensors))
+                    draft.repack(module, packed_class(spec, found.tensors))
 
-    def matrices(self, draft: Draft) -> list[Matrix]:
+    def matrices(self, draft: CheckpointEditor) -> list[Matrix]:
         """What is packed, by `only` and `skip`.
 
         Raises:
-            Refused: A pattern that fits nothing.
+            InvalidInput: A pattern that fits nothing.
         """
         from emb_tool.ops.matrices import Matrix, find_matrices
 
@@ -167,7 +169,7 @@ class MatrixMethod(Surgery):
         known = [matrix.module for matrix in found]
         for pattern in (*self.wanted, *self.skip):
             if not any(_fits(pattern, module) for module in known):
-                raise Refused(
+                raise InvalidInput(
                     f"{self.name}: {pattern!r} fits no linear layer or table of"
                     f" {draft.checkpoint.name}",
                     did_you_mean(pattern, known),
@@ -184,7 +186,8 @@ def _fit(table: torch.Tensor, name: str, spec: Mapping[str, Any], errors: dict[s
     """The packed matrix; what it loses goes into `errors`.
 
     Raises:
-        Refused: More than `LOSSY`: numbers too small for float16 scales, for one; or NaN.
+        InvalidInput: More than `MAX_RELATIVE_ERROR`: numbers too small for float16 scales, for one;
+            or NaN.
     """
     from emb_tool import packed
     from emb_tool.ops import rows
@@ -194,8 +197,8 @@ def _fit(table: torch.Tensor, name: str, spec: Mapping[str, Any], errors: dict[s
     errors[name], _ = rows.relative_error(table, made.rows)
     if not isfinite(errors[name]):
         check_rows(name, table)
-    if not errors[name] <= LOSSY:
-        raise Refused(
+    if not errors[name] <= MAX_RELATIVE_ERROR:
+        raise InvalidInput(
             f"{name}: relative error {errors[name]:.4f} as {spec['kind']}",
             "give it more bits or smaller groups, or leave it out with skip=",
         )
@@ -208,11 +211,11 @@ def _is_large(spec: TensorSpec) -> bool:
     return spec.nbytes >= LARGE
 
 
-def _check(draft: Draft, matrix: Matrix, method: str) -> None:
+def _check(draft: CheckpointEditor, matrix: Matrix, method: str) -> None:
     """Refuse what a packed module would not serve."""
     spec, layout = draft.spec(matrix.tensor), draft.layout
     if spec.dtype not in FLOATS and not (layout.normalises and matrix.role == "bag"):
-        raise Refused(
+        raise InvalidInput(
             f"{matrix.tensor} is {spec.dtype}, and what 1 stands for is not known",
             "a table method takes it with its scale: -m pq:scale=0.01; leave it out here with"
             f" -m {method}:skip={matrix.module}",

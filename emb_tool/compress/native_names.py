@@ -26,7 +26,7 @@ def native_names(
         in another way, or would not fit the class, are left out.
 
     Raises:
-        Refused: A model type that transformers does not know.
+        InvalidInput: A model type that transformers does not know.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from emb_tool.compress.codebooks import HotRowsMethod
+from emb_tool.compress.codebooks import FrequentRowsMethod
 from emb_tool.compress.table_method import role
 from emb_tool.compress.tensors import module_name
-from emb_tool.editing import Draft
+from emb_tool.editing import CheckpointEditor
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from emb_tool.packed.base import Packed
 
 
-class Pq(HotRowsMethod):
+class Pq(FrequentRowsMethod):
     """x[j] ≈ C[j, code[j]], codebooks by k-means weighted by frequency; hot rows are whole numbers.
 
     Of a budget, what codes leave goes to hot rows: in 5 bits there are about twice as many of them
@@ -38,7 +38,7 @@ class Pq(HotRowsMethod):
         return {key: value for key, value in super().settings().items() if key != "shared"}
 
     def specs(
-        self, draft: Draft, shapes: Mapping[str, tuple[int, int]]
+        self, draft: CheckpointEditor, shapes: Mapping[str, tuple[int, int]]
     ) -> dict[str, dict[str, Any]]:
         """See `TableMethod.specs`."""
         from emb_tool.packed.pq import Pq as Kind
@@ -47,12 +47,12 @@ class Pq(HotRowsMethod):
             return super().specs(draft, shapes)
         modules = {module_name(name): shape for name, shape in shapes.items()}
         settings = self.settings() | {"role": role(draft, next(iter(shapes)))}
-        found = Kind.settle_shared(modules, self.budget, **settings)
+        found = Kind.resolve_shared_specs(modules, self.budget, **settings)
         return {name: found[module_name(name)] for name in shapes}
 
     def fit(
         self,
-        draft: Draft,
+        draft: CheckpointEditor,
         tables: Mapping[str, torch.Tensor],
         counts: Mapping[str, torch.Tensor | None],
         seed: int,

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from emb_tool.compress.step import Surgery
-from emb_tool.editing import Draft, append_dense, project
-from emb_tool.errors import Refused
+from emb_tool.compress.step import CompressStep
+from emb_tool.editing import CheckpointEditor, append_dense, project_vectors
+from emb_tool.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from emb_tool.compress.calibration import Work
+    from emb_tool.compress.calibration import CalibrationContext
 
 
-class Rotate(Surgery):
+class Rotate(CompressStep):
     """Turn the space so that its first dimensions hold the most (PCA), or bits fit (ITQ).
 
     y = V x with an orthogonal V, found on the vectors of the calibration texts. `pca`: the rows of
@@ -37,25 +37,27 @@ class Rotate(Surgery):
         bool, Field(description="take the mean off before pca; this changes cosines")
     ] = False
 
-    def plan(self, draft: Draft) -> None:
+    def plan(self, draft: CheckpointEditor) -> None:
         """Announce V; it is multiplied into the weights when they are written."""
         width = draft.layout.dim
         if width is None:
-            raise Refused(
+            raise InvalidInput(
                 f"{draft.checkpoint.name}: its width cannot be made out",
                 "check the folder with: embtool inspect",
             )
         if self.center and self.basis != "pca":
-            raise Refused(f"rotate: center=true belongs to basis=pca, not {self.basis}", None)
+            raise InvalidInput(f"rotate: center=true belongs to basis=pca, not {self.basis}", None)
         key, values = _key(draft), draft.values
         if self.center:
             append_dense(
                 draft, lambda: values[key], lambda: -values[key] @ values[f"{key} mean"], width
             )
         else:
-            project(draft, width, lambda matrix: values[key] @ matrix)
+            project_vectors(draft, width, lambda matrix: values[key] @ matrix)
 
-    def apply(self, draft: Draft, before: Draft, work: Work) -> None:
+    def apply(
+        self, draft: CheckpointEditor, before: CheckpointEditor, work: CalibrationContext
+    ) -> None:
         """Find V."""
         import torch
 
@@ -87,6 +89,6 @@ class Rotate(Surgery):
         draft.values[_key(before)] = found.float()
 
 
-def _key(draft: Draft) -> str:
+def _key(draft: CheckpointEditor) -> str:
     """Of the rotation that comes next."""
     return f"rotation {sum(name == 'rotate' for name in draft.history)}"

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from emb_tool.compress.codebooks import HotRowsMethod
+from emb_tool.compress.codebooks import FrequentRowsMethod
 
 
-class Rq(HotRowsMethod):
+class Rq(FrequentRowsMethod):
     """x ≈ Σ_s C[s, code[s]], each stage quantising what those before it have left.
 
     With `subvectors` above 1 each part of a row has stages of its own (product-residual). Codebooks

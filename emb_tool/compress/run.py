@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from emb_tool.checkpoint.output import clear
+from emb_tool.checkpoint.output import remove_folder
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.checkpoint.result_cache import Kept
+from emb_tool.checkpoint.result_cache import ResultCache
 from emb_tool.compress.compressed_tensors import export
 from emb_tool.compress.job import CompressJob
 from emb_tool.compress.setup import Setup
-from emb_tool.compress.step import carry_out
-from emb_tool.compress.text_splits import Parts
+from emb_tool.compress.step import run_steps
+from emb_tool.compress.text_splits import TextSplits
 from emb_tool.compress.tuning import tune_files, write_teacher
 from emb_tool.compress.vocab import FEW_TEXTS
-from emb_tool.editing import Draft
+from emb_tool.editing import CheckpointEditor
 from emb_tool.evaluate.task import run_tasks
 from emb_tool.plan import Plan
 from emb_tool.report import Report, Table
 from emb_tool.runner import CheckpointRunner, Options, RunContext
 
 if TYPE_CHECKING:
-    from emb_tool.compress.calibration import Work
-    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.compress.calibration import CalibrationContext
+    from emb_tool.evaluate.model_pair import ModelPair
     from emb_tool.runtime.device import Runtime
 
 
@@ -38,7 +38,7 @@ RANGE_TEXTS = 1024
 """Texts whose vectors give the ranges for eight bits."""
 
 
-LOUD = 0.9
+RETENTION_WARNING = 0.9
 """Share of the ten nearest neighbours below which the loss is shouted."""
 
 
@@ -68,9 +68,9 @@ class CompressRunner(CheckpointRunner):
         self.papers = list(dict.fromkeys(step.paper for step in self.steps if step.paper))
         self.target = job.target
         self.missed: str | None = None
-        self._work: Work | None = None
+        self._work: CalibrationContext | None = None
         self._heldout: Heldout | None = None
-        self._reference: Pair | None = None
+        self._reference: ModelPair | None = None
 
     @property
     def inputs(self) -> dict[str, Checkpoint]:
@@ -124,12 +124,12 @@ class CompressRunner(CheckpointRunner):
 
     def _compress(self, folder: Path, state: Path, runtime: Runtime) -> None:
         """All but the tuning: read the texts, carry out the steps, write what they make."""
-        clear(folder, state, *state.glob("step-*"))
-        start = Draft.of(self.setup.body)
+        remove_folder(folder, state, *state.glob("step-*"))
+        start = CheckpointEditor.of(self.setup.body)
         with self._timed("read_seconds"):
             work = self._work = self._begin(start, state, runtime)
         with self._timed("calibrate_seconds"):
-            draft = carry_out(self.steps, start, work)
+            draft = run_steps(self.steps, start, work)
             if self.job.searches:
                 draft = self._search(draft, work, state)
             self._tell_taken(work.kept)
@@ -143,22 +143,22 @@ class CompressRunner(CheckpointRunner):
             if self.job.tune:
                 write_teacher(self.setup.shaped(self.setup.body, draft.values), state)
 
-    def _begin(self, start: Draft, state: Path, runtime: Runtime) -> Work:
+    def _begin(self, start: CheckpointEditor, state: Path, runtime: Runtime) -> CalibrationContext:
         """What steps work with; and what chains, and the result, are measured on."""
-        from emb_tool.compress.calibration import Work
+        from emb_tool.compress.calibration import CalibrationContext
 
-        job, kept = self.job, Kept(state / "kept")
+        job, kept = self.job, ResultCache(state / "kept")
         if self.setup.is_bare:  # tables alone: there is no model to run
-            return Work([], runtime, self.progress, state, job.seed, kept=kept)
+            return CalibrationContext([], runtime, self.progress, state, job.seed, kept=kept)
         if not job.texts and any(step.calibrated for step in self.steps):
             self.progress.warn(
                 "no --texts: calibrating on sentences of Python's documentation; give texts "
                 "like those that will be searched, the result depends on them"
             )
         with self.progress.task("reading the texts"):
-            parts = Parts.of(job, state, self.progress)
+            parts = TextSplits.of(job, state, self.progress)
         self.report.facts["texts"] = parts.counts
-        work = Work(
+        work = CalibrationContext(
             parts.calibration, runtime, self.progress, state, job.seed, job.prompt_name, kept,
             parts.report,
         )  # fmt: skip
@@ -170,14 +170,14 @@ class CompressRunner(CheckpointRunner):
             self._heldout = Heldout(parts.choice, prompt, work.vectors(start, parts.choice))
         return work
 
-    def _tell_taken(self, kept: Kept) -> None:
+    def _tell_taken(self, kept: ResultCache) -> None:
         """Say from where a run that was killed goes on."""
         if kept.taken:
             self.report.facts["taken_up"] = dict(kept.taken)
             told = ", ".join(f"{count:,} {kind}" for kind, count in kept.taken.items())
             self.progress.say(f"taken up from the run before: {told}")
 
-    def _write(self, draft: Draft, folder: Path) -> None:
+    def _write(self, draft: CheckpointEditor, folder: Path) -> None:
         with self.progress.task("writing", draft.nbytes, "B") as advance:
             draft.write(folder, advance)
         self.report.facts |= {"steps": list(draft.notes), **draft.facts}
@@ -195,13 +195,15 @@ class CompressRunner(CheckpointRunner):
         vectors = encoder.encode(work.sample[:RANGE_TEXTS], work.prompt(encoder))
         write_ranges(folder, Ranges.of(vectors))
 
-    def _search(self, draft: Draft, work: Work, state: Path) -> Draft:
+    def _search(
+        self, draft: CheckpointEditor, work: CalibrationContext, state: Path
+    ) -> CheckpointEditor:
         """Find the chain that `--target` asks for."""
-        from emb_tool.compress.search import Search
+        from emb_tool.compress.search import ChainSearch
 
         job, vocabulary = self.job, self._tries_vocabulary(work)
         measure = partial(self._kept, work=work)
-        search = Search(draft, work, measure, state, vocabulary=vocabulary)
+        search = ChainSearch(draft, work, measure, state, vocabulary=vocabulary)
         if job.target is not None:
             aim = f"--target {job.target / 1e6:g} MB"
             found = search.below(job.target)
@@ -245,7 +247,7 @@ class CompressRunner(CheckpointRunner):
             search.draw(job.plot, self.setup.body.weight_bytes(), chosen)
         return search.draft(chosen)
 
-    def _tries_vocabulary(self, work: Work) -> bool:
+    def _tries_vocabulary(self, work: CalibrationContext) -> bool:
         """Whether there are texts enough for `vocab` to know what others of their kind need."""
         enough = bool(self.job.texts) and len(work.texts) >= FEW_TEXTS
         if not enough:
@@ -256,10 +258,10 @@ class CompressRunner(CheckpointRunner):
             )
         return enough
 
-    def _kept(self, folder: Path, work: Work) -> float:
+    def _kept(self, folder: Path, work: CalibrationContext) -> float:
         """The least share that a written model keeps: of the tasks, or of the neighbours."""
-        from emb_tool.evaluate.agreement import NEIGHBOURS, likeness
-        from emb_tool.evaluate.model_pair import Pair
+        from emb_tool.evaluate.agreement import NEIGHBOURS, similarity_metrics
+        from emb_tool.evaluate.model_pair import ModelPair
         from emb_tool.model.encoder import Encoder
 
         encoder = Encoder.open(folder, work.runtime)
@@ -267,12 +269,14 @@ class CompressRunner(CheckpointRunner):
             vectors = encoder.encode(self._heldout.texts, self._heldout.prompt)
             # of few texts the ten nearest are most of the others, whatever the model
             near = min(NEIGHBOURS, max(1, (len(vectors) - 1) // 10))
-            return likeness(vectors, self._heldout.vectors, near)["neighbour overlap"]
+            return similarity_metrics(vectors, self._heldout.vectors, near)["neighbour overlap"]
         if self._reference is None:
-            self._reference = Pair.of(
+            self._reference = ModelPair.of(
                 Encoder.open(self.setup.body, work.runtime), self.setup.body.name
             )
-        measures = run_tasks(self.setup.tasks.dev, Pair.of(encoder, folder.name), self._reference)
+        measures = run_tasks(
+            self.setup.tasks.dev, ModelPair.of(encoder, folder.name), self._reference
+        )
         kept = [m.value for m in measures if m.name == "retention"]
         return min(value / 100 if value is not None else 0.0 for value in kept)
 
@@ -320,10 +324,10 @@ class CompressRunner(CheckpointRunner):
         if steps.rows:
             report.tables.insert(1, steps)
         kept = report.value("neighbour overlap", of="held-out texts")
-        if kept is not None and kept < LOUD:
+        if kept is not None and kept < RETENTION_WARNING:
             loss = (
                 f"MUCH IS LOST: {kept:.1%} of the ten nearest neighbours are kept, less than"
-                f" {LOUD:.0%}; what it finds will differ from what the input finds"
+                f" {RETENTION_WARNING:.0%}; what it finds will differ from what the input finds"
             )
             report.facts["loss"] = loss
             self.progress.warn(f"{loss}; allow more bytes, or --tune it")

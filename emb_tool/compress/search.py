@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING
 from emb_tool.checkpoint.result_cache import Result
 from emb_tool.compress import chains
 from emb_tool.compress.chains import Family
-from emb_tool.compress.step import Surgery, carry_out
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.compress.step import CompressStep, run_steps
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.report import Table
 
 if TYPE_CHECKING:
-    from emb_tool.compress.calibration import Work
+    from emb_tool.compress.calibration import CalibrationContext
 
-CLOSE = 0.005
+CLOSE_TO_TARGET = 0.005
 """Share of a target within which its bytes are used up."""
 
-SOLVES = 3
+MAX_SOLVER_STEPS = 3
 """Times that a share is solved for: from headers, then from what was written."""
 
 
 @dataclass
-class Tried:
+class Candidate:
     """One chain.
 
     Args:
@@ -37,7 +37,7 @@ class Tried:
         refused: Why it cannot be made.
     """
 
-    steps: tuple[Surgery, ...]
+    steps: tuple[CompressStep, ...]
     bytes: int
     kept: float | None = None
     refused: str | None = None
@@ -45,7 +45,7 @@ class Tried:
     @property
     def spelled(self) -> str:
         """As one would type it."""
-        return chains.spelled(self.steps)
+        return chains.chain_spec(self.steps)
 
     @property
     def score(self) -> float:
@@ -53,7 +53,7 @@ class Tried:
         return -1.0 if self.kept is None else self.kept
 
 
-class Search:
+class ChainSearch:
     """Writes and measures as few chains as it takes.
 
     Args:
@@ -66,8 +66,8 @@ class Search:
 
     def __init__(
         self,
-        start: Draft,
-        work: Work,
+        start: CheckpointEditor,
+        work: CalibrationContext,
         measure: Callable[[Path], float],
         scratch: Path,
         *,
@@ -75,18 +75,18 @@ class Search:
     ) -> None:
         self.start, self.work, self.measure, self.scratch = start, work, measure, scratch
         self.heads = [(), chains.build(["vocab"])] if vocabulary else [()]
-        self.tried: list[Tried] = []
-        self._headed: dict[tuple[Surgery, ...], Draft] = {(): start}
+        self.tried: list[Candidate] = []
+        self._headed: dict[tuple[CompressStep, ...], CheckpointEditor] = {(): start}
 
-    def _after(self, head: tuple[Surgery, ...]) -> Draft:
+    def _after(self, head: tuple[CompressStep, ...]) -> CheckpointEditor:
         """The model as a chain's other steps find it; a vocabulary is trimmed once."""
         if head not in self._headed:
-            self._headed[head] = carry_out(head, self.start, self.work)
+            self._headed[head] = run_steps(head, self.start, self.work)
         return self._headed[head]
 
     # -- the best at a size -----------------------------------------------------------------------
 
-    def below(self, size: int) -> Tried | None:
+    def below(self, size: int) -> Candidate | None:
         """The best chain that fits; None, with the smallest tried, if none does.
 
         What loses next to nothing is taken where it fits. Else linear layers get more bits or
@@ -97,8 +97,8 @@ class Search:
         Args:
             size: Bytes of the weight files at most.
         """
-        for steps in chains.lossless(self.start):
-            made = chains.planned(self.start, steps)
+        for steps in chains.nearly_lossless_chains(self.start):
+            made = chains.plan_chain(self.start, steps)
             if made is not None and chains.file_bytes(made) <= size:
                 return self._try((), steps)
         at: int | None = None
@@ -106,14 +106,14 @@ class Search:
             at = self._climb(head, size, at)
         if not self._fitting(size):
             for head in self.heads:
-                if (least := chains.smallest(self._after(head))) is not None:
+                if (least := chains.smallest_chain(self._after(head))) is not None:
                     self._try(head, least)
         return max(self._fitting(size), key=lambda chain: chain.score, default=None)
 
-    def _fitting(self, size: int) -> list[Tried]:
+    def _fitting(self, size: int) -> list[Candidate]:
         return [chain for chain in self.tried if chain.kept is not None and chain.bytes <= size]
 
-    def _climb(self, head: tuple[Surgery, ...], size: int, at: int | None) -> int | None:
+    def _climb(self, head: tuple[CompressStep, ...], size: int, at: int | None) -> int | None:
         """Measure chains of the families, from one on as long as a neighbour keeps more.
 
         Args:
@@ -130,7 +130,7 @@ class Search:
                 self._solved(head, family, size)
             return None
         if at is None:
-            at = chains.even(known, [f.share(self._after(head), size) for f in known])
+            at = chains.most_balanced(known, [f.share(self._after(head), size) for f in known])
         kept: dict[int, float] = {}
 
         def keeps(number: int) -> float:
@@ -148,7 +148,9 @@ class Search:
             at = best
         return None
 
-    def _solved(self, head: tuple[Surgery, ...], family: Family, size: int) -> Tried | None:
+    def _solved(
+        self, head: tuple[CompressStep, ...], family: Family, size: int
+    ) -> Candidate | None:
         """Measure the chain of a family that uses a size up, or as much of it as it can.
 
         The share of the token table is solved for from headers first, then from the bytes of what
@@ -156,36 +158,36 @@ class Search:
         """
         draft, fitting = self._after(head), None
         share = family.share(draft, size)
-        for _ in range(SOLVES):
+        for _ in range(MAX_SOLVER_STEPS):
             if share is None:
                 break
             steps = family.steps(share)
-            if chains.planned(draft, steps) is None:  # its codebooks alone are larger
+            if chains.plan_chain(draft, steps) is None:  # its codebooks alone are larger
                 family = replace(family, table="int")
                 steps = family.steps(share)
             try:
-                gap = size - chains.file_bytes(carry_out(steps, draft, self.work))
-            except Refused as error:
-                self.tried.append(Tried((*head, *steps), size, refused=error.message))
+                gap = size - chains.file_bytes(run_steps(steps, draft, self.work))
+            except InvalidInput as error:
+                self.tried.append(Candidate((*head, *steps), size, refused=error.message))
                 break
             if gap >= 0:
                 fitting = steps
-            moved = chains.shifted(share, gap, draft)
-            if 0 <= gap <= CLOSE * size or moved == share:
+            moved = chains.adjust_share(share, gap, draft)
+            if 0 <= gap <= CLOSE_TO_TARGET * size or moved == share:
                 break
             share = moved
         return self._try(head, fitting) if fitting else None
 
     # -- the smallest that keeps a share ----------------------------------------------------------
 
-    def keeping(self, share: float) -> Tried | None:
+    def keeping(self, share: float) -> Candidate | None:
         """The smallest chain that keeps a share; the search ends when two in a row do not."""
         best, failed = None, 0
         sizes = {
             (head, steps): made.nbytes
             for head in self.heads
-            for steps in chains.ladder(self.start)
-            if (made := chains.planned(self._after(head), steps)) is not None
+            for steps in chains.fixed_chains(self.start)
+            if (made := chains.plan_chain(self._after(head), steps)) is not None
         }
         for head, steps in sorted(sizes, key=lambda chain: -sizes[chain]):
             chain = self._try(head, steps)
@@ -199,24 +201,24 @@ class Search:
 
     # -- what was found ---------------------------------------------------------------------------
 
-    def measured(self) -> list[Tried]:
+    def measured(self) -> list[Candidate]:
         """What was measured, the largest first.
 
         Raises:
-            Refused: Nothing was.
+            InvalidInput: Nothing was.
         """
         found = [chain for chain in self.tried if chain.kept is not None]
         if not found:
             why = next((f": {c.refused}" for c in self.tried if c.refused), "")
-            raise Refused(f"no chain fits this model{why}", "name the steps yourself, with -m")
+            raise InvalidInput(f"no chain fits this model{why}", "name the steps yourself, with -m")
         return sorted(found, key=lambda chain: -chain.bytes)
 
-    def draft(self, chain: Tried) -> Draft:
+    def draft(self, chain: Candidate) -> CheckpointEditor:
         """What a chain makes; its steps' results are kept, so once it was tried this is quick."""
-        return carry_out(chain.steps, self.start, self.work)
+        return run_steps(chain.steps, self.start, self.work)
 
-    def _try(self, head: tuple[Surgery, ...], steps: tuple[Surgery, ...]) -> Tried:
-        chain = Tried((*head, *steps), 0)
+    def _try(self, head: tuple[CompressStep, ...], steps: tuple[CompressStep, ...]) -> Candidate:
+        chain = Candidate((*head, *steps), 0)
         for other in self.tried:
             if other.spelled == chain.spelled:
                 return other
@@ -226,7 +228,7 @@ class Search:
             folder = self.scratch / "chain"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            carry_out(steps, self._after(head), self.work).write(folder)
+            run_steps(steps, self._after(head), self.work).write(folder)
             size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
             kept = self.measure(folder)
             shutil.rmtree(folder)
@@ -234,7 +236,7 @@ class Search:
 
         try:
             found = self.work.result(self.start, "chains measured", measured, chain.spelled)
-        except Refused as error:
+        except InvalidInput as error:
             chain.refused = error.message
             self.work.progress.say(f"{chain.spelled} cannot be made: {error.message}")
             return chain
@@ -251,7 +253,7 @@ class Search:
             for c in self.tried
         ]
 
-    def table(self, chosen: Tried) -> Table:
+    def table(self, chosen: Candidate) -> Table:
         """What was measured; a star where nothing smaller keeps more."""
         table = Table("chains measured", ["", "", "MB", "kept", "chain"])
         measured = self.measured()
@@ -262,7 +264,7 @@ class Search:
             table.rows.append([str(number), mark, size, f"{chain.score:.2%}", chain.spelled])
         return table
 
-    def draw(self, path: str, whole: int, chosen: Tried) -> None:
+    def draw(self, path: str, whole: int, chosen: Candidate) -> None:
         """Picture of what is kept against size; chains by their numbers in the table."""
         from emb_tool.evaluate import plot
 

@@ -7,14 +7,14 @@ from typing import Any, cast
 
 from emb_tool.checkpoint.prompts import check_prompt
 from emb_tool.checkpoint.reader import Checkpoint, check_finite
-from emb_tool.compress.chains import outlook
-from emb_tool.compress.compressed_tensors import check_package, export, fitted
+from emb_tool.compress.chains import preview_chains
+from emb_tool.compress.compressed_tensors import adapt_step, check_package, export
 from emb_tool.compress.job import CompressJob
-from emb_tool.compress.step import Surgery, plan_step
+from emb_tool.compress.step import CompressStep, plan_step
 from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import hashes, scan
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.evaluate import dev
 from emb_tool.evaluate.plot import check_plot
 from emb_tool.plan import Plan, Step
@@ -31,9 +31,9 @@ class Setup:
 
     def __init__(self, job: CompressJob, progress: Progress) -> None:
         self.job, self.progress = job, progress
-        self.steps = cast("tuple[Surgery, ...]", job.method)
+        self.steps = cast("tuple[CompressStep, ...]", job.method)
         if job.format == "compressed-tensors":
-            self.steps = tuple(fitted(step) for step in self.steps)
+            self.steps = tuple(adapt_step(step) for step in self.steps)
 
     @cached_property
     def body(self) -> Checkpoint:
@@ -71,7 +71,7 @@ class Setup:
             self._check_bare()
         self._check_partner()  # and the data before the steps, of which some import torch
         self._check_data()
-        draft = Draft.of(self.body)
+        draft = CheckpointEditor.of(self.body)
         if self.job.searches:
             self._check_plain(draft)
         for step in self.steps:
@@ -86,13 +86,13 @@ class Setup:
         old = self.body.config
         edits = {key: value for key, value in draft.config.items() if old.get(key) != value}
         if self.job.searches:
-            trials = tuple(outlook(draft, self.job.target, bool(self.job.texts)))
+            trials = tuple(preview_chains(draft, self.job.target, bool(self.job.texts)))
             return Plan(notes=tuple(draft.notes), trials=trials)
         return Plan((Step((), writes),), edits, notes=tuple(draft.notes))
 
-    def shaped(self, checkpoint: Checkpoint, values: dict[str, Any]) -> Draft:
+    def shaped(self, checkpoint: Checkpoint, values: dict[str, Any]) -> CheckpointEditor:
         """A model of the same space after the steps that shape vectors, with what these found."""
-        draft = Draft.of(checkpoint)
+        draft = CheckpointEditor.of(checkpoint)
         draft.values = values
         for step in self.steps:
             if step.stage == "vectors":
@@ -116,19 +116,19 @@ class Setup:
         if self.partner is None:
             return
         if self.partner.layout.dim != self.body.layout.dim:
-            raise Refused(
+            raise InvalidInput(
                 f"--with {self.partner.name} has vectors of {self.partner.layout.dim} "
                 f"dimensions, {self.body.name} of {self.body.layout.dim}",
                 "name a model whose vectors live in the same space",
             )
         if not any(step.stage == "vectors" for step in self.steps):
-            raise Refused("--with: no step shapes vectors", "add -m rotate or -m truncate")
+            raise InvalidInput("--with: no step shapes vectors", "add -m rotate or -m truncate")
 
-    def _check_plain(self, draft: Draft) -> None:
+    def _check_plain(self, draft: CheckpointEditor) -> None:
         """Refuse a search among ways to pack what is packed already."""
         draft.refuse_quantized("--target")
         if draft.packed:
-            raise Refused(
+            raise InvalidInput(
                 f"--target: {self.body.name} is packed already",
                 "begin with the model that it was made from",
             )
@@ -138,7 +138,7 @@ class Setup:
         job = self.job
         shaping = [step.name for step in self.steps if step.stage != "weights"]
         if shaping:
-            raise Refused(
+            raise InvalidInput(
                 f"{shaping[0]}: {self.body.name} is a file of tensors, there is no model",
                 "name a model's folder; a table is packed with -m int:bits=8, -m pq",
             )
@@ -147,7 +147,7 @@ class Setup:
             ("--target", job.searches), ("--min-retention", job.min_retention),
         ):  # fmt: skip
             if given:
-                raise Refused(
+                raise InvalidInput(
                     f"{name}: {self.body.name} is a file of tensors, there is no model to run",
                     "leave it out; counts of rows are given with --frequencies FILE",
                 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from emb_tool.checkpoint.result_cache import Result
-from emb_tool.compress.step import Surgery
+from emb_tool.compress.step import CompressStep
 from emb_tool.compress.tensors import (
     check_rows,
     match,
@@ -21,22 +21,22 @@ from emb_tool.compress.tensors import (
     refuse_head,
     refuse_unless_table,
 )
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
-from emb_tool.fields import TABLES, Show
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
+from emb_tool.fields import TABLES, FlagInfo
 from emb_tool.method import TextList
 
 if TYPE_CHECKING:
     import torch
 
-    from emb_tool.compress.calibration import Work
+    from emb_tool.compress.calibration import CalibrationContext
     from emb_tool.packed.base import Packed
 
-LOSSY = 0.3
+MAX_RELATIVE_ERROR = 0.3
 """Relative error above which finished tables were found unusable without further training."""
 
 
-class TableMethod(Surgery):
+class TableMethod(CompressStep):
     """A method that packs tables.
 
     A subclass names its `kind` of `emb_tool.packed` and adds that kind's settings as fields of the
@@ -51,7 +51,7 @@ class TableMethod(Surgery):
     tensor: Annotated[
         TextList,
         Field(description="names or patterns of the tensors [the token table]"),
-        Show(metavar="NAME"),
+        FlagInfo(metavar="NAME"),
     ] = ()
     budget: Annotated[
         float | None,
@@ -63,27 +63,32 @@ class TableMethod(Surgery):
     frequencies: Annotated[
         str | None,
         Field(description="file of counts, one per row: .npy or text [counted in the texts]"),
-        Show(metavar="PATH"),
+        FlagInfo(metavar="PATH"),
     ] = None
     scale: Annotated[
         float | None, Field(gt=0, description="what 1 of an integer table stands for")
     ] = None
     allow_lossy: Annotated[
-        bool, Field(description=f"accept a relative error above {LOSSY}, to be tuned afterwards")
+        bool,
+        Field(
+            description=f"accept a relative error above {MAX_RELATIVE_ERROR},"
+            " to be tuned afterwards"
+        ),
     ] = False
 
     # -- which tensors ----------------------------------------------------------------------------
 
-    def targets(self, draft: Draft) -> list[str]:
+    def targets(self, draft: CheckpointEditor) -> list[str]:
         """The tensors that are packed.
 
         Raises:
-            Refused: No such tensor, not two-dimensional, packed already, integers of unknown scale.
+            InvalidInput: No such tensor, not two-dimensional, packed already, integers of unknown
+                scale.
         """
         if not self.tensor and _is_file(draft):
             matrices = [n for n, lazy in draft.tensors.items() if len(lazy.spec.shape) == 2]
             if len(matrices) != 1 or draft.packed:
-                raise Refused(
+                raise InvalidInput(
                     f"{draft.checkpoint.name} holds {len(matrices)} tables",
                     f"say which: -m {self.name}:tensor=NAME ({', '.join(matrices[:5])})",
                 )
@@ -99,29 +104,31 @@ class TableMethod(Surgery):
             refuse_unless_table(draft, names)
         return names
 
-    def _check(self, draft: Draft, name: str) -> None:
+    def _check(self, draft: CheckpointEditor, name: str) -> None:
         spec = draft.spec(name)
         if len(spec.shape) != 2 or 0 in spec.shape:
-            raise Refused(
+            raise InvalidInput(
                 f"{name} has the shape {list(spec.shape)}", "a table has rows and columns"
             )
         first = draft.layout.modules[0].kind if draft.layout.modules else ""
         if first == "MLMTransformer" and not self.tensor:
-            raise Refused(
+            raise InvalidInput(
                 f"{name} is also the output head of a masked language model",
                 "a packed table serves look-ups alone: compress the linear layers instead",
             )
         refuse_head(draft, name, "compress the linear layers instead: -m gptq")
         integers = spec.dtype[0] in "IU"
         if integers and self.scale is None and not draft.layout.normalises:
-            raise Refused(
+            raise InvalidInput(
                 f"{name} holds integers ({spec.dtype}) and their scale is not known",
                 f"say what 1 stands for: -m {self.name}:scale=0.01",
             )
         if not integers and spec.dtype not in ("F64", "F32", "F16", "BF16"):
-            raise Refused(f"{name} has dtype {spec.dtype}", "packed are floats and integers")
+            raise InvalidInput(f"{name} has dtype {spec.dtype}", "packed are floats and integers")
         if not integers and self.scale is not None:
-            raise Refused(f"{name} holds floats ({spec.dtype}), no integers", "leave scale out")
+            raise InvalidInput(
+                f"{name} holds floats ({spec.dtype}), no integers", "leave scale out"
+            )
 
     # -- the step ---------------------------------------------------------------------------------
 
@@ -131,7 +138,7 @@ class TableMethod(Surgery):
         values = {name: getattr(self, name) for name in sorted(own)}
         return {name: value for name, value in values.items() if value is not None}
 
-    def plan(self, draft: Draft) -> None:
+    def plan(self, draft: CheckpointEditor) -> None:
         """Announce a packed module for each table, by sizes alone: an upper bound of the bytes."""
         draft.refuse_quantized(self.name)
         names = self.targets(draft)
@@ -144,12 +151,12 @@ class TableMethod(Surgery):
             draft.pack(module_name(name), spec, _not_fitted, tensor=name)
 
     def specs(
-        self, draft: Draft, shapes: Mapping[str, tuple[int, int]]
+        self, draft: CheckpointEditor, shapes: Mapping[str, tuple[int, int]]
     ) -> dict[str, dict[str, Any]]:
         """The specs of the packed modules, by tensor name.
 
         Raises:
-            Refused: As the kind's `settle`.
+            InvalidInput: As the kind's `settle`.
         """
         from emb_tool import packed
 
@@ -158,34 +165,39 @@ class TableMethod(Surgery):
         for name, shape in shapes.items():
             try:
                 settings = self.settings() | {"role": role(draft, name)}
-                found[name] = kind.settle(shape, self.budget, **settings)
-            except Refused as error:
-                raise Refused(f"{name}: {error.message}", error.hint) from None
+                found[name] = kind.resolve_spec(shape, self.budget, **settings)
+            except InvalidInput as error:
+                raise InvalidInput(f"{name}: {error.message}", error.hint) from None
         return found
 
-    def apply(self, draft: Draft, before: Draft, work: Work) -> None:
+    def apply(
+        self, draft: CheckpointEditor, before: CheckpointEditor, work: CalibrationContext
+    ) -> None:
         """Fit the tables, and say what was lost.
 
         Raises:
-            Refused: NaN or infinities, or a relative error above `LOSSY` without `allow_lossy`.
+            InvalidInput: NaN or infinities, or a relative error above `MAX_RELATIVE_ERROR` without
+                `allow_lossy`.
         """
         names = self.targets(before)
         found = work.result(draft, "steps on tables", lambda: self._fitted(before, names, work))
         for name, facts in found.facts.items():
             head = f"{name} "
             buffers = {n.removeprefix(head): t for n, t in found.tensors.items() if head in n}
-            made = packed_of(facts["spec"], buffers)
+            made = packed_class(facts["spec"], buffers)
             draft.repack(module_name(name), made)
             error, weighted = facts["errors"]
             self._judge(draft, name, made, error, weighted, facts["counted"])
 
-    def _fitted(self, before: Draft, names: Sequence[str], work: Work) -> Result:
+    def _fitted(
+        self, before: CheckpointEditor, names: Sequence[str], work: CalibrationContext
+    ) -> Result:
         """The packed tables as tensors and facts."""
         from emb_tool.ops import rows
 
         tensors: dict[str, torch.Tensor] = {}
         facts: dict[str, Any] = {}
-        with rows.working(work.runtime.device, work.progress):
+        with rows.fit_context(work.runtime.device, work.progress):
             tables = {name: self._load(before, name, work) for name in names}
             counts = {name: self._frequencies(before, name, work) for name in names}
             for name, made in self.fit(before, tables, counts, work.seed).items():
@@ -199,7 +211,7 @@ class TableMethod(Surgery):
 
     def fit(
         self,
-        draft: Draft,
+        draft: CheckpointEditor,
         tables: Mapping[str, torch.Tensor],
         counts: Mapping[str, torch.Tensor | None],
         seed: int,
@@ -215,15 +227,21 @@ class TableMethod(Surgery):
         return made
 
     def _judge(
-        self, draft: Draft, name: str, made: Packed, error: float, weighted: float, counted: bool
+        self,
+        draft: CheckpointEditor,
+        name: str,
+        made: Packed,
+        error: float,
+        weighted: float,
+        counted: bool,
     ) -> None:
         share = made.nbytes / (4 * made.num_embeddings * made.embedding_dim)
         said = f"{name}: {self.name}, {share:.1%} of float32, relative error {error:.4f}"
         if counted:
             said += f", weighted by frequency {weighted:.4f}"
-        if not error <= LOSSY and not self.allow_lossy:
-            raise Refused(
-                f"{said}: above {LOSSY} a finished table is of no use as it is",
+        if not error <= MAX_RELATIVE_ERROR and not self.allow_lossy:
+            raise InvalidInput(
+                f"{said}: above {MAX_RELATIVE_ERROR} a finished table is of no use as it is",
                 "give it more bytes (a larger budget), take pq or int, or say allow_lossy=true and"
                 " train the result with --tune",
             )
@@ -237,7 +255,7 @@ class TableMethod(Surgery):
 
     # -- what it works on -------------------------------------------------------------------------
 
-    def _load(self, draft: Draft, name: str, work: Work) -> torch.Tensor:
+    def _load(self, draft: CheckpointEditor, name: str, work: CalibrationContext) -> torch.Tensor:
         from emb_tool.ops import rows
 
         table = draft.tensors[name].load()
@@ -246,7 +264,9 @@ class TableMethod(Surgery):
         check_rows(name, table)
         return table
 
-    def _frequencies(self, draft: Draft, name: str, work: Work) -> torch.Tensor | None:
+    def _frequencies(
+        self, draft: CheckpointEditor, name: str, work: CalibrationContext
+    ) -> torch.Tensor | None:
         import torch
 
         if not self.weighted:
@@ -260,7 +280,7 @@ class TableMethod(Surgery):
         return torch.from_numpy(counts).float()
 
 
-def packed_of(spec: Mapping[str, Any], buffers: Mapping[str, torch.Tensor]) -> Packed:
+def packed_class(spec: Mapping[str, Any], buffers: Mapping[str, torch.Tensor]) -> Packed:
     """A packed module from what is stored of it."""
     from emb_tool import packed
 
@@ -270,13 +290,13 @@ def packed_of(spec: Mapping[str, Any], buffers: Mapping[str, torch.Tensor]) -> P
     return made
 
 
-def _called(draft: Draft, name: str) -> dict[str, str]:
+def _called(draft: CheckpointEditor, name: str) -> dict[str, str]:
     """The tensor's name, for a spec, where its module does not tell."""
     odd = _is_file(draft) and not name.endswith(".weight")
     return {"tensor": name} if odd else {}
 
 
-def role(draft: Draft, name: str) -> str:
+def role(draft: CheckpointEditor, name: str) -> str:
     """How the packed table will be used, see `Packed`."""
     return "bag" if draft.layout.family == "static" else "table"
 
@@ -285,5 +305,5 @@ def _not_fitted(_: torch.Tensor) -> Any:
     raise AssertionError("a table was announced and not fitted")
 
 
-def _is_file(draft: Draft) -> bool:
+def _is_file(draft: CheckpointEditor) -> bool:
     return draft.checkpoint.path.is_file()

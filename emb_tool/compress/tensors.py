@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emb_tool.checkpoint.modules import class_name
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.plan import TensorSpec
 from emb_tool.registry import did_you_mean
 
@@ -26,11 +26,11 @@ def module_name(tensor: str) -> str:
     return tensor.removesuffix(".weight")
 
 
-def match(draft: Draft, pattern: str) -> list[str]:
+def match(draft: CheckpointEditor, pattern: str) -> list[str]:
     """The tensors of a name or pattern.
 
     Raises:
-        Refused: There is none, with the nearest names.
+        InvalidInput: There is none, with the nearest names.
     """
     if pattern in draft.tensors and module_name(pattern) not in draft.packed:
         return [pattern]
@@ -42,9 +42,9 @@ def match(draft: Draft, pattern: str) -> list[str]:
     if found:
         return found
     if module_name(pattern) in draft.packed:
-        raise Refused(f"{pattern} is packed already", "pack a table in one step")
+        raise InvalidInput(f"{pattern} is packed already", "pack a table in one step")
     matrices = [name for name, lazy in draft.tensors.items() if len(lazy.spec.shape) == 2]
-    raise Refused(
+    raise InvalidInput(
         f"{draft.checkpoint.name} has no tensor {pattern!r}", did_you_mean(pattern, matrices)
     )
 
@@ -53,7 +53,7 @@ def read_counts(file: str, rows: int, name: str) -> np.ndarray:
     """Counts from a file.
 
     Raises:
-        Refused: No such file, no numbers, negative ones, or not one per row.
+        InvalidInput: No such file, no numbers, negative ones, or not one per row.
     """
     import numpy as np
 
@@ -61,16 +61,20 @@ def read_counts(file: str, rows: int, name: str) -> np.ndarray:
     try:
         counts = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, dtype=np.float64)
     except (OSError, ValueError) as error:
-        raise Refused(f"frequencies {path}: {error}", "a .npy file, or one number a line") from None
+        raise InvalidInput(
+            f"frequencies {path}: {error}", "a .npy file, or one number a line"
+        ) from None
     counts = np.atleast_1d(counts)
     if counts.shape != (rows,):
-        raise Refused(
+        raise InvalidInput(
             f"frequencies {path}: shape {list(counts.shape)}, and {name} has {rows:,} rows",
             "one count per row, in the order of the rows",
         )
     if not np.isfinite(counts).all() or (counts < 0).any():
         row = int(np.flatnonzero(~np.isfinite(counts) | (counts < 0))[0])
-        raise Refused(f"frequencies {path}: row {row} is {counts[row]}", "counts are 0 or more")
+        raise InvalidInput(
+            f"frequencies {path}: row {row} is {counts[row]}", "counts are 0 or more"
+        )
     return counts
 
 
@@ -78,20 +82,20 @@ def check_rows(name: str, table: torch.Tensor) -> None:
     """Refuse NaN and infinities.
 
     Raises:
-        Refused: There are some; in which rows.
+        InvalidInput: There are some; in which rows.
     """
     from emb_tool.ops import rows
 
-    found, count = rows.bad_rows(table)
+    found, count = rows.non_finite_rows(table)
     if count:
-        raise Refused(
+        raise InvalidInput(
             f"{name}: {count:,} rows are not finite (NaN or infinity), the first are "
             + ", ".join(map(str, found)),
             "the table is damaged or its training diverged; mend these rows first",
         )
 
 
-def use_native_names(draft: Draft) -> None:
+def use_native_names(draft: CheckpointEditor) -> None:
     """Rename and split tensors as transformers does while it reads them.
 
     A packed module is stored in the place of one tensor, so each module needs a tensor of its own.
@@ -119,11 +123,11 @@ def _cut(tensor: torch.Tensor, names: Sequence[str]) -> dict[str, torch.Tensor]:
     return dict(zip(names, tensor.chunk(len(names)), strict=True))
 
 
-def refuse_unless_table(draft: Draft, names: Sequence[str]) -> None:
+def refuse_unless_table(draft: CheckpointEditor, names: Sequence[str]) -> None:
     """Refuse tensors of a model that are used for anything but looking rows up.
 
     Raises:
-        Refused: There are some.
+        InvalidInput: There are some.
     """
     from emb_tool.ops.matrices import find_matrices
 
@@ -132,19 +136,19 @@ def refuse_unless_table(draft: Draft, names: Sequence[str]) -> None:
     tables = [tensor for tensor, role in roles.items() if role == "table"]
     for name in names:
         if roles.get(name) == "linear":
-            raise Refused(
+            raise InvalidInput(
                 f"{name} is the weight of a linear layer, and no table",
                 f"pack it with -m int:only={module_name(name)}, all of them with -m int or -m gptq",
             )
         if name not in tables:
             how = "does more with it than look rows up" if name in own else "looks no rows up in it"
-            raise Refused(
+            raise InvalidInput(
                 f"{name} is no table that can be packed: {draft.config['model_type']} {how}",
                 f"tables: {', '.join(tables) or 'none'}; or pack linear layers: -m gptq",
             )
 
 
-def refuse_head(draft: Draft, tensor: str, way_out: str) -> None:
+def refuse_head(draft: CheckpointEditor, tensor: str, way_out: str) -> None:
     """Refuse a table that is the output head, too: a head multiplies by the matrix itself.
 
     Args:
@@ -153,10 +157,10 @@ def refuse_head(draft: Draft, tensor: str, way_out: str) -> None:
         way_out: What to do about it.
 
     Raises:
-        Refused: It is.
+        InvalidInput: It is.
     """
     if _is_head(draft, tensor):
-        raise Refused(
+        raise InvalidInput(
             f"{tensor} is also the output head of {draft.config['architectures'][0]}, which needs"
             " the matrix itself",
             f"{way_out}, or take the model as an embedder, which has no head: save it with"
@@ -164,7 +168,7 @@ def refuse_head(draft: Draft, tensor: str, way_out: str) -> None:
         )
 
 
-def _is_head(draft: Draft, tensor: str) -> bool:
+def _is_head(draft: CheckpointEditor, tensor: str) -> bool:
     """Whether a language model that is no embedder's folder has its head tied to the table.
 
     In a folder of sentence-transformers the model is loaded without its head.

@@ -14,11 +14,11 @@ from emb_tool.data.text_options import TextOptions
 from emb_tool.evaluate.agreement import NEIGHBOURS
 from emb_tool.progress import Progress
 
-MANY = 100
+MANY_TEXTS = 100
 """Held-out texts among which ten nearest neighbours are a choice."""
 
 
-class Parts(NamedTuple):
+class TextSplits(NamedTuple):
     """No text is in two of them; which is where hangs on its content alone.
 
     Args:
@@ -34,7 +34,7 @@ class Parts(NamedTuple):
     counts: dict[str, int]
 
     @classmethod
-    def of(cls, job: CompressJob, state: Path, progress: Progress) -> Parts:
+    def of(cls, job: CompressJob, state: Path, progress: Progress) -> TextSplits:
         """Read them, or what a run before has read; without --texts a sample of our own.
 
         Args:
@@ -43,7 +43,7 @@ class Parts(NamedTuple):
             progress: Told in which field the text is, if not in `text`, and warned of few texts.
 
         Raises:
-            Refused: Too few to hold any out.
+            InvalidInput: Too few to hold any out.
         """
         corpus = Corpus.open(state / "corpus") or Corpus.build(
             state / "corpus",
@@ -54,12 +54,12 @@ class Parts(NamedTuple):
             share=HELD_OUT_SHARE // 2,
         )
         corpus.tell(progress.note)
-        report, choice = halves(corpus)
+        report, choice = split_heldout(corpus)
         least = min(len(report), len(choice)) if job.searches and not job.dev else len(report)
         fitted = len(corpus.train) + len(choice) + len(report) - least
         if warning := check_parts("--texts", fitted, least, job.holdout):
             progress.warn(warning)
-        if 0 < len(report) < MANY:
+        if 0 < len(report) < MANY_TEXTS:
             chance = min(1, NEIGHBOURS / max(len(report) - 1, 1))
             progress.warn(
                 f"{len(report)} held-out texts are few to measure on: of ten nearest neighbours"
@@ -73,7 +73,7 @@ class Parts(NamedTuple):
         )
 
 
-def halves(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+def split_heldout(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
     """What is held out, to report on and to choose on: by turns in the order of the keys."""
     held = np.asarray(corpus.heldout)
     by_key = np.array(sorted(held, key=lambda i: corpus.keys[i].tobytes()), dtype=held.dtype)

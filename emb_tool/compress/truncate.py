@@ -7,12 +7,12 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from emb_tool.compress.step import Surgery
-from emb_tool.editing import Draft, project
-from emb_tool.errors import Refused
+from emb_tool.compress.step import CompressStep
+from emb_tool.editing import CheckpointEditor, project_vectors
+from emb_tool.errors import InvalidInput
 
 
-class Truncate(Surgery):
+class Truncate(CompressStep):
     """Keep the first dimensions, baked into the weights.
 
     y = Norm(x[:k]) with k rows of the last weights, Norm where the model had it.
@@ -26,20 +26,20 @@ class Truncate(Surgery):
 
     dim: Annotated[int, Field(ge=1, description="dimensions to keep")]
 
-    def plan(self, draft: Draft) -> None:
+    def plan(self, draft: CheckpointEditor) -> None:
         """Refuse a width that is not below the model's."""
         width = draft.layout.dim
         if width is None:
-            raise Refused(
+            raise InvalidInput(
                 f"{draft.checkpoint.name}: its width cannot be made out",
                 "check the folder with: embtool inspect",
             )
         if self.dim > width:
-            raise Refused(
+            raise InvalidInput(
                 f"truncate: dim={self.dim}, but the vectors have {width} dimensions",
                 f"at most {width}",
             )
-        project(draft, self.dim, lambda matrix: matrix[: self.dim])
+        project_vectors(draft, self.dim, lambda matrix: matrix[: self.dim])
         draft.layout = replace(draft.layout, truncate_dim=None)
         if draft.config:  # vLLM and SGLang cut further only where they are told that they may
             draft.config["is_matryoshka"] = True

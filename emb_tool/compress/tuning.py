@@ -12,10 +12,10 @@ import numpy as np
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.job import CompressJob
-from emb_tool.compress.text_splits import halves
+from emb_tool.compress.text_splits import split_heldout
 from emb_tool.data.corpus import Corpus, check_parts
 from emb_tool.data.text_options import TextOptions
-from emb_tool.editing import Draft, Lazy
+from emb_tool.editing import CheckpointEditor, LazyTensor
 from emb_tool.evaluate.task import Task
 from emb_tool.progress import Progress
 from emb_tool.training.store import VectorStore
@@ -30,7 +30,7 @@ TEACHER = "teacher"
 """Where a model of turned or cut vectors lies while it is tuned towards."""
 
 
-def write_teacher(shaped: Draft, state: Path) -> None:
+def write_teacher(shaped: CheckpointEditor, state: Path) -> None:
     """Write what is tuned towards, if it is not the input itself.
 
     Args:
@@ -68,7 +68,7 @@ def tune_files(
     """
     from emb_tool.model.encoder import Encoder
     from emb_tool.packed.base import Packed
-    from emb_tool.training.finetune import Tune, tune
+    from emb_tool.training.finetune import FinetuneJob, tune
     from emb_tool.training.targets import gather_targets
     from emb_tool.training.teacher import CheckpointTeacher
 
@@ -106,7 +106,7 @@ def tune_files(
     for module in packed:
         module.unlock()
     trained = sum(p.numel() for p in student.model.parameters() if p.requires_grad)
-    method = Tune(epochs=job.epochs, lr=job.lr, batch_tokens=job.batch_tokens)
+    method = FinetuneJob(epochs=job.epochs, lr=job.lr, batch_tokens=job.batch_tokens)
     outcome = tune(
         student, corpus, targets, prompt, method, runtime, state / "tune", progress, dev=dev
     )
@@ -117,7 +117,7 @@ def tune_files(
         tuned = state / "tuned"
         shutil.rmtree(tuned, ignore_errors=True)
         tuned.mkdir()
-        take(Draft.of(checkpoint), student).write(tuned)
+        load_state_into_draft(CheckpointEditor.of(checkpoint), student).write(tuned)
         for path in tuned.rglob("*.safetensors"):
             path.replace(folder / path.relative_to(tuned))
 
@@ -140,7 +140,7 @@ def _corpus(job: CompressJob, state: Path) -> Corpus:
     )
     measured = Corpus.open(state / "corpus")
     if measured is not None:
-        report, _ = halves(measured)
+        report, _ = split_heldout(measured)
         barred = {measured.keys[i].tobytes() for i in report}
         corpus.train, corpus.heldout = (
             np.array([i for i in part if corpus.keys[i].tobytes() not in barred], part.dtype)
@@ -149,7 +149,7 @@ def _corpus(job: CompressJob, state: Path) -> Corpus:
     return corpus
 
 
-def take(draft: Draft, encoder: Encoder) -> Draft:
+def load_state_into_draft(draft: CheckpointEditor, encoder: Encoder) -> CheckpointEditor:
     """A draft whose tensors are those of a model in memory, in the dtypes of the files."""
     body = encoder.model[0]
     model = getattr(body, "auto_model", body)
@@ -167,7 +167,7 @@ def take(draft: Draft, encoder: Encoder) -> Draft:
     return draft
 
 
-def _of(lazy: Lazy, value: torch.Tensor) -> Lazy:
+def _of(lazy: LazyTensor, value: torch.Tensor) -> LazyTensor:
     from emb_tool.editing import torch_dtype
 
     dtype = torch_dtype(lazy.spec.dtype)

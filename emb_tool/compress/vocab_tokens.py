@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from emb_tool.checkpoint.layout import POSITION_TABLE
-from emb_tool.editing import Draft
+from emb_tool.editing import CheckpointEditor
 from emb_tool.editing.token_table import TABLE_NAMES
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class VocabularyTokens:
     """What is known of a draft's tokenizer and of the rows that belong to its ids.
 
     Args:
@@ -42,23 +42,23 @@ class Tokens:
     named: set[int]
 
     @classmethod
-    def of(cls, draft: Draft) -> Tokens:
+    def of(cls, draft: CheckpointEditor) -> VocabularyTokens:
         """Read it.
 
         Raises:
-            Refused: A table that is packed or cannot be made out, no fast tokenizer, a tokenizer
-                that does not belong to the table.
+            InvalidInput: A table that is packed or cannot be made out, no fast tokenizer, a
+                tokenizer that does not belong to the table.
         """
         from emb_tool.checkpoint import tokenizer_files as ops
         from emb_tool.compress.token_ids import config_ids
 
         name = draft.checkpoint.name
         if not draft.layout.modules:
-            raise Refused(f"{name} is a file of tensors, without a tokenizer", "name a folder")
+            raise InvalidInput(f"{name} is a file of tensors, without a tokenizer", "name a folder")
         if draft.packed:
             tables = [m for m in draft.packed if f"{m}.weight".endswith(TABLE_NAMES)]
             packed = (tables or [*draft.packed])[0]
-            raise Refused(
+            raise InvalidInput(
                 f"vocab: {packed} is packed already: its rows stay together",
                 "-m vocab first, then what packs weights, on the model that it was made from",
             )
@@ -66,7 +66,7 @@ class Tokens:
         count, tensors = _tensors(draft, table)
         stated = draft.config.get("vocab_size", count)
         if stated != count:
-            raise Refused(
+            raise InvalidInput(
                 f"{name}: config.json states vocab_size {stated}, {table} has {count:,} rows",
                 "the checkpoint disagrees with itself; restore the original files",
             )
@@ -76,14 +76,14 @@ class Tokens:
         vocabulary = ops.read_vocabulary(tokenizer, files, name)
         token, highest = max(vocabulary.ids.items(), key=lambda item: item[1])
         if highest >= count:
-            raise Refused(
+            raise InvalidInput(
                 f"{name}: the token {token!r} has the id {highest:,}, {table} has {count:,} rows",
                 "the tokenizer is another model's; restore the original files",
             )
         named = {i for i in config_ids(_settled(draft.config)) if i < count}
         return cls(files, tokenizer, vocabulary, not static, count, tensors, named)
 
-    def cut(self, draft: Draft, ids: Mapping[int, int]) -> None:
+    def cut(self, draft: CheckpointEditor, ids: Mapping[int, int]) -> None:
         """Give a draft the rows, files and config of the ids that are kept."""
         from emb_tool.compress.token_ids import renumber_config, rewrite
 
@@ -109,7 +109,7 @@ class Tokens:
         draft.config = renumber_config(draft.config, ids, (self.count, len(ids)))
 
 
-def _take(draft: Draft, name: str, rows: Sequence[int] | torch.Tensor) -> None:
+def _take(draft: CheckpointEditor, name: str, rows: Sequence[int] | torch.Tensor) -> None:
     spec = draft.spec(name)
     draft.map(name, replace(spec, shape=(len(rows), *spec.shape[1:])), _rows(rows))
 
@@ -123,7 +123,7 @@ def _rows(rows: Sequence[int] | torch.Tensor) -> Callable[[torch.Tensor], torch.
     return take
 
 
-def _tensors(draft: Draft, table: str) -> tuple[int, tuple[str, ...]]:
+def _tensors(draft: CheckpointEditor, table: str) -> tuple[int, tuple[str, ...]]:
     """The number of ids, and the tensors with a row or an element for each.
 
     The table itself, an output head and its bias; model2vec's weights by token, and its map from
@@ -151,15 +151,15 @@ def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
 
     try:
         return {**transformers_config(config).to_dict(), **config}
-    except Refused:
+    except InvalidInput:
         return dict(config)
 
 
-def check_padding(draft: Draft, ids: Mapping[int, int]) -> None:
+def check_padding(draft: CheckpointEditor, ids: Mapping[int, int]) -> None:
     """Models that count positions from the padding id on need it where it was.
 
     Raises:
-        Refused: It is elsewhere now.
+        InvalidInput: It is elsewhere now.
     """
     pad = draft.config.get("pad_token_id")
     if pad is None or ids.get(pad, pad) == pad or draft.layout.family == "static":
@@ -171,7 +171,7 @@ def check_padding(draft: Draft, ids: Mapping[int, int]) -> None:
     for name, module in model_on_meta(draft.config).named_modules():
         counted = getattr(module, "padding_idx", None) is not None
         if counted and POSITION_TABLE.search(f"{name}.weight"):
-            raise Refused(
+            raise InvalidInput(
                 f"vocab: the padding id {pad} would become {ids[pad]}, and this model counts its"
                 " positions from it",
                 f"keep more tokens: by more texts, list, or size above {pad}",

@@ -23,7 +23,7 @@ import numpy as np
 
 from emb_tool.checkpoint.tokenizer_files import Vocabulary
 from emb_tool.compress.token_ids import processor_ids
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -43,7 +43,7 @@ def special_ids(vocabulary: Vocabulary) -> set[int]:
     return found if vocabulary.unknown is None else found | {vocabulary.unknown}
 
 
-def fixed_ids(vocabulary: Vocabulary, *, characters: bool) -> set[int]:
+def required_ids(vocabulary: Vocabulary, *, characters: bool) -> set[int]:
     """Ids that stay whatever the corpus is.
 
     Args:
@@ -81,7 +81,7 @@ def _marks(vocabulary: Vocabulary) -> tuple[str, str]:
     return start or "", model.get("end_of_word_suffix") or ""
 
 
-def ancestors(vocabulary: Vocabulary) -> Callable[[int], set[int]]:
+def bpe_ancestors(vocabulary: Vocabulary) -> Callable[[int], set[int]]:
     """A function from an id to the ids that BPE passes through on the way to it.
 
     They depend on the token alone: had a merge crossed its ends, it would not have come about.
@@ -114,7 +114,7 @@ def ancestors(vocabulary: Vocabulary) -> Callable[[int], set[int]]:
     return walk
 
 
-def choose(
+def choose_ids(
     vocabulary: Vocabulary, must: Iterable[int], wanted: Iterable[int], size: int | None = None
 ) -> set[int]:
     """The ids to keep.
@@ -126,14 +126,14 @@ def choose(
         size: How many ids there may be.
 
     Raises:
-        Refused: More than `size` must stay.
+        InvalidInput: More than `size` must stay.
     """
-    walk = ancestors(vocabulary)
+    walk = bpe_ancestors(vocabulary)
     kept: set[int] = set()
     for i in must:
         kept |= {i} | walk(i)
     if size is not None and len(kept) > size:
-        raise Refused(
+        raise InvalidInput(
             f"size={size:,}: {len(kept):,} tokens must stay (special ones, single characters and"
             " bytes, those of keep)",
             f"at least {len(kept):,}, or drop characters that do not occur: characters=false",
@@ -145,7 +145,7 @@ def choose(
     return kept
 
 
-def number(vocabulary: Vocabulary, kept: set[int]) -> dict[int, int]:
+def renumber_ids(vocabulary: Vocabulary, kept: set[int]) -> dict[int, int]:
     """New ids for those that are kept, in their order; special ids stay what they are if they fit.
 
     Tokens outside the tokenizer's model come after it, since that is where a tokenizer puts them
@@ -164,7 +164,7 @@ def number(vocabulary: Vocabulary, kept: set[int]) -> dict[int, int]:
 # -- reading a corpus -----------------------------------------------------------------------------
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], special: bool) -> Iterator[np.ndarray]:
+def encode_ids(tokenizer: Tokenizer, texts: Sequence[str], special: bool) -> Iterator[np.ndarray]:
     """Ids of each text, (tokens,) int64.
 
     Args:
@@ -178,7 +178,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], special: bool) -> Iterato
             yield np.array(encoding.ids, np.int64)
 
 
-def survey(
+def count_ids(
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,
     texts: Sequence[str],
@@ -200,7 +200,7 @@ def survey(
     """
     counts = np.zeros(max(vocabulary.ids.values()) + 1, np.int64)
     hidden: set[int] = set()
-    for text, ids in zip(texts, encode(tokenizer, texts, special), strict=True):
+    for text, ids in zip(texts, encode_ids(tokenizer, texts, special), strict=True):
         np.add.at(counts, ids, 1)
         if vocabulary.kind == "WordPiece" and (ids == vocabulary.unknown).any():
             hidden |= _given_up(tokenizer, vocabulary, text)
@@ -234,7 +234,7 @@ def _given_up(tokenizer: Tokenizer, vocabulary: Vocabulary, text: str) -> set[in
 
 
 @dataclass(frozen=True)
-class Trial:
+class RetokenizationResult:
     """What becomes of texts under new ids.
 
     Args:
@@ -252,7 +252,7 @@ class Trial:
     unknown: tuple[float, float]
 
 
-def compare(
+def compare_tokenizations(
     before: Tokenizer,
     after: Tokenizer,
     ids: Mapping[int, int],
@@ -260,7 +260,7 @@ def compare(
     texts: Sequence[str],
     special: bool,
     advance: Callable[[int], None],
-) -> Trial:
+) -> RetokenizationResult:
     """Tokenise texts both ways.
 
     Args:
@@ -276,7 +276,7 @@ def compare(
     new[list(ids)] = list(ids.values())
     differ, first = 0, ""
     tokens, lost = np.zeros(2, np.int64), np.zeros(2, np.int64)
-    pairs = zip(encode(before, texts, special), encode(after, texts, special), strict=True)
+    pairs = zip(encode_ids(before, texts, special), encode_ids(after, texts, special), strict=True)
     for text, (old, found) in zip(texts, pairs, strict=True):
         if not np.array_equal(new[old], found):
             differ, first = differ + 1, first or text
@@ -285,7 +285,7 @@ def compare(
             lost += (old == unknown).sum(), (found == ids[unknown]).sum()
         advance(1)
     share = lost / np.maximum(tokens, 1)
-    return Trial(
+    return RetokenizationResult(
         len(texts), differ, first, (int(tokens[0]), int(tokens[1])),
         (float(share[0]), float(share[1])),
     )  # fmt: skip

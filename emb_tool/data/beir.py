@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emb_tool.data import files
-from emb_tool.data.dialect import Wanted, open_table
+from emb_tool.data.dialect import ColumnSpec, open_table
 from emb_tool.data.text_field import titled
 from emb_tool.data.text_options import DEFAULT
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 _QUERY = ("query-id", "query_id", "queryid", "qid", "query", "topic")
 _DOC = (
@@ -63,12 +63,12 @@ def load_beir(folder: str | Path) -> Beir:
     without a header; or TREC's four columns (query, 0, document, score), divided by blanks, too.
 
     Raises:
-        Refused: A file is missing; a broken line; ids twice; a judged query that does not exist;
-            nothing in common.
+        InvalidInput: A file is missing; a broken line; ids twice; a judged query that does not
+            exist; nothing in common.
     """
     folder = files.locate(Path(folder).expanduser())
     if not folder.is_dir():
-        raise Refused(
+        raise InvalidInput(
             f"{folder} is not a folder", "name the folder of corpus.jsonl and queries.jsonl"
         )
     corpus_file = _find(folder, "corpus.jsonl")
@@ -80,19 +80,19 @@ def load_beir(folder: str | Path) -> Beir:
     qrels: dict[str, dict[str, int]] = {}
     for query, doc, score, where in _read_qrels(qrels_file):
         if query not in queries:
-            raise Refused(
+            raise InvalidInput(
                 f"{where}: query {query!r} is not in {queries_file.name}",
                 "the judgements belong to other queries, or a query is missing",
             )
         if qrels.setdefault(query, {}).setdefault(doc, score) != score:
-            raise Refused(
+            raise InvalidInput(
                 f"{where}: query {query!r}, document {doc!r} was judged otherwise further up",
                 "keep one of the two judgements",
             )
     judged = {doc for found in qrels.values() for doc in found}
     unknown = len(judged - docs.keys())
     if unknown == len(judged):
-        raise Refused(
+        raise InvalidInput(
             f"{qrels_file}: none of its documents is in {corpus_file.name}",
             "the judgements must name documents by their _id",
         )
@@ -114,7 +114,7 @@ def _find(folder: Path, name: str) -> Path:
         if path.is_file():
             return path
     there = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
-    raise Refused(
+    raise InvalidInput(
         f"{folder}: no {name}; there is: {there}",
         "a retrieval task is a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv",
     )
@@ -135,16 +135,16 @@ def _read_texts(path: Path, *, with_title: bool) -> dict[str, str]:
         key = _id(record, ["_id"], where)
         text = record.get("text")
         if not isinstance(text, str):
-            found = f"holds {files.shown(text)}" if "text" in record else "is missing"
-            raise Refused(
+            found = f"holds {files.format_json(text)}" if "text" in record else "is missing"
+            raise InvalidInput(
                 f"{where}: field 'text' {found}; there are: {', '.join(record)}",
                 "every line needs _id and text, a string",
             )
         if key in texts:
-            raise Refused(f"{where}: _id {key!r} stands there twice", "ids must be distinct")
+            raise InvalidInput(f"{where}: _id {key!r} stands there twice", "ids must be distinct")
         texts[key] = titled(record.get("title"), text) if with_title else text
     if not texts:
-        raise Refused(f"{path} is empty: it holds no texts")
+        raise InvalidInput(f"{path} is empty: it holds no texts")
     return texts
 
 
@@ -153,7 +153,7 @@ def _id(record: dict[str, Any], keys: Sequence[str], where: str) -> str:
     key = next((key for key in keys if key in record), None)
     value = record[key] if key else None
     if not isinstance(value, str | int):
-        raise Refused(
+        raise InvalidInput(
             f"{where}: no {keys[0]}; there are: {', '.join(record)}", f"every line needs {keys[0]}"
         )
     return str(value)
@@ -166,7 +166,7 @@ def _read_qrels(path: Path) -> Iterator[tuple[str, str, int, str]]:
         found = True
         yield query, doc, _score(score, where), where
     if not found:
-        raise Refused(f"{path} is empty: it holds no judgements")
+        raise InvalidInput(f"{path} is empty: it holds no judgements")
 
 
 def _judged_json(path: Path) -> Iterator[tuple[str, str, Any, str]]:
@@ -176,7 +176,7 @@ def _judged_json(path: Path) -> Iterator[tuple[str, str, Any, str]]:
 
 
 def _judged_table(path: Path) -> Iterator[tuple[str, str, Any, str]]:
-    wanted = Wanted(
+    wanted = ColumnSpec(
         is_header=lambda cells: _named(cells) is not None,
         is_row=lambda cells: _unnamed(cells) is not None,
         hint=lambda cells, delimiter: _WANTED,
@@ -227,4 +227,4 @@ def _score(value: Any, where: str) -> int:
             return int(score)
     except (TypeError, ValueError):
         pass
-    raise Refused(f"{where}: score {value!r} is not a whole number", "write 0, 1, 2, ...")
+    raise InvalidInput(f"{where}: score {value!r} is not a whole number", "write 0, 1, 2, ...")

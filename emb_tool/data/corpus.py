@@ -18,12 +18,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from emb_tool.config import LEAST_HELD_OUT
+from emb_tool.config import MIN_HELD_OUT
 from emb_tool.data.deduplicate import CHUNK, deduplicate
 from emb_tool.data.text_field import Note, field_sentence
 from emb_tool.data.text_options import DEFAULT, TextOptions
 from emb_tool.data.texts import read_texts
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 SCHEMA = 2
 
@@ -42,7 +42,7 @@ def text_key(text: str) -> bytes:
     return blake2b(text.encode("utf-8"), digest_size=16).digest()
 
 
-def drawn(text: bytes, share: float, seed: int) -> bool:
+def is_sampled(text: bytes, share: float, seed: int) -> bool:
     """Whether a text is in a random sample: by its content, whatever stands around it.
 
     Args:
@@ -71,18 +71,20 @@ def check_parts(
         A warning where there are few.
 
     Raises:
-        Refused: No text to fit to, or too few held out to tell anything.
+        InvalidInput: No text to fit to, or too few held out to tell anything.
     """
     total = fitted + heldout
-    if asked and heldout < LEAST_HELD_OUT:
-        raise Refused(
+    if asked and heldout < MIN_HELD_OUT:
+        raise InvalidInput(
             f"{what}: of {total:,} distinct texts {heldout} can be held out (one in {share} at"
-            f" most); what they are for takes {LEAST_HELD_OUT} at least",
-            f"give at least {share * LEAST_HELD_OUT} texts, better some thousand; or decline, and"
+            f" most); what they are for takes {MIN_HELD_OUT} at least",
+            f"give at least {share * MIN_HELD_OUT} texts, better some thousand; or decline, and"
             " nothing is measured on texts of its own: --holdout 0",
         )
     if not fitted:
-        raise Refused(f"{what}: no text is left to fit to", "lower --holdout, or give more texts")
+        raise InvalidInput(
+            f"{what}: no text is left to fit to", "lower --holdout, or give more texts"
+        )
     if fitted < FEW_TEXTS:
         return (
             f"{what}: {fitted:,} distinct texts are few to fit to: what is learned is their"
@@ -188,11 +190,11 @@ class Corpus:
             seed: Of that choice.
 
         Raises:
-            Refused: What `read_texts` refuses; no texts; a folder that holds something else.
+            InvalidInput: What `read_texts` refuses; no texts; a folder that holds something else.
         """
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()) and not (folder / _MANIFEST).is_file():
-            raise Refused(
+            raise InvalidInput(
                 f"{folder} is not empty and holds no corpus", "name another folder, or empty it"
             )
         building = folder.with_name(folder.name + ".building")
@@ -250,7 +252,7 @@ def _gather(
                     empty += 1
                     continue
                 data = text.encode("utf-8")
-                if shares and not drawn(data, shares[record.source], seed):
+                if shares and not is_sampled(data, shares[record.source], seed):
                     left_out += 1
                     continue
                 texts_file.write(data)
@@ -266,9 +268,11 @@ def _gather(
             per_role.append((records, records - empty - left_out))
         flush()
     if position == 0 and left_out:
-        raise Refused(f"--sample takes none of {left_out} texts", "take a larger share")
+        raise InvalidInput(f"--sample takes none of {left_out} texts", "take a larger share")
     if position == 0:
-        raise Refused(f"no texts: {records} records, all empty", "name sources that hold texts")
+        raise InvalidInput(
+            f"no texts: {records} records, all empty", "name sources that hold texts"
+        )
     return {
         "records": records,
         "read": records,

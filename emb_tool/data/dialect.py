@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from emb_tool.data import file_kinds, files
 from emb_tool.data.text_options import DELIMITERS, TextOptions
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 TEXT_NAMES = (
     *("text", "texts", "sentence", "passage", "query", "question", "answer", "title", "body"),
@@ -51,7 +51,7 @@ Lines = Iterator[tuple[int, str]]
 """Numbered lines with their ends."""
 
 
-class Wanted(NamedTuple):
+class ColumnSpec(NamedTuple):
     """What a reader looks for in the first line of a table.
 
     Args:
@@ -92,7 +92,7 @@ class Table(NamedTuple):
             least: Cells that a row must have [as many as there are columns].
 
         Raises:
-            Refused: Rows of another width, stray or unclosed quotes.
+            InvalidInput: Rows of another width, stray or unclosed quotes.
         """
         rows = _plain(self) if self.delimiter == "\t" else _quoted(self)
         if self.has_header:
@@ -101,7 +101,7 @@ class Table(NamedTuple):
         for row, where in rows:
             if len(row) != width and (least is None or len(row) < least):
                 verb = "names" if self.has_header else "has"
-                raise Refused(
+                raise InvalidInput(
                     f"{where}: {len(row)} cells, but the first line {verb} {width} columns",
                     _TABS
                     if self.delimiter == "\t"
@@ -111,7 +111,7 @@ class Table(NamedTuple):
 
 
 def open_table(
-    lines: Lines, name: str, usual: str, options: TextOptions, wanted: Wanted
+    lines: Lines, name: str, usual: str, options: TextOptions, wanted: ColumnSpec
 ) -> Table | None:
     """Decide on a table's layout by its first row.
 
@@ -126,7 +126,8 @@ def open_table(
         The table; None if there is no line that is not blank.
 
     Raises:
-        Refused: A first line that does not decide it, and nor does the user; columns named alike.
+        InvalidInput: A first line that does not decide it, and nor does the user; columns named
+            alike.
     """
     first = next(((number, line) for number, line in lines if not line.isspace()), None)
     if first is None:
@@ -138,7 +139,7 @@ def open_table(
     splits = head.splits(options.delimiter)
     divided = {char: cells for char, cells in splits.items() if len(cells) > 1}
     if not divided and alone not in splits:
-        raise Refused(f"{where}: the first line has a stray quote", _QUOTES)
+        raise InvalidInput(f"{where}: the first line has a stray quote", _QUOTES)
     splits = divided or {alone: splits[alone]}
     headers = [char for char, cells in splits.items() if wanted.is_header(cells)]
     rows = [char for char, cells in splits.items() if wanted.is_row(cells)]
@@ -148,7 +149,7 @@ def open_table(
             raise _undecided(splits, where, alone, options, wanted)
         has_header = bool(headers)
     elif not has_header and headers and divided:
-        raise Refused(
+        raise InvalidInput(
             f"{where}: {options.spelled(header=False)}, but the first line names columns: "
             + _shown(splits[headers[0]]),
             "leave it out",
@@ -214,24 +215,24 @@ def _choose(
 
 def _uncertain(
     splits: dict[str, list[str]], where: str, alone: str, options: TextOptions
-) -> Refused:
+) -> InvalidInput:
     """The refusal of a first line that several characters may divide."""
     names = [name for name, char in DELIMITERS.items() if char in {*splits, alone}]
-    return Refused(
+    return InvalidInput(
         f"{where}: what divides the first line into cells is not certain",
         "say it: " + " or ".join(options.spelled(delimiter=name) for name in names),
     )
 
 
 def _undecided(
-    splits: dict[str, list[str]], where: str, alone: str, options: TextOptions, wanted: Wanted
-) -> Refused:
+    splits: dict[str, list[str]], where: str, alone: str, options: TextOptions, wanted: ColumnSpec
+) -> InvalidInput:
     """The refusal of a first line that is no known header."""
     char = alone if alone in splits else next(iter(splits))
     if len(splits) > 1 and alone != "\t":
         return _uncertain(splits, where, alone, options)
     named = next((name for name, c in DELIMITERS.items() if c == char != alone), None)
-    return Refused(
+    return InvalidInput(
         f"{where}: the first line does not name known columns (docs/cli.md): "
         + _shown(splits[char]),
         wanted.hint(splits[char], named),
@@ -246,7 +247,7 @@ def check_distinct(columns: Sequence[str], where: str) -> None:
     """Refuse columns of one name; without a name there may be several."""
     twice = next((name for name in columns if name and columns.count(name) > 1), None)
     if twice is not None:
-        raise Refused(
+        raise InvalidInput(
             f"{where}: two columns are named {twice!r}: {', '.join(columns)}", "rename one of them"
         )
 
@@ -269,7 +270,7 @@ def is_header(line: str) -> bool:
 
 
 def _shown(cells: Sequence[str]) -> str:
-    shown = [files.shown(cell) for cell in cells[:8]]
+    shown = [files.format_json(cell) for cell in cells[:8]]
     return " | ".join([*shown, *(["..."] if len(cells) > 8 else [])])
 
 
@@ -297,7 +298,7 @@ def _quoted(table: Table) -> Iterator[tuple[list[str], str]]:
         except csv.Error as error:
             if "new-line character" in str(error):
                 raise file_kinds.bare_return(where, table.name) from None
-            raise Refused(f"{where}: {error}", _QUOTES) from None
+            raise InvalidInput(f"{where}: {error}", _QUOTES) from None
         if row:
             yield row, where
 

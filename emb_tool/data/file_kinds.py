@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shlex import quote
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 HEAD = 4096
 """Bytes looked at."""
@@ -45,7 +45,7 @@ def in_command(name: str) -> str:
     return f"<(zcat {quote(name)})" if name.lower().endswith(".gz") else quote(name)
 
 
-def not_text(head: bytes, line: bytes, where: str, name: str) -> Refused:
+def not_text(head: bytes, line: bytes, where: str, name: str) -> InvalidInput:
     """The refusal of a line that is not UTF-8, or that holds NUL bytes.
 
     Args:
@@ -56,22 +56,24 @@ def not_text(head: bytes, line: bytes, where: str, name: str) -> Refused:
     """
     for signature, what, hint in _SIGNATURES:
         if head.startswith(signature):
-            return Refused(f"{name} is {what}, not UTF-8 text", hint.format(name=in_command(name)))
+            return InvalidInput(
+                f"{name} is {what}, not UTF-8 text", hint.format(name=in_command(name))
+            )
     encoding = _wide(head)
     if encoding:
-        return Refused(
+        return InvalidInput(
             f"{name} is {encoding}, not UTF-8",
             f"convert it first: iconv -f {encoding} -t UTF-8 {in_command(name)} > NEW",
         )
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Refused(
+        return InvalidInput(
             f"{where}: not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1})",
             "convert it first, for example: "
             f"iconv -f WINDOWS-1252 -t UTF-8 {in_command(name)} > NEW",
         )
-    return Refused(
+    return InvalidInput(
         f"{where}: a NUL byte at column {line.index(0) + 1}, which no text holds",
         "the file is binary, or was cut off while it was written: make or fetch it again",
     )
@@ -100,10 +102,10 @@ def check_line(line: str, where: str, name: str) -> None:
         name: The file's name.
 
     Raises:
-        Refused: A web page, or a file whose lines end in carriage returns alone.
+        InvalidInput: A web page, or a file whose lines end in carriage returns alone.
     """
     if line.lstrip().lower().startswith(_PAGES):
-        raise Refused(
+        raise InvalidInput(
             f"{name} is a web page (HTML or XML), not the data itself",
             "open it in a browser: as a rule it asks to log in, or says what is wrong",
         )
@@ -112,9 +114,9 @@ def check_line(line: str, where: str, name: str) -> None:
         raise bare_return(where, name)
 
 
-def bare_return(where: str, name: str) -> Refused:
+def bare_return(where: str, name: str) -> InvalidInput:
     """The refusal of a line within which a carriage return stands."""
-    return Refused(
+    return InvalidInput(
         f"{where}: a carriage return within the line (alone, it ends lines in files of old Macs)",
         f"convert it first: tr '\\r' '\\n' < {in_command(name)} > NEW",
     )

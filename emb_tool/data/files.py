@@ -15,7 +15,7 @@ from shlex import quote
 from typing import IO, Any
 
 from emb_tool.data import file_kinds
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.registry import did_you_mean
 
 FORMATS = {
@@ -45,7 +45,7 @@ def format_of(name: str | Path) -> str | None:
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-def unknown_kind(name: str | Path) -> Refused:
+def unknown_kind(name: str | Path) -> InvalidInput:
     """The refusal of a file whose extension names no format that is read."""
     suffix = PurePosixPath(name).suffix.lower()
     hint = f"known: {KNOWN}"
@@ -55,7 +55,7 @@ def unknown_kind(name: str | Path) -> Refused:
         hint = "save the sheet as CSV UTF-8"
     elif suffix in _UNPACK:
         hint = f"unpack it first: {_UNPACK[suffix]} {quote(str(name))}"
-    return Refused(f"{name}: unknown kind of file", hint)
+    return InvalidInput(f"{name}: unknown kind of file", hint)
 
 
 def is_address(source: str) -> bool:
@@ -67,25 +67,25 @@ def locate(path: Path) -> Path:
     """`path` if it exists.
 
     Raises:
-        Refused: It does not; the hint names the nearest name beside it.
+        InvalidInput: It does not; the hint names the nearest name beside it.
     """
     try:
         if path.exists():
             return path
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else None
     except OSError as error:
-        raise Refused(f"{path}: {error.strerror}") from error
+        raise InvalidInput(f"{path}: {error.strerror}") from error
     if names is None:
-        raise Refused(f"{path}: not found", f"there is no folder {path.parent}")
+        raise InvalidInput(f"{path}: not found", f"there is no folder {path.parent}")
     near = did_you_mean(path.name, names)
-    raise Refused(f"{path}: not found", near if near.startswith("did") else "check the path")
+    raise InvalidInput(f"{path}: not found", near if near.startswith("did") else "check the path")
 
 
 def open_bytes(name: str | Path) -> Stream:
     """Open a file or an address for reading, decompressed if the name ends in `.gz`.
 
     Raises:
-        Refused: Not found, not readable, or a git-LFS pointer in place of the data.
+        InvalidInput: Not found, not readable, or a git-LFS pointer in place of the data.
     """
     packed = str(name).lower().endswith(".gz")
     try:
@@ -99,7 +99,9 @@ def open_bytes(name: str | Path) -> Stream:
         raise _unreadable(name, error) from error
     if head.startswith(_LFS):
         stream.close()
-        raise Refused(f"{name} is a git-LFS pointer, not the data itself", "fetch it: git lfs pull")
+        raise InvalidInput(
+            f"{name} is a git-LFS pointer, not the data itself", "fetch it: git lfs pull"
+        )
     return stream
 
 
@@ -113,10 +115,10 @@ def _open_address(name: str | Path) -> IO[bytes]:
     return stream
 
 
-def not_opened(source: str, error: Exception) -> Refused:
+def not_opened(source: str, error: Exception) -> InvalidInput:
     """The refusal of an address or a hub set that its library does not open."""
     said = str(error).strip().splitlines()
-    return Refused(
+    return InvalidInput(
         f"{source}: cannot be opened ({type(error).__name__}: {said[0] if said else ''})",
         "check the name and the network (HF_HUB_OFFLINE); a hub set is hub:NAME:CONFIG:SPLIT,"
         " an address may need its package of fsspec",
@@ -164,17 +166,17 @@ def open_seekable(name: str | Path) -> Any:
     return spool
 
 
-def _unreadable(name: object, error: Exception) -> Refused:
+def _unreadable(name: object, error: Exception) -> InvalidInput:
     if isinstance(error, OSError) and error.strerror:
-        return Refused(f"{name}: {error.strerror}")
-    return Refused(f"{name}: broken gzip data ({error})", "make or fetch the file again")
+        return InvalidInput(f"{name}: {error.strerror}")
+    return InvalidInput(f"{name}: broken gzip data ({error})", "make or fetch the file again")
 
 
 def decoded(stream: Stream, name: str) -> Iterator[tuple[int, str]]:
     r"""Lines with their numbers from 1, split at `\n` alone and with it, decoded as UTF-8.
 
     Raises:
-        Refused: Bytes that are no UTF-8 text, a web page, line ends of old Macs, or compressed
+        InvalidInput: Bytes that are no UTF-8 text, a web page, line ends of old Macs, or compressed
             data that breaks off.
     """
     try:
@@ -210,7 +212,7 @@ def json_records(
     """One JSON object a line, each with its place; blank lines are passed over.
 
     Raises:
-        Refused: A line that is not a JSON object, or that holds half a surrogate pair.
+        InvalidInput: A line that is not a JSON object, or that holds half a surrogate pair.
     """
     first = True
     for number, line in lines:
@@ -231,17 +233,17 @@ def json_records(
             hint = 'every line must be one object: {"text": "..."}'
             if line.strip() == "{":
                 hint += f"; put each on a line: jq -c . {file_kinds.in_command(name)} > NEW.jsonl"
-            raise Refused(f"{where}: not JSON ({said})", hint) from None
+            raise InvalidInput(f"{where}: not JSON ({said})", hint) from None
         if not isinstance(record, dict):
-            raise Refused(
-                f"{where}: {shown(record)} is not a JSON object",
+            raise InvalidInput(
+                f"{where}: {format_json(record)} is not a JSON object",
                 'every line must be one object: {"text": "..."}',
             )
         if "\\ud" in line or "\\uD" in line:
             try:
                 json.dumps(record, ensure_ascii=False).encode("utf-8")
             except UnicodeEncodeError:
-                raise Refused(
+                raise InvalidInput(
                     f"{where}: half of a surrogate pair (\\ud...) is no character",
                     "remove it, or write the file again as UTF-8",
                 ) from None
@@ -252,23 +254,23 @@ def check_no_json(line: str, where: str, name: str) -> None:
     """Refuse a first line of JSON where a table or a text is wanted.
 
     Raises:
-        Refused: It opens an array or an object.
+        InvalidInput: It opens an array or an object.
     """
     if re.match(r'\s*\[\s*([\[{"]|$)', line):
         raise json_array(where, name)
     if re.match(r'\s*\{\s*("|$)', line):
-        raise Refused(f"{where}: JSON, not a table", "let the file's name end in .jsonl")
+        raise InvalidInput(f"{where}: JSON, not a table", "let the file's name end in .jsonl")
 
 
-def json_array(where: str, name: str) -> Refused:
+def json_array(where: str, name: str) -> InvalidInput:
     """The refusal of a file that is one JSON array."""
-    return Refused(
+    return InvalidInput(
         f"{where}: a JSON array, where one object a line is wanted",
         f"put each on a line: jq -c '.[]' {file_kinds.in_command(name)} > NEW.jsonl",
     )
 
 
-def shown(value: Any) -> str:
+def format_json(value: Any) -> str:
     """A value as JSON, cut to the length of a message."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emb_tool.data import files
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 _QUERY = ("query", "anchor", "question")
 _POSITIVE = ("positive", "positives", "pos", "answer")
@@ -40,26 +40,28 @@ def read_pairs(sources: Sequence[str]) -> list[Example]:
         sources: Files, .jsonl or .ndjson, each also with .gz.
 
     Raises:
-        Refused: Another format, a missing field, an empty text; fewer than two examples, which
+        InvalidInput: Another format, a missing field, an empty text; fewer than two examples, which
             leaves no other answer to tell the right one from.
     """
     examples = []
     for source in sources:
         path = files.locate(Path(source).expanduser())
         if path.is_dir() or files.format_of(path) != "jsonl":
-            raise Refused(f"{path}: pairs are read from .jsonl files", f"one a line: {_WANTED}")
+            raise InvalidInput(
+                f"{path}: pairs are read from .jsonl files", f"one a line: {_WANTED}"
+            )
         for record, where in files.json_records(files.numbered_lines(path), str(path)):
             examples.append(_example(record, where))
     if len(examples) < 2:
         told = ", ".join(map(str, sources))
-        raise Refused(f"{told}: {len(examples)} pairs are too few", "give at least two")
+        raise InvalidInput(f"{told}: {len(examples)} pairs are too few", "give at least two")
     return examples
 
 
 def _example(record: dict[str, Any], where: str) -> Example:
     (query, *more), positives = _texts(record, _QUERY, where), _texts(record, _POSITIVE, where)
     if more:
-        raise Refused(f"{where}: several queries in one line", f"wanted: {_WANTED}")
+        raise InvalidInput(f"{where}: several queries in one line", f"wanted: {_WANTED}")
     return Example(query, positives, _texts(record, _NEGATIVE, where, needed=False))
 
 
@@ -71,13 +73,13 @@ def _texts(
     if name is None:
         if needed:
             there = ", ".join(record) or "none"
-            raise Refused(f"{where}: no {names[0]}; fields: {there}", f"wanted: {_WANTED}")
+            raise InvalidInput(f"{where}: no {names[0]}; fields: {there}", f"wanted: {_WANTED}")
         return ()
     value = record[name]
     found = value if isinstance(value, list) else [value]
     if needed and not found:
-        raise Refused(f"{where}: {name} is an empty list", f"wanted: {_WANTED}")
+        raise InvalidInput(f"{where}: {name} is an empty list", f"wanted: {_WANTED}")
     for text in found:
         if not isinstance(text, str) or not text.strip():
-            raise Refused(f"{where}: {name} holds {files.shown(text)}, no text", None)
+            raise InvalidInput(f"{where}: {name} holds {files.format_json(text)}, no text", None)
     return tuple(found)

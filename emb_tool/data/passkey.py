@@ -48,7 +48,7 @@ _PLACES = (
 ).split()
 
 
-class Needles(NamedTuple):
+class NeedleSet(NamedTuple):
     """One sentence a document, and the question that it answers.
 
     Args:
@@ -60,19 +60,19 @@ class Needles(NamedTuple):
     queries: list[str]
 
 
-def passkeys(count: int, seed: int) -> Needles:
+def make_passkeys(count: int, seed: int) -> NeedleSet:
     """A name and five digits each; there are 900 names."""
     rng = random.Random(f"passkey {seed}")
     names = _names(count, rng)
     keys = rng.sample(range(10_000, 100_000), count)
     said = "{0}'s pass key is {1}. Remember it. {1} is the pass key for {0}."
-    return Needles(
+    return NeedleSet(
         [said.format(name, key) for name, key in zip(names, keys, strict=True)],
         [f"what is the passkey for {name}?" for name in names],
     )
 
 
-def facts(count: int, seed: int) -> Needles:
+def make_facts(count: int, seed: int) -> NeedleSet:
     """One sentence of a person, a thing and a place each."""
     rng = random.Random(f"needle {seed}")
     sentences, queries = [], []
@@ -82,20 +82,20 @@ def facts(count: int, seed: int) -> Needles:
         sentence, query = _FACTS[i % len(_FACTS)]
         sentences.append(sentence.format(**words))
         queries.append(query.format(**words))
-    return Needles(sentences, queries)
+    return NeedleSet(sentences, queries)
 
 
 def _names(count: int, rng: random.Random) -> list[str]:
     return rng.sample([f"{first} {last}" for first in _FIRST for last in _LAST], count)
 
 
-def sentences_of(texts: Sequence[str]) -> list[str]:
+def split_sentences(texts: Sequence[str]) -> list[str]:
     """The sentences of some prose."""
     found = [s for text in texts for s in re.split(r"(?<=[.!?])\s+", text.strip())]
     return [" ".join(s.split()) for s in found if s.strip()]
 
 
-class Hidden(NamedTuple):
+class HaystackDocuments(NamedTuple):
     """Documents of one length.
 
     Args:
@@ -109,7 +109,9 @@ class Hidden(NamedTuple):
     depths: list[float]
 
 
-def hide(needles: Sequence[str], haystack: Sequence[str], tokens: int, seed: int) -> Hidden:
+def hide_needles(
+    needles: Sequence[str], haystack: Sequence[str], tokens: int, seed: int
+) -> HaystackDocuments:
     """Put each needle into a document of its own.
 
     Depths are spread evenly over the documents, then shuffled.
@@ -137,4 +139,4 @@ def hide(needles: Sequence[str], haystack: Sequence[str], tokens: int, seed: int
         documents.append(" ".join([before, *around[cut:]]))
         ends.append(len(before))
         found.append((len(before) - len(needle)) / max(len(documents[-1]), 1))
-    return Hidden(documents, ends, found)
+    return HaystackDocuments(documents, ends, found)

@@ -10,17 +10,17 @@ from itertools import chain
 from emb_tool.data import file_kinds, files
 from emb_tool.data.dialect import (
     TEXT_NAMES,
+    ColumnSpec,
     Lines,
     Table,
-    Wanted,
     are_known,
     is_header,
     is_known,
     open_table,
 )
-from emb_tool.data.text_field import Picker, Source, is_text, named, pick_texts, titled
+from emb_tool.data.text_field import Picker, Source, field_label, is_text, pick_texts, titled
 from emb_tool.data.text_options import TextOptions
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 STDIN = "-"
 
@@ -37,8 +37,8 @@ def file_texts(name: str, source: Source) -> Texts:
         source: What it belongs to.
 
     Raises:
-        Refused: A file that is not readable or not of its format; a first line or record that does
-            not tell where the text is; a broken line or record.
+        InvalidInput: A file that is not readable or not of its format; a first line or record that
+            does not tell where the text is; a broken line or record.
     """
     kind = files.format_of(name)
     if kind == "parquet":
@@ -74,7 +74,7 @@ def stdin_texts(source: Source) -> Texts:
     elif options.is_given or is_header(line):
         yield from _table(whole, name, source, "\t")
     elif is_known(line):
-        raise Refused(
+        raise InvalidInput(
             f"{name}:{first[0]}: {line!r} may name a column or be a text",
             f"say which: {options.spelled(header=True)} or {options.spelled(header=False)}",
         )
@@ -82,8 +82,9 @@ def stdin_texts(source: Source) -> Texts:
         files.check_no_json(line, f"{name}:{first[0]}", name)
         for text, where in _plain(whole, name):
             if "\t" in text:
-                raise Refused(
-                    f"{where}: a line with tabs, {files.shown(text)}: it may be a row of a table",
+                raise InvalidInput(
+                    f"{where}: a line with tabs, {files.format_json(text)}:"
+                    " it may be a row of a table",
                     _undecided_hint(text.split("\t"), options)
                     + "; if the whole line is a text: give it in a .txt file",
                 )
@@ -101,7 +102,7 @@ def _plain(lines: Lines, name: str) -> Texts:
 
 def _table(lines: Lines, name: str, source: Source, usual: str) -> Texts:
     options = source.options
-    wanted = Wanted(
+    wanted = ColumnSpec(
         is_header=lambda cells: are_known(cells) or _names(cells, options.field),
         is_row=lambda cells: False,
         hint=lambda cells, delimiter: _undecided_hint(cells, options, delimiter),
@@ -113,7 +114,7 @@ def _table(lines: Lines, name: str, source: Source, usual: str) -> Texts:
     for row, where in table.rows():
         if pick is None:
             pick = _picker(table, options, where)
-            source.settle(pick.column, where)
+            source.check_field(pick.column, where)
             column = table.columns.index(pick.column)
             title = table.columns.index("title") if "title" in table.columns else None
             if (
@@ -121,9 +122,9 @@ def _table(lines: Lines, name: str, source: Source, usual: str) -> Texts:
                 and not is_text(pick.column)
                 and _NUMBER.fullmatch(row[column])
             ):
-                raise Refused(
-                    f"{where}: {named(pick.column)} holds a number, {files.shown(row[column])}:"
-                    " it may not be the text",
+                raise InvalidInput(
+                    f"{where}: {field_label(pick.column)} holds a number,"
+                    f" {files.format_json(row[column])}: it may not be the text",
                     f"if it is: {options.spelled(text_field=pick.column)}",
                 )
         text = row[column]
@@ -140,20 +141,20 @@ def _picker(table: Table, options: TextOptions, where: str) -> Picker:
     columns, field = table.columns, options.field
     if field is not None and field.isdecimal() and field not in columns:
         if not 1 <= int(field) <= len(columns):
-            raise Refused(
+            raise InvalidInput(
                 f"{where}: no column {field}; the first line has {len(columns)}"
                 + (f": {', '.join(columns)}" if table.has_header else ""),
                 f"name the one that holds the text: {options.spelled(text_field='NAME|NUMBER')}",
             )
         options = options._replace(field=columns[int(field) - 1])
     elif not table.has_header and field is not None and field not in columns:
-        raise Refused(
+        raise InvalidInput(
             f"{where}: {options.spelled(text_field=field)}, but without a header columns have no"
             " names",
             f"give its number, 1 to {len(columns)}: {options.spelled(text_field='NUMBER')}",
         )
     elif not table.has_header and field is None and len(columns) > 1:
-        raise Refused(
+        raise InvalidInput(
             f"{where}: {len(columns)} columns without names",
             f"say which holds the text: {options.spelled(text_field='NUMBER')}",
         )
@@ -199,13 +200,13 @@ def _parquet(name: str, source: Source) -> Texts:
             strings = [f.name for f in schema if is_text(f.type)]
             pick = Picker(source.options, schema.names, strings, name)
             if pick.column not in strings:
-                raise Refused(
+                raise InvalidInput(
                     f"{name}: column {pick.column!r} holds {schema.field(pick.column).type}, "
                     f"not strings; there are: {', '.join(schema.names)}",
                     "name the one that holds the text: "
                     + source.options.spelled(text_field="NAME"),
                 )
-            source.settle(pick.column, name)
+            source.check_field(pick.column, name)
             columns = [pick.column]
             if pick.titled and "title" in schema.names:
                 columns.append("title")
@@ -215,4 +216,4 @@ def _parquet(name: str, source: Source) -> Texts:
                     where = f"{name}:row {row}"
                     yield pick(record, where), where
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise Refused(f"{name}: broken parquet after row {row} ({error})") from error
+            raise InvalidInput(f"{name}: broken parquet after row {row} ({error})") from error

@@ -9,13 +9,13 @@ import numpy as np
 
 from emb_tool.data.shard_readers import Reader
 from emb_tool.data.streams import Shards
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
-LANES = 16
+READERS = 16
 """At most; fixed, so that the order of the texts does not hang on the number of processes."""
 
 
-class Lane:
+class ShardReader:
     """Every nth shard of an epoch's own order, one after the other.
 
     Args:
@@ -66,15 +66,15 @@ class Lane:
         return {"at": self._at, "shard": self._reader.state() if self._reader else None}
 
 
-def lanes_of(shards: Shards, seed: int) -> list[Lane]:
-    """All lanes: as many as there are shards, up to `LANES`."""
-    lanes = min(LANES, len(shards))
-    return [Lane(shards, lane, lanes, seed) for lane in range(lanes)]
+def shard_readers(shards: Shards, seed: int) -> list[ShardReader]:
+    """All lanes: as many as there are shards, up to `READERS`."""
+    lanes = min(READERS, len(shards))
+    return [ShardReader(shards, lane, lanes, seed) for lane in range(lanes)]
 
 
 def head(shards: Shards, seed: int, count: int) -> list[str]:
     """The first texts of a stream, in its order."""
-    lanes = lanes_of(shards, seed)
+    lanes = shard_readers(shards, seed)
     for lane in lanes:
         lane.start(0)
     texts: list[str] = []
@@ -86,7 +86,7 @@ def head(shards: Shards, seed: int, count: int) -> list[str]:
     return texts[:count]
 
 
-class Round:
+class CyclingReader:
     """Texts without end: a text of each lane in turn and, when all are used, all of them again.
 
     Args:
@@ -101,7 +101,7 @@ class Round:
     new = 0
 
     def __init__(self, shards: Shards, seed: int, state: Mapping[str, Any] | None = None) -> None:
-        self._lanes = lanes_of(shards, seed)
+        self._lanes = shard_readers(shards, seed)
         self._start(state["lap"] if state else 0, state)
 
     def _start(self, lap: int, state: Mapping[str, Any] | None = None) -> None:
@@ -111,10 +111,10 @@ class Round:
             lane.start(lap, state["lanes"][number] if state else None)
 
     def take(self, count: int, wanted: Callable[[str], bool] = bool) -> list[str]:
-        """The next texts, see `Lane.take`.
+        """The next texts, see `ShardReader.take`.
 
         Raises:
-            Refused: A lap without a single one.
+            InvalidInput: A lap without a single one.
         """
         texts: list[str] = []
         ended = self.new = 0  # lanes in a row that had no more
@@ -127,7 +127,7 @@ class Round:
             ended = 0 if found else ended + 1
             if ended == len(self._lanes):
                 if not self._found:
-                    raise Refused(
+                    raise InvalidInput(
                         "the stream holds no query to train on", "lower --holdout, or name others"
                     )
                 self._start(self._lap + 1)

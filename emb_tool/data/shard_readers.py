@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from emb_tool.data.readers import file_texts
 from emb_tool.data.text_field import Picker, Source
-from emb_tool.errors import EmbToolError, Failed
+from emb_tool.errors import EmbToolError, RunFailed
 
 
 class TextFile(NamedTuple):
@@ -38,7 +38,9 @@ class Reader(ABC):
             raise
         except Exception as error:
             said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise Failed(f"{self.name}: reading stopped ({said})", "go on with --resume") from error
+            raise RunFailed(
+                f"{self.name}: reading stopped ({said})", "go on with --resume"
+            ) from error
 
     @abstractmethod
     def _next(self) -> str:

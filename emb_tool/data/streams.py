@@ -16,7 +16,7 @@ from emb_tool.data.readers import file_texts
 from emb_tool.data.shard_readers import FileReader, Reader, SetReader, TextFile
 from emb_tool.data.text_field import Note, Picker, Source
 from emb_tool.data.text_options import DEFAULT, TextOptions
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 HUB = "hub:"
 
@@ -25,7 +25,7 @@ def split_hub(source: str) -> tuple[str, str | None, str]:
     """`hub:NAME[:CONFIG[:SPLIT]]`, taken apart."""
     name, *rest = source.removeprefix(HUB).split(":")
     if not name or len(rest) > 2:
-        raise Refused(f"{source!r} is no hub set", "write hub:NAME, hub:NAME:CONFIG:SPLIT")
+        raise InvalidInput(f"{source!r} is no hub set", "write hub:NAME, hub:NAME:CONFIG:SPLIT")
     config, split, *_ = *rest, "", ""
     return name, config or None, split or "train"
 
@@ -34,7 +34,7 @@ def list_address(source: str) -> list[str]:
     """The files at an address: itself, or all of a known kind below it, sorted.
 
     Raises:
-        Refused: An unknown scheme, nothing there, no file of a known kind.
+        InvalidInput: An unknown scheme, nothing there, no file of a known kind.
     """
     import fsspec
 
@@ -44,7 +44,7 @@ def list_address(source: str) -> list[str]:
     except Exception as error:  # as many libraries as schemes, each with errors of its own
         raise files.not_opened(source, error) from error
     if not found:
-        raise Refused(f"{source}: not found", "check the address")
+        raise InvalidInput(f"{source}: not found", "check the address")
     if found == [path] and files.format_of(path) is None:
         raise files.unknown_kind(source)
     known = [
@@ -54,7 +54,7 @@ def list_address(source: str) -> list[str]:
         and not any(part.startswith(".") for part in PurePosixPath(name).parts)
     ]
     if not known:
-        raise Refused(f"{source}: no file of a known kind there", f"known: {files.KNOWN}")
+        raise InvalidInput(f"{source}: no file of a known kind there", f"known: {files.KNOWN}")
     return known
 
 
@@ -83,7 +83,7 @@ class Shards:
         note: As for `read_texts`.
 
     Raises:
-        Refused: What cannot be opened, is empty, or has no such field.
+        InvalidInput: What cannot be opened, is empty, or has no such field.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Shards:
             raise _empty(label)
         strings = [key for key, value in first.items() if isinstance(value, str)]
         picker = Picker(source.options, list(first), strings, label)
-        source.settle(picker.column, label)
+        source.check_field(picker.column, label)
         columns = [picker.column]
         if picker.titled and "title" in first:
             columns.append("title")
@@ -233,8 +233,8 @@ class Shards:
         return total
 
 
-def _empty(name: str) -> Refused:
-    return Refused(f"{name} is empty: it holds no texts", "leave it out, or fill it")
+def _empty(name: str) -> InvalidInput:
+    return InvalidInput(f"{name} is empty: it holds no texts", "leave it out, or fill it")
 
 
 def _builder(name: str, config: str | None = None, **options: Any) -> Any:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emb_tool.data import files
-from emb_tool.data.dialect import Wanted, open_table
+from emb_tool.data.dialect import ColumnSpec, open_table
 from emb_tool.data.text_options import DEFAULT, TextOptions
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 _LEFT = ("sentence1", "sentence_1", "sent1", "text1")
 _RIGHT = ("sentence2", "sentence_2", "sent2", "text2")
@@ -41,27 +41,29 @@ def load_sts(file: str | Path, options: TextOptions = DEFAULT) -> Sts:
     comma, semicolon and bar that gives such a first line; with tabs, quotes are plain characters.
 
     Raises:
-        Refused: Columns that cannot be told, a line with a fault, or fewer than two
+        InvalidInput: Columns that cannot be told, a line with a fault, or fewer than two
             different scores.
     """
     path = files.locate(Path(file).expanduser())
     if files.format_of(path) not in ("tsv", "csv", "jsonl"):
-        raise Refused(f"{path}: not a file of pairs", "name a .tsv, .csv or .jsonl file")
+        raise InvalidInput(f"{path}: not a file of pairs", "name a .tsv, .csv or .jsonl file")
     is_json = files.format_of(path) == "jsonl"
     if is_json and options.is_given:
-        raise Refused(f"{path}: jsonl has no columns to divide", "leave delimiter and header out")
+        raise InvalidInput(
+            f"{path}: jsonl has no columns to divide", "leave delimiter and header out"
+        )
     read = _read_json(path) if is_json else _read_table(path, options)
     pairs = Sts([], [], [])
     for left, right, score, where in read:
         for side, text in ((pairs.left, left), (pairs.right, right)):
             if not isinstance(text, str):
-                raise Refused(f"{where}: {files.shown(text)} is not a sentence", _WANTED)
+                raise InvalidInput(f"{where}: {files.format_json(text)} is not a sentence", _WANTED)
             side.append(text)
         pairs.scores.append(_number(score, where))
     if not pairs.scores:
-        raise Refused(f"{path} is empty: it holds no pairs", f"wanted: {_WANTED}")
+        raise InvalidInput(f"{path} is empty: it holds no pairs", f"wanted: {_WANTED}")
     if len(set(pairs.scores)) < 2:
-        raise Refused(
+        raise InvalidInput(
             f"{path}: every pair has the score {pairs.scores[0]:g}",
             "a rank correlation needs at least two different scores",
         )
@@ -72,14 +74,14 @@ def _read_json(path: Path) -> Iterator[tuple[Any, Any, Any, str]]:
     for record, where in files.json_records(files.numbered_lines(path), str(path)):
         keys = _columns(list(record))
         if keys is None:
-            raise Refused(f"{where}: fields {', '.join(record)}", f"wanted: {_WANTED}")
+            raise InvalidInput(f"{where}: fields {', '.join(record)}", f"wanted: {_WANTED}")
         names = list(record)
         left, right, score = (record[names[k]] for k in keys)
         yield left, right, score, where
 
 
 def _read_table(path: Path, options: TextOptions) -> Iterator[tuple[Any, Any, Any, str]]:
-    wanted = Wanted(
+    wanted = ColumnSpec(
         is_header=lambda cells: _columns(cells) is not None,
         is_row=lambda cells: _headless(cells) is not None,
         hint=lambda cells, delimiter: f"wanted: {_WANTED}",
@@ -90,7 +92,7 @@ def _read_table(path: Path, options: TextOptions) -> Iterator[tuple[Any, Any, An
         return
     columns = _columns(table.columns) if table.has_header else _headless(table.first)
     if columns is None:
-        raise Refused(
+        raise InvalidInput(
             f"{path}: {len(table.columns)} columns, and which are the sentences and the score "
             "cannot be told",
             f"wanted: {_WANTED}",
@@ -132,5 +134,7 @@ def _parse(value: Any) -> float | None:
 def _number(value: Any, where: str) -> float:
     number = _parse(value)
     if number is None:
-        raise Refused(f"{where}: score {value!r} is not a number", "correct or remove the line")
+        raise InvalidInput(
+            f"{where}: score {value!r} is not a number", "correct or remove the line"
+        )
     return number

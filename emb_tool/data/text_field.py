@@ -8,7 +8,7 @@ from typing import Any
 from emb_tool.data import files
 from emb_tool.data.dialect import OTHER_NAMES, check_distinct, is_known
 from emb_tool.data.text_options import TextOptions
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.registry import did_you_mean
 
 Note = Callable[[str, str], None]
@@ -29,20 +29,20 @@ class Source:
         self._field: str | None = None
         self._first = ""
 
-    def settle(self, field: str, where: str) -> None:
+    def check_field(self, field: str, where: str) -> None:
         """Hold the field of one file against that of those before.
 
         Raises:
-            Refused: It is another.
+            InvalidInput: It is another.
         """
         if self._field is None:
             self._field, self._first = field, where
             if self.note and not is_text(field):
                 self.note(self.name, field)
         elif field != self._field:
-            raise Refused(
-                f"{where}: its text would be {named(field)}, that of {self._first} is"
-                f" {named(self._field)}",
+            raise InvalidInput(
+                f"{where}: its text would be {field_label(field)}, that of {self._first} is"
+                f" {field_label(self._field)}",
                 f"name the one of all files: {self.options.spelled(text_field='NAME')}",
             )
 
@@ -52,14 +52,14 @@ def is_text(field: str) -> bool:
     return field.casefold() == "text"
 
 
-def named(field: str) -> str:
+def field_label(field: str) -> str:
     """A field in a sentence: by its name, or a column without one by its number."""
     return f"column {field}" if field.isdecimal() else f"field {field!r}"
 
 
 def field_sentence(source: str, field: str) -> str:
     """What the user is told where the text is not in a field `text`."""
-    return f"{source}: the text is {named(field)}"
+    return f"{source}: the text is {field_label(field)}"
 
 
 class Picker:
@@ -89,7 +89,7 @@ class Picker:
         elif len(texts) == 1:
             self.column = texts[0]
         else:
-            raise Refused(
+            raise InvalidInput(
                 f"{where}: no field 'text', and {len(texts)} others may hold the text; "
                 f"there are: {', '.join(fields)}",
                 f"name the one that does: {options.spelled(text_field='NAME')}",
@@ -103,18 +103,18 @@ class Picker:
         except KeyError:
             raise _missing(self.column, list(record), where, self._options) from None
         if not isinstance(text, str):
-            raise Refused(
-                f"{where}: field {self.column!r} holds {files.shown(text)}, not a string",
+            raise InvalidInput(
+                f"{where}: field {self.column!r} holds {files.format_json(text)}, not a string",
                 "correct or remove the record, or name another field: "
                 + self._options.spelled(text_field="NAME"),
             )
         return titled(record.get("title"), text) if self.titled else text
 
 
-def _missing(field: str, fields: Sequence[str], where: str, options: TextOptions) -> Refused:
+def _missing(field: str, fields: Sequence[str], where: str, options: TextOptions) -> InvalidInput:
     near = did_you_mean(field, fields)
     hint = f"name the one that holds the text: {options.spelled(text_field='NAME')}"
-    return Refused(
+    return InvalidInput(
         f"{where}: no field {field!r}; there are: {', '.join(fields)}",
         near if near.startswith("did") else hint,
     )
@@ -134,5 +134,5 @@ def pick_texts(
         if pick is None:
             strings = [key for key, value in record.items() if isinstance(value, str)]
             pick = Picker(source.options, list(record), strings, where)
-            source.settle(pick.column, where)
+            source.check_field(pick.column, where)
         yield pick(record, where), where

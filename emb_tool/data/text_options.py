@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
-from emb_tool.fields import DATA, Show
+from emb_tool.fields import DATA, FlagInfo
 
 DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";", "bar": "|"}
 """Characters that divide the cells of a table, by the names that `--delimiter` takes."""
@@ -31,20 +31,20 @@ TextField = Annotated[
     str | None,
     BeforeValidator(_as_text),
     Field(description="field of the text, or its column's number from 1 [text, or the only one]"),
-    Show(DATA, "FIELD"),
+    FlagInfo(DATA, "FIELD"),
 ]
 
 Delimiter = Annotated[
     Literal["tab", "comma", "semicolon", "bar"] | None,
     BeforeValidator(_by_name),
     Field(description="what divides the cells of csv and tsv files [seen in the first line]"),
-    Show(DATA),
+    FlagInfo(DATA),
 ]
 
 Header = Annotated[
     bool | None,
     Field(description="whether the first line of csv and tsv files names the columns [seen]"),
-    Show(DATA),
+    FlagInfo(DATA),
 ]
 
 

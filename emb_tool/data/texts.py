@@ -13,7 +13,7 @@ from emb_tool.data.readers import STDIN, Texts, file_texts, stdin_texts
 from emb_tool.data.streams import HUB, Shards, list_address, split_hub
 from emb_tool.data.text_field import Note, Source
 from emb_tool.data.text_options import DEFAULT, TextOptions
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 
 class Record(NamedTuple):
@@ -50,9 +50,10 @@ def read_texts(
         note: Told the source and the field, where it is not called `text`.
 
     Raises:
-        Refused: A source that is missing, unknown, not readable or without records; a table whose
-            first line does not tell its columns; a broken line; a record without the field or with
-            something else than a string in it; files of one source with the text in other fields.
+        InvalidInput: A source that is missing, unknown, not readable or without records; a table
+            whose first line does not tell its columns; a broken line; a record without the field or
+            with something else than a string in it; files of one source with the text in other
+            fields.
     """
     row = 0
     for number, name in enumerate(sources):
@@ -77,7 +78,8 @@ def scan(
         beside: Other sources for which the options may be meant.
 
     Raises:
-        Refused: As `read_texts` does, for a fault in a first record; options that nothing heeds.
+        InvalidInput: As `read_texts` does, for a fault in a first record; options that nothing
+            heeds.
     """
     _check_use([*sources, *beside], options)
     for name in sources:
@@ -107,7 +109,7 @@ def _check_use(sources: Sequence[str], options: TextOptions) -> None:
     ):
         if value is not None and kinds and not kinds & heeding:
             found = ", ".join(sorted(f".{kind}" for kind in kinds if kind))
-            raise Refused(
+            raise InvalidInput(
                 f"{options.spelled(**{key: value})}: of {', '.join(sources)} nothing is a table:"
                 f" {found} alone",
                 "leave it out, or let the table's name end in .tsv or .csv",
@@ -132,9 +134,9 @@ def hashes(sources: Sequence[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _without_texts(source: str) -> Refused:
+def _without_texts(source: str) -> InvalidInput:
     what = "stdin" if source == STDIN else source
-    return Refused(f"{what} is empty: it holds no texts", "leave it out, or fill it")
+    return InvalidInput(f"{what} is empty: it holds no texts", "leave it out, or fill it")
 
 
 def expand(source: str) -> list[Path]:
@@ -152,7 +154,9 @@ def expand(source: str) -> list[Path]:
         and p.is_file()
     )
     if not found:
-        raise Refused(f"{path}: no file of a known kind in this folder", f"known: {files.KNOWN}")
+        raise InvalidInput(
+            f"{path}: no file of a known kind in this folder", f"known: {files.KNOWN}"
+        )
     return found
 
 

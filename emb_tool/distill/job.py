@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import Holdout, MethodJob
 from emb_tool.data.text_options import Delimiter, Header, TextField
-from emb_tool.fields import DATA, EVALUATION, OUTPUT, REQUIRED, RUNNING, TEACHER, TRAINING, Show
+from emb_tool.fields import DATA, EVALUATION, OUTPUT, REQUIRED, RUNNING, TEACHER, TRAINING, FlagInfo
 from emb_tool.method import FloatList, Training
 
 
@@ -34,34 +34,34 @@ class DistillJob(MethodJob):
             description="folder or hub id; a file of vectors beside the texts (.npy, .parquet, "
             ".safetensors); or an endpoint, https://host/v1#model"
         ),
-        Show(REQUIRED, "MODEL"),
+        FlagInfo(REQUIRED, "MODEL"),
     ]
     student: Annotated[
         str | None,
         Field(
             description="model to train: folder or hub id [the teacher, cut to --student-layers]"
         ),
-        Show(REQUIRED, "MODEL"),
+        FlagInfo(REQUIRED, "MODEL"),
     ] = None
     student_layers: Annotated[
         Layers | None,
         Field(description="layers of the teacher (or student) to keep: a count, or a list 0,2,5"),
-        Show(DATA, "LAYERS"),
+        FlagInfo(DATA, "LAYERS"),
     ] = None
     from_scratch: Annotated[
         bool,
         Field(description="start from random weights instead of the student's own"),
-        Show(TRAINING),
+        FlagInfo(TRAINING),
     ] = False
     texts: Annotated[
         tuple[str, ...],
         Field(description="texts: jsonl, csv, tsv, parquet, txt (.gz), folders, hub:, s3://, -"),
-        Show(REQUIRED, "PATH"),
+        FlagInfo(REQUIRED, "PATH"),
     ] = ()
     queries: Annotated[
         tuple[str, ...],
         Field(description="queries, read as --texts, with the query prompt"),
-        Show(DATA, "PATH"),
+        FlagInfo(DATA, "PATH"),
     ] = ()
     stream: Annotated[
         bool,
@@ -69,10 +69,12 @@ class DistillJob(MethodJob):
             description="read texts as they are trained on: no copy, no search for duplicates,"
             " vectors stored only where --store is given; for more texts than a disk is for"
         ),
-        Show(DATA),
+        FlagInfo(DATA),
     ] = False
     buffer: Annotated[
-        int, Field(ge=16, description="texts of a stream that are shuffled together"), Show(DATA)
+        int,
+        Field(ge=16, description="texts of a stream that are shuffled together"),
+        FlagInfo(DATA),
     ] = 8192
     text_field: TextField = None
     query_field: Annotated[
@@ -85,12 +87,12 @@ class DistillJob(MethodJob):
         Field(
             description="prompt of --texts: document, query, default, none or one of the model's"
         ),
-        Show(DATA, "NAME"),
+        FlagInfo(DATA, "NAME"),
     ] = "document"
     limit: Annotated[
         int | None,
         Field(ge=1, description="read this many texts at most; of a stream, in each epoch"),
-        Show(DATA),
+        FlagInfo(DATA),
     ] = None
     sample: Annotated[
         FloatList,
@@ -98,7 +100,7 @@ class DistillJob(MethodJob):
             description="share of --texts to take, drawn by content and --seed; one for all of"
             " them, or one for each, as 1,.4 [all]"
         ),
-        Show(DATA, "SHARE,..."),
+        FlagInfo(DATA, "SHARE,..."),
     ] = ()
     holdout: Annotated[
         Holdout,
@@ -106,7 +108,7 @@ class DistillJob(MethodJob):
             description="texts kept from training, at most a tenth, to choose the state and to"
             " measure it; 0 keeps none, and the last state is written",
         ),
-        Show(EVALUATION),
+        FlagInfo(EVALUATION),
     ] = 500
     dev: Annotated[
         tuple[str, ...],
@@ -114,7 +116,7 @@ class DistillJob(MethodJob):
             description="task that the state to write is chosen by: sts:FILE, retrieval:DIR"
             " [the held-out texts]"
         ),
-        Show(EVALUATION, "TASK"),
+        FlagInfo(EVALUATION, "TASK"),
     ] = ()
     eval: Annotated[
         tuple[str, ...],
@@ -122,71 +124,71 @@ class DistillJob(MethodJob):
             description="task reported on the way and at the end, which chooses nothing: sts:FILE,"
             " retrieval:DIR"
         ),
-        Show(EVALUATION, "TASK"),
+        FlagInfo(EVALUATION, "TASK"),
     ] = ()
     scores: Annotated[
-        int, Field(ge=1, description="how often it is measured on the way"), Show(EVALUATION)
+        int, Field(ge=1, description="how often it is measured on the way"), FlagInfo(EVALUATION)
     ] = 4
     min_retention: Annotated[
         float | None,
         Field(
             gt=0, le=2, description="gate: lowest share of the teacher's figures, else exit code 3"
         ),
-        Show(EVALUATION),
+        FlagInfo(EVALUATION),
     ] = None
-    output: Annotated[str, Field(description="folder to write"), Show(REQUIRED, "PATH")]
+    output: Annotated[str, Field(description="folder to write"), FlagInfo(REQUIRED, "PATH")]
     router: Annotated[
         bool,
         Field(description="also write OUT/router: queries by student, documents by teacher"),
-        Show(OUTPUT),
+        FlagInfo(OUTPUT),
     ] = False
     store: Annotated[
         str | None,
         Field(description="folder of the teacher's vectors [user's cache folder]"),
-        Show(TEACHER, "PATH"),
+        FlagInfo(TEACHER, "PATH"),
     ] = None
     store_dtype: Annotated[
         Literal["float16", "float32"],
         Field(description="dtype of the stored vectors"),
-        Show(TEACHER),
+        FlagInfo(TEACHER),
     ] = "float16"
     teacher_dim: Annotated[
         int | None,
         Field(ge=1, description="first dimensions of the teacher taken as target [all]"),
-        Show(TEACHER),
+        FlagInfo(TEACHER),
     ] = None
     teacher_column: Annotated[
         str | None,
         Field(description="column or tensor of a file of vectors [the only one]"),
-        Show(TEACHER, "NAME"),
+        FlagInfo(TEACHER, "NAME"),
     ] = None
     teacher_max_length: Annotated[
         int | None,
         Field(ge=2, description="tokens that the teacher reads [its own limit]"),
-        Show(TEACHER),
+        FlagInfo(TEACHER),
     ] = None
     query_prompt: Annotated[
         str | None,
         Field(description="prompt put before queries [the teacher's own]"),
-        Show(TEACHER, "TEXT"),
+        FlagInfo(TEACHER, "TEXT"),
     ] = None
     document_prompt: Annotated[
         str | None,
         Field(description="prompt put before documents [the teacher's own]"),
-        Show(TEACHER, "TEXT"),
+        FlagInfo(TEACHER, "TEXT"),
     ] = None
     api_key_env: Annotated[
         str,
         Field(description="environment variable that holds the endpoint's key"),
-        Show(TEACHER, "NAME"),
+        FlagInfo(TEACHER, "NAME"),
     ] = "EMBTOOL_API_KEY"
     concurrency: Annotated[
-        int, Field(ge=1, description="requests to the endpoint at a time"), Show(TEACHER)
+        int, Field(ge=1, description="requests to the endpoint at a time"), FlagInfo(TEACHER)
     ] = 8
     tensorboard: Annotated[
         bool,
         Field(description="also write the curves for TensorBoard, to OUT/tensorboard"),
-        Show(OUTPUT),
+        FlagInfo(OUTPUT),
     ] = False
     fsdp: Annotated[
         bool,
@@ -194,12 +196,12 @@ class DistillJob(MethodJob):
             description="cut teacher and student over the processes (FSDP), where one device does"
             " not hold them; slower where it does"
         ),
-        Show(RUNNING),
+        FlagInfo(RUNNING),
     ] = False
     allow_pickle: Annotated[
         bool,
         Field(description="open checkpoints whose weights are pickled (never do for strangers')"),
-        Show(DATA),
+        FlagInfo(DATA),
     ] = False
     method: Training
 

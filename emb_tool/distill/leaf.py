@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from emb_tool.fields import METHOD, Show
+from emb_tool.fields import METHOD, FlagInfo
 from emb_tool.method import IntList, Training
-from emb_tool.training.orthogonal_regularizer import spread_out, spread_share
+from emb_tool.training.orthogonal_regularizer import gor_loss, gor_share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,21 +35,21 @@ class Leaf(Training):
     head: Annotated[
         Literal["auto", "none", "linear", "mlp"],
         Field(description="map to the teacher's width; auto: none if the widths are equal"),
-        Show(METHOD),
+        FlagInfo(METHOD),
     ] = "auto"
-    bias: Annotated[bool, Field(description="whether the head has a bias"), Show(METHOD)] = True
+    bias: Annotated[bool, Field(description="whether the head has a bias"), FlagInfo(METHOD)] = True
     dims: Annotated[
         IntList,
         Field(description="Matryoshka prefixes that are trained too, as 256,128,64"),
-        Show(METHOD),
+        FlagInfo(METHOD),
     ] = ()
     cosine: Annotated[
-        float, Field(ge=0, description="weight of an added 1 - cosine"), Show(METHOD)
+        float, Field(ge=0, description="weight of an added 1 - cosine"), FlagInfo(METHOD)
     ] = 0.0
     gor: Annotated[
         float,
         Field(ge=0, description="weight of the spread-out term, which helps binary codes"),
-        Show(METHOD),
+        FlagInfo(METHOD),
     ] = 0.0
 
     def loss(
@@ -80,7 +80,7 @@ class Leaf(Training):
         if self.cosine:
             losses = losses + self.cosine * (1 - cosine_similarity(vectors, targets, dim=-1))
         if self.gor and moment is not None and count is not None and count > 1:
-            losses = losses + self.gor * spread_share(vectors, moment, count)
+            losses = losses + self.gor * gor_share(vectors, moment, count)
         elif self.gor and moment is None and len(vectors) > 1:
-            losses = losses + self.gor * spread_out(vectors)
+            losses = losses + self.gor * gor_loss(vectors)
         return losses

@@ -59,7 +59,7 @@ def score_student(
     The tasks of `--dev` choose; without them the held-out texts, by cosine where vectors have norm
     1 and by distance where their length counts, too.
     """
-    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.evaluate.model_pair import ModelPair
     from emb_tool.training.outcome import Score
 
     figures: dict[str, float] = {}
@@ -77,7 +77,7 @@ def score_student(
         key = -loss if lower else cosine
         by = "squared distance" if lower else "cosine"
         by += f" to the teacher on {len(heldout):,} held-out texts"
-    pair = Pair.of(student, "student")
+    pair = ModelPair.of(student, "student")
     if tasks.dev:
         key, chosen = mean_figure(tasks.dev, pair)
         figures |= chosen
@@ -86,7 +86,7 @@ def score_student(
     return Score(key, figures | mean_figure(watched, pair)[1], by, lower)
 
 
-def tell(report: Report, progress: Progress, outcome: Outcome, total: int) -> None:
+def record_outcome(report: Report, progress: Progress, outcome: Outcome, total: int) -> None:
     """Put the run into the report; be loud if it did harm."""
     facts = report.facts
     facts["training"] = {
@@ -107,10 +107,10 @@ def tell(report: Report, progress: Progress, outcome: Outcome, total: int) -> No
     if outcome.seconds:
         speed = outcome.texts / outcome.seconds
         report.measures.append(Measure("training speed", speed, "texts/s"))
-    tell_choice(report, progress, outcome, total)
+    record_choice(report, progress, outcome, total)
 
 
-def tell_choice(report: Report, progress: Progress, outcome: Outcome, total: int) -> None:
+def record_choice(report: Report, progress: Progress, outcome: Outcome, total: int) -> None:
     """Say which state was chosen, by what, and what became of the last one."""
     told = outcome.told(total)
     report.tables.append(Table("which state was written", [""], [[told]]))

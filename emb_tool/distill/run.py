@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emb_tool.checkpoint.prompts import shown
+from emb_tool.checkpoint.prompts import format_prompt
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.corpus import HELD_OUT_SHARE, Corpus, check_parts
 from emb_tool.data.text_options import TextOptions
 from emb_tool.distill.job import DistillJob
-from emb_tool.distill.measure import score_student, tell, tokenize_roles
+from emb_tool.distill.measure import record_outcome, score_student, tokenize_roles
 from emb_tool.distill.setup import Setup
-from emb_tool.distill.streaming import follow, note_sources, write_heads
+from emb_tool.distill.streaming import check_sources, streamed_batches, write_heads
 from emb_tool.distill.student import open_student, write_student
 from emb_tool.distill.teachers import open_teacher
-from emb_tool.distill.truncation import Encoded, report_truncated, truncated_by_role
+from emb_tool.distill.truncation import TruncationCounter, report_truncated, truncated_by_role
 from emb_tool.plan import Plan
 from emb_tool.report import Report, Table
 from emb_tool.runner import CheckpointRunner, Options, RunContext
@@ -84,7 +84,7 @@ class DistillRunner(CheckpointRunner):
             clock = now
 
         if job.stream:
-            runtime.on_main(lambda: note_sources(self.setup, state))
+            runtime.on_main(lambda: check_sources(self.setup, state))
         with self.progress.task("reading the texts"):
             runtime.on_main(lambda: self._corpus(state))
             corpus = self._corpus(state)
@@ -143,7 +143,7 @@ class DistillRunner(CheckpointRunner):
         by_texts = {"queries": prompts["query"]} if job.queries else {}
         by_texts |= {"documents": prompts["document"]} if job.texts else {}
         self.report.facts["prompts"] = by_texts
-        rows = [[what, shown(text)] for what, text in by_texts.items()]
+        rows = [[what, format_prompt(text)] for what, text in by_texts.items()]
         self.report.tables.append(Table("prompts in training", ["texts", "prompt"], rows))
 
     def _targets(self, corpus: Corpus, state: Path, runtime: Runtime) -> Targets:
@@ -168,7 +168,7 @@ class DistillRunner(CheckpointRunner):
         )
         if job.stream:  # else it is not asked again, and its memory is the student's
             self._teacher = teacher, store
-        encoded = Encoded(state, runtime.rank)
+        encoded = TruncationCounter(state, runtime.rank)
         with self.progress.task("encoding by the teacher", len(corpus), "texts") as advance:
             targets = gather_targets(
                 corpus,
@@ -212,7 +212,7 @@ class DistillRunner(CheckpointRunner):
         separate = len(set(lengths.values())) > 1
         if self.job.stream:
             teacher, store = self._teacher
-            stream = follow(
+            stream = streamed_batches(
                 self.setup, corpus, student, teacher, store, prompts, runtime, separate=separate
             )
         else:
@@ -254,7 +254,7 @@ class DistillRunner(CheckpointRunner):
             self.report.facts["teacher"] |= {"asked": int(asked), "found": int(found)}
         if runtime.is_main:
             trainer.take_best()
-            tell(self.report, self.progress, outcome, total)
+            record_outcome(self.report, self.progress, outcome, total)
             cut = stream.cut if self.job.stream else truncated_by_role(stream.cache.cut, corpus)
             report_truncated(self.report, self.progress, cut, student.max_length)
 
@@ -269,14 +269,14 @@ class DistillRunner(CheckpointRunner):
         runtime: Runtime,
     ) -> Any:
         """Batches of the texts on disk."""
-        from emb_tool.training.batches import Stream, TokenCache, index_dtype
+        from emb_tool.training.batches import BatchStream, TokenCache, index_dtype
 
         method, train, roles = self.method, corpus.train, corpus.roles
         pools = [train]
         if corpus.counts["queries"]:
             dtype = index_dtype(len(corpus))
             pools = [train[roles[train] == role].astype(dtype) for role in (0, 1)]
-        return Stream(
+        return BatchStream(
             pools,
             TokenCache(
                 state / f"tokens-{runtime.rank}.bin",

@@ -15,7 +15,7 @@ from emb_tool.data.text_field import field_sentence
 from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import expand, hashes, scan
 from emb_tool.distill.job import DistillJob
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.evaluate import dev
 from emb_tool.method import Training
 from emb_tool.ops.layers import keep_layers, plan_cut
@@ -59,7 +59,7 @@ class Setup:
         if self.job.student is not None:
             return Checkpoint.open(self.job.student, allow_pickle=self.job.allow_pickle)
         if self.teacher is None:
-            raise Refused(
+            raise InvalidInput(
                 f"--student-layers {self.job.student_layers}: the teacher {self.job.teacher} has "
                 "no layers to cut",
                 "name a checkpoint with --student",
@@ -86,17 +86,17 @@ class Setup:
         """The text put before the inputs of each role, for teacher and student alike.
 
         Raises:
-            Refused: A name where no model is there to know it, or beside the text itself.
+            InvalidInput: A name where no model is there to know it, or beside the text itself.
         """
         job, names = self.job, {"query": "query", "document": self.job.prompt_name}
         given = {"query": job.query_prompt, "document": job.document_prompt}
         if job.prompt_name != "document" and job.document_prompt is not None:
-            raise Refused(
+            raise InvalidInput(
                 f"--prompt-name {job.prompt_name} and --document-prompt are two prompts of --texts",
                 "leave one of them out",
             )
         if self.teacher is None and job.prompt_name not in ("document", "none"):
-            raise Refused(
+            raise InvalidInput(
                 f"--prompt-name {job.prompt_name}: which prompts {job.teacher} has is not known",
                 "write the text itself: --document-prompt 'passage: '",
             )
@@ -126,22 +126,22 @@ class Setup:
             return None
         try:
             return keep_layers(self.body, self.job.student_layers)
-        except Refused as error:
+        except InvalidInput as error:
             said = f"--student-layers {self.job.student_layers}: {error.message}"
-            raise Refused(said, error.hint) from None
+            raise InvalidInput(said, error.hint) from None
 
     def plan(self) -> Plan:
         """Every refusal that headers, settings and local files can give."""
         job = self.job
         self._check_method()
         if job.tensorboard and find_spec("tensorboard") is None:
-            raise Refused("--tensorboard: it is not installed", "run: pip install tensorboard")
+            raise InvalidInput("--tensorboard: it is not installed", "run: pip install tensorboard")
         self._check_prompts()
         body, keep = self.body, self.keep
         dim = self._teacher_dim()
         if dim is not None:
             if job.teacher_dim is not None and job.teacher_dim > dim:
-                raise Refused(
+                raise InvalidInput(
                     f"--teacher-dim {job.teacher_dim}: the teacher's vectors have {dim} numbers",
                     f"at most {dim}",
                 )
@@ -150,25 +150,25 @@ class Setup:
         if self.teacher_kind == "endpoint":
             parse_endpoint(job.teacher)
         if job.router and self.teacher is None:
-            raise Refused(
+            raise InvalidInput(
                 f"--router: documents go to the teacher, and {job.teacher} is no checkpoint",
                 "leave --router out",
             )
         if job.min_retention is not None and (
             self.teacher is None or not any(task.retains for task in self.tasks.reported)
         ):
-            raise Refused(
+            raise InvalidInput(
                 f"--min-retention {job.min_retention:g}: there is nothing to retain",
                 "add --eval sts:FILE or --eval retrieval:DIR, with a checkpoint as teacher",
             )
         if self.method.query_share is not None and not (job.texts and job.queries):
-            raise Refused(
+            raise InvalidInput(
                 f"--query-share {self.method.query_share:g}: there is nothing to share between",
                 "give both --texts and --queries",
             )
         for task in self.tasks.reported:
             if task.needs_reference and self.teacher is None:
-                raise Refused(
+                raise InvalidInput(
                     f"--eval {task.spec}: compares with the teacher, and {job.teacher} is no "
                     "checkpoint",
                     "leave it out",
@@ -225,14 +225,14 @@ class Setup:
             documents, queries = (shards.count() for shards in self.streams.values())
             if documents is None or queries is None:
                 what = "queries" if documents is not None else "texts"
-                raise Refused(
+                raise InvalidInput(
                     f"--stream: how many {what} there are is not known, and so not what share of"
                     " an epoch are queries",
                     "say what it shall be: --query-share 0.2",
                 )
             share = queries / (documents + queries)
         if not 0 < share < 1:
-            raise Refused(
+            raise InvalidInput(
                 f"--query-share {share:g}: leaves nothing of one of the two",
                 "leave out " + ("--texts" if share else "--queries"),
             )
@@ -242,7 +242,7 @@ class Setup:
     def epoch_texts(self) -> int:
         """Texts of an epoch of streamed texts: all documents, and queries in their share."""
         if self.teacher_kind == "file":
-            raise Refused(
+            raise InvalidInput(
                 "--stream: a file of vectors belongs to texts in their order",
                 "leave --stream out, or name a checkpoint or an endpoint as --teacher",
             )
@@ -253,7 +253,7 @@ class Setup:
             count = round(count / (1 - share))
             return min(count, limit or count)
         if limit is None:
-            raise Refused(
+            raise InvalidInput(
                 "--stream: how many texts there are is not known, which the learning rate's"
                 " schedule needs",
                 "say how many to take in an epoch: --limit N",
@@ -288,18 +288,20 @@ class Setup:
         width = self.body.layout.dim
         head = getattr(self.method, "head", "auto")
         if head == "none" and width is not None and width != dim:
-            raise Refused(
+            raise InvalidInput(
                 f"--head none: the student is {width} wide and the target {dim}",
                 "use --head linear, or --teacher-dim where the student's width is a prefix",
             )
         for prefix in getattr(self.method, "dims", ()):
             if not 1 <= prefix <= dim:
-                raise Refused(f"--dims {prefix}: the vectors have {dim} numbers", f"at most {dim}")
+                raise InvalidInput(
+                    f"--dims {prefix}: the vectors have {dim} numbers", f"at most {dim}"
+                )
 
     def _check_method(self) -> None:
         limit = self.body.layout.max_length
         if self.method.max_length and limit and self.method.max_length > limit:
-            raise Refused(
+            raise InvalidInput(
                 f"--max-length {self.method.max_length}: {self.body.name} reads {limit} tokens at "
                 "most",
                 f"use --max-length {limit}",

@@ -14,13 +14,13 @@ from emb_tool.data.batches import Tokens
 from emb_tool.data.corpus import Corpus, text_key
 from emb_tool.data.shard_order import head
 from emb_tool.distill.setup import Setup
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 if TYPE_CHECKING:
     from emb_tool.model.encoder import Encoder
     from emb_tool.runtime.device import Runtime
     from emb_tool.training.store import VectorStore
-    from emb_tool.training.streaming import Source, StreamedTexts
+    from emb_tool.training.streaming import StreamedTexts, StreamSource
     from emb_tool.training.teacher import Teacher
 
 HEAD = 4096
@@ -43,11 +43,11 @@ def write_heads(setup: Setup, folder: Path) -> dict[str, list[str]]:
     return heads
 
 
-def note_sources(setup: Setup, state: Path) -> None:
+def check_sources(setup: Setup, state: Path) -> None:
     """Note what is streamed and, in a later sitting, hold it against that.
 
     Raises:
-        Refused: Other shards: a place in a stream is one among them.
+        InvalidInput: Other shards: a place in a stream is one among them.
     """
     now = {role: shards.facts() for role, shards in setup.streams.items()}
     path = state / "streams.json"
@@ -60,7 +60,7 @@ def note_sources(setup: Setup, state: Path) -> None:
         for name in sorted({*shards} | {*before}):
             if shards.get(name) != before.get(name):
                 gone, new = name not in shards, name not in before
-                raise Refused(
+                raise InvalidInput(
                     f"{name}: {'is gone' if gone else 'is new' if new else 'has changed'}"
                     " since the run began, which goes on with the same files alone",
                     "put them back as they were, or start anew with --overwrite",
@@ -72,7 +72,7 @@ def note_sources(setup: Setup, state: Path) -> None:
                 )
 
 
-def follow(
+def streamed_batches(
     setup: Setup,
     corpus: Corpus,
     student: Encoder,
@@ -95,8 +95,8 @@ def follow(
         runtime: Processes and seed.
         separate: Whether texts of two roles cannot stand in one batch.
     """
-    from emb_tool.training.cached_teacher import RememberedTeacher
-    from emb_tool.training.streaming import Source, StreamedTexts
+    from emb_tool.training.cached_teacher import CachedTeacher
+    from emb_tool.training.streaming import StreamedTexts, StreamSource
     from emb_tool.training.targets import ROLES
     from emb_tool.training.teacher import unit
 
@@ -104,9 +104,9 @@ def follow(
     barred = {corpus.keys[index].tobytes() for index in corpus.heldout}
     dim = job.teacher_dim or teacher.dim
     cut = teacher.normalises and dim < teacher.dim
-    memory = RememberedTeacher(teacher, store) if job.store else None
+    memory = CachedTeacher(teacher, store) if job.store else None
 
-    def source(role: str) -> Source:
+    def source(role: str) -> StreamSource:
         def teach(texts: Sequence[str]) -> np.ndarray:
             if not texts:
                 return np.zeros((0, dim), np.float32)
@@ -116,7 +116,7 @@ def follow(
         def tokenize(texts: Sequence[str]) -> Tokens:
             return student.tokens(texts, prompts[role])
 
-        return Source(setup.streams[role], tokenize, teach, ROLES.index(role))
+        return StreamSource(setup.streams[role], tokenize, teach, ROLES.index(role))
 
     first, *others = map(source, setup.streams)
     return StreamedTexts(

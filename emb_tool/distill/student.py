@@ -13,7 +13,7 @@ from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.corpus import Corpus
 from emb_tool.distill.measure import tokenize_roles
 from emb_tool.distill.setup import Setup
-from emb_tool.editing import Draft
+from emb_tool.editing import CheckpointEditor
 
 if TYPE_CHECKING:
     from emb_tool.model.encoder import Encoder
@@ -75,7 +75,7 @@ def _cut(setup: Setup, state: Path) -> Path:
     if not cut.exists():
         assert setup.keep is not None
         shutil.rmtree(half, ignore_errors=True)
-        draft = Draft.of(setup.body)
+        draft = CheckpointEditor.of(setup.body)
         draft.keep_layers(setup.keep)
         draft.write(half)
         half.rename(cut)

@@ -17,7 +17,7 @@ TEXTS = ("training texts", "training queries")
 """What texts are called, in the order of a corpus's roles."""
 
 
-class Encoded:
+class TruncationCounter:
     """Texts that a teacher has encoded for a job, and how many of them it cut.
 
     Kept on the disk by each process, so that a run that goes on with the job has all of them; those

@@ -15,9 +15,9 @@ from emb_tool.checkpoint.files import inside, join, write_json
 from emb_tool.checkpoint.layout import Layout, write_layout
 from emb_tool.checkpoint.quantization import packed_modules
 from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
-from emb_tool.editing.lazy_tensor import Lazy, part_reader, tensor_reader, write_tensors
+from emb_tool.editing.lazy_tensor import LazyTensor, part_reader, tensor_reader, write_tensors
 from emb_tool.editing.token_table import SHARED, stored_twice, token_table
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.install import HUB, INSTALL, WHERE
 from emb_tool.plan import TensorSpec
 
@@ -32,7 +32,7 @@ NOTICE = f"packed weights: {INSTALL} ({WHERE}), then `{HUB}` before loading"
 
 
 @dataclass
-class Draft:
+class CheckpointEditor:
     """A checkpoint as the steps so far have made it.
 
     Args:
@@ -52,10 +52,10 @@ class Draft:
     """
 
     checkpoint: Checkpoint
-    tensors: dict[str, Lazy]
+    tensors: dict[str, LazyTensor]
     config: dict[str, Any]
     layout: Layout
-    modules: dict[str, dict[str, Lazy]]
+    modules: dict[str, dict[str, LazyTensor]]
     files: dict[str, bytes | None] = field(default_factory=dict)
     packed: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -65,11 +65,11 @@ class Draft:
     chain: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Draft:
+    def of(cls, checkpoint: Checkpoint) -> CheckpointEditor:
         """The draft before any step: what is there, unchanged."""
         layout = checkpoint.layout
         if layout.routes:
-            raise Refused(
+            raise InvalidInput(
                 f"{checkpoint.name} is a Router of several models", "name the folder of one of them"
             )
         modules = {}
@@ -77,14 +77,14 @@ class Draft:
             weights = checkpoint.weights.get(module.path)
             if weights is not None:
                 modules[module.path] = {
-                    name: Lazy(spec, part_reader(checkpoint, module.path, name))
+                    name: LazyTensor(spec, part_reader(checkpoint, module.path, name))
                     for name, spec in weights.tensors.items()
                 }
         twice = stored_twice(checkpoint)
         return cls(
             checkpoint,
             {
-                name: Lazy(spec, tensor_reader(checkpoint, name))
+                name: LazyTensor(spec, tensor_reader(checkpoint, name))
                 for name, spec in checkpoint.tensors.items()
                 if name not in twice
             },
@@ -95,7 +95,7 @@ class Draft:
             notes=[f"{name} repeats {SHARED} and is stored once" for name in twice],
         )
 
-    def copy(self) -> Draft:
+    def copy(self) -> CheckpointEditor:
         """Another one that the next step may change."""
         return replace(
             self,
@@ -137,7 +137,7 @@ class Draft:
         """The tensor that token ids look up.
 
         Raises:
-            Refused: None can be made out.
+            InvalidInput: None can be made out.
         """
         specs = {name: lazy.spec for name, lazy in self.tensors.items()}
         return token_table(self.checkpoint.name, self.layout.family, specs, self.packed)
@@ -146,17 +146,17 @@ class Draft:
         """Refuse a step on weights that another library's format holds.
 
         Raises:
-            Refused: They are those of the input, or an earlier step made them.
+            InvalidInput: They are those of the input, or an earlier step made them.
         """
         method = (self.config.get("quantization_config") or {}).get("quant_method")
         if method in (None, "embtool"):
             return
         if "quantization_config" in self.checkpoint.config:
-            raise Refused(
+            raise InvalidInput(
                 f"{self.checkpoint.name} is quantised ({method}), {step} needs plain weights",
                 "vocab, rotate and truncate work on it; begin with the original for the rest",
             )
-        raise Refused(
+        raise InvalidInput(
             f"-m {step} after a step that writes {method}'s format, of which a checkpoint has one",
             f"put -m {step} before it, or leave one of the two out",
         )
@@ -165,12 +165,12 @@ class Draft:
 
     def set(self, name: str, spec: TensorSpec, load: Callable[[], torch.Tensor]) -> None:
         """Put or replace a main tensor."""
-        self.tensors[name] = Lazy(spec, load)
+        self.tensors[name] = LazyTensor(spec, load)
 
     def map(self, name: str, spec: TensorSpec, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Replace a main tensor by a function of what it would have been."""
         load = self.tensors[name].load
-        self.tensors[name] = Lazy(spec, lambda: fn(load()))
+        self.tensors[name] = LazyTensor(spec, lambda: fn(load()))
 
     def keep_layers(self, keep: int | Sequence[int]) -> None:
         """Leave layers out; see `emb_tool.ops.layers.plan_cut`.
@@ -179,12 +179,12 @@ class Draft:
             keep: The layers to keep in order of application, or how many.
 
         Raises:
-            Refused: The draft's tensors are no longer those of the checkpoint by name.
+            InvalidInput: The draft's tensors are no longer those of the checkpoint by name.
         """
         from emb_tool.ops.layers import keep_layers, plan_cut
 
-        if self.tensors.keys() != Draft.of(self.checkpoint).tensors.keys():
-            raise Refused(
+        if self.tensors.keys() != CheckpointEditor.of(self.checkpoint).tensors.keys():
+            raise InvalidInput(
                 f"the layers are no longer those of {self.checkpoint.name}",
                 "choose the layers in one step, before any other",
             )
@@ -195,7 +195,7 @@ class Draft:
             if old not in self.tensors:
                 continue  # stored twice, and written once
             spec, load = self.tensors[old]
-            kept[new.name] = Lazy(replace(spec, name=new.name), load)
+            kept[new.name] = LazyTensor(replace(spec, name=new.name), load)
         self.tensors = kept
         self.config |= plan.config
         self.notes += plan.notes

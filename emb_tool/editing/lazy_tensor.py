@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from emb_tool.checkpoint.header import TORCH_NAMES
+from emb_tool.checkpoint.header import TORCH_DTYPES
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import ShardWriter
 from emb_tool.plan import TensorSpec
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Lazy(NamedTuple):
+class LazyTensor(NamedTuple):
     """One tensor to come.
 
     Args:
@@ -27,7 +27,7 @@ class Lazy(NamedTuple):
     load: Callable[[], torch.Tensor]
 
 
-def pending() -> torch.Tensor:
+def shape_only() -> torch.Tensor:
     """Stands for a tensor that `apply` is to fill."""
     raise AssertionError("a step announced this tensor and did not make it")
 
@@ -46,12 +46,12 @@ def torch_dtype(name: str) -> torch.dtype:
     """Torch's dtype for a safetensors name."""
     import torch
 
-    dtype: torch.dtype = getattr(torch, TORCH_NAMES[name])
+    dtype: torch.dtype = getattr(torch, TORCH_DTYPES[name])
     return dtype
 
 
 def write_tensors(
-    folder: Path, tensors: Mapping[str, Lazy], progress: Callable[[int], None] | None
+    folder: Path, tensors: Mapping[str, LazyTensor], progress: Callable[[int], None] | None
 ) -> None:
     """Compute tensors one after the other, and write them into a folder."""
     with ShardWriter(folder, [lazy.spec for lazy in tensors.values()]) as writer:

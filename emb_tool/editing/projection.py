@@ -7,15 +7,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from emb_tool.checkpoint.modules import ModuleSpec
-from emb_tool.editing.editor import Draft
-from emb_tool.editing.lazy_tensor import Lazy
+from emb_tool.editing.editor import CheckpointEditor
+from emb_tool.editing.lazy_tensor import LazyTensor
 from emb_tool.plan import TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
 
-def project(draft: Draft, dim: int, fold: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def project_vectors(
+    draft: CheckpointEditor, dim: int, fold: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
     """Let every vector x become W x, in the weights that are there where that is exact.
 
     A static table is multiplied itself, and a last Dense without activation too; otherwise a
@@ -50,7 +52,7 @@ def project(draft: Draft, dim: int, fold: Callable[[torch.Tensor], torch.Tensor]
                 matrix = fold(held.float().reshape(len(held), -1))
                 return matrix.reshape(dim, *held.shape[1:]).contiguous().to(held.dtype)
 
-            draft.modules[end.path][name] = Lazy(spec, folded)
+            draft.modules[end.path][name] = LazyTensor(spec, folded)
         config = {**end.config, "out_features": dim}
         modules[last - 1] = replace(end, config=config)
     else:
@@ -61,12 +63,17 @@ def project(draft: Draft, dim: int, fold: Callable[[torch.Tensor], torch.Tensor]
         }  # fmt: skip
         modules.insert(last, ModuleSpec("Dense", path, config))
         spec = TensorSpec("linear.weight", (dim, width), "F32")
-        draft.modules[path] = {spec.name: Lazy(spec, lambda: fold(torch.eye(width)).contiguous())}
+        draft.modules[path] = {
+            spec.name: LazyTensor(spec, lambda: fold(torch.eye(width)).contiguous())
+        }
     draft.layout = replace(draft.layout, modules=tuple(modules), dim=dim)
 
 
 def append_dense(
-    draft: Draft, weight: Callable[[], torch.Tensor], bias: Callable[[], torch.Tensor], dim: int
+    draft: CheckpointEditor,
+    weight: Callable[[], torch.Tensor],
+    bias: Callable[[], torch.Tensor],
+    dim: int,
 ) -> None:
     """Let every vector x become Norm(W x + b), in a Dense and a Normalize at the end.
 
@@ -91,7 +98,7 @@ def append_dense(
     ]
     loads = (weight, bias)
     draft.modules[dense.path] = {
-        spec.name: Lazy(spec, load) for spec, load in zip(specs, loads, strict=True)
+        spec.name: LazyTensor(spec, load) for spec, load in zip(specs, loads, strict=True)
     }
     draft.layout = replace(draft.layout, modules=modules, dim=dim, normalises=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.plan import TensorSpec
 
 TABLE_NAMES = (
@@ -21,7 +21,7 @@ SHARED = "shared.weight"
 def token_table(
     model: str, family: str | None, specs: Mapping[str, TensorSpec], packed: Collection[str]
 ) -> str:
-    """See `Draft.table_name`.
+    """See `CheckpointEditor.table_name`.
 
     Args:
         model: Its name.
@@ -37,9 +37,9 @@ def token_table(
         return found[0]
     tables = [name for name in packed if f"{name}.weight".endswith(TABLE_NAMES)]
     if tables:
-        raise Refused(f"the token table {tables[0]} is packed already", "pack it in one step")
+        raise InvalidInput(f"the token table {tables[0]} is packed already", "pack it in one step")
     told = ", ".join(found) or "none"
-    raise Refused(
+    raise InvalidInput(
         f"{model}: the token table cannot be made out (found: {told})",
         "name it with --tensor",
     )

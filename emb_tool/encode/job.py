@@ -9,8 +9,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from emb_tool.config import BatchTokens, Job
 from emb_tool.data.text_options import Delimiter, Header, TextField
-from emb_tool.errors import Refused
-from emb_tool.fields import DATA, OUTPUT, REQUIRED, Show
+from emb_tool.errors import InvalidInput
+from emb_tool.fields import DATA, OUTPUT, REQUIRED, FlagInfo
 from emb_tool.ops.precisions import CALIBRATED, Precision
 
 SUFFIXES = (".npy", ".parquet")
@@ -32,7 +32,7 @@ class EncodeJob(Job):
     verb: ClassVar[str] = "encode"
     positional: ClassVar[tuple[str, ...]] = ("model", "texts")
 
-    model: Annotated[str, Field(description="folder or hub id"), Show(REQUIRED, "MODEL")]
+    model: Annotated[str, Field(description="folder or hub id"), FlagInfo(REQUIRED, "MODEL")]
     texts: Annotated[
         tuple[str, ...],
         BeforeValidator(_sources),
@@ -40,13 +40,13 @@ class EncodeJob(Job):
             min_length=1,
             description="texts: jsonl, csv, tsv, parquet, txt (.gz), folders, hub:NAME, -",
         ),
-        Show(REQUIRED, "TEXTS"),
+        FlagInfo(REQUIRED, "TEXTS"),
     ]
     output: Annotated[
         str,
         AfterValidator(_vector_file),
         Field(description="file to write: .npy, or .parquet with columns text and embedding"),
-        Show(REQUIRED, "PATH"),
+        FlagInfo(REQUIRED, "PATH"),
     ]
     text_field: TextField = None
     delimiter: Delimiter = None
@@ -56,16 +56,16 @@ class EncodeJob(Job):
         Field(
             description="prompt of the texts: document, query, default, none or one of the model's"
         ),
-        Show(DATA, "NAME"),
+        FlagInfo(DATA, "NAME"),
     ] = "document"
     max_length: Annotated[
         int | None,
         Field(ge=2, description="tokens read of a text [the model's own limit]"),
-        Show(DATA),
+        FlagInfo(DATA),
     ] = None
     batch_tokens: BatchTokens = None
     limit: Annotated[
-        int | None, Field(ge=1, description="read this many texts at most"), Show(DATA)
+        int | None, Field(ge=1, description="read this many texts at most"), FlagInfo(DATA)
     ] = None
     precision: Annotated[
         Precision,
@@ -73,13 +73,13 @@ class EncodeJob(Job):
             description="what a vector is kept as: float32, float16, int8, uint8, binary, ubinary "
             "or rabitq (docs/precision.md)"
         ),
-        Show(OUTPUT, "PRECISION"),
+        FlagInfo(OUTPUT, "PRECISION"),
     ] = "float32"
     calibrate: Annotated[
         tuple[str, ...],
         BeforeValidator(_sources),
         Field(description="int8, uint8, rabitq: texts whose vectors give the ranges"),
-        Show(OUTPUT, "PATH"),
+        FlagInfo(OUTPUT, "PATH"),
     ] = ()
     ranges: Annotated[
         str | None,
@@ -87,19 +87,19 @@ class EncodeJob(Job):
             description="ranges from this file: embedding_ranges.json of a model, or the "
             ".codes.json beside earlier codes [the model's own]"
         ),
-        Show(OUTPUT, "PATH"),
+        FlagInfo(OUTPUT, "PATH"),
     ] = None
 
     @model_validator(mode="after")
     def _ranges_have_a_use(self) -> EncodeJob:
         for name in ("calibrate", "ranges"):
             if getattr(self, name) and self.precision not in CALIBRATED:
-                raise Refused(
+                raise InvalidInput(
                     f"--{name}: {self.precision} needs no ranges",
                     f"leave it out, or choose --precision {', '.join(CALIBRATED)}",
                 )
         if self.calibrate and self.ranges:
-            raise Refused("--calibrate and --ranges both give ranges", "leave one of them out")
+            raise InvalidInput("--calibrate and --ranges both give ranges", "leave one of them out")
         if "-" in self.calibrate and "-" in self.texts:
-            raise Refused("stdin cannot be texts and calibration texts at once", "name a file")
+            raise InvalidInput("stdin cannot be texts and calibration texts at once", "name a file")
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from emb_tool.encode.job import EncodeJob
-from emb_tool.encode.state import State
+from emb_tool.encode.state import EncodeState
 from emb_tool.ops.codes import Code, ScalarCode
 from emb_tool.report import Measure, Report, Table
 
@@ -17,7 +17,7 @@ CLIPPED = 0.01
 
 
 def describe(
-    report: Report, job: EncodeJob, model: Encoder, code: Code, state: State, size: int
+    report: Report, job: EncodeJob, model: Encoder, code: Code, state: EncodeState, size: int
 ) -> None:
     """Fill the report of a run.
 

@@ -15,7 +15,7 @@ import numpy as np
 from emb_tool.checkpoint.files import write_json
 from emb_tool.checkpoint.length_checks import check_max_length
 from emb_tool.checkpoint.output_file import OutputFile
-from emb_tool.checkpoint.prompts import check_prompt, shown
+from emb_tool.checkpoint.prompts import check_prompt, format_prompt
 from emb_tool.checkpoint.provenance import provenance
 from emb_tool.checkpoint.ranges import Ranges, read_ranges, read_ranges_file
 from emb_tool.checkpoint.reader import Checkpoint
@@ -24,9 +24,15 @@ from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import Record, hashes, read_texts, scan
 from emb_tool.encode.job import EncodeJob
 from emb_tool.encode.report import describe
-from emb_tool.encode.state import State
-from emb_tool.encode.vector_files import PLAIN, beside, make_writer, output_file, provenance_of
-from emb_tool.errors import Refused, met_late
+from emb_tool.encode.state import EncodeState
+from emb_tool.encode.vector_files import (
+    PLAIN,
+    make_writer,
+    metadata_path,
+    output_file,
+    provenance_of,
+)
+from emb_tool.errors import InvalidInput, resumable_failure
 from emb_tool.ops.codes import Code, ScalarCode, code_from_json, make_code
 from emb_tool.ops.precisions import CALIBRATED
 from emb_tool.report import Measure, Report, Table
@@ -118,10 +124,10 @@ def encode(
         note: Called with a sentence that belongs to the report.
 
     Raises:
-        Refused: What `Encoder.open` and `read_texts` refuse, an output that cannot be written,
+        InvalidInput: What `Encoder.open` and `read_texts` refuse, an output that cannot be written,
             a text for which the model gives NaN, ranges that do not fit the model, other texts or
             another model than those of the run that is gone on with.
-        Failed: A text at fault, when vectors of others are saved: these are kept.
+        RunFailed: A text at fault, when vectors of others are saved: these are kept.
     """
     output = Path(job.output).expanduser()
     file = output_file(output, job.digest(), overwrite=overwrite, resume=resume)
@@ -135,10 +141,10 @@ def encode(
         skip(run.state.texts)
         try:
             report = run.go()
-        except Refused as error:
+        except InvalidInput as error:
             if file.resumed or not run.state.saved:  # nothing is removed, or nothing is lost
                 raise
-            raise met_late(error) from error
+            raise resumable_failure(error) from error
         file.seal()
     return report
 
@@ -173,13 +179,13 @@ class _Run:
         self.given = ranges
         self.target = file.partial / file.path.name
         self.place = file.state / "place.json"
-        self.state = State(model=model.checkpoint.fingerprint())
+        self.state = EncodeState(model=model.checkpoint.fingerprint())
         self.digest = blake2b(digest_size=16)
         self.resumed_at: int | None = None
         if file.resumed and self.place.exists():
-            state = State.read(self.place)
+            state = EncodeState.read(self.place)
             if state.model != self.state.model:
-                raise Refused(
+                raise InvalidInput(
                     f"{job.model} has changed since {file.partial.name} was begun",
                     "put the model back, or begin anew with --overwrite",
                 )
@@ -222,7 +228,7 @@ class _Run:
         for record in islice(records, state.texts):
             _add(self.digest, record.text)
         if state.texts and self.digest.hexdigest() != state.digest:
-            raise Refused(
+            raise InvalidInput(
                 f"the texts have changed: the first {state.texts:,} are not those whose vectors"
                 f" are in {self.file.partial.name}",
                 "give the same texts, or begin anew with --overwrite",
@@ -245,7 +251,7 @@ class _Run:
             if not finite.all():
                 bad = block[int(np.argmin(finite))]
                 why, hint = self.model.explain_not_finite(bad.text, self.prompt)
-                raise Refused(
+                raise InvalidInput(
                     f"{bad.where}: {job.model} gives NaN or infinity for this text"
                     f" (row {bad.row}){why}",
                     hint,
@@ -281,7 +287,7 @@ class _Run:
         """The files beside the vectors, and the report."""
         job, model, state, report = self.job, self.model, self.state, self.report
         if self.file.path.suffix == ".npy" and code.precision not in PLAIN:
-            write_json(self.file.partial / beside(self.file.path).name, code.to_json())
+            write_json(self.file.partial / metadata_path(self.file.path).name, code.to_json())
         facts = provenance(
             job=job.recipe(),
             inputs={job.model: model.checkpoint.hashes(), **hashes(job.texts)},
@@ -291,7 +297,7 @@ class _Run:
         )
         write_json(self.file.partial / provenance_of(self.file.path).name, facts)
         describe(report, job, model, code, state, self.target.stat().st_size)
-        report.tables.append(Table(f"prompts: texts {shown(self.prompt)}", []))
+        report.tables.append(Table(f"prompts: texts {format_prompt(self.prompt)}", []))
         report.facts |= {"prompts": {"texts": self.prompt}, "resumed_at": self.resumed_at}
         report.measures.append(Measure("peak memory", self.runtime.peak_memory(), "B"))
 

@@ -11,7 +11,7 @@ from emb_tool.checkpoint.files import write_atomically
 
 
 @dataclass
-class State:
+class EncodeState:
     """How far a run has come: what is gone on with after a kill.
 
     Args:
@@ -39,7 +39,7 @@ class State:
     warnings: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, path: Path) -> State:
+    def read(cls, path: Path) -> EncodeState:
         """The state that `save` wrote."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 

@@ -17,7 +17,7 @@ import numpy as np
 from emb_tool.checkpoint.files import read_json
 from emb_tool.checkpoint.output import sync_folder
 from emb_tool.checkpoint.output_file import OutputFile
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.codes import Code, code_from_json, make_code
 
 PLAIN = ("float32", "float16")
@@ -174,13 +174,14 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Code]:
         path: `.npy` (opened memory-mapped, its `.codes.json` beside it) or `.parquet`.
 
     Raises:
-        Refused: No such file, codes without a word on how to read them, or other numbers than said.
+        InvalidInput: No such file, codes without a word on how to read them, or other numbers than
+            said.
     """
     if not path.is_file():
-        raise Refused(f"{path}: no such file", "name a .npy or .parquet file of vectors")
+        raise InvalidInput(f"{path}: no such file", "name a .npy or .parquet file of vectors")
     if path.suffix == ".npy":
         codes: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        said, where = read_json(path.parent, beside(path).name), beside(path)
+        said, where = read_json(path.parent, metadata_path(path).name), metadata_path(path)
     else:
         codes, said = _read_parquet(path)
         where = path
@@ -189,12 +190,12 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Code]:
     elif codes.ndim == 2 and codes.dtype in (np.float32, np.float16):
         code = make_code(codes.dtype.name, codes.shape[1])
     else:
-        raise Refused(
+        raise InvalidInput(
             f"{path}: codes of dtype {codes.dtype}, and no {where.name} says how to read them",
             "put it back beside them, or encode the texts anew",
         )
     if codes.dtype != code.dtype or codes.shape[1:] != code.shape:
-        raise Refused(
+        raise InvalidInput(
             f"{path}: {codes.dtype} of shape {codes.shape} is not the {code.precision} of "
             f"{code.dim} dimensions that {where.name} says",
             "the two files belong to different runs; encode the texts anew",
@@ -209,7 +210,7 @@ def _read_parquet(path: Path) -> tuple[np.ndarray, dict[str, Any] | None]:
     said = (schema.metadata or {}).get(KEY.encode())
     columns = [name for name in ("embedding", "factor") if name in schema.names]
     if "embedding" not in columns:
-        raise Refused(f"{path} has no column embedding", f"it has: {', '.join(schema.names)}")
+        raise InvalidInput(f"{path} has no column embedding", f"it has: {', '.join(schema.names)}")
     table = pq.read_table(path, columns=columns)
     numbers = table["embedding"].combine_chunks()
     rows = numbers.flatten().to_numpy().reshape(len(numbers), -1)
@@ -220,7 +221,7 @@ def _read_parquet(path: Path) -> tuple[np.ndarray, dict[str, Any] | None]:
     return rows, json.loads(said) if said else None
 
 
-def beside(path: Path) -> Path:
+def metadata_path(path: Path) -> Path:
     """The file that says how the codes in a .npy file are to be read."""
     return path.with_suffix(".codes.json")
 
@@ -244,7 +245,7 @@ def output_file(
     return OutputFile(
         path,
         provenance=provenance_of(path),
-        beside=[beside(path)] if path.suffix == ".npy" else [],
+        beside=[metadata_path(path)] if path.suffix == ".npy" else [],
         job_digest=digest,
         overwrite=overwrite,
         resume=resume,

@@ -10,12 +10,12 @@ from pydantic import Field, PrivateAttr
 
 from emb_tool.data.text_field import Note
 from emb_tool.data.text_options import DEFAULT, Delimiter, Header, TextField, TextOptions
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.evaluate.task import Score, Task
-from emb_tool.fields import Show
+from emb_tool.fields import FlagInfo
 
 if TYPE_CHECKING:
-    from emb_tool.evaluate.model_pair import Pair, Vectors
+    from emb_tool.evaluate.model_pair import ModelPair, Vectors
 
 NEIGHBOURS = 10
 
@@ -32,7 +32,7 @@ class Agreement(Task):
     prompted: ClassVar[dict[str, str]] = {"texts": "prompt_name"}
 
     path: Annotated[
-        str, Field(description="texts: a file, a folder or hub:NAME"), Show(metavar="PATH")
+        str, Field(description="texts: a file, a folder or hub:NAME"), FlagInfo(metavar="PATH")
     ]
     limit: Annotated[
         int, Field(ge=3, description="texts taken of them, by hash of their content")
@@ -43,7 +43,7 @@ class Agreement(Task):
     prompt_name: Annotated[
         str | None,
         Field(description="prompt of the texts [each model's default, if any]"),
-        Show(metavar="NAME"),
+        FlagInfo(metavar="NAME"),
     ] = None
 
     _texts: list[str] | None = PrivateAttr(None)
@@ -57,27 +57,29 @@ class Agreement(Task):
         """The texts."""
         return self._load()
 
-    def score(self, pair: Pair, reference: Pair | None = None) -> Score:
+    def score(self, pair: ModelPair, reference: ModelPair | None = None) -> Score:
         """Both models' vectors of the texts, held against each other: see `likeness`."""
         assert reference is not None
         texts = self._load()
         what = f"texts of {self.label}"
         mine = pair.document.vectors(texts, self.prompt_name, what)
         theirs = reference.document.vectors(texts, self.prompt_name, what)
-        return Score({**likeness(mine, theirs), "texts": len(texts)})
+        return Score({**similarity_metrics(mine, theirs), "texts": len(texts)})
 
     def _load(self) -> list[str]:
         if self._texts is None:
             self._texts = sample_by_content(self.path, self.limit, TextOptions.of(self), self.note)
             if len(self._texts) < 3:
-                raise Refused(
+                raise InvalidInput(
                     f"{self.path}: {len(self._texts)} distinct texts are too few to compare",
                     "give at least 3",
                 )
         return self._texts
 
 
-def likeness(mine: Vectors, theirs: Vectors, neighbours: int = NEIGHBOURS) -> dict[str, float]:
+def similarity_metrics(
+    mine: Vectors, theirs: Vectors, neighbours: int = NEIGHBOURS
+) -> dict[str, float]:
     """How alike two models' vectors of the same texts are.
 
     Args:

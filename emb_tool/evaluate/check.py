@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from emb_tool.errors import EmbToolError, Failed, Refused
-from emb_tool.evaluate.progress_relay import Teller
-from emb_tool.evaluate.root_comparison import attempted, neighbours, root_of
+from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
+from emb_tool.evaluate.progress_relay import ProgressSender
+from emb_tool.evaluate.root_comparison import neighbor_overlap, resolve_root, warn_on_failure
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
 
@@ -36,7 +36,7 @@ def check(request: dict[str, Any], progress: Progress) -> Report:
         progress: Shows how far it is.
     """
     from emb_tool.checkpoint.reader import Checkpoint
-    from emb_tool.evaluate.agreement import likeness
+    from emb_tool.evaluate.agreement import similarity_metrics
     from emb_tool.evaluate.job import EvalJob
     from emb_tool.evaluate.run import evaluate
     from emb_tool.model.encoder import Encoder
@@ -53,7 +53,7 @@ def check(request: dict[str, Any], progress: Progress) -> Report:
     runtime = Runtime.start(request["device"], request["dtype"])
     name, folder = request["name"], request["folder"]
     checkpoint = Checkpoint.open(folder)
-    report, root = Report("check"), root_of(request)
+    report, root = Report("check"), resolve_root(request)
     if request["tasks"]:
         job = EvalJob(
             models=(folder,),
@@ -86,8 +86,8 @@ def check(request: dict[str, Any], progress: Progress) -> Report:
                 texts = [lines[i]["text"] for i in mine]
                 vectors[mine] = encoder.encode(texts, prompt, progress=advance)
         if not np.isfinite(vectors).all():
-            raise Failed("its vectors are not finite", None)
-        figures = likeness(vectors, goal)
+            raise RunFailed("its vectors are not finite", None)
+        figures = similarity_metrics(vectors, goal)
         if request.get("turned"):  # cosines to vectors of another basis say nothing
             figures = {"neighbour overlap": figures["neighbour overlap"]}
         report.measures += [
@@ -97,8 +97,10 @@ def check(request: dict[str, Any], progress: Progress) -> Report:
         table.rows = [[key, f"{value:.4f}"] for key, value in figures.items()]
         report.tables.append(table)
         if root is not None:
-            with attempted(report, root):
-                report.measures.append(neighbours(lines, vectors, encoder, root, name, progress))
+            with warn_on_failure(report, root):
+                report.measures.append(
+                    neighbor_overlap(lines, vectors, encoder, root, name, progress)
+                )
         least, kept = request["min_retention"], figures["neighbour overlap"]
         if least is not None and not request["tasks"] and kept < least:
             report.gate = (
@@ -117,7 +119,7 @@ def check_tables(request: dict[str, Any], progress: Progress) -> Report:
     """
     from emb_tool.checkpoint.quantization import packed_modules
     from emb_tool.checkpoint.reader import Checkpoint
-    from emb_tool.ops.rows import relative_error, working
+    from emb_tool.ops.rows import fit_context, relative_error
     from emb_tool.packed.plain import read_module
 
     name = request["name"]
@@ -134,7 +136,7 @@ def check_tables(request: dict[str, Any], progress: Progress) -> Report:
         original = source.tensor(tensor)
         shown = "-"
         if original.is_floating_point():
-            with working(None, progress):
+            with fit_context(None, progress):
                 error, _ = relative_error(original, found.rows, None)
             shown = f"{error:.4f}"
             report.measures.append(Measure("relative error", error, of=tensor, model=name))
@@ -154,7 +156,7 @@ def check_merged(request: dict[str, Any], progress: Progress) -> Report:
         progress: Shows how far it is.
     """
     from emb_tool.checkpoint.reader import Checkpoint, check_finite
-    from emb_tool.evaluate.agreement import likeness
+    from emb_tool.evaluate.agreement import similarity_metrics
     from emb_tool.evaluate.job import EvalJob
     from emb_tool.evaluate.run import evaluate
     from emb_tool.evaluate.short_names import short_names
@@ -175,14 +177,14 @@ def check_merged(request: dict[str, Any], progress: Progress) -> Report:
             models=(folder, *inputs.values()), task=tuple(request["tasks"]),
             device=request["device"], dtype=request["dtype"],
         )  # fmt: skip
-        report = evaluate(job, runtime, progress=progress, root=root_of(request))
+        report = evaluate(job, runtime, progress=progress, root=resolve_root(request))
         rename(report, folder, name)
     written = Checkpoint.open(folder)
     if not request["tasks"]:
         report.measures.append(Measure("weights", written.weight_bytes(), "B", model=name))
     mine = vectors_of(folder, **_like(request))
     if not np.isfinite(mine).all():
-        raise Failed("its vectors are not finite", None)
+        raise RunFailed("its vectors are not finite", None)
     listed: dict[str, str | None] = request["listed"]
     names = short_names(listed)
     table = Table(f"{len(mine)} sentences, against the inputs", ["", "cosine", "lowest"])
@@ -191,7 +193,7 @@ def check_merged(request: dict[str, Any], progress: Progress) -> Report:
             table.rows.append([f"{names[other]} (not run)", "-", "-"])
             continue
         with progress.task(f"comparing with {names[other]}"):
-            figures = likeness(mine, vectors_of(path, **_like(request)))
+            figures = similarity_metrics(mine, vectors_of(path, **_like(request)))
         figures = {key: figures[key] for key in ("cosine mean", "cosine p1", "cosine floor")}
         report.measures += [Measure(k, v, of="sentences", model=other) for k, v in figures.items()]
         shown = [figures["cosine mean"], figures["cosine p1"]]
@@ -211,15 +213,15 @@ def vectors_of(model: str, texts: tuple[str, ...], device: str, dtype: str) -> n
         dtype: As of `Runtime.start`.
     """
     from emb_tool.model.encoder import Encoder
-    from emb_tool.ops.products import quicken
+    from emb_tool.ops.products import use_onednn_linear
     from emb_tool.runtime.device import Runtime
 
     encoder = Encoder.open(model, Runtime.start(device, dtype))
-    quicken(encoder.model)
+    use_onednn_linear(encoder.model)
     return encoder.encode(list(texts))
 
 
-def fault_of_inputs(request: dict[str, Any]) -> Refused | None:
+def fault_of_inputs(request: dict[str, Any]) -> InvalidInput | None:
     """Why a model that the files were made of does not run either: it is at fault, not the files.
 
     Args:
@@ -233,7 +235,7 @@ def fault_of_inputs(request: dict[str, Any]) -> Refused | None:
     for path in inputs:
         try:
             vectors_of(path, **_like({**request, "texts": [*texts, " ".join(texts)]}))
-        except Refused as error:
+        except InvalidInput as error:
             return error
     return None
 
@@ -278,7 +280,7 @@ def main() -> None:
         return
     answer: dict[str, Any]
     try:
-        report = check(request, Teller(partial(print, flush=True)))
+        report = check(request, ProgressSender(partial(print, flush=True)))
         answer = report.to_file()
     except Exception as error:
         if fault := fault_of_inputs(request):

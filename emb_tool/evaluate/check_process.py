@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from emb_tool.errors import Failed, Refused
-from emb_tool.evaluate.progress_relay import Listener
+from emb_tool.errors import InvalidInput, RunFailed
+from emb_tool.evaluate.progress_relay import ProgressReceiver
 from emb_tool.progress import Progress
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from emb_tool.runtime.host import Host
 
 
-class Child(NamedTuple):
+class CheckProcess(NamedTuple):
     """A process that waits for its request, and the file of what it writes on stderr."""
 
     process: subprocess.Popen[str]
@@ -28,7 +28,9 @@ class Child(NamedTuple):
 
 
 @contextmanager
-def running(runtime: Runtime | Host, ahead: Mapping[str, Any] | None = None) -> Iterator[Child]:
+def start_check_process(
+    runtime: Runtime | Host, ahead: Mapping[str, Any] | None = None
+) -> Iterator[CheckProcess]:
     """A process that knows nothing but what it is told.
 
     Args:
@@ -56,7 +58,7 @@ def running(runtime: Runtime | Host, ahead: Mapping[str, Any] | None = None) -> 
                 assert process.stdin is not None
                 process.stdin.write(_line(ahead, runtime) + "\n")
                 process.stdin.flush()
-            yield Child(process, complaint)
+            yield CheckProcess(process, complaint)
         finally:
             process.kill()  # it still waits where the work has failed
 
@@ -66,7 +68,7 @@ def ask(
     runtime: Runtime | Host,
     name: str,
     progress: Progress,
-    child: Child | None = None,
+    child: CheckProcess | None = None,
 ) -> dict[str, Any]:
     """The report on the written files.
 
@@ -78,26 +80,26 @@ def ask(
         child: One that runs already.
 
     Raises:
-        Failed: They do not open, or not as they should.
-        Refused: Neither does what they were made of.
+        RunFailed: They do not open, or not as they should.
+        InvalidInput: Neither does what they were made of.
     """
-    with nullcontext(child) if child else running(runtime) as asked:
+    with nullcontext(child) if child else start_check_process(runtime) as asked:
         answer = _answer(asked, _line({**request, "name": name}, runtime), progress)
         asked.complaint.seek(0)
         complaint = asked.complaint.read().strip()
     if answer is None:
         answer = {"error": complaint.splitlines()[-1] if complaint else "no answer"}
     if "refused" in answer:
-        raise Refused(answer["refused"], answer["hint"])
+        raise InvalidInput(answer["refused"], answer["hint"])
     if "error" in answer:
-        raise Failed(
+        raise RunFailed(
             f"the written files do not pass their check: {answer['error']}",
             "they are kept in the .partial folder; please report this",
         ) from (RuntimeError(complaint) if complaint else None)  # which -v shows
     return answer
 
 
-def _answer(child: Child, request: str, progress: Progress) -> dict[str, Any] | None:
+def _answer(child: CheckProcess, request: str, progress: Progress) -> dict[str, Any] | None:
     """Ask, show what the child tells of its progress, and wait for its end; None without answer."""
     process, answer = child.process, None
     assert process.stdin is not None
@@ -105,7 +107,7 @@ def _answer(child: Child, request: str, progress: Progress) -> dict[str, Any] | 
     with suppress(BrokenPipeError):  # it has failed already
         process.stdin.write(request)
         process.stdin.close()
-    with Listener(progress) as listener:
+    with ProgressReceiver(progress) as listener:
         for line in process.stdout:
             try:
                 told = json.loads(line)

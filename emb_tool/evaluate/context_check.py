@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emb_tool.errors import Failed
-from emb_tool.evaluate.length_baselines import UNLIMITED, limited
-from emb_tool.evaluate.root_comparison import root_of
+from emb_tool.errors import RunFailed
+from emb_tool.evaluate.length_baselines import UNLIMITED, limit_length
+from emb_tool.evaluate.root_comparison import resolve_root
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
 
@@ -26,7 +26,7 @@ SHARES = (0.02, 0.1, 0.25, 0.5, 0.75, 1.0)
 BLOCK = 4096
 """Texts counted at a time."""
 
-ALIKE = 1 - 1e-5
+MIN_COSINE = 1 - 1e-5
 """Cosine from which two runs of a text in different batches count as the same vector."""
 
 
@@ -46,7 +46,7 @@ def check_extended(
         progress: Shows how far it is.
 
     Raises:
-        Failed: The files do not do what they say.
+        RunFailed: The files do not do what they say.
     """
     from emb_tool.checkpoint.reader import Checkpoint
     from emb_tool.evaluate.job import EvalJob
@@ -64,7 +64,7 @@ def check_extended(
                 models=(folder,), task=tuple(request["tasks"]), reference=request["extended"],
                 device=request["device"], dtype=request["dtype"],
             ),
-            runtime, progress=progress, root=root_of(request),
+            runtime, progress=progress, root=resolve_root(request),
         )  # fmt: skip
         rename(report, folder, name)
     written = Checkpoint.open(folder)
@@ -101,12 +101,12 @@ def _check_lengths(encoder: Encoder, target: int, rows: int | None) -> None:
     found["the tokenizer's limit"] = min(model.tokenizer.model_max_length, target)  # may be higher
     for what, length in found.items():
         if length != target:
-            raise Failed(f"{what} is {length} after loading, not {target}", None)
+            raise RunFailed(f"{what} is {length} after loading, not {target}", None)
     if rows is not None:
         body = model[0].auto_model
         table = next(m for n, m in body.named_modules() if n.endswith("position_embeddings"))
         if table.num_embeddings != rows:  # packed ones too
-            raise Failed(
+            raise RunFailed(
                 f"the table of positions has {table.num_embeddings} rows, not {rows}", None
             )
 
@@ -115,14 +115,14 @@ def _check_rotary(encoder: Encoder, expected: dict[str, Any], original: int, tar
     """What the model turns by, at the original length and at the target, against the formulas.
 
     Raises:
-        Failed: They differ by more than float32 does, or no rotary module is found.
+        RunFailed: They differ by more than float32 does, or no rotary module is found.
     """
     import torch
 
     body = encoder.model[0].auto_model
     modules = [m for m in body.modules() if type(m).__name__.endswith("RotaryEmbedding")]
     if not modules:
-        raise Failed(f"{type(body).__name__} has no rotary module that could be checked", None)
+        raise RunFailed(f"{type(body).__name__} has no rotary module that could be checked", None)
     for module in modules:
         types: Any = module.rope_type if isinstance(module.rope_type, dict) else {None: ""}
         for layer in types:
@@ -138,7 +138,7 @@ def _check_rotary(encoder: Encoder, expected: dict[str, Any], original: int, tar
                 wanted = np.array(expected[key])
                 worst = np.abs(found / wanted - 1).max() if found.shape == wanted.shape else np.inf
                 if worst > 1e-5 or abs(factor - expected["attention_factor"]) > 1e-6:
-                    raise Failed(
+                    raise RunFailed(
                         f"at {length} tokens the reloaded model's rotary frequencies differ from "
                         f"the formula by a factor of up to {1 + worst:.6g}, its attention factor "
                         f"is {factor:.6g}, not {expected['attention_factor']:.6g}",
@@ -155,7 +155,7 @@ class Inputs:
     """
 
     def __init__(self, encoder: Encoder, text: str) -> None:
-        self._whole, self._words = limited(encoder), text.split()
+        self._whole, self._words = limit_length(encoder), text.split()
         whole = self._whole.tokenize([text])[0]
         self._lead, self._trail = encoder.frame()
         self._inner = whole[len(self._lead) : len(whole) - len(self._trail)]
@@ -198,7 +198,7 @@ def _short(
         Measure("least cosine", float(cosine.min()), of="short inputs"),
     ]
     if exact and not same:
-        raise Failed(f"vectors of inputs up to {short:,} tokens are not bit-identical", None)
+        raise RunFailed(f"vectors of inputs up to {short:,} tokens are not bit-identical", None)
     if not same:
         report.warn(
             f"inputs up to {short:,} tokens get other vectors than before (cosine "
@@ -244,7 +244,7 @@ def _to_reencode(before: Encoder, request: dict[str, Any], report: Report) -> li
     from emb_tool.data.texts import read_texts
 
     short, original = request["short"], request["original"]
-    reader = limited(before, original + 1)  # tells longer texts from those that just fit
+    reader = limit_length(before, original + 1)  # tells longer texts from those that just fit
     kept = bool(report.value("bitwise equal", "short inputs"))
     prompt = before.prompt(request["prompt_name"])
     found = read_texts(request["texts"], TextOptions(*request["text_options"]))
@@ -288,14 +288,14 @@ def _batches(
     alone = np.concatenate([encoder.encode_ids([p]) for p in probes])
     vector = encoder.encode_ids([long])
     if not np.isfinite(vector).all():
-        raise Failed(f"the vector of a text of {len(long)} tokens is not finite", None)
+        raise RunFailed(f"the vector of a text of {len(long)} tokens is not finite", None)
     after = np.concatenate([encoder.encode_ids([p]) for p in probes])
     beside = encoder.encode_ids([*probes, long], batch_tokens=UNLIMITED)[: len(probes)]
     worst = {"after a long text": _cosines(alone, after).min()}
     worst["beside a long text"] = _cosines(alone, beside).min()
     for what, value in worst.items():
         report.measures.append(Measure("least cosine", float(value), of=what))
-        if value < ALIKE:
+        if value < MIN_COSINE:
             report.warn(
                 f"a text's vector depends on its batch: {what} its cosine to itself is {value:.4f};"
                 " encode texts of like length together"

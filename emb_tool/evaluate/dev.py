@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emb_tool.checkpoint.files import sha256
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.evaluate.task import Task, parse_tasks
 
 if TYPE_CHECKING:
-    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.evaluate.model_pair import ModelPair
 
 FEW_ITEMS = 100
 """Below so many judged items the standard error of a mean figure is several points."""
@@ -63,17 +63,17 @@ class Tasks:
             retained: Whether it is shares of its figures that choose.
 
         Raises:
-            Refused: As the tasks' own `check`; a task of `--dev` without a figure to choose by; the
-                same file, or the same judged items, under `--dev` and `--eval`.
+            InvalidInput: As the tasks' own `check`; a task of `--dev` without a figure to choose
+                by; the same file, or the same judged items, under `--dev` and `--eval`.
         """
         for task in self.dev:
             if not task.chooses or (retained and not task.retains):
-                raise Refused(
+                raise InvalidInput(
                     f"--dev {task.spec}: has no figure to choose by",
                     "tasks that have one: sts:FILE, retrieval:DIR",
                 )
             if task.needs_reference and not reference:
-                raise Refused(
+                raise InvalidInput(
                     f"--dev {task.spec}: compares with a reference model, and there is none here",
                     "choose by sts:FILE or retrieval:DIR",
                 )
@@ -115,11 +115,11 @@ def _refuse_shared(
     for file, digest in sums[other.spec].items():
         if (twin := known.get(digest)) is not None:
             same = "" if twin == file else f", the same as {twin},"
-            raise Refused(f"{file}{same} is under --dev and --eval", hint)
+            raise InvalidInput(f"{file}{same} is under --dev and --eval", hint)
     mine, theirs = {*task.items()}, {*other.items()}
     shared = mine & theirs
     if shared and len(shared) == min(len(mine), len(theirs)):
-        raise Refused(
+        raise InvalidInput(
             f"--dev {task.spec} and --eval {other.spec} judge the same {len(shared):,} items", hint
         )
     if shared:
@@ -130,7 +130,7 @@ def _refuse_shared(
 
 
 def mean_figure(
-    tasks: Sequence[Task], pair: Pair, reference: Pair | None = None
+    tasks: Sequence[Task], pair: ModelPair, reference: ModelPair | None = None
 ) -> tuple[float, dict[str, float]]:
     """The mean of the tasks' main figures (NaN counts as 0), and each by `label figure`.
 

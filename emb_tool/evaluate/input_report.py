@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from emb_tool.checkpoint.prompts import prompt_text, shown, unused_prompt
+from emb_tool.checkpoint.prompts import format_prompt, prompt_text, unused_prompt
 from emb_tool.report import Report, Table
 
 if TYPE_CHECKING:
     from emb_tool.checkpoint.reader import Checkpoint
     from emb_tool.evaluate.job import EvalJob
-    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.evaluate.model_pair import ModelPair
     from emb_tool.evaluate.task import Task
 
 
@@ -30,7 +30,7 @@ def read_prompts(
         job: Which of them are which.
 
     Raises:
-        Refused: A prompt that a model does not have.
+        InvalidInput: A prompt that a model does not have.
     """
     unused: dict[str, list[str]] = {}
     prompts: Prompts = {}
@@ -86,10 +86,10 @@ def _by_prompt(
         for task, prompts in tasks.items():
             for prompt in dict.fromkeys(prompts.values()):
                 texts = ", ".join(what for what, text in prompts.items() if text == prompt)
-                yield model, task, texts, shown(prompt)
+                yield model, task, texts, format_prompt(prompt)
 
 
-def note_cut(report: Report, pair: Pair) -> None:
+def warn_truncated(report: Report, pair: ModelPair) -> None:
     """Warn of texts that a pair was measured on and did not read to their end, by task."""
     for side in {id(side): side for side in (pair.query, pair.document)}.values():
         for what, (cut, texts) in side.cut.items():

@@ -8,8 +8,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import BatchTokens, Job, Picture
 from emb_tool.data.text_options import TextField
-from emb_tool.errors import Refused
-from emb_tool.fields import DATA, EVALUATION, OUTPUT, REQUIRED, Show
+from emb_tool.errors import InvalidInput
+from emb_tool.fields import DATA, EVALUATION, OUTPUT, REQUIRED, FlagInfo
 from emb_tool.method import IntList
 from emb_tool.ops.precisions import Precisions
 
@@ -29,22 +29,22 @@ class EvalJob(Job):
     positional: ClassVar[tuple[str, ...]] = ("models",)
 
     models: Annotated[
-        Texts, Field(min_length=1, description="folders or hub ids"), Show(REQUIRED, "MODEL")
+        Texts, Field(min_length=1, description="folders or hub ids"), FlagInfo(REQUIRED, "MODEL")
     ]
     task: Annotated[
         Texts,
         Field(min_length=1, description="what to measure: name:PATH,key=value"),
-        Show(REQUIRED, "TASK"),
+        FlagInfo(REQUIRED, "TASK"),
     ]
     reference: Annotated[
         str | None,
         Field(description="model to hold the others against, as a rule the teacher"),
-        Show(DATA, "MODEL"),
+        FlagInfo(DATA, "MODEL"),
     ] = None
     query_model: Annotated[
         str | None,
         Field(description="model that encodes the queries [the model itself]"),
-        Show(DATA, "MODEL"),
+        FlagInfo(DATA, "MODEL"),
     ] = None
     prompt_name: Annotated[
         str | None,
@@ -52,12 +52,12 @@ class EvalJob(Job):
             description="prompt of every text: query, document, default, none or one of the "
             "model's [query for queries, document for documents, default for others]"
         ),
-        Show(DATA, "NAME"),
+        FlagInfo(DATA, "NAME"),
     ] = None
     min_retention: Annotated[
         float | None,
         Field(gt=0, le=2, description="least share kept of the reference's figures, e.g. 0.97"),
-        Show(EVALUATION),
+        FlagInfo(EVALUATION),
     ] = None
     plot: Annotated[
         Picture | None,
@@ -65,12 +65,12 @@ class EvalJob(Job):
             description="picture of quality against size, or against length for long inputs: "
             "a .png, .svg or .pdf"
         ),
-        Show(OUTPUT, "PATH"),
+        FlagInfo(OUTPUT, "PATH"),
     ] = None
     max_length: Annotated[
         int | None,
         Field(ge=1, description="tokens read of a text [each model's own limit]"),
-        Show(DATA),
+        FlagInfo(DATA),
     ] = None
     batch_tokens: BatchTokens = None
     text_field: Annotated[
@@ -83,7 +83,7 @@ class EvalJob(Job):
             description="retrieval: also search document vectors kept as float16, int8, uint8, "
             "binary, ubinary, rabitq"
         ),
-        Show(EVALUATION, "PRECISION"),
+        FlagInfo(EVALUATION, "PRECISION"),
     ] = ()
     rescore: Annotated[
         IntList,
@@ -91,7 +91,7 @@ class EvalJob(Job):
             description="retrieval: K, the first 10 K found by codes are put in order by float32 "
             "vectors; several: 0,4"
         ),
-        Show(EVALUATION),
+        FlagInfo(EVALUATION),
     ] = ()
 
     @model_validator(mode="after")
@@ -100,23 +100,23 @@ class EvalJob(Job):
         if self.reference is None:
             for task in tasks:
                 if task.needs_reference:
-                    raise Refused(
+                    raise InvalidInput(
                         f"task {task.spec!r} compares with a reference and there is none",
                         "add --reference MODEL",
                     )
         if self.precision and not any("precision" in type(t).model_fields for t in tasks):
-            raise Refused(
+            raise InvalidInput(
                 f"--precision {','.join(self.precision)}: none of the tasks searches vectors",
                 "add --task retrieval:DIR",
             )
         if self.min_retention is not None:
             if self.reference is None and not any(getattr(task, "precision", ()) for task in tasks):
-                raise Refused(
+                raise InvalidInput(
                     f"--min-retention {self.min_retention:g}: there is nothing to retain",
                     "add --reference MODEL",
                 )
             if not any(task.retains for task in tasks):
-                raise Refused(
+                raise InvalidInput(
                     f"--min-retention {self.min_retention:g}: none of the tasks has a retention",
                     "add --task sts:FILE or --task retrieval:DIR",
                 )

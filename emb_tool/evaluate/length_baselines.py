@@ -19,14 +19,14 @@ UNLIMITED = 1 << 40
 """Tokens that no text has."""
 
 
-def limited(encoder: Encoder, tokens: int = UNLIMITED) -> Encoder:
+def limit_length(encoder: Encoder, tokens: int = UNLIMITED) -> Encoder:
     """The same model, reading so many tokens of a text; its own limit is not asked."""
     other = copy.copy(encoder)
     other.max_length = tokens
     return other
 
 
-class Windows:
+class WindowedEncoder:
     """Chunk and mean: v = Norm(mean of the vectors of a text's windows), before any Normalize.
 
     Windows lie side by side, of one length, each with the special tokens and the prompt

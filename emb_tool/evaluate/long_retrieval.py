@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PrivateAttr
 
-from emb_tool.evaluate.long_tasks import BASELINES, LongTask, Window, cell
+from emb_tool.evaluate.long_tasks import BASELINES, LongTask, Window, format_cell
 from emb_tool.evaluate.retrieval import Retrieval
 from emb_tool.evaluate.task import PROMPTED, DocumentPrompt, QueryPrompt, Score
-from emb_tool.fields import Show
+from emb_tool.fields import FlagInfo
 from emb_tool.report import Measure, Table
 
 if TYPE_CHECKING:
-    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.evaluate.model_pair import ModelPair
 
 
 class LongRetrieval(LongTask):
@@ -31,7 +31,7 @@ class LongRetrieval(LongTask):
     path: Annotated[
         str,
         Field(description="folder of corpus.jsonl, queries.jsonl and qrels"),
-        Show(metavar="PATH"),
+        FlagInfo(metavar="PATH"),
     ]
     window: Window = None
     query_prompt: QueryPrompt = "query"
@@ -51,13 +51,13 @@ class LongRetrieval(LongTask):
         """The judged queries."""
         return self._retrieval().items()
 
-    def score(self, pair: Pair, reference: Pair | None = None) -> Score:
+    def score(self, pair: ModelPair, reference: ModelPair | None = None) -> Score:
         """NDCG@10 and recall@100, the means over the queries."""
         score = self._retrieval().score(pair)
         kept = {key: score.figures[key] for key in ("ndcg@10", "recall@100", "queries")}
         return Score(kept, score.statistic, score.items)
 
-    def beside(self, pair: Pair) -> Score:
+    def beside(self, pair: ModelPair) -> Score:
         """Truncation, chunk-and-mean, and the model as it is where its positions permit."""
         return Score(
             {
@@ -72,9 +72,9 @@ class LongRetrieval(LongTask):
             f"{self.label}: nDCG@10 of long documents", ["model", "ndcg@10", "recall@100"]
         )
         for model, row in rows.items():
-            table.rows.append([model, cell(row, "ndcg@10"), cell(row, "recall@100")])
+            table.rows.append([model, format_cell(row, "ndcg@10"), format_cell(row, "recall@100")])
             for name in BASELINES:
-                if shown := cell(row, f"ndcg@10 {name}"):
+                if shown := format_cell(row, f"ndcg@10 {name}"):
                     table.rows.append([f"  {name}", shown, ""])
         return table
 

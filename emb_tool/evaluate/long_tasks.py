@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, PrivateAttr
 
 from emb_tool.data.text_options import Delimiter, Header, TextField, TextOptions
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.evaluate.task import (
     PROMPTED,
     DocumentPrompt,
@@ -21,13 +21,13 @@ from emb_tool.evaluate.task import (
     Task,
     stem,
 )
-from emb_tool.fields import Show
+from emb_tool.fields import FlagInfo
 from emb_tool.method import IntList
 from emb_tool.report import Measure, Table
 
 if TYPE_CHECKING:
-    from emb_tool.data.passkey import Hidden, Needles
-    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.data.passkey import HaystackDocuments, NeedleSet
+    from emb_tool.evaluate.model_pair import ModelPair
 
 BASELINES = ("truncation", "chunk-and-mean", "untreated")
 BUCKETS = 5
@@ -47,34 +47,39 @@ class LongTask(Task):
     if TYPE_CHECKING:
         window: Window  # each task's own, so that its first field is its own, too
 
-    def baselines(self, pair: Pair) -> dict[str, Pair]:
+    def baselines(self, pair: ModelPair) -> dict[str, ModelPair]:
         """What stands beside a pair: the model reading less, in windows, and as it is."""
-        from emb_tool.evaluate.length_baselines import Windows, computed_positions, limited
-        from emb_tool.evaluate.model_pair import Pair
+        from emb_tool.evaluate.length_baselines import (
+            WindowedEncoder,
+            computed_positions,
+            limit_length,
+        )
+        from emb_tool.evaluate.model_pair import ModelPair
 
         encoder, window = pair.document.encoder, self._window(pair)
         found: dict[str, Any] = {
-            "truncation": limited(encoder, window), "chunk-and-mean": Windows(encoder, window),
-        }  # fmt: skip
+            "truncation": limit_length(encoder, window),
+            "chunk-and-mean": WindowedEncoder(encoder, window),
+        }
         if computed_positions(encoder):
-            found["untreated"] = limited(encoder)
-        return {name: Pair.of(other, pair.label) for name, other in found.items()}
+            found["untreated"] = limit_length(encoder)
+        return {name: ModelPair.of(other, pair.label) for name, other in found.items()}
 
-    def _window(self, pair: Pair) -> int:
+    def _window(self, pair: ModelPair) -> int:
         limit = pair.document.encoder.max_length
         window = self.window or limit
         if window is None:
-            raise Refused(f"task {self.spec!r}: the model has no limit", "add window=512")
+            raise InvalidInput(f"task {self.spec!r}: the model has no limit", "add window=512")
         return int(window)
 
-    def run(self, pair: Pair, reference: Pair | None = None) -> list[Measure]:
+    def run(self, pair: ModelPair, reference: ModelPair | None = None) -> list[Measure]:
         """The figures of a pair; the reference's own run brings the baselines with it."""
         measures = self._measures(self._remembered(pair), pair)
         if reference is None:
             measures += self._measures(self.beside(pair), pair)
         return measures
 
-    def beside(self, pair: Pair) -> Score:
+    def beside(self, pair: ModelPair) -> Score:
         """The figures of the baselines, by `figure baseline`."""
         raise NotImplementedError
 
@@ -114,7 +119,7 @@ class Synthetic(LongTask):
     haystack: Annotated[
         str | None,
         Field(description="prose around it: a file, a folder or hub:NAME"),
-        Show(metavar="PATH"),
+        FlagInfo(metavar="PATH"),
     ] = None
     lengths: Annotated[
         IntList, Field(description="tokens of a document; those above a model's limit are left out")
@@ -131,7 +136,7 @@ class Synthetic(LongTask):
     _sentences: list[str] | None = PrivateAttr(None)
     _made: dict[int, Any] = PrivateAttr(default_factory=dict)
 
-    def needles(self) -> Needles:
+    def needles(self) -> NeedleSet:
         """What is hidden, and what asks for it."""
         raise NotImplementedError
 
@@ -148,16 +153,16 @@ class Synthetic(LongTask):
     def check(self) -> list[str]:
         """Read the prose."""
         if len(self._prose()) < 5:
-            raise Refused(f"{self.haystack}: fewer than 5 sentences", "give more prose")
+            raise InvalidInput(f"{self.haystack}: fewer than 5 sentences", "give more prose")
         return self._notes
 
     def items(self) -> list[str]:
         """What is hidden."""
         return self.needles().sentences
 
-    def score(self, pair: Pair, reference: Pair | None = None) -> Score:
+    def score(self, pair: ModelPair, reference: ModelPair | None = None) -> Score:
         """Accuracy@1 and MRR at each length, and accuracy by depth."""
-        able = lengths_able(self.lengths, pair.document.encoder.max_length)
+        able = readable_lengths(self.lengths, pair.document.encoder.max_length)
         figures: dict[str, float | int] = {"queries": self.queries}
         if not able:  # a reference that is short stands there for its baselines
             return Score(figures)
@@ -176,7 +181,7 @@ class Synthetic(LongTask):
         mean = sum(figures[f"accuracy@{n}"] for n in able) / len(able)
         return Score({"accuracy": mean, **figures})
 
-    def beside(self, pair: Pair) -> Score:
+    def beside(self, pair: ModelPair) -> Score:
         """Truncation with its floor, chunk-and-mean, and the model as it is."""
         figures: dict[str, float | int] = {}
         others, window = self.baselines(pair), self._window(pair)
@@ -195,9 +200,9 @@ class Synthetic(LongTask):
             ["model", *(f"{n:,}" for n in self.lengths)],
         )
         for model, row in rows.items():
-            table.rows.append([model, *(cell(row, f"accuracy@{n}") for n in self.lengths)])
+            table.rows.append([model, *(format_cell(row, f"accuracy@{n}") for n in self.lengths)])
             for name in (*BASELINES, "floor"):
-                cells = [cell(row, f"accuracy@{n} {name}") for n in self.lengths]
+                cells = [format_cell(row, f"accuracy@{n} {name}") for n in self.lengths]
                 if any(cells):
                     shown = "  by chance, truncated" if name == "floor" else f"  {name}"
                     table.rows.append([shown, *cells])
@@ -219,7 +224,7 @@ class Synthetic(LongTask):
                     found[model + suffix] = points
         return found
 
-    def _find(self, pair: Pair, tokens: int) -> tuple[Any, Any]:
+    def _find(self, pair: ModelPair, tokens: int) -> tuple[Any, Any]:
         """For each query whether its document is first, and its rank; ties are shared."""
         import numpy as np
 
@@ -238,26 +243,26 @@ class Synthetic(LongTask):
 
     def _floor(self, encoder: Any, tokens: int, window: int) -> float:
         """Accuracy of who finds everything that stands within the window, and else guesses."""
-        from emb_tool.evaluate.length_baselines import limited
+        from emb_tool.evaluate.length_baselines import limit_length
 
         hidden = self._hidden(tokens)
         heads = [text[:end] for text, end in zip(hidden.documents, hidden.ends, strict=True)]
-        ids = limited(encoder).tokenize(heads, encoder.prompt(self.document_prompt))
+        ids = limit_length(encoder).tokenize(heads, encoder.prompt(self.document_prompt))
         seen = sum(len(row) <= window for row in ids) / len(ids)
         return seen + (1 - seen) / len(ids)
 
-    def _hidden(self, tokens: int) -> Hidden:
+    def _hidden(self, tokens: int) -> HaystackDocuments:
         if tokens not in self._made:
-            from emb_tool.data.passkey import hide
+            from emb_tool.data.passkey import hide_needles
 
             sentences = self.needles().sentences
-            self._made[tokens] = hide(sentences, self._prose(), tokens, self.sample_seed)
-        hidden: Hidden = self._made[tokens]
+            self._made[tokens] = hide_needles(sentences, self._prose(), tokens, self.sample_seed)
+        hidden: HaystackDocuments = self._made[tokens]
         return hidden
 
     def _prose(self) -> list[str]:
         if self._sentences is None:
-            from emb_tool.data.passkey import sentences_of
+            from emb_tool.data.passkey import split_sentences
             from emb_tool.data.texts import read_texts, scan
 
             if self.haystack is None:
@@ -265,16 +270,16 @@ class Synthetic(LongTask):
             else:
                 scan([self.haystack], TextOptions.of(self))
                 records = read_texts([self.haystack], TextOptions.of(self), note=self.note)
-                self._sentences = sentences_of([record.text for record in records])
+                self._sentences = split_sentences([record.text for record in records])
         return self._sentences
 
 
-def cell(row: Mapping[str, Measure], name: str) -> str:
+def format_cell(row: Mapping[str, Measure], name: str) -> str:
     """A figure of a row as text, or nothing."""
     measure = row.get(name)
     return f"{measure.value:.3f}" if measure and measure.value is not None else ""
 
 
-def lengths_able(lengths: Iterable[int], limit: int | None) -> list[int]:
+def readable_lengths(lengths: Iterable[int], limit: int | None) -> list[int]:
     """Those that a model reads whole."""
     return [n for n in lengths if limit is None or n <= limit]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from emb_tool.errors import Failed, Refused
+from emb_tool.errors import InvalidInput, RunFailed
 from emb_tool.evaluate.sharded_encoding import encode_together
 from emb_tool.formatting import public_name
 from emb_tool.progress import Progress
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Vectors = NDArray[np.float32]
 
 
-class Encodes(Protocol):
+class TextEncoder(Protocol):
     """What is measured: an `Encoder`, or anything else that makes vectors of texts."""
 
     dim: int
@@ -38,7 +38,7 @@ class Encodes(Protocol):
         """(n, dim) vectors, in the order of the texts."""
 
 
-class Embedder:
+class CachedEncoder:
     """An encoder that remembers the vectors of every list of texts it was given.
 
     Args:
@@ -51,7 +51,7 @@ class Embedder:
 
     def __init__(
         self,
-        encoder: Encodes,
+        encoder: TextEncoder,
         label: str = "",
         *,
         batch_tokens: int | None = None,
@@ -81,8 +81,8 @@ class Embedder:
             what: What they are, in the plural; those that are cut are counted under this name.
 
         Raises:
-            Refused: A prompt that the model does not have.
-            Failed: A vector that is not finite.
+            InvalidInput: A prompt that the model does not have.
+            RunFailed: A vector that is not finite.
         """
         prompt = self.encoder.prompt(prompt_name)
         key = (prompt, _digest(texts))
@@ -110,7 +110,7 @@ class Embedder:
         if not finite.all():
             text, others = texts[int(np.argmin(finite))], int((~finite).sum()) - 1
             why, hint = self.encoder.explain_not_finite(text, self.encoder.prompt(prompt_name))
-            raise Failed(
+            raise RunFailed(
                 f"{self.label or 'the model'} gives NaN or infinity for {text[:60]!r}"
                 f" and {others} other texts{why}",
                 hint,
@@ -118,7 +118,7 @@ class Embedder:
         self._known[self.encoder.prompt(prompt_name), _digest(texts)] = vectors
 
 
-class Pair:
+class ModelPair:
     """One row of the table: queries by one encoder, documents by another or by the same.
 
     Args:
@@ -127,9 +127,9 @@ class Pair:
         label: What to call it.
     """
 
-    def __init__(self, query: Embedder, document: Embedder, label: str = "") -> None:
+    def __init__(self, query: CachedEncoder, document: CachedEncoder, label: str = "") -> None:
         if query.dim != document.dim:
-            raise Refused(
+            raise InvalidInput(
                 f"{query.label} has {query.dim} dimensions, {document.label} has {document.dim}: "
                 "their vectors cannot be compared",
                 "take a query model that was distilled to the document model's width",
@@ -141,9 +141,11 @@ class Pair:
         """Score by task, so that a reference is measured once for many models."""
 
     @classmethod
-    def of(cls, encoder: Encodes, label: str = "", *, batch_tokens: int | None = None) -> Pair:
+    def of(
+        cls, encoder: TextEncoder, label: str = "", *, batch_tokens: int | None = None
+    ) -> ModelPair:
         """One encoder for both sides."""
-        both = Embedder(encoder, label, batch_tokens=batch_tokens)
+        both = CachedEncoder(encoder, label, batch_tokens=batch_tokens)
         return cls(both, both, label)
 
     @property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from emb_tool.evaluate.long_tasks import Synthetic
 
 if TYPE_CHECKING:
-    from emb_tool.data.passkey import Needles
+    from emb_tool.data.passkey import NeedleSet
 
 
 class Needle(Synthetic):
@@ -16,11 +16,11 @@ class Needle(Synthetic):
     name: ClassVar[str] = "needle"
     paper: ClassVar[str] = "arXiv:2404.12096"
 
-    def needles(self) -> Needles:
+    def needles(self) -> NeedleSet:
         """A person, a thing and a place each."""
-        from emb_tool.data.passkey import facts
+        from emb_tool.data.passkey import make_facts
 
-        return facts(self.queries, self.sample_seed)
+        return make_facts(self.queries, self.sample_seed)
 
     def default_haystack(self) -> list[str]:
         """Sentences of Python's own documentation."""

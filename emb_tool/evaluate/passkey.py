@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from emb_tool.evaluate.long_tasks import Synthetic
 
 if TYPE_CHECKING:
-    from emb_tool.data.passkey import Needles
+    from emb_tool.data.passkey import NeedleSet
 
 
 class Passkey(Synthetic):
@@ -16,11 +16,11 @@ class Passkey(Synthetic):
     name: ClassVar[str] = "passkey"
     paper: ClassVar[str] = "arXiv:2404.12096"
 
-    def needles(self) -> Needles:
+    def needles(self) -> NeedleSet:
         """Names and digits."""
-        from emb_tool.data.passkey import passkeys
+        from emb_tool.data.passkey import make_passkeys
 
-        return passkeys(self.queries, self.sample_seed)
+        return make_passkeys(self.queries, self.sample_seed)
 
     def default_haystack(self) -> list[str]:
         """LongEmbed's five sentences."""

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, PrivateAttr
 
 from emb_tool.data.text_options import Delimiter, Header, TextField, TextOptions
-from emb_tool.errors import Refused
-from emb_tool.evaluate.long_tasks import LongTask, Window, cell, lengths_able
+from emb_tool.errors import InvalidInput
+from emb_tool.evaluate.long_tasks import LongTask, Window, format_cell, readable_lengths
 from emb_tool.evaluate.task import Score
-from emb_tool.fields import Show
+from emb_tool.fields import FlagInfo
 from emb_tool.method import IntList
 from emb_tool.report import Measure, Table
 
 if TYPE_CHECKING:
-    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.evaluate.model_pair import ModelPair
 
 
 class Perplexity(LongTask):
@@ -29,7 +29,7 @@ class Perplexity(LongTask):
     units: ClassVar[dict[str, str]] = {"tokens": "tokens"}
 
     path: Annotated[
-        str, Field(description="texts: a file, a folder or hub:NAME"), Show(metavar="PATH")
+        str, Field(description="texts: a file, a folder or hub:NAME"), FlagInfo(metavar="PATH")
     ]
     lengths: Annotated[IntList, Field(description="tokens of a context")] = (512, 1024, 2048)
     tokens: Annotated[int, Field(ge=64, description="tokens read of the texts")] = 65536
@@ -43,19 +43,19 @@ class Perplexity(LongTask):
     def check(self) -> list[str]:
         """Read the texts."""
         if not self._texts().strip():
-            raise Refused(f"{self.path}: there is no text", "give some prose")
+            raise InvalidInput(f"{self.path}: there is no text", "give some prose")
         return self._notes
 
-    def score(self, pair: Pair, reference: Pair | None = None) -> Score:
+    def score(self, pair: ModelPair, reference: ModelPair | None = None) -> Score:
         """Exp of the mean loss of every token but a context's first, at each length it reads."""
         limit = pair.document.encoder.max_length
-        able = lengths_able(self.lengths, limit)
+        able = readable_lengths(self.lengths, limit)
         if not able:  # a reference that is short stands there for its baselines
             return Score({})
         figures: dict[str, float | int] = dict(self._at(pair, able))
         return Score({"perplexity": figures[f"perplexity@{max(able)}"], **figures})
 
-    def beside(self, pair: Pair) -> Score:
+    def beside(self, pair: ModelPair) -> Score:
         """The model with contexts of the window, and as it is at every length."""
         from emb_tool.evaluate.length_baselines import computed_positions
 
@@ -93,21 +93,21 @@ class Perplexity(LongTask):
         table = Table(title, ["model", *(f"{n:,}" for n in self.lengths)])
         for model, row in rows.items():
             for suffix in ("", " truncation", " untreated"):
-                cells = [cell(row, f"perplexity@{n}{suffix}") for n in self.lengths]
+                cells = [format_cell(row, f"perplexity@{n}{suffix}") for n in self.lengths]
                 if any(cells):
                     table.rows.append([f" {suffix}" if suffix else model, *cells])
         return table
 
-    def _at(self, pair: Pair, lengths: list[int]) -> dict[str, float]:
+    def _at(self, pair: ModelPair, lengths: list[int]) -> dict[str, float]:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from emb_tool.checkpoint.unwrapped_copy import unwrapped
+        from emb_tool.checkpoint.unwrapped_copy import unwrapped_folder
         from emb_tool.model.loaded_weights import loading_reports, refuse_unloaded
         from emb_tool.progress import quiet
 
         encoder: Any = pair.document.encoder
-        with quiet(), unwrapped(encoder.checkpoint) as folder, loading_reports() as loaded:
+        with quiet(), unwrapped_folder(encoder.checkpoint) as folder, loading_reports() as loaded:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True
             )
@@ -127,7 +127,9 @@ class Perplexity(LongTask):
                     loss = torch.nn.functional.cross_entropy(logits, piece[0, 1:], reduction="sum")
                     total, count = total + float(loss), count + length - 1
                 if not count:
-                    raise Refused(f"{self.path}: fewer than {length} tokens", "give longer texts")
+                    raise InvalidInput(
+                        f"{self.path}: fewer than {length} tokens", "give longer texts"
+                    )
                 found[f"perplexity@{length}"] = exp(total / count)
         return found
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emb_tool.checkpoint.files import write_atomically
-from emb_tool.errors import Failed, Refused
+from emb_tool.errors import InvalidInput, RunFailed
 from emb_tool.install import install
 
 PLACES = tuple(
@@ -42,10 +42,10 @@ class Point(NamedTuple):
 def check_plot(path: str) -> None:
     """Refuse, before the work, a picture that could not be drawn or written."""
     if find_spec("matplotlib") is None:
-        raise Refused(f"--plot {path}: matplotlib is not installed", f"run: {install('plot')}")
+        raise InvalidInput(f"--plot {path}: matplotlib is not installed", f"run: {install('plot')}")
     folder = Path(path).expanduser().resolve().parent
     if not folder.is_dir():
-        raise Refused(f"--plot {path}: there is no folder {folder}", f"run: mkdir -p {folder}")
+        raise InvalidInput(f"--plot {path}: there is no folder {folder}", f"run: mkdir -p {folder}")
 
 
 Curves = dict[str, list[tuple[int, float]]]
@@ -98,7 +98,7 @@ def draw(
             figure.savefig(picture, dpi=150, format=target.suffix[1:].lower())
             write_atomically(target, picture.getvalue())
         except OSError as error:
-            raise Failed(f"--plot {path}: {error.strerror}", "choose another place") from error
+            raise RunFailed(f"--plot {path}: {error.strerror}", "choose another place") from error
         finally:
             pyplot.close(figure)
 

@@ -18,7 +18,7 @@ from emb_tool.ops.precisions import CALIBRATED, Precision, Precisions
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.evaluate.model_pair import ModelPair
     from emb_tool.ops.codes import Codes
 
     Floats = NDArray[np.float32]
@@ -27,7 +27,7 @@ TOP = 10
 """Results that rescoring is for."""
 
 
-class Searched(Protocol):
+class RetrievalRun(Protocol):
     """What is read of a retrieval task; see `emb_tool.evaluate.retrieval`."""
 
     precision: Precisions
@@ -35,7 +35,7 @@ class Searched(Protocol):
     rescore_with: Precision
     hamming: bool
 
-    def vectors(self, pair: Pair) -> tuple[Floats, Floats]:
+    def vectors(self, pair: ModelPair) -> tuple[Floats, Floats]:
         """What is searched with and what is searched."""
 
     def ranked(self, score: Callable[[slice, slice], Floats], depth: int) -> NDArray[np.int64]:
@@ -64,7 +64,7 @@ class Variant(NamedTuple):
     note: str
 
 
-def rankings(task: Searched, pair: Pair) -> Iterator[Variant]:
+def rankings(task: RetrievalRun, pair: ModelPair) -> Iterator[Variant]:
     """The documents that the task's queries find, by each of its precisions.
 
     Args:
@@ -102,7 +102,7 @@ def overlap(one: NDArray[np.int64], other: NDArray[np.int64], k: int = TOP) -> f
     return float(np.mean(shared))
 
 
-def _search(task: Searched, code: Code, queries: Floats, codes: Codes) -> NDArray[np.int64]:
+def _search(task: RetrievalRun, code: Code, queries: Floats, codes: Codes) -> NDArray[np.int64]:
     depth = max(DEPTH, TOP * max(task.rescore))
     if task.hamming and isinstance(code, SignCode):
         asked, stored = code.packed(code.encode(queries)), code.packed(codes)
@@ -115,7 +115,7 @@ def _search(task: Searched, code: Code, queries: Floats, codes: Codes) -> NDArra
     return task.ranked(score, depth)
 
 
-def _ranges(task: Searched, pair: Pair, documents: Floats) -> tuple[Ranges, str]:
+def _ranges(task: RetrievalRun, pair: ModelPair, documents: Floats) -> tuple[Ranges, str]:
     """The ranges stored with the model, if its vectors are searched as they come; else theirs."""
     encoder = pair.document.encoder
     folder = getattr(getattr(encoder, "checkpoint", None), "path", None)

@@ -10,11 +10,11 @@ from types import TracebackType
 
 from emb_tool.progress import Progress, Task
 
-EVERY = 0.2
+SEND_SECONDS = 0.2
 """Seconds between two lines of a task."""
 
 
-class Teller(Progress):
+class ProgressSender(Progress):
     """The child's side: every task begun, advanced and ended is a line for the parent.
 
     Args:
@@ -34,12 +34,12 @@ class Teller(Progress):
     @contextmanager
     def task(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Task]:
         """As of `Progress`, told to the parent."""
-        sent, told = 0, self.clock() - EVERY
+        sent, told = 0, self.clock() - SEND_SECONDS
 
         def changed() -> None:
             nonlocal sent, told
             done, now = task.pace.done, self.clock()
-            if done > sent and (now - told >= EVERY or done == total):
+            if done > sent and (now - told >= SEND_SECONDS or done == total):
                 self._send("advance", done - sent, task.note)
                 sent, told = done, now
 
@@ -49,7 +49,7 @@ class Teller(Progress):
         self._send("end")
 
 
-class Listener:
+class ProgressReceiver:
     """The parent's side: shows the child's tasks as its own; those left open end with it.
 
     Args:
@@ -60,7 +60,7 @@ class Listener:
         self._progress = progress
         self._open: list[tuple[ExitStack, Task]] = []
 
-    def __enter__(self) -> Listener:
+    def __enter__(self) -> ProgressReceiver:
         return self
 
     def take(self, message: list[object]) -> None:

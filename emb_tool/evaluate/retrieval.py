@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.evaluate.retrieval_data import DEPTH, Data
 from emb_tool.evaluate.task import PROMPTED, DocumentPrompt, QueryPrompt, Score, Task
-from emb_tool.fields import Show
+from emb_tool.fields import FlagInfo
 from emb_tool.method import IntList
 from emb_tool.ops.precisions import Precision, Precisions
 from emb_tool.report import Measure
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.evaluate.model_pair import ModelPair
 
 BYTES = "bytes per vector"
 
@@ -40,7 +40,7 @@ class Retrieval(Task):
     path: Annotated[
         str,
         Field(description="folder of corpus.jsonl, queries.jsonl and qrels"),
-        Show(metavar="PATH"),
+        FlagInfo(metavar="PATH"),
     ]
     query_prompt: QueryPrompt = "query"
     document_prompt: DocumentPrompt = "document"
@@ -58,7 +58,7 @@ class Retrieval(Task):
             description="also search document vectors kept as float16, int8, uint8, binary, "
             "ubinary or rabitq; several: int8,binary"
         ),
-        Show(metavar="PRECISION,..."),
+        FlagInfo(metavar="PRECISION,..."),
     ] = ()
     rescore: Annotated[
         IntList,
@@ -68,7 +68,9 @@ class Retrieval(Task):
         ),
     ] = (0,)
     rescore_with: Annotated[
-        Precision, Field(description="precision of those better vectors"), Show(metavar="PRECISION")
+        Precision,
+        Field(description="precision of those better vectors"),
+        FlagInfo(metavar="PRECISION"),
     ] = "float32"
     hamming: Annotated[
         bool,
@@ -115,11 +117,11 @@ class Retrieval(Task):
         """The judged queries."""
         return self.data().queries
 
-    def score(self, pair: Pair, reference: Pair | None = None) -> Score:
+    def score(self, pair: ModelPair, reference: ModelPair | None = None) -> Score:
         """nDCG@10, recall@100, MAP@100 and MRR@10, each the mean over the queries."""
         return self.scored(self.ranking(pair))
 
-    def vectors(self, pair: Pair) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def vectors(self, pair: ModelPair) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What is searched with and what is searched: of norm 1, unless by dot product."""
         from emb_tool.evaluate.nearest_neighbors import unit
 
@@ -143,7 +145,7 @@ class Retrieval(Task):
         shape = len(data.queries), len(data.documents)
         return search_by(score, shape, depth, order=data.order, exclude=own)
 
-    def ranking(self, pair: Pair) -> NDArray[np.int64]:
+    def ranking(self, pair: ModelPair) -> NDArray[np.int64]:
         """(queries, at most 100) documents by inner product of float32, remembered."""
         key = f"{self.spec} ranking"
         if key not in pair.scores:
@@ -176,19 +178,19 @@ class Retrieval(Task):
         values = each["ndcg@10"]
         return Score(figures, lambda counts: counts @ values / counts.sum(1), len(values))
 
-    def run(self, pair: Pair, reference: Pair | None = None) -> list[Measure]:
+    def run(self, pair: ModelPair, reference: ModelPair | None = None) -> list[Measure]:
         """The figures of `score`, retention, and both by precision and for the asymmetric use.
 
         Where a reference of the same width is given, `ndcg@10 asymmetric` searches the reference's
         documents with the pair's queries: what a student is worth in front of the teacher's index.
         """
-        from emb_tool.evaluate.model_pair import Pair
+        from emb_tool.evaluate.model_pair import ModelPair
 
         measures = super().run(pair, reference)
         measures += self._by_precision(pair, reference)
         if reference is None or not pair.symmetric or pair.query.dim != reference.document.dim:
             return measures
-        crossed = Pair(pair.query, reference.document, pair.label)
+        crossed = ModelPair(pair.query, reference.document, pair.label)
         score = self.score(crossed)
         name = "ndcg@10 asymmetric"
         note = "its queries against the reference's documents"
@@ -198,7 +200,7 @@ class Retrieval(Task):
             *self._retention(score, crossed, reference, " asymmetric"),
         ]
 
-    def _by_precision(self, pair: Pair, reference: Pair | None) -> list[Measure]:
+    def _by_precision(self, pair: ModelPair, reference: ModelPair | None) -> list[Measure]:
         """For every precision the figures, what they keep of float32, and bytes of a vector."""
         if not self.precision:
             return []
@@ -249,7 +251,7 @@ class Retrieval(Task):
         }
         asked = [query for query in beir.query_ids if positives[query]]
         if not asked:
-            raise Refused(
+            raise InvalidInput(
                 f"{self.path}: no query has a relevant document",
                 f"{beir.qrels_file} must give a score above 0 somewhere",
             )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from emb_tool.model.encoder import Encoder
 
 
-def root_of(request: Mapping[str, Any]) -> Checkpoint | None:
+def resolve_root(request: Mapping[str, Any]) -> Checkpoint | None:
     """The root that a request names (`root`: `path`, `name`), if it names one."""
     named = request.get("root")
     if not named:
@@ -28,7 +28,7 @@ def root_of(request: Mapping[str, Any]) -> Checkpoint | None:
 
 
 @contextmanager
-def attempted(report: Report, root: Checkpoint) -> Iterator[None]:
+def warn_on_failure(report: Report, root: Checkpoint) -> Iterator[None]:
     """Turn a failure on a root into a warning: the output itself has passed its check.
 
     The root may need more memory than this machine has.
@@ -44,7 +44,7 @@ def attempted(report: Report, root: Checkpoint) -> Iterator[None]:
         report.warn(f"not measured against its root {root.name}: {why}")
 
 
-def neighbours(
+def neighbor_overlap(
     lines: Sequence[Mapping[str, str]],
     vectors: np.ndarray,
     output: Encoder,
@@ -62,7 +62,7 @@ def neighbours(
         name: The output's.
         progress: Shows how far it is.
     """
-    from emb_tool.evaluate.agreement import likeness
+    from emb_tool.evaluate.agreement import similarity_metrics
     from emb_tool.model.encoder import Encoder
 
     encoder = Encoder.open(root, output.runtime)
@@ -74,5 +74,5 @@ def neighbours(
             own = root.layout.prompts.get(names.get(prompt, ""), "")
             texts = [lines[i]["text"] for i in mine]
             goal[mine] = encoder.encode(texts, own, progress=advance)
-    overlap = likeness(vectors, goal)["neighbour overlap"]
+    overlap = similarity_metrics(vectors, goal)["neighbour overlap"]
     return Measure("neighbour overlap", overlap, of="held-out texts", model=name, against=root.name)

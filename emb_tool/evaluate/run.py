@@ -10,9 +10,9 @@ from emb_tool.checkpoint.length_checks import check_max_length
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.evaluate import input_report, plot
 from emb_tool.evaluate.long_tasks import LongTask, Synthetic
-from emb_tool.evaluate.model_pair import Embedder, Pair
+from emb_tool.evaluate.model_pair import CachedEncoder, ModelPair
 from emb_tool.evaluate.result_tables import by_model, tables
-from emb_tool.evaluate.root_comparison import attempted
+from emb_tool.evaluate.root_comparison import warn_on_failure
 from emb_tool.evaluate.task import Task, run_tasks
 from emb_tool.formatting import public_name
 from emb_tool.progress import Progress
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from emb_tool.runtime.device import Runtime
 
 
-class Opened(NamedTuple):
+class LoadedModel(NamedTuple):
     """A model in memory, as encoder of queries and of documents (one, unless it is a Router)."""
 
-    query: Embedder
-    document: Embedder
+    query: CachedEncoder
+    document: CachedEncoder
     size: list[Measure]
 
     @property
-    def pair(self) -> Pair:
+    def pair(self) -> ModelPair:
         """It with itself."""
-        return Pair(self.query, self.document)
+        return ModelPair(self.query, self.document)
 
 
-class Prepared(NamedTuple):
+class PreparedEvaluation(NamedTuple):
     """What a job names, opened and found to be in order.
 
     Args:
@@ -52,7 +52,7 @@ class Prepared(NamedTuple):
     prompts: input_report.Prompts
 
 
-def prepare(job: EvalJob) -> Prepared:
+def prepare(job: EvalJob) -> PreparedEvaluation:
     """Refuse, before torch is imported, what settings, headers and the tasks' files can tell."""
     if job.plot:
         plot.check_plot(job.plot)
@@ -64,14 +64,14 @@ def prepare(job: EvalJob) -> Prepared:
     warnings = [sentence for checkpoint in checkpoints.values() for sentence in checkpoint.warnings]
     warnings += [sentence for task in tasks for sentence in task.check()]
     prompts, unused = input_report.read_prompts(tasks, checkpoints, job)
-    return Prepared(tasks, checkpoints, warnings + unused, prompts)
+    return PreparedEvaluation(tasks, checkpoints, warnings + unused, prompts)
 
 
 def evaluate(
     job: EvalJob,
     runtime: Runtime,
     *,
-    prepared: Prepared | None = None,
+    prepared: PreparedEvaluation | None = None,
     progress: Progress | None = None,
     root: Checkpoint | None = None,
 ) -> Report:
@@ -92,14 +92,14 @@ def evaluate(
         each task, and the gate where a model keeps less than `min_retention`.
 
     Raises:
-        Refused: Before any model is loaded, for a model, file, folder or setting at fault.
+        InvalidInput: Before any model is loaded, for a model, file, folder or setting at fault.
     """
     report = Report("eval", job=job.recipe())
     report.facts["runtime"] = runtime.facts()
     progress = progress or Progress(-1)
     names = list(dict.fromkeys(job.models))
     if prepared is None:
-        first: list[Prepared] = []
+        first: list[PreparedEvaluation] = []
         with progress.task("reading the tasks"):
             # what is refused, one process says
             runtime.on_main(lambda: first.append(prepare(job)))
@@ -112,9 +112,9 @@ def evaluate(
     def clock(what: str, seconds: float) -> None:
         report.timings[what] = report.timings.get(what, 0.0) + seconds
 
-    kept: dict[Path, Opened] = {}
+    kept: dict[Path, LoadedModel] = {}
 
-    def opened(name: str, keep: bool = False) -> Opened:
+    def opened(name: str, keep: bool = False) -> LoadedModel:
         path = checkpoints[name].path.resolve()
         if path in kept:
             return kept[path]
@@ -126,28 +126,28 @@ def evaluate(
             kept[path] = found
         return found
 
-    def measure(pair: Pair, size: list[Measure], against: Pair | None) -> None:
+    def measure(pair: ModelPair, size: list[Measure], against: ModelPair | None) -> None:
         report.measures += [Measure(m.name, m.value, m.unit, model=pair.label) for m in size]
         report.measures += run_tasks(
             tasks, pair, against,
             clock=lambda task, seconds: clock(task.label, seconds),
             watch=lambda task: progress.task(task.label),
         )  # fmt: skip
-        input_report.note_cut(report, pair)
+        input_report.warn_truncated(report, pair)
 
     reference = opened(job.reference, keep=True).pair if job.reference else None
     queries = opened(job.query_model, keep=True).query if job.query_model else None
     labels = []
-    lead: Pair | None = None
+    lead: ModelPair | None = None
     for name in names:
         model = opened(name)
         if queries is not None:
-            pair = Pair(queries, model.document, f"{job.query_model} > {name}")
+            pair = ModelPair(queries, model.document, f"{job.query_model} > {name}")
         elif reference is not None and model.document is reference.document:
             reference.label = name
             pair = reference
         else:
-            pair = Pair(model.query, model.document, name)
+            pair = ModelPair(model.query, model.document, name)
         labels.append(pair.label)
         measure(pair, model.size, reference)
         lead = lead or (pair if root is not None else None)
@@ -168,7 +168,7 @@ def evaluate(
     if root is not None and lead is not None:
         del reference, queries
         kept.clear()  # three models in memory are one too many
-        with attempted(report, root):
+        with warn_on_failure(report, root):
             report.measures += _against(tasks, lead, root, job, runtime, progress)
     if job.plot and runtime.is_main:
         _draw(report, tasks, reference_label, job.plot)
@@ -177,7 +177,7 @@ def evaluate(
 
 
 def _against(
-    tasks: list[Task], pair: Pair, root: Checkpoint, job: EvalJob, runtime: Runtime,
+    tasks: list[Task], pair: ModelPair, root: Checkpoint, job: EvalJob, runtime: Runtime,
     progress: Progress,
 ) -> list[Measure]:  # fmt: skip
     """What a model keeps of its root's figures, and these and the root's size."""
@@ -195,13 +195,13 @@ def _against(
 
 def _open(
     checkpoint: Checkpoint, name: str, job: EvalJob, runtime: Runtime, progress: Progress
-) -> Opened:
+) -> LoadedModel:
     from emb_tool.model.encoder import Encoder
 
     whole = Encoder.open(checkpoint, runtime, max_length=job.max_length)
     query, document = whole.route("query"), whole.route("document")
     sides = [
-        Embedder(encoder, name, batch_tokens=job.batch_tokens, progress=progress)
+        CachedEncoder(encoder, name, batch_tokens=job.batch_tokens, progress=progress)
         for encoder in ((document,) if query is document else (query, document))
     ]
     size = [
@@ -209,7 +209,7 @@ def _open(
         Measure("parameters", count_parameters(whole.model), "parameters"),
         Measure("dimensions", document.dim, "dimensions"),
     ]
-    return Opened(sides[0], sides[-1], size)
+    return LoadedModel(sides[0], sides[-1], size)
 
 
 def count_parameters(model: Any) -> int:

@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from emb_tool.data.text_options import Delimiter, Header, TextField, TextOptions
 from emb_tool.evaluate.task import Task
-from emb_tool.fields import Show
+from emb_tool.fields import FlagInfo
 from emb_tool.method import IntList
 from emb_tool.report import Measure
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.evaluate.model_pair import ModelPair
     from emb_tool.model.encoder import Encoder
 
 LENGTHS = (16, 128, 256)
@@ -34,7 +34,7 @@ class Speed(Task):
     texts: Annotated[
         str | None,
         Field(description="texts for the throughput with tokenisation [not measured]"),
-        Show(metavar="PATH"),
+        FlagInfo(metavar="PATH"),
     ] = None
     lengths: Annotated[IntList, Field(min_length=1, description="tokens of a text")] = LENGTHS
     batch_tokens: Annotated[int, Field(ge=1, description="tokens of a batch")] = 4096
@@ -63,7 +63,7 @@ class Speed(Task):
         self._load()
         return self._notes
 
-    def run(self, pair: Pair, reference: Pair | None = None) -> list[Measure]:
+    def run(self, pair: ModelPair, reference: ModelPair | None = None) -> list[Measure]:
         """Time the encoder of the documents in batches, that of the queries one by one.
 
         For each length L: `throughput@L` (texts/s) and `token throughput@L`, the median of

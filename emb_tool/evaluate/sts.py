@@ -8,11 +8,11 @@ from pydantic import Field, PrivateAttr
 
 from emb_tool.data.text_options import Delimiter, Header, TextOptions
 from emb_tool.evaluate.task import Score, Task
-from emb_tool.fields import Show
+from emb_tool.fields import FlagInfo
 
 if TYPE_CHECKING:
     from emb_tool.data.sts import Sts as Data
-    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.evaluate.model_pair import ModelPair
 
 
 class Sts(Task):
@@ -31,12 +31,12 @@ class Sts(Task):
     path: Annotated[
         str,
         Field(description="tsv, csv or jsonl file of two sentences and a score"),
-        Show(metavar="PATH"),
+        FlagInfo(metavar="PATH"),
     ]
     prompt_name: Annotated[
         str | None,
         Field(description="prompt of both sentences [the model's default, if any]"),
-        Show(metavar="NAME"),
+        FlagInfo(metavar="NAME"),
     ] = None
     delimiter: Delimiter = None
     header: Header = None
@@ -53,7 +53,7 @@ class Sts(Task):
         data = self._load()
         return [f"{left}\n{right}" for left, right in zip(data.left, data.right, strict=True)]
 
-    def score(self, pair: Pair, reference: Pair | None = None) -> Score:
+    def score(self, pair: ModelPair, reference: ModelPair | None = None) -> Score:
         """Spearman's rank correlation, over pairs, of cosine and score."""
         import numpy as np
 

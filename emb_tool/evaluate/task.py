@@ -14,14 +14,14 @@ from pydantic import Field, PrivateAttr
 from emb_tool import method, registry
 from emb_tool.data.text_field import field_sentence
 from emb_tool.data.texts import is_local
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.evaluate.short_names import short_names
-from emb_tool.fields import Show
+from emb_tool.fields import FlagInfo
 from emb_tool.report import Measure
 
 if TYPE_CHECKING:
     from emb_tool.evaluate.bootstrap import Statistic
-    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.evaluate.model_pair import ModelPair
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,10 @@ class Score:
 PROMPTED = {"queries": "query_prompt", "documents": "document_prompt"}
 """What is searched with and in, to the setting that names its prompt."""
 
-QueryPrompt = Annotated[str, Field(description="prompt of the queries"), Show(metavar="NAME")]
-DocumentPrompt = Annotated[str, Field(description="prompt of the documents"), Show(metavar="NAME")]
+QueryPrompt = Annotated[str, Field(description="prompt of the queries"), FlagInfo(metavar="NAME")]
+DocumentPrompt = Annotated[
+    str, Field(description="prompt of the documents"), FlagInfo(metavar="NAME")
+]
 
 
 class Task(method.Measure):
@@ -123,11 +125,11 @@ class Task(method.Measure):
         """What is judged, an item a string: the same of tasks on the same data, however stored."""
         return []
 
-    def score(self, pair: Pair, reference: Pair | None = None) -> Score:
+    def score(self, pair: ModelPair, reference: ModelPair | None = None) -> Score:
         """Measure one pair of encoders."""
         raise NotImplementedError
 
-    def run(self, pair: Pair, reference: Pair | None = None) -> list[Measure]:
+    def run(self, pair: ModelPair, reference: ModelPair | None = None) -> list[Measure]:
         """Measure a pair, and what share of the reference's main figure it keeps.
 
         Args:
@@ -144,7 +146,7 @@ class Task(method.Measure):
             measures += self._retention(score, pair, reference)
         return measures
 
-    def against(self, pair: Pair, root: Pair) -> list[Measure]:
+    def against(self, pair: ModelPair, root: ModelPair) -> list[Measure]:
         """The main figure of a root, and what share of it a pair keeps.
 
         Args:
@@ -159,20 +161,20 @@ class Task(method.Measure):
             *(replace(measure, against=root.label) for measure in kept),
         ]
 
-    def _remembered(self, pair: Pair) -> Score:
+    def _remembered(self, pair: ModelPair) -> Score:
         if self.spec not in pair.scores:
             pair.scores[self.spec] = self.score(pair)
         score: Score = pair.scores[self.spec]
         return score
 
-    def _measures(self, score: Score, pair: Pair) -> list[Measure]:
+    def _measures(self, score: Score, pair: ModelPair) -> list[Measure]:
         return [
             Measure(name, value, self.units.get(name, ""), of=self.label, model=pair.label)
             for name, value in score.figures.items()
         ]
 
     def _retention(
-        self, score: Score, pair: Pair, reference: Pair, kind: str = ""
+        self, score: Score, pair: ModelPair, reference: ModelPair, kind: str = ""
     ) -> list[Measure]:
         """Retention of the main figure; `kind` is put behind the name."""
         from emb_tool.evaluate.bootstrap import RESAMPLES, retention
@@ -206,7 +208,7 @@ def parse_task(text: str, **defaults: Any) -> Task:
             setting.
 
     Raises:
-        Refused: An unknown task or setting (with a did-you-mean), a missing path, a bad value.
+        InvalidInput: An unknown task or setting (with a did-you-mean), a missing path, a bad value.
     """
     name, _, rest = text.partition(":")
     name = name.strip()
@@ -222,7 +224,7 @@ def parse_task(text: str, **defaults: Any) -> Task:
         else:
             values[first] = part.strip()
     if first == "path" and not values.get("path"):
-        raise Refused(f"task {text!r} names no file", f"write {name}:PATH")
+        raise InvalidInput(f"task {text!r} names no file", f"write {name}:PATH")
     for key, value in defaults.items():
         if value is not None and key in cls.model_fields:
             values.setdefault(key, value)
@@ -254,8 +256,8 @@ def _tell_apart(tasks: Sequence[Task]) -> None:
 
 def run_tasks(
     tasks: Sequence[Task],
-    pair: Pair,
-    reference: Pair | None = None,
+    pair: ModelPair,
+    reference: ModelPair | None = None,
     *,
     clock: Callable[[Task, float], None] | None = None,
     watch: Callable[[Task], AbstractContextManager[object]] = lambda task: nullcontext(),

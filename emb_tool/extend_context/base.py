@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.extend_context.family import Kind, Positions
 from emb_tool.method import Method
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Context:
+class ExtensionContext:
     """From where to where.
 
     Args:
@@ -58,19 +58,19 @@ class Extension(Method):
 
     Attributes:
         kinds: Of positions that it serves.
-        keeps_short: Those of them whose short inputs (`Context.short`) keep their vectors to the
-            bit.
+        keeps_short: Those of them whose short inputs (`ExtensionContext.short`) keep their vectors
+            to the bit.
     """
 
     kinds: ClassVar[tuple[Kind, ...]]
     keeps_short: ClassVar[tuple[Kind, ...]] = ()
 
-    def extend(self, draft: Draft, context: Context) -> None:
+    def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
         """Change tensors and config of a draft; refuse what does not fit."""
         raise NotImplementedError
 
 
-class Learned(Extension):
+class LearnedPositions(Extension):
     """A longer table of learned positions."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("learned",)
@@ -79,12 +79,14 @@ class Learned(Extension):
         """The longer table, (count, width), from the trained one."""
         raise NotImplementedError
 
-    def extend(self, draft: Draft, context: Context) -> None:
+    def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
         """Put the longer table in the place of the old one."""
         lengthen(draft, context, self.rows)
 
 
-def lengthen(draft: Draft, context: Context, rows: Callable[[Tensor, int], Tensor]) -> None:
+def lengthen(
+    draft: CheckpointEditor, context: ExtensionContext, rows: Callable[[Tensor, int], Tensor]
+) -> None:
     """Let a longer table be computed when it is written; rows that are no position stay."""
     positions, target = context.positions, context.target
     assert positions.table is not None
@@ -95,7 +97,7 @@ def lengthen(draft: Draft, context: Context, rows: Callable[[Tensor, int], Tenso
         import torch
 
         if not torch.isfinite(table.float()).all():
-            raise Refused(
+            raise InvalidInput(
                 f"{draft.checkpoint.name}: the table {positions.table} is not finite",
                 "the model is damaged; take another version",
             )
@@ -108,7 +110,7 @@ def lengthen(draft: Draft, context: Context, rows: Callable[[Tensor, int], Tenso
     set_positions(draft, first + target)
 
 
-def set_positions(draft: Draft, count: int) -> None:
+def set_positions(draft: CheckpointEditor, count: int) -> None:
     """Say how many positions there are, and leave out the ids that old versions saved of them.
 
     DeBERTa's table of distances is of that size too where nothing else is said: it keeps its own.

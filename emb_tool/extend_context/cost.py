@@ -14,7 +14,7 @@ WORK, MEMORY = 6e11, 6e8
 """Operations and bytes that the check of a result may spend on one text: seconds of a CPU."""
 
 
-def memory(config: Mapping[str, Any], tokens: int, eager: bool) -> int:
+def attention_bytes(config: Mapping[str, Any], tokens: int, eager: bool) -> int:
     """Bytes beside the weights for one text, in float32.
 
     One layer's activations at a time, 8 of the model's width and 2 of the feed-forward's a token;
@@ -35,14 +35,14 @@ def memory(config: Mapping[str, Any], tokens: int, eager: bool) -> int:
     return BYTES * total
 
 
-def work(config: Mapping[str, Any], tokens: int) -> int:
+def attention_flops(config: Mapping[str, Any], tokens: int) -> int:
     """Operations of one text: 24 w² a token for matrices of 12 w², 4 w for each pair of tokens."""
     width = hidden_size(config) or 0
     layers = _first(config, "num_hidden_layers", "n_layers", "num_layers", "n_layer") or 1
     return layers * tokens * (24 * width**2 + 4 * width * tokens)
 
 
-def affordable(config: Mapping[str, Any], original: int, target: int, eager: bool) -> int:
+def max_checkable_length(config: Mapping[str, Any], original: int, target: int, eager: bool) -> int:
     """Tokens of the longest text that a check runs: the target, halved until that is soon done.
 
     Args:
@@ -53,7 +53,7 @@ def affordable(config: Mapping[str, Any], original: int, target: int, eager: boo
     """
     least, tokens = min(original + 8, target), target
     while tokens > least and (
-        work(config, tokens) > WORK or memory(config, tokens, eager) > MEMORY
+        attention_flops(config, tokens) > WORK or attention_bytes(config, tokens, eager) > MEMORY
     ):
         tokens //= 2
     return max(tokens, least)

@@ -12,7 +12,7 @@ from emb_tool.checkpoint.layout import (
     position_rows,
 )
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 Kind = Literal["learned", "rotary", "relative"]
 
@@ -77,12 +77,12 @@ def positions_of(checkpoint: Checkpoint) -> Positions:
     """Find out.
 
     Raises:
-        Refused: No model of that sort, a type that is not known here, config and weights that
+        InvalidInput: No model of that sort, a type that is not known here, config and weights that
             disagree.
     """
     config, name = checkpoint.config, checkpoint.name
     if checkpoint.path.is_file() or not config:
-        raise Refused(
+        raise InvalidInput(
             f"{name}: there is no config.json, so no positions",
             "static tables and bare files of tensors read inputs of any length",
         )
@@ -91,13 +91,13 @@ def positions_of(checkpoint: Checkpoint) -> Positions:
     if config.get("position_embedding_type") == "alibi":
         return Positions(Family("relative"))
     if str(config.get("position_embedding_type", "absolute")).startswith("relative"):
-        raise Refused(
+        raise InvalidInput(
             f"{name}: position_embedding_type {config['position_embedding_type']!r} has a table of "
             "distances, which cannot be longer than it is",
             "take a model with absolute positions",
         )
     if family is None:
-        raise Refused(
+        raise InvalidInput(
             f"{name}: how models of type {type_!r} know positions is not known here",
             _SPECIAL.get(type_, "known: " + ", ".join(sorted(FAMILIES))),
         )
@@ -108,7 +108,7 @@ def positions_of(checkpoint: Checkpoint) -> Positions:
         return Positions(family)
     if len(tables) != 1:
         told = ", ".join(tables) or "none"
-        raise Refused(
+        raise InvalidInput(
             f"{name}: its table of positions cannot be made out (found: {told})",
             "is it the checkpoint of an encoder?",
         )
@@ -116,7 +116,7 @@ def positions_of(checkpoint: Checkpoint) -> Positions:
     assert rows is not None
     stated = config.get("max_position_embeddings")
     if stated is not None and stated != rows:
-        raise Refused(
+        raise InvalidInput(
             f"{name}: config.json says max_position_embeddings={stated}, the table {tables[0]} has "
             f"{rows} rows",
             "one of the two files is not this model's: restore it",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from emb_tool.extend_context.base import Learned
+from emb_tool.extend_context.base import LearnedPositions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Gp(Learned):
+class Gp(LearnedPositions):
     """e[i] = E[⌊i / s⌋], at every length, so that a text's vector does not depend on its batch."""
 
     name: ClassVar[str] = "gp"

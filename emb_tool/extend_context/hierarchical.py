@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
-from emb_tool.extend_context.base import Context, Learned
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
+from emb_tool.extend_context.base import ExtensionContext, LearnedPositions
 from emb_tool.extend_context.family import Kind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Hierarchical(Learned):
+class Hierarchical(LearnedPositions):
     """e[i L + j] = α u[i] + (1 - α) u[j], u = (E - α E[0]) / (1 - α); the first L rows are E.
 
     Su Jianlin, https://kexue.fm/archives/7947: distinct rows up to the square of the length.
@@ -26,11 +26,13 @@ class Hierarchical(Learned):
 
     alpha: Annotated[float, Field(gt=0, lt=1, description="share of the coarse position")] = 0.4
 
-    def extend(self, draft: Draft, context: Context) -> None:
+    def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
         """Refuse more than the square."""
         most = context.original**2
         if context.target > most:
-            raise Refused(f"--to {context.target}: rows are distinct up to {most:,}", "use -m rp")
+            raise InvalidInput(
+                f"--to {context.target}: rows are distinct up to {most:,}", "use -m rp"
+            )
         super().extend(draft, context)
 
     def rows(self, table: Tensor, count: int) -> Tensor:

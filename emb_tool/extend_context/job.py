@@ -8,7 +8,7 @@ from pydantic import Field
 
 from emb_tool.config import Holdout, Job, TuneEpochs, TuneRate
 from emb_tool.data.text_options import Delimiter, Header, TextField
-from emb_tool.fields import DATA, EVALUATION, METHOD, REQUIRED, TRAINING, Show
+from emb_tool.fields import DATA, EVALUATION, METHOD, REQUIRED, TRAINING, FlagInfo
 from emb_tool.method import Method
 
 
@@ -18,9 +18,9 @@ class ExtendJob(Job):
     verb: ClassVar[str] = "extend-context"
     positional: ClassVar[tuple[str, ...]] = ("model",)
 
-    model: Annotated[str, Field(description="folder or hub id"), Show(REQUIRED, "MODEL")]
+    model: Annotated[str, Field(description="folder or hub id"), FlagInfo(REQUIRED, "MODEL")]
     to: Annotated[
-        int, Field(ge=2, description="tokens that the result reads of a text"), Show(REQUIRED)
+        int, Field(ge=2, description="tokens that the result reads of a text"), FlagInfo(REQUIRED)
     ]
     method: Annotated[
         Method | None,
@@ -31,7 +31,7 @@ class ExtendJob(Job):
         Field(
             ge=2, description="tokens that the model was trained at [the config, where it tells]"
         ),
-        Show(METHOD),
+        FlagInfo(METHOD),
     ] = None
     preserve_short: Annotated[
         bool,
@@ -40,7 +40,7 @@ class ExtendJob(Job):
             "keep their vectors to the bit; rotary methods are then carried by longrope, which "
             "transformers alone reads"
         ),
-        Show(METHOD),
+        FlagInfo(METHOD),
     ] = False
     logn: Annotated[
         Literal["exact", "constant"] | None,
@@ -48,7 +48,7 @@ class ExtendJob(Job):
             description="attention's logits times ln n / ln L: exact by a text's own length (needs "
             "emb_tool.hub to load), constant for the target, in the weights"
         ),
-        Show(METHOD),
+        FlagInfo(METHOD),
     ] = None
     tune: Annotated[
         tuple[str, ...],
@@ -56,12 +56,12 @@ class ExtendJob(Job):
             description="texts on which the added rows of learned positions are then trained "
             "towards the input's vectors; those of 100 tokens and more teach most"
         ),
-        Show(TRAINING, "PATH"),
+        FlagInfo(TRAINING, "PATH"),
     ] = ()
     texts: Annotated[
         tuple[str, ...],
         Field(description="your texts: counts how many of them are to be encoded again [--tune]"),
-        Show(DATA, "PATH"),
+        FlagInfo(DATA, "PATH"),
     ] = ()
     text_field: TextField = None
     delimiter: Delimiter = None
@@ -72,12 +72,12 @@ class ExtendJob(Job):
             description="prompt of --texts and --tune: document, query, default, none or one of "
             "the model's"
         ),
-        Show(DATA, "NAME"),
+        FlagInfo(DATA, "NAME"),
     ] = "document"
     limit: Annotated[
         int | None,
         Field(ge=1, description="read this many of --texts and of --tune at most"),
-        Show(DATA),
+        FlagInfo(DATA),
     ] = None
     holdout: Annotated[
         Holdout,
@@ -85,12 +85,12 @@ class ExtendJob(Job):
             description="texts of --tune kept from training, at most a tenth, to choose the state;"
             " 0 keeps none, and the last state is written"
         ),
-        Show(TRAINING),
+        FlagInfo(TRAINING),
     ] = 200
     epochs: TuneEpochs = 1.0
     lr: TuneRate = 1e-3
     batch_tokens: Annotated[
-        int, Field(ge=1, description="tokens of a step of --tune"), Show(TRAINING)
+        int, Field(ge=1, description="tokens of a step of --tune"), FlagInfo(TRAINING)
     ] = 4096
     dev: Annotated[
         tuple[str, ...],
@@ -98,7 +98,7 @@ class ExtendJob(Job):
             description="task that the state of --tune is chosen by, as passkey:sample_seed=1"
             " [the held-out texts]"
         ),
-        Show(TRAINING, "TASK"),
+        FlagInfo(TRAINING, "TASK"),
     ] = ()
     eval: Annotated[
         tuple[str, ...],
@@ -106,6 +106,6 @@ class ExtendJob(Job):
             description="task reported for the result and the input, which chooses nothing, as"
             " passkey or retrieval:DIR"
         ),
-        Show(EVALUATION, "TASK"),
+        FlagInfo(EVALUATION, "TASK"),
     ] = ()
-    output: Annotated[str, Field(description="folder to write"), Show(REQUIRED, "PATH")]
+    output: Annotated[str, Field(description="folder to write"), FlagInfo(REQUIRED, "PATH")]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from emb_tool.editing import Draft
-from emb_tool.extend_context.base import Context, Extension, set_positions
+from emb_tool.editing import CheckpointEditor
+from emb_tool.extend_context.base import Extension, ExtensionContext, set_positions
 from emb_tool.extend_context.family import Kind
 
 
@@ -16,7 +16,7 @@ class Lengths(Extension):
     kinds: ClassVar[tuple[Kind, ...]] = ("relative",)
     keeps_short: ClassVar[tuple[Kind, ...]] = ("relative",)
 
-    def extend(self, draft: Draft, context: Context) -> None:
+    def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
         """Raise every limit that the config states."""
         config = draft.config
         for key in ("n_positions", "max_seq_len"):

@@ -10,7 +10,7 @@ from typing import Any
 
 from emb_tool.checkpoint.files import join, read_json
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.editing import Draft
+from emb_tool.editing import CheckpointEditor
 from emb_tool.extend_context.family import FAMILIES
 
 NO_LIMIT = 10**9
@@ -45,7 +45,7 @@ def stated_lengths(checkpoint: Checkpoint) -> dict[str, int]:
 _TRUNCATION = re.compile(rb'("truncation"\s*:\s*\{[^}]*?"max_length"\s*:\s*)(\d+)')
 
 
-def set_lengths(draft: Draft, target: int) -> None:
+def set_lengths(draft: CheckpointEditor, target: int) -> None:
     """Raise them all: sentence-transformers', the tokenizer's own, and that of `tokenizer.json`."""
     before = draft.layout.max_length
     draft.layout = replace(draft.layout, max_length=target)

@@ -9,9 +9,9 @@ import re
 from math import log
 from typing import TYPE_CHECKING
 
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
-from emb_tool.extend_context.base import Context
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
+from emb_tool.extend_context.base import ExtensionContext
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,27 +21,31 @@ _QUERY = re.compile(r"\b(query|q_lin|q_proj|self_attn\.q|attn\.q)\.(weight|bias)
 _FUSED = re.compile(r"\b(Wqkv|qkv_proj)\.(weight|bias)$")
 
 
-def by_function(draft: Draft, context: Context) -> None:
+def logn_attention(draft: CheckpointEditor, context: ExtensionContext) -> None:
     """Name the function that scales every text by its own length; needs `emb_tool.hub` to load.
 
     Raises:
-        Refused: The family's attention takes no function, or another one is named.
+        InvalidInput: The family's attention takes no function, or another one is named.
     """
     from emb_tool.ops.attention import KEY, LOGN
 
     if context.positions.family.eager:
-        raise Refused("--logn exact: this family's attention takes no function", "--logn constant")
+        raise InvalidInput(
+            "--logn exact: this family's attention takes no function", "--logn constant"
+        )
     if KEY in draft.config:
-        raise Refused("--logn exact: self-extend has a function of its own", "use one of the two")
+        raise InvalidInput(
+            "--logn exact: self-extend has a function of its own", "use one of the two"
+        )
     draft.config |= {"attn_implementation": LOGN, KEY: {"original": context.original}}
     draft.notes.append("logits times max(1, ln n / ln L); import emb_tool.hub first")
 
 
-def by_weights(draft: Draft, context: Context) -> None:
+def logn_weights(draft: CheckpointEditor, context: ExtensionContext) -> None:
     """Scale queries by ln n / ln L of the target n: in the weights, so for short inputs, too.
 
     Raises:
-        Refused: No projection of queries can be made out.
+        InvalidInput: No projection of queries can be made out.
     """
     factor = log(context.target) / log(context.original)
     config = draft.config
@@ -49,7 +53,7 @@ def by_weights(draft: Draft, context: Context) -> None:
     plain = [name for name in draft.tensors if _QUERY.search(name)]
     fused = [name for name in draft.tensors if _FUSED.search(name)]
     if not (norms or plain or fused) or (norms and config.get("model_type") == "gemma3_text"):
-        raise Refused(
+        raise InvalidInput(
             f"--logn constant: the queries of {draft.checkpoint.name} cannot be scaled in its"
             " weights",
             "use --logn exact",

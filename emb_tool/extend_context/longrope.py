@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from emb_tool import registry
-from emb_tool.editing import Draft
-from emb_tool.extend_context.base import Context, Extension
+from emb_tool.editing import CheckpointEditor
+from emb_tool.extend_context.base import Extension, ExtensionContext
 from emb_tool.extend_context.family import Kind
-from emb_tool.extend_context.rotary import Rotary
+from emb_tool.extend_context.rotary import RotaryPositions
 
 
 class Longrope(Extension):
@@ -29,8 +29,8 @@ class Longrope(Extension):
         Literal["pi", "ntk", "yarn"], Field(description="what long inputs get")
     ] = "ntk"  # fmt: skip
 
-    def extend(self, draft: Draft, context: Context) -> None:
+    def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
         """Write the scheme's frequencies as long factors."""
         scheme = registry.load("extend-context", self.scheme)()
-        assert isinstance(scheme, Rotary)
+        assert isinstance(scheme, RotaryPositions)
         scheme.carried(draft, context)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from emb_tool.extend_context.rotary import Rotary
+from emb_tool.extend_context.rotary import RotaryPositions
 
 if TYPE_CHECKING:
     from emb_tool.ops.rotary import Frequencies, Rope
 
 
-class Ntk(Rotary):
+class Ntk(RotaryPositions):
     """f_j = (λ θ)^(-2j/d): the slow pairs are slowed most.
 
     https://www.reddit.com/r/LocalLLaMA/comments/14lz7j5, as measured in the paper.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
-from emb_tool.extend_context.base import Context, Extension
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
+from emb_tool.extend_context.base import Extension, ExtensionContext
 from emb_tool.extend_context.family import Kind
 
 
@@ -22,13 +22,13 @@ class Pcw(Extension):
     kinds: ClassVar[tuple[Kind, ...]] = ("learned", "rotary", "relative")
     keeps_short: ClassVar[tuple[Kind, ...]] = ("learned", "rotary", "relative")
 
-    def extend(self, draft: Draft, context: Context) -> None:
+    def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
         """Name the modules that read in windows."""
         from emb_tool.windows import NAMESPACE, SETTING
 
         kinds = [module.kind for module in draft.layout.modules]
         if kinds[:2] != ["Transformer", "Pooling"]:
-            raise Refused(
+            raise InvalidInput(
                 f"{draft.checkpoint.name} begins with {', '.join(kinds[:2]) or 'no module'}",
                 "windows need a Transformer and a Pooling",
             )

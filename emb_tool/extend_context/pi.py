@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from emb_tool.editing import Draft
-from emb_tool.extend_context.base import Context, lengthen, set_positions
+from emb_tool.editing import CheckpointEditor
+from emb_tool.extend_context.base import ExtensionContext, lengthen, set_positions
 from emb_tool.extend_context.family import Kind
-from emb_tool.extend_context.rotary import Rotary
+from emb_tool.extend_context.rotary import RotaryPositions
 
 if TYPE_CHECKING:
     from emb_tool.ops.rotary import Frequencies, Rope
 
 
-class Pi(Rotary):
+class Pi(RotaryPositions):
     """Position i stands where i / s stood: between two rows of a table, or in slower rotation."""
 
     name: ClassVar[str] = "pi"
     paper: ClassVar[str] = "arXiv:2306.15595"
     kinds: ClassVar[tuple[Kind, ...]] = ("learned", "rotary")
 
-    def extend(self, draft: Draft, context: Context) -> None:
+    def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
         """A longer table, or transformers' `linear`."""
         if context.positions.kind == "learned":
             from emb_tool.extend_context.position_tables import interpolated
@@ -29,7 +29,7 @@ class Pi(Rotary):
         else:
             super().extend(draft, context)
 
-    def carried(self, draft: Draft, context: Context) -> None:
+    def carried(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
         """The trained rows alone, read in between by long inputs; needs `emb_tool.hub` to load."""
         positions = context.positions
         if positions.table is None:
@@ -38,7 +38,7 @@ class Pi(Rotary):
         from emb_tool.packed.stride import Stride
 
         rows = positions.first + context.target
-        spec = Stride.settle(
+        spec = Stride.resolve_spec(
             (rows, draft.spec(positions.table).shape[1]),
             original=context.original,
             first=positions.first,

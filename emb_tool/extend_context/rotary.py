@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from emb_tool.checkpoint.modules import hidden_size
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
-from emb_tool.extend_context.base import Context, Extension
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
+from emb_tool.extend_context.base import Extension, ExtensionContext
 from emb_tool.extend_context.family import Kind
 from emb_tool.extend_context.limits import window_of
 from emb_tool.progress import quiet
@@ -50,17 +50,17 @@ def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def rope_of(config: Mapping[str, Any], context: Context) -> Rope:
+def rope_of(config: Mapping[str, Any], context: ExtensionContext) -> Rope:
     """A config's rotary positions.
 
     Raises:
-        Refused: They are scaled already.
+        InvalidInput: They are scaled already.
     """
     from emb_tool.ops.rotary import Rope
 
     settings = read_settings(config)
     if settings["rope_type"] != "default":
-        raise Refused(
+        raise InvalidInput(
             f"its rotary positions are scaled already (rope_type {settings['rope_type']!r})",
             "begin with the model as it was trained",
         )
@@ -75,8 +75,8 @@ def head_dim(config: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
     return int(width * part)
 
 
-class Rotary(Extension):
-    """Rotary positions that turn more slowly."""
+class RotaryPositions(Extension):
+    """RotaryPositions positions that turn more slowly."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("rotary",)
 
@@ -92,20 +92,20 @@ class Rotary(Extension):
         """By what cosine and sine are multiplied."""
         return 1.0
 
-    def extend(self, draft: Draft, context: Context) -> None:
+    def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
         """Write the settings, and keep what a check is to find."""
         rope = rope_of(draft.config, context)
         write_settings(draft, context, self.parameters(rope))
-        expect(draft, self.frequencies(rope), self.factor(rope))
+        expect_frequencies(draft, self.frequencies(rope), self.factor(rope))
 
-    def carried(self, draft: Draft, context: Context) -> None:
+    def carried(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
         """The same with inputs up to the original length left as they were, to the bit."""
         rope = rope_of(draft.config, context)
-        write_settings(draft, context, carrier(rope, self.parameters(rope)))
-        expect(draft, self.frequencies(rope), 1.0, rope)
+        write_settings(draft, context, longrope_equivalent(rope, self.parameters(rope)))
+        expect_frequencies(draft, self.frequencies(rope), 1.0, rope)
 
 
-def carrier(rope: Rope, settings: Mapping[str, Any]) -> dict[str, Any]:
+def longrope_equivalent(rope: Rope, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of `longrope` by which long inputs turn as others say, and short ones as before.
 
     f_j = θ^(-2j/d) / long_factor_j beyond the original length, θ^(-2j/d) up to it.
@@ -133,7 +133,9 @@ def carrier(rope: Rope, settings: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_settings(draft: Draft, context: Context, settings: Mapping[str, Any]) -> None:
+def write_settings(
+    draft: CheckpointEditor, context: ExtensionContext, settings: Mapping[str, Any]
+) -> None:
     """Both spellings of rotary settings, and the length that goes with them."""
     config, type_ = draft.config, str(draft.config.get("model_type"))
     theta = settings["rope_theta"]
@@ -177,7 +179,9 @@ def write_settings(draft: Draft, context: Context, settings: Mapping[str, Any]) 
         )
 
 
-def expect(draft: Draft, long: Frequencies, factor: float, rope: Rope | None = None) -> None:
+def expect_frequencies(
+    draft: CheckpointEditor, long: Frequencies, factor: float, rope: Rope | None = None
+) -> None:
     """Keep for the check what the reloaded model is to compute.
 
     Args:
@@ -186,9 +190,9 @@ def expect(draft: Draft, long: Frequencies, factor: float, rope: Rope | None = N
         factor: Of cosine and sine.
         rope: Given where inputs up to it keep the model's own.
     """
-    from emb_tool.ops.rotary import plain
+    from emb_tool.ops.rotary import plain_frequencies
 
-    short = plain(rope) if rope else long
+    short = plain_frequencies(rope) if rope else long
     draft.values["rotary"] = {
         "short": short.tolist(), "long": long.tolist(), "attention_factor": factor,
     }  # fmt: skip

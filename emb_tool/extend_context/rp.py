@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from emb_tool.extend_context.base import Learned
+from emb_tool.extend_context.base import LearnedPositions
 from emb_tool.extend_context.family import Kind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Rp(Learned):
+class Rp(LearnedPositions):
     """e[i] = E[i mod L]: appended rows, the table itself untouched."""
 
     name: ClassVar[str] = "rp"

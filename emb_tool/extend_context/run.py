@@ -8,13 +8,13 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from emb_tool.checkpoint.output import clear
+from emb_tool.checkpoint.output import remove_folder
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.builtin_texts import sample_texts
 from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import hashes
 from emb_tool.evaluate import dev
-from emb_tool.extend_context.cost import affordable
+from emb_tool.extend_context.cost import max_checkable_length
 from emb_tool.extend_context.job import ExtendJob
 from emb_tool.extend_context.setup import Setup
 from emb_tool.plan import Plan
@@ -79,7 +79,7 @@ class ExtendContextRunner(CheckpointRunner):
             self.report.timings["tune_seconds"] = time.perf_counter() - started
 
     def _extend(self, folder: Path, state: Path) -> None:
-        clear(folder, state)
+        remove_folder(folder, state)
         started = time.perf_counter()
         digests = Thread(target=self.setup.checkpoint.hashes, daemon=True)
         digests.start()  # while its pages are in memory
@@ -116,7 +116,7 @@ class ExtendContextRunner(CheckpointRunner):
             "text_options": TextOptions.of(self.job),
             "limit": self.job.limit,
             "prompt_name": self.job.prompt_name,
-            "longest": affordable(
+            "longest": max_checkable_length(
                 self.setup.checkpoint.config,
                 *extension.span,
                 extension.positions.family.eager,

@@ -6,11 +6,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
-from emb_tool.extend_context.base import Context, Extension
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
+from emb_tool.extend_context.base import Extension, ExtensionContext
 from emb_tool.extend_context.family import Kind
-from emb_tool.extend_context.rotary import expect, rope_of
+from emb_tool.extend_context.rotary import expect_frequencies, rope_of
 
 
 class SelfExtend(Extension):
@@ -31,13 +31,13 @@ class SelfExtend(Extension):
         int | None, Field(ge=1, description="w, distances that are kept [L / ⌈s⌉]")
     ] = None
 
-    def extend(self, draft: Draft, context: Context) -> None:
+    def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
         """Name the function in the config; refuse what it does not reach."""
         from emb_tool.ops.attention import KEY, SELF_EXTEND
-        from emb_tool.ops.rotary import plain
+        from emb_tool.ops.rotary import plain_frequencies
 
         if context.positions.family.layered:
-            raise Refused(
+            raise InvalidInput(
                 f"-m {self.name}: layers of different types have rotary settings of their own",
                 "for these: ntk, pi, yarn, longrope",
             )
@@ -46,7 +46,7 @@ class SelfExtend(Extension):
         window = self.window or max(context.original // times, 1)
         reach = (context.original - window) * group + window
         if reach < context.target:
-            raise Refused(
+            raise InvalidInput(
                 f"--to {context.target}: group={group} and window={window} reach {reach:,} tokens",
                 "a larger group or a smaller window reaches further",
             )
@@ -59,7 +59,7 @@ class SelfExtend(Extension):
                 "theta": rope.theta, "dim": rope.dim,
             },
         }  # fmt: skip
-        expect(draft, plain(rope), 1.0)
+        expect_frequencies(draft, plain_frequencies(rope), 1.0)
         draft.notes.append(
             f"self-extend: group {group}, window {window}; import emb_tool.hub first"
         )

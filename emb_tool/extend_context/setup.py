@@ -12,17 +12,17 @@ from emb_tool.checkpoint.prompts import check_prompt
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import scan
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.evaluate import dev
 from emb_tool.evaluate.task import Task, parse_tasks
-from emb_tool.extend_context.base import Context, Extension
-from emb_tool.extend_context.cost import memory
+from emb_tool.extend_context.base import Extension, ExtensionContext
+from emb_tool.extend_context.cost import attention_bytes
 from emb_tool.extend_context.family import SHOWN, Positions, positions_of
 from emb_tool.extend_context.job import ExtendJob
 from emb_tool.extend_context.limits import set_lengths, stated_lengths
-from emb_tool.extend_context.logn import by_function, by_weights
-from emb_tool.extend_context.rotary import Rotary
+from emb_tool.extend_context.logn import logn_attention, logn_weights
+from emb_tool.extend_context.rotary import RotaryPositions
 from emb_tool.plan import Plan, Step
 from emb_tool.progress import Progress
 
@@ -57,17 +57,17 @@ class Setup:
         return dev.Tasks(self.job.dev, self.job.eval, parse)
 
     @cached_property
-    def context(self) -> Context:
+    def context(self) -> ExtensionContext:
         """From where to where.
 
         Raises:
-            Refused: See `original_length`; a target that is no extension.
+            InvalidInput: See `original_length`; a target that is no extension.
         """
         original, target = original_length(self.checkpoint, self.positions, self.job), self.job.to
         limit = self.checkpoint.layout.max_length
         if target <= original:
             reads = f", and reads {limit:,}" if limit and limit < original else ""
-            raise Refused(
+            raise InvalidInput(
                 f"--to {target}: {self.checkpoint.name} was trained at {original:,} tokens{reads}",
                 "a higher number lengthens it"
                 + (
@@ -76,26 +76,26 @@ class Setup:
                     else ""
                 ),
             )
-        return Context(self.positions, original, target, limit, tuned=bool(self.job.tune))
+        return ExtensionContext(self.positions, original, target, limit, tuned=bool(self.job.tune))
 
-    def draft(self) -> Draft:
+    def draft(self) -> CheckpointEditor:
         """What will be written.
 
         Raises:
-            Refused: The method does not serve such positions or such lengths, short inputs cannot
-                be kept, the model is packed or lengthened already.
+            InvalidInput: The method does not serve such positions or such lengths, short inputs
+                cannot be kept, the model is packed or lengthened already.
         """
         self._refuse()
-        draft, method = Draft.of(self.checkpoint), self.method
+        draft, method = CheckpointEditor.of(self.checkpoint), self.method
         if self.keeps_short or not self.job.preserve_short:
             method.extend(draft, self.context)
         else:
-            assert isinstance(method, Rotary)
+            assert isinstance(method, RotaryPositions)
             method.carried(draft, self.context)
         if self.job.logn == "exact":
-            by_function(draft, self.context)
+            logn_attention(draft, self.context)
         elif self.job.logn == "constant":
-            by_weights(draft, self.context)
+            logn_weights(draft, self.context)
         set_lengths(draft, self.context.target)
         draft.notes.append(
             f"a text of {self.context.target:,} tokens needs about {self.memory / 1e6:,.0f} MB "
@@ -109,28 +109,28 @@ class Setup:
         if kind not in method.kinds:
             table = registry.methods("extend-context")
             able = [n for n in table if kind in _kinds(n)]
-            raise Refused(
+            raise InvalidInput(
                 f"-m {method.name}: {self.checkpoint.name} has {SHOWN[kind]}, which it cannot"
                 " lengthen",
                 f"for these: {', '.join(able)}",
             )
         if self.job.preserve_short and self.job.logn == "constant":
-            raise Refused(
+            raise InvalidInput(
                 "--preserve-short: --logn constant scales short inputs, too", "use --logn exact"
             )
         if self.job.preserve_short and not self.keeps_short and not self._carries:
-            raise Refused(
+            raise InvalidInput(
                 f"--preserve-short: -m {method.name} moves every position of such a model",
                 "rp and hierarchical keep short inputs as they were, pi does with emb_tool.hub",
             )
         config, layout = self.checkpoint.config, self.checkpoint.layout
         if config.get("quantization_config"):
-            raise Refused(
+            raise InvalidInput(
                 f"{self.checkpoint.name} is packed or quantised",
                 "lengthen the plain model, then compress it",
             )
         if needs_hub(config, layout):
-            raise Refused(
+            raise InvalidInput(
                 f"{self.checkpoint.name} is lengthened already",
                 "begin with the model it was made of",
             )
@@ -138,7 +138,9 @@ class Setup:
     @cached_property
     def memory(self) -> int:
         """Bytes that one text of the target length needs beside the weights."""
-        return memory(self.checkpoint.config, self.context.target, self.positions.family.eager)
+        return attention_bytes(
+            self.checkpoint.config, self.context.target, self.positions.family.eager
+        )
 
     @property
     def keeps_short(self) -> bool:
@@ -150,7 +152,7 @@ class Setup:
     @property
     def _carries(self) -> bool:
         """Whether the method can leave short inputs as they were, by other means."""
-        return isinstance(self.method, Rotary) and self.positions.kind in self.method.kinds
+        return isinstance(self.method, RotaryPositions) and self.positions.kind in self.method.kinds
 
     def plan(self) -> Plan:
         """Every refusal that headers, settings and local files can give."""
@@ -159,22 +161,22 @@ class Setup:
         model = self.checkpoint
         check_prompt(model.layout, self.job.prompt_name, model.name, unused)
         if "-" in self.job.texts:
-            raise Refused("--texts -: they are read after the work, not before", "name a file")
+            raise InvalidInput("--texts -: they are read after the work, not before", "name a file")
         scan(sources, TextOptions.of(self.job))
         if self.job.dev and not self.job.tune:
-            raise Refused("--dev chooses a state of --tune, and there is none", "leave it out")
+            raise InvalidInput("--dev chooses a state of --tune, and there is none", "leave it out")
         self.tasks.check(self.progress.warn)
         draft = self.draft()
         if self.job.tune:
             if self.positions.kind != "learned":
-                raise Refused(
+                raise InvalidInput(
                     f"--tune: -m {self.method.name} adds nothing that could be trained",
                     "it is for the added rows of learned positions",
                 )
             name = self.positions.table
             assert name is not None
             if draft.spec(name) == self.checkpoint.tensors[name]:
-                raise Refused(
+                raise InvalidInput(
                     f"--tune: -m {self.method.name} adds no rows", "rp, hierarchical, gp, pi do"
                 )
         if (limit := self.context.limit or 0) > self.context.target:
@@ -213,13 +215,14 @@ def original_length(checkpoint: Checkpoint, positions: Positions, job: ExtendJob
     """Tokens that a model was trained at: the table's rows, or what every file agrees on.
 
     Raises:
-        Refused: They do not agree and the user does not say; the user says more than the table.
+        InvalidInput: They do not agree and the user does not say; the user says more than the
+            table.
     """
     given, name = job.original_length, checkpoint.name
     if positions.kind == "learned":
         rows = positions.rows - positions.first
         if given and given > rows:
-            raise Refused(
+            raise InvalidInput(
                 f"--original-length {given}: the table of positions of {name} has {rows} rows",
                 f"at most {rows}",
             )
@@ -229,14 +232,14 @@ def original_length(checkpoint: Checkpoint, positions: Positions, job: ExtendJob
     said = stated_lengths(checkpoint)
     least = min(said.values(), default=None)
     if least is None:
-        raise Refused(
+        raise InvalidInput(
             f"{name}: no file says at what length it was trained",
             "say it with --original-length N",
         )
     stated = said.get("max_position_embeddings", least)
     if least < stated:
         told = ", ".join(f"{key} {value:,}" for key, value in said.items())
-        raise Refused(
+        raise InvalidInput(
             f"{name}: at what length it was trained cannot be told from its files ({told})",
             "say it with --original-length N; the model's card has it",
         )

@@ -17,19 +17,19 @@ import torch
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.corpus import Corpus, check_parts
 from emb_tool.data.text_options import TextOptions
-from emb_tool.editing import Draft
-from emb_tool.evaluate.length_baselines import Windows
+from emb_tool.editing import CheckpointEditor
+from emb_tool.evaluate.length_baselines import WindowedEncoder
 from emb_tool.evaluate.sharded_encoding import encode_together
 from emb_tool.evaluate.task import Task
-from emb_tool.extend_context.base import Context
+from emb_tool.extend_context.base import ExtensionContext
 from emb_tool.extend_context.job import ExtendJob
 from emb_tool.model.encoder import Encoder
 from emb_tool.progress import Progress
-from emb_tool.training.finetune import Tune, tune
+from emb_tool.training.finetune import FinetuneJob, tune
 from emb_tool.training.store import VectorStore
 from emb_tool.training.targets import gather_targets
 from emb_tool.training.teacher import CheckpointTeacher
-from emb_tool.training.vector_space import Space
+from emb_tool.training.vector_space import EmbeddingCacheKey
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from emb_tool.training.loop import Trainer
 
 
-class Skips:
+class PoSEPositions:
     """Positions with a gap: a text's beginning stays, the rest stands further on (PoSE).
 
     Tokens before a place c keep their positions, those from c on get u more, c uniform within the
@@ -57,7 +57,7 @@ class Skips:
         step: The step that training is at.
     """
 
-    def __init__(self, encoder: Encoder, context: Context, seed: int) -> None:
+    def __init__(self, encoder: Encoder, context: ExtensionContext, seed: int) -> None:
         self.context, self.seed = context, seed
         self.step: Callable[[], int] = lambda: 0
         self._measured = False
@@ -113,12 +113,12 @@ class WindowTeacher(CheckpointTeacher):
 
     shard_texts = 256
 
-    def __init__(self, encoder: Encoder, context: Context, prompt: str) -> None:
+    def __init__(self, encoder: Encoder, context: ExtensionContext, prompt: str) -> None:
         super().__init__(encoder, query_prompt=prompt, document_prompt=prompt)
-        self._windows, self._prompt = Windows(encoder, *context.span), prompt
+        self._windows, self._prompt = WindowedEncoder(encoder, *context.span), prompt
         self._span = context.span
 
-    def space(self, role: str) -> Space:
+    def space(self, role: str) -> EmbeddingCacheKey:
         """That of the model, but for the windows."""
         own, (original, target) = super().space(role), self._span
         return replace(own, pooling=f"{own.pooling}+even windows of {original}", max_length=target)
@@ -133,7 +133,7 @@ class WindowTeacher(CheckpointTeacher):
 def tune_positions(
     folder: Path,
     original: Checkpoint,
-    context: Context,
+    context: ExtensionContext,
     job: ExtendJob,
     state: Path,
     runtime: Runtime,
@@ -192,7 +192,7 @@ def tune_positions(
     end = context.positions.first + context.original
     table.weight.requires_grad_(True)
     table.weight.register_hook(lambda gradient: gradient.index_fill(0, _count(end, gradient), 0))
-    skips = Skips(student, context, job.seed)
+    skips = PoSEPositions(student, context, job.seed)
     table.register_forward_pre_hook(skips)
 
     def encode(texts: Sequence[str]) -> np.ndarray:
@@ -203,7 +203,9 @@ def tune_positions(
         skips.step = lambda: trainer.outcome.steps
 
     # decay would move rows that no gradient reaches
-    method = Tune(epochs=job.epochs, lr=job.lr, batch_tokens=job.batch_tokens, weight_decay=0.0)
+    method = FinetuneJob(
+        epochs=job.epochs, lr=job.lr, batch_tokens=job.batch_tokens, weight_decay=0.0
+    )
     outcome = tune(
         student, corpus, targets, prompt, method, runtime, state / "tune", progress, encode, watch,
         dev,
@@ -213,7 +215,7 @@ def tune_positions(
     assert name is not None
 
     def replace_files() -> None:
-        draft = Draft.of(checkpoint)
+        draft = CheckpointEditor.of(checkpoint)
         draft.map(name, draft.spec(name), lambda old: trained.to(old))
         tuned = state / "tuned"
         shutil.rmtree(tuned, ignore_errors=True)

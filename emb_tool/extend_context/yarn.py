@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from emb_tool.extend_context.rotary import Rotary
+from emb_tool.extend_context.rotary import RotaryPositions
 
 if TYPE_CHECKING:
     from emb_tool.ops.rotary import Frequencies, Rope
 
 
-class Yarn(Rotary):
+class Yarn(RotaryPositions):
     """f_j between θ^(-2j/d) and that by s, by how often a pair turns; logits times factor²."""
 
     name: ClassVar[str] = "yarn"

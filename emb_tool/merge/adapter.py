@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emb_tool.checkpoint.elements import FLOATS, Files, FileTensor
+from emb_tool.checkpoint.elements import FLOATS, FileTensor, OpenFiles
 from emb_tool.checkpoint.files import read_json, sha256
 from emb_tool.checkpoint.header import read_header
 from emb_tool.checkpoint.layout import Layout, read_layout
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.checkpoint.source import locate
+from emb_tool.checkpoint.source import resolve_source
 from emb_tool.checkpoint.weight_files import find_weights
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.merge.lora import MERGE_BY_PEFT, read_lora
 from emb_tool.merge.tensor_names import PREFIXES, canonical
 from emb_tool.plan import TensorSpec
@@ -58,7 +58,7 @@ class Adapter(Checkpoint):
         base: What it was trained on.
 
     Raises:
-        Refused: Adapters that are more than low-rank matrices.
+        InvalidInput: Adapters that are more than low-rank matrices.
     """
 
     def __init__(self, folder: Path, name: str, base: Checkpoint) -> None:
@@ -92,7 +92,7 @@ class Adapter(Checkpoint):
         """Bytes of the adapter alone."""
         return (self.folder / WEIGHTS).stat().st_size
 
-    def source(self, stored: str, short: str, files: Files) -> FileTensor | LowRank:
+    def source(self, stored: str, short: str, files: OpenFiles) -> FileTensor | LowRank:
         """One of its main tensors.
 
         Args:
@@ -138,14 +138,14 @@ def open_model(name: str, base: Checkpoint | None) -> Checkpoint:
     """A model, or an adapter of the base.
 
     Raises:
-        Refused: As `Checkpoint.open`; an adapter without a base.
+        InvalidInput: As `Checkpoint.open`; an adapter without a base.
     """
-    path = locate(name)
+    path = resolve_source(name)
     if not (path.is_dir() and (path / WEIGHTS).is_file()):
         return Checkpoint.open(name)
     if base is None or base.path.is_file():
         stated = (read_json(path, CONFIG) or {}).get("base_model_name_or_path")
-        raise Refused(
+        raise InvalidInput(
             f"{name} is an adapter: it needs the model that it was trained on",
             f"add --base {stated or 'MODEL'}",
         )
@@ -164,7 +164,7 @@ def _factors(folder: Path, name: str, base: Checkpoint) -> dict[str, Factors]:
     """Canonical name of a matrix to its change."""
     config = read_json(folder, CONFIG)
     if config is None:
-        raise Refused(f"{name}: {WEIGHTS} without {CONFIG}", "copy it from where it came from")
+        raise InvalidInput(f"{name}: {WEIGHTS} without {CONFIG}", "copy it from where it came from")
     lora = read_lora(config, name)
     shorts = canonical(base.tensors)
     found: dict[str, Factors] = {}
@@ -173,28 +173,28 @@ def _factors(folder: Path, name: str, base: Checkpoint) -> dict[str, Factors]:
         if short not in shorts and module.partition(".")[0] in PREFIXES:
             short = short.partition(".")[2]  # it was trained on a class with a head
         if set(halves) != {"A", "B"} or short not in shorts:
-            raise Refused(
+            raise InvalidInput(
                 f"{name}: {module} is no matrix of {base.name}, or half of it is missing", _BASE
             )
         made = Factors(halves["A"], halves["B"], lora.scaling_of(module), is_table)
         stated, rank, other = lora.rank_of(module), made.a.shape[0], made.b.shape[1]
         if not stated == rank == other:
-            raise Refused(
+            raise InvalidInput(
                 f"{name}: {module} has factors of rank {rank} and {other}, adapter_config.json"
                 f" states {stated}",
                 "take both files from one version of the adapter",
             )
         shape = base.tensors[shorts[short]].shape
         if made.shape != shape:
-            raise Refused(
+            raise InvalidInput(
                 f"{name}: {module} changes a matrix of {list(made.shape)}, {base.name} has"
                 f" {list(shape)}",
                 _BASE,
             )
         if short in found:
-            raise Refused(f"{name}: {short} of {base.name} is changed twice", MERGE_BY_PEFT)
+            raise InvalidInput(f"{name}: {short} of {base.name} is changed twice", MERGE_BY_PEFT)
         if not is_table and shape[0] == shape[1] and _has_transposed(base):
-            raise Refused(
+            raise InvalidInput(
                 f"{name}: {base.name} stores matrices as (in, out), so that the square {short} does"
                 " not tell which side is which",
                 MERGE_BY_PEFT,
@@ -209,11 +209,11 @@ def _halves(folder: Path, name: str) -> dict[tuple[str, bool], dict[str, TensorS
     for key, spec in read_header(folder / WEIGHTS).tensors.items():
         match = _KEY.fullmatch(key)
         if not match or spec.dtype not in FLOATS or len(spec.shape) != 2:
-            raise Refused(f"{name}: {key} is not half of a low-rank matrix", MERGE_BY_PEFT)
+            raise InvalidInput(f"{name}: {key} is not half of a low-rank matrix", MERGE_BY_PEFT)
         half = match["half"] or match["table_half"]
         halves = found.setdefault((match["module"], match["half"] is None), {})
         if half in halves:
-            raise Refused(
+            raise InvalidInput(
                 f"{name}: {halves[half].name} and {key} are of two adapters",
                 "save them apart: model.save_pretrained(OUT) of peft makes a folder of each",
             )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emb_tool.checkpoint.elements import FLOATS, widest
+from emb_tool.checkpoint.elements import FLOATS, promote_dtypes
 from emb_tool.checkpoint.files import write_json
 from emb_tool.checkpoint.layout import Layout, write_layout
 from emb_tool.checkpoint.reader import copy_side_files
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def write_side_files(setup: Setup, folder: Path) -> None:
+def write_aux_files(setup: Setup, folder: Path) -> None:
     """Everything but weights: tokenizer, config, modules."""
     if setup.is_bare:
         return
-    copy_side_files(setup.taken_from("tokenizer"), folder)
+    copy_side_files(setup.copied_from("tokenizer"), folder)
     config: Mapping[str, Any] = config_of(setup)
     if config:
         write_json(folder / "config.json", config)
@@ -33,22 +33,22 @@ def write_side_files(setup: Setup, folder: Path) -> None:
 
 def config_of(setup: Setup) -> dict[str, Any]:
     """`config.json` as it is written: with the dtype that the weights have."""
-    config = dict(setup.taken_from("config").config)
+    config = dict(setup.copied_from("config").config)
     dtypes = {slot.spec.dtype for slot in setup.slots if not slot.part} & set(FLOATS)
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     if dtypes and key in config:
-        config[key] = _DTYPES[widest(dtypes)]
+        config[key] = _DTYPES[promote_dtypes(dtypes)]
     return config
 
 
 def layout_of(setup: Setup) -> Layout:
     """The modules as they are written."""
-    modules = setup.taken_from("modules").layout
-    pooling = setup.taken_from("pooling").layout
+    modules = setup.copied_from("modules").layout
+    pooling = setup.copied_from("pooling").layout
     chosen = tuple(
         (pooling.find("Pooling") or m) if m.kind == "Pooling" else m for m in modules.modules
     )
-    prompts = setup.taken_from("prompts").layout
+    prompts = setup.copied_from("prompts").layout
     return replace(
         modules,
         modules=chosen,
@@ -56,6 +56,6 @@ def layout_of(setup: Setup) -> Layout:
         default_prompt_name=prompts.default_prompt_name,
         pooling=pooling.pooling,
         include_prompt=pooling.include_prompt,
-        max_length=setup.taken_from("max_length").layout.max_length,
-        similarity=setup.taken_from("similarity").layout.similarity,
+        max_length=setup.copied_from("max_length").layout.max_length,
+        similarity=setup.copied_from("similarity").layout.similarity,
     )

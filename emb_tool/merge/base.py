@@ -20,8 +20,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from pydantic import Field
 
-from emb_tool.errors import Refused
-from emb_tool.fields import Show
+from emb_tool.errors import InvalidInput
+from emb_tool.fields import FlagInfo
 from emb_tool.merge.weights import Weights
 from emb_tool.method import Method
 
@@ -59,7 +59,7 @@ Rule = int | Callable[[Block], np.ndarray]
 """The merged elements of a block, float64; or the number of an input that is copied bit by bit."""
 
 
-class Tensor(Protocol):
+class MergeTensor(Protocol):
     """One tensor of the merge, in all inputs.
 
     Attributes:
@@ -141,20 +141,22 @@ class Merge(Method):
             base: The base.
 
         Raises:
-            Refused: See `needs_base`, `most`; a weight for a model that is not there.
+            InvalidInput: See `needs_base`, `most`; a weight for a model that is not there.
         """
         if self.needs_base and base is None:
-            raise Refused(
+            raise InvalidInput(
                 f"{self.name} works on task vectors, the differences from a base, and there is"
                 " no base",
                 "add --base MODEL, the model that the others were trained from",
             )
         if len(names) < 2 and base is None:
-            raise Refused("one model alone is nothing to merge", "name two or more, or a --base")
+            raise InvalidInput(
+                "one model alone is nothing to merge", "name two or more, or a --base"
+            )
         if len(names) < self.least:
-            raise Refused(f"{self.name} takes {self.least} models or more", "name another one")
+            raise InvalidInput(f"{self.name} takes {self.least} models or more", "name another one")
         if self.most is not None and len(names) > self.most:
-            raise Refused(
+            raise InvalidInput(
                 f"{self.name} takes {self.most} models, not {len(names)}",
                 "merge more of them with karcher or linear",
             )
@@ -169,7 +171,7 @@ class Merge(Method):
         found = self.default_weights(count) if found is None else found
         return found / found.sum() if self.averages else found
 
-    def begin(self, tensors: Sequence[Tensor]) -> Callable[[Tensor], Rule]:
+    def begin(self, tensors: Sequence[MergeTensor]) -> Callable[[MergeTensor], Rule]:
         """What gives each tensor its rule; who looks at the whole model first does it here.
 
         Args:
@@ -177,7 +179,7 @@ class Merge(Method):
         """
         return self.rule
 
-    def rule(self, tensor: Tensor) -> Rule:
+    def rule(self, tensor: MergeTensor) -> Rule:
         """How one tensor is merged."""
         raise NotImplementedError
 
@@ -193,11 +195,11 @@ class Averaging(Merge):
             description="share of each model, as .5,.3,.2; for layers and names, too: "
             ".5,.5;0-5:.7,.3;*pooler*:1,0 [the same for all]"
         ),
-        Show(metavar="SHARE,..."),
+        FlagInfo(metavar="SHARE,..."),
     ] = None
 
 
-class OnTaskVectors(Merge):
+class TaskVectorMerge(Merge):
     """A method that adds weighted task vectors to the base."""
 
     needs_base: ClassVar[bool] = True
@@ -208,7 +210,7 @@ class OnTaskVectors(Merge):
             description="factor of each task vector, as 1,.5; for layers and names, too: "
             "1,1;0-5:1,.5;*pooler*:1,0 [1]"
         ),
-        Show(metavar="FACTOR,..."),
+        FlagInfo(metavar="FACTOR,..."),
     ] = None
     scale: Annotated[float, Field(description="factor on the merged task vector")] = 1.0
 

@@ -8,12 +8,12 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from emb_tool.merge.base import Block, OnTaskVectors, Rule, Tensor, mix
-from emb_tool.merge.ties import keys
-from emb_tool.merge.top_k import Cut, largest, magnitude_keys
+from emb_tool.merge.base import Block, MergeTensor, Rule, TaskVectorMerge, mix
+from emb_tool.merge.ties import threshold_keys
+from emb_tool.merge.top_k import MagnitudeThreshold, largest_k, magnitude_keys
 
 
-class Breadcrumbs(OnTaskVectors):
+class Breadcrumbs(TaskVectorMerge):
     """Davari and Belilovsky, section 3; masks are made for each tensor, nothing is rescaled."""
 
     name: ClassVar[str] = "breadcrumbs"
@@ -26,16 +26,18 @@ class Breadcrumbs(OnTaskVectors):
         float, Field(ge=0, le=1, description="share of the largest ones left out before that")
     ] = 0.01
 
-    def rule(self, tensor: Tensor) -> Rule:
+    def rule(self, tensor: MergeTensor) -> Rule:
         """One pass for the thresholds as a rule, one for the merge."""
         top = floor(self.outliers * tensor.size)
         both = min(tensor.size, top + floor(self.density * tensor.size))
-        cuts = largest(tensor, keys, [[top, both]] * len(tensor.weights))
+        cuts = largest_k(tensor, threshold_keys, [[top, both]] * len(tensor.weights))
         shares = self.scale * tensor.weights
         return lambda block: breadcrumbs(block, cuts, shares)
 
 
-def breadcrumbs(block: Block, cuts: list[list[Cut]], shares: np.ndarray) -> np.ndarray:
+def breadcrumbs(
+    block: Block, cuts: list[list[MagnitudeThreshold]], shares: np.ndarray
+) -> np.ndarray:
     """theta_0 + sum_i c_i m_i (theta_i - theta_0), m_i the band of magnitudes between two cuts."""
     banded = []
     for delta, (top, both) in zip(block.deltas, cuts, strict=True):

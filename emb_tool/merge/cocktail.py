@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from emb_tool.merge.weight_search import Finding, Found, average
+from emb_tool.merge.weight_search import SearchResult, WeightSearch, linear_method
 from emb_tool.report import Table
 
 if TYPE_CHECKING:
-    from emb_tool.merge.evaluator import Bench
+    from emb_tool.merge.evaluator import MergeEvaluator
 
 
-class Cocktail(Finding):
+class Cocktail(WeightSearch):
     """w_i = exp(-L_i / T) / sum_j exp(-L_j / T), by the model's own pooling, prompts and modules.
 
     L_i is the model's mean InfoNCE on the pairs (or its squared distance to a teacher's vectors).
@@ -37,7 +37,7 @@ class Cocktail(Finding):
     negatives: Annotated[int, Field(ge=0, description="hard negatives taken of each pair")] = 7
     batch: Annotated[int, Field(ge=2, description="pairs told from one another at a time")] = 32
 
-    def find(self, bench: Bench) -> Found:
+    def find(self, bench: MergeEvaluator) -> SearchResult:
         """The loss of every model alone."""
         from emb_tool.merge.probe import mean_loss
         from emb_tool.merge.selection import softmax_of_losses
@@ -54,6 +54,8 @@ class Cocktail(Finding):
         rows = [
             [n, f"{x:.4f}", f"{w:.4f}"] for (n, x), w in zip(named.items(), weights, strict=True)
         ]
-        return Found(
-            average(weights), {"losses": named}, Table("shares", ["model", "loss", "weight"], rows)
+        return SearchResult(
+            linear_method(weights),
+            {"losses": named},
+            Table("shares", ["model", "loss", "weight"], rows),
         )

@@ -7,12 +7,12 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from emb_tool.merge.base import Block, OnTaskVectors, Rule, Tensor, mix
-from emb_tool.merge.random_bits import bernoulli, key_of
+from emb_tool.merge.base import Block, MergeTensor, Rule, TaskVectorMerge, mix
+from emb_tool.merge.random_bits import bernoulli, rng_key
 from emb_tool.merge.sign_consensus import disjoint_mean
 
 
-class Dare(OnTaskVectors):
+class Dare(TaskVectorMerge):
     """Yu et al., section 3.2; masks depend on seed, model, tensor and place alone."""
 
     name: ClassVar[str] = "dare"
@@ -26,9 +26,9 @@ class Dare(OnTaskVectors):
         Field(description="sum the task vectors, or elect signs and average those that agree"),
     ] = "linear"
 
-    def rule(self, tensor: Tensor) -> Rule:
+    def rule(self, tensor: MergeTensor) -> Rule:
         """One pass."""
-        random = [key_of("dare", tensor.seed, i, tensor.name) for i in range(len(tensor.weights))]
+        random = [rng_key("dare", tensor.seed, i, tensor.name) for i in range(len(tensor.weights))]
 
         def merged(block: Block) -> np.ndarray:
             kept = [

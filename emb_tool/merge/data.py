@@ -10,7 +10,7 @@ from emb_tool.data.corpus import FEW_TEXTS
 from emb_tool.data.pairs import read_pairs
 from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import hashes, scan
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.evaluate import dev
 from emb_tool.merge.base import Merge
 
@@ -22,7 +22,7 @@ DATA = ("dev", "pairs", "texts", "teacher")
 """Settings of a job that a search looks at; a recipe with the weights found has none of them."""
 
 
-class Data:
+class MergeData:
     """What a job names to look at, before any model is opened.
 
     Args:
@@ -53,16 +53,18 @@ class Data:
         given = [name for name in DATA if getattr(job, name)]
         told = " or ".join(f"--{name}" for name in looks_at)
         if method.needs_data and not set(given) & set(looks_at):
-            raise Refused(f"{method.name} looks at data, and there is none", f"give {told}")
+            raise InvalidInput(f"{method.name} looks at data, and there is none", f"give {told}")
         wanted = {*looks_at, "teacher"} if looks_at else set()
         for name in given:
             if name not in wanted:
                 hint = f"it looks at {told}" if looks_at else "leave it out"
-                raise Refused(f"{method.name} does not look at --{name}", hint)
+                raise InvalidInput(f"{method.name} does not look at --{name}", hint)
         if "texts" in given and "pairs" in given:
-            raise Refused("--texts and --pairs: give one of them", "pairs have labels, texts none")
+            raise InvalidInput(
+                "--texts and --pairs: give one of them", "pairs have labels, texts none"
+            )
         if "texts" in given and method.finds_weights and not job.teacher:
-            raise Refused(
+            raise InvalidInput(
                 f"{method.name} on --texts needs vectors to come near to",
                 "name their model with --teacher, or give --pairs",
             )
@@ -99,7 +101,7 @@ class Data:
         method = cast(Merge, self.job.method)
         least = method.least_examples(len(self.job.models))
         if count < least:
-            raise Refused(
+            raise InvalidInput(
                 f"{flag}: {count} examples do not determine what {method.name} learns of"
                 f" {len(self.job.models)} models",
                 f"give at least {least}, better some hundred",

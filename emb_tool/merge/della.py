@@ -7,12 +7,12 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from emb_tool.merge.base import Block, OnTaskVectors, Rule, Tensor
+from emb_tool.merge.base import Block, MergeTensor, Rule, TaskVectorMerge
 from emb_tool.merge.dare import combined
-from emb_tool.merge.random_bits import bernoulli, key_of
+from emb_tool.merge.random_bits import bernoulli, rng_key
 
 
-class Della(OnTaskVectors):
+class Della(TaskVectorMerge):
     """Deep et al., section 3.1 (MagPrune); rows are those of the matrix, a vector is one row."""
 
     name: ClassVar[str] = "della"
@@ -41,10 +41,10 @@ class Della(OnTaskVectors):
             )
         return self
 
-    def rule(self, tensor: Tensor) -> Rule:
+    def rule(self, tensor: MergeTensor) -> Rule:
         """One pass."""
         columns = int(np.prod(tensor.shape[1:])) if len(tensor.shape) > 1 else tensor.size
-        random = [key_of("della", tensor.seed, i, tensor.name) for i in range(len(tensor.weights))]
+        random = [rng_key("della", tensor.seed, i, tensor.name) for i in range(len(tensor.weights))]
 
         def merged(block: Block) -> np.ndarray:
             kept = []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from emb_tool.merge.mixture import Mixture
-from emb_tool.merge.positions import direction, even
+from emb_tool.merge.positions import direction, uniform_position
 from emb_tool.merge.probe import Probe, batches
 
 CHECKED = 8
@@ -70,7 +70,7 @@ def descend(
         them positive, and by Adam, which needs no rate of its own for each loss).
     """
     gram = torch.from_numpy(mixture.gram())
-    ratios, scale = even(gram)
+    ratios, scale = uniform_position(gram)
     free = torch.cat([ratios.log(), torch.tensor([scale], dtype=torch.float64).log()])
     free.requires_grad_()
     optimizer = torch.optim.Adam([free], lr=lr, betas=(0.9, 0.95))
@@ -82,11 +82,11 @@ def descend(
         with torch.no_grad():
             return float(np.mean([float(probe.loss(batch)) for batch in order[:CHECKED]]))
 
-    before = check(place(gram, free.detach()))
+    before = check(coefficients_of(gram, free.detach()))
     for step, indices in enumerate(order):
         for group in optimizer.param_groups:
             group["lr"] = lr * 0.5 * (1 + cos(pi * step / steps))
-        coefficients = place(gram, free)
+        coefficients = coefficients_of(gram, free)
         mixture.set(coefficients.detach().numpy())
         mixture.encoder.model.zero_grad(set_to_none=True)
         loss = probe.loss(indices)
@@ -102,7 +102,7 @@ def descend(
         progress(1)
     mean = torch.stack(tail).mean(0)
     found = mean[:-1].exp()
-    coefficients = place(gram, mean)
+    coefficients = coefficients_of(gram, mean)
     return Position(
         coefficients.numpy(),
         (found / found.mean()).numpy(),
@@ -112,6 +112,6 @@ def descend(
     )
 
 
-def place(gram: Tensor, free: Tensor) -> Tensor:
+def coefficients_of(gram: Tensor, free: Tensor) -> Tensor:
     """(N,) coefficients λ u(a) of (N + 1,) logarithms of a and λ."""
     return free[-1].exp() * direction(gram, free[:-1].exp())

@@ -12,7 +12,7 @@ import numpy as np
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.text_options import TextOptions
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.evaluate import dev
 from emb_tool.merge.linear import Linear
 from emb_tool.merge.weights import Weights
@@ -20,7 +20,7 @@ from emb_tool.merge.write import write_merge
 from emb_tool.progress import Progress, Task
 
 if TYPE_CHECKING:
-    from emb_tool.evaluate.model_pair import Pair
+    from emb_tool.evaluate.model_pair import ModelPair
     from emb_tool.merge.mixture import Mixture
     from emb_tool.merge.probe import Probe
     from emb_tool.merge.setup import Setup
@@ -30,7 +30,7 @@ FRAME = ("frame", "frame-state")
 """Folders of the copy that the running model is opened from."""
 
 
-class Bench:
+class MergeEvaluator:
     """Where mixes are tried.
 
     Args:
@@ -75,22 +75,22 @@ class Bench:
             shutil.rmtree(self.state / name, ignore_errors=True)
 
     @cached_property
-    def _reference(self) -> Pair | None:
-        from emb_tool.evaluate.model_pair import Pair
+    def _reference(self) -> ModelPair | None:
+        from emb_tool.evaluate.model_pair import ModelPair
         from emb_tool.model.encoder import Encoder
 
         if not self.job.teacher or not any(
             task.needs_reference for task in self.setup.data.tasks.dev
         ):
             return None
-        return Pair.of(Encoder.open(self.job.teacher, self.runtime), self.job.teacher)
+        return ModelPair.of(Encoder.open(self.job.teacher, self.runtime), self.job.teacher)
 
     def score(self, coefficients: np.ndarray) -> float:
         """What a mix is worth: the mean of the main figures of the tasks of --dev."""
-        from emb_tool.evaluate.model_pair import Pair
+        from emb_tool.evaluate.model_pair import ModelPair
 
         self.mixture.set(coefficients)
-        mix = Pair.of(self.mixture.encoder, "mix")
+        mix = ModelPair.of(self.mixture.encoder, "mix")
         worth, figures = dev.mean_figure(self.setup.data.tasks.dev, mix, self._reference)
         self.tried.append((np.array(coefficients), figures, worth))
         shown = ", ".join(f"{c:.3g}" for c in coefficients)
@@ -106,7 +106,7 @@ class Bench:
             return PairProbe(encoder, self.setup.data.pairs, temperature, negatives)
         texts, targets = self.taught()
         if targets.shape[1] != encoder.dim:
-            raise Refused(
+            raise InvalidInput(
                 f"--teacher {self.job.teacher} has vectors of {targets.shape[1]} numbers, the"
                 f" models of {encoder.dim}",
                 "take the teacher that they were aligned to, or give --pairs",

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from emb_tool.merge.base import Block, Rule, Tensor
-from emb_tool.merge.statistics import Statistical, batches
+from emb_tool.merge.base import Block, MergeTensor, Rule
+from emb_tool.merge.statistics import StatisticsMerge, batches
 
 if TYPE_CHECKING:
     import torch
 
-    from emb_tool.merge.evaluator import Bench
+    from emb_tool.merge.evaluator import MergeEvaluator
 
 FLOOR = 1e-6
 """Added to every element of a Fisher diagonal of mean 1: where no model uses an element, they are
@@ -22,7 +22,7 @@ averaged by their weights alone."""
 BATCH_TOKENS = 2048
 
 
-class Fisher(Statistical):
+class Fisher(StatisticsMerge):
     """theta = sum_i w_i F_i theta_i / sum_i w_i F_i, element by element.
 
     F_i is the diagonal of the Fisher information of a normal distribution around the model's vector
@@ -36,11 +36,11 @@ class Fisher(Statistical):
     kind: ClassVar[str] = "fisher"
     takes_base: ClassVar[bool] = False
 
-    def gather(self, bench: Bench) -> Mapping[str, torch.Tensor]:
+    def gather(self, bench: MergeEvaluator) -> Mapping[str, torch.Tensor]:
         """F of the model at hand."""
         import torch
 
-        from emb_tool.ops.microbatches import in_parts_that_fit, parts_of, texts_of
+        from emb_tool.ops.microbatches import batch_size, retry_in_microbatches, split_batch
 
         mixture = bench.mixture
         encoder, device = mixture.encoder, bench.runtime.device
@@ -49,19 +49,21 @@ class Fisher(Statistical):
         with bench.watch("fisher", self.tokens, "tokens") as advance:
             parts = 1
             for features in batches(bench, self.tokens, BATCH_TOKENS):
-                shape = texts_of(features), encoder.dim
+                shape = batch_size(features), encoder.dim
                 noise = torch.randn(*shape, generator=generator).to(device)
 
                 def gradients(
                     count: int, features: dict[str, Any] = features, noise: torch.Tensor = noise
                 ) -> None:
                     encoder.model.zero_grad(set_to_none=True)
-                    parts = zip(parts_of(features, count), noise.tensor_split(count), strict=True)
+                    parts = zip(
+                        split_batch(features, count), noise.tensor_split(count), strict=True
+                    )
                     for part, signs in parts:
                         vectors = encoder.forward(part)
                         (vectors * signs.to(vectors.dtype)).sum().backward()
 
-                _, parts = in_parts_that_fit(gradients, features, bench.runtime, parts)
+                _, parts = retry_in_microbatches(gradients, features, bench.runtime, parts)
                 for name, held in mixture.parameters.items():
                     if held.grad is not None:
                         total[name] += held.grad.square()
@@ -71,7 +73,7 @@ class Fisher(Statistical):
         mean = sum(float(held.sum(dtype=torch.float64)) for held in total.values()) / count
         return {name: (held / (mean or 1.0)).float().cpu() for name, held in total.items()}
 
-    def rule(self, tensor: Tensor) -> Rule:
+    def rule(self, tensor: MergeTensor) -> Rule:
         """One pass, beside the statistics."""
         weights, held = tensor.weights, [files.get(tensor.name) for files in self._held]
 

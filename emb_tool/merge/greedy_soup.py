@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from emb_tool.merge.weight_search import Finding, Found, average, tried
+from emb_tool.merge.weight_search import SearchResult, WeightSearch, candidates_table, linear_method
 
 if TYPE_CHECKING:
-    from emb_tool.merge.evaluator import Bench
+    from emb_tool.merge.evaluator import MergeEvaluator
 
 
-class GreedySoup(Finding):
+class GreedySoup(WeightSearch):
     """Wortsman et al., recipe 1: every model alone, then N - 1 averages. Recorded as `linear`."""
 
     name: ClassVar[str] = "greedy-soup"
@@ -25,7 +25,7 @@ class GreedySoup(Finding):
         float, Field(ge=0, description="by how much the mean may fall for a model to be added")
     ] = 0.0
 
-    def find(self, bench: Bench) -> Found:
+    def find(self, bench: MergeEvaluator) -> SearchResult:
         """Measure, sort, add."""
         from emb_tool.merge.selection import greedy
 
@@ -39,4 +39,4 @@ class GreedySoup(Finding):
 
             weights = greedy(count, score, self.tolerance)
         chosen = [name for name, weight in zip(bench.names, weights, strict=True) if weight]
-        return Found(average(weights), {"chosen": chosen}, tried(bench))
+        return SearchResult(linear_method(weights), {"chosen": chosen}, candidates_table(bench))

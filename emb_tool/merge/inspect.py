@@ -13,18 +13,18 @@ from typing import ClassVar
 import numpy as np
 
 from emb_tool.checkpoint.elements import FLOATS
-from emb_tool.merge.base import Block, Tensor
+from emb_tool.merge.base import Block, MergeTensor
 from emb_tool.merge.job import MergeJob
-from emb_tool.merge.model_order import FAR
+from emb_tool.merge.model_order import MAX_DISTANCE
 from emb_tool.merge.setup import Setup
 from emb_tool.merge.sphere import gram
-from emb_tool.merge.stream import Slot, Stream, StreamedTensor
+from emb_tool.merge.stream import OutputTensor, Stream, StreamedTensor
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
 from emb_tool.runner import ReportRunner
 
 
-def products(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+def products(tensors: Sequence[MergeTensor]) -> list[np.ndarray]:
     """For each tensor the inner products of task vectors (or models), the base's square last.
 
     Without a base theta_i - mean(theta) stands for a task vector, and the mean for the base.
@@ -63,7 +63,7 @@ def inspect_models(job: MergeJob, progress: Progress, report: Report) -> None:
     """How the models of a job differ.
 
     Raises:
-        Refused: Models that have no tensors in common.
+        InvalidInput: Models that have no tensors in common.
     """
     setup = Setup(job, progress)
     setup.inspect()
@@ -104,7 +104,7 @@ def _lengths(
         share = float(length / lengths[-1]) if lengths[-1] else 0.0
         table.rows.append([name, f"{share:.4f}"])
         report.measures.append(Measure("relative distance", share, of=base, model=full))
-        if share > FAR:
+        if share > MAX_DISTANCE:
             progress.warn(
                 f"{full} is far from {base} ({share:.0%} of its length): is it a fine-tune of the"
                 " same model?"
@@ -128,7 +128,7 @@ def _cosines(names: list[str], whole: np.ndarray, report: Report) -> Table:
     return table
 
 
-def _layers(names: list[str], slots: Sequence[Slot], found: Sequence[np.ndarray]) -> Table:
+def _layers(names: list[str], slots: Sequence[OutputTensor], found: Sequence[np.ndarray]) -> Table:
     """Mean angle between two task vectors, and their relative length, by layer."""
     groups: dict[str, np.ndarray] = {}
     for slot, products_ in zip(slots, found, strict=True):

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import MethodJob
 from emb_tool.data.text_options import Delimiter, Header, TextField
-from emb_tool.fields import DATA, EVALUATION, METHOD, OUTPUT, REQUIRED, RUNNING, Show
+from emb_tool.fields import DATA, EVALUATION, METHOD, OUTPUT, REQUIRED, RUNNING, FlagInfo
 
 Names = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
@@ -30,12 +30,12 @@ class MergeJob(MethodJob):
             description="models of one family: folders, hub ids, LoRA adapters of the base, or "
             "bare .safetensors files",
         ),
-        Show(REQUIRED, "MODEL"),
+        FlagInfo(REQUIRED, "MODEL"),
     ]
     base: Annotated[
         str | None,
         Field(description="model that the others were trained from: task vectors"),
-        Show(DATA, "MODEL"),
+        FlagInfo(DATA, "MODEL"),
     ] = None
     take: Annotated[
         tuple[str, ...],
@@ -43,17 +43,17 @@ class MergeJob(MethodJob):
             description="where models differ, whose to take, counted from 0: pooling=1, "
             "prompts=0, config=0"
         ),
-        Show(METHOD, "PART=NUMBER"),
+        FlagInfo(METHOD, "PART=NUMBER"),
     ] = ()
     out_dtype: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
         Field(description="of the weights written; auto is the widest that is read"),
-        Show(OUTPUT),
+        FlagInfo(OUTPUT),
     ] = "auto"
     shard_mb: Annotated[
         int,
         Field(ge=1, description="MB of weights in one file at most; resumed file by file"),
-        Show(OUTPUT),
+        FlagInfo(OUTPUT),
     ] = 5000
     eval: Annotated[
         tuple[str, ...],
@@ -61,52 +61,52 @@ class MergeJob(MethodJob):
             description="task reported for the result and the inputs, which chooses nothing:"
             " sts:FILE, retrieval:DIR"
         ),
-        Show(EVALUATION, "TASK"),
+        FlagInfo(EVALUATION, "TASK"),
     ] = ()
     dev: Annotated[
         tuple[str, ...],
         Field(description="task that weights are chosen by: sts:FILE, retrieval:DIR"),
-        Show(METHOD, "TASK"),
+        FlagInfo(METHOD, "TASK"),
     ] = ()
     pairs: Annotated[
         tuple[str, ...],
         Field(description="jsonl of queries, positives and negatives that losses are taken on"),
-        Show(DATA, "PATH"),
+        FlagInfo(DATA, "PATH"),
     ] = ()
     texts: Annotated[
         tuple[str, ...],
         Field(description="texts for statistics, or to come near to the vectors of --teacher on"),
-        Show(DATA, "PATH"),
+        FlagInfo(DATA, "PATH"),
     ] = ()
     text_field: TextField = None
     delimiter: Delimiter = None
     header: Header = None
     limit: Annotated[
-        int | None, Field(ge=1, description="read this many texts at most"), Show(DATA)
+        int | None, Field(ge=1, description="read this many texts at most"), FlagInfo(DATA)
     ] = None
     teacher: Annotated[
         str | None,
         Field(description="model whose vectors of --texts are the goal"),
-        Show(DATA, "MODEL"),
+        FlagInfo(DATA, "MODEL"),
     ] = None
     store: Annotated[
         str | None,
         Field(description="folder of the teacher's vectors [user's cache folder]"),
-        Show(DATA, "PATH"),
+        FlagInfo(DATA, "PATH"),
     ] = None
     max_length: Annotated[
         int | None,
         Field(ge=2, description="tokens read of a text while data is looked at [the models']"),
-        Show(DATA),
+        FlagInfo(DATA),
     ] = None
     inspect: Annotated[
         bool,
         Field(description="merge nothing: print how the models differ, in weights and configs"),
-        Show(RUNNING),
+        FlagInfo(RUNNING),
     ] = False
-    output: Annotated[str | None, Field(description="folder to write"), Show(REQUIRED, "PATH")] = (
-        None
-    )
+    output: Annotated[
+        str | None, Field(description="folder to write"), FlagInfo(REQUIRED, "PATH")
+    ] = None
 
     @property
     def max_shard(self) -> int:

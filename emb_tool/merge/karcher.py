@@ -8,10 +8,10 @@ import numpy as np
 
 from emb_tool.merge.base import Averaging
 from emb_tool.merge.sphere import mean_shares
-from emb_tool.merge.spherical import ByAngles, refuse_negative
+from emb_tool.merge.spherical import SphericalAveraging, refuse_negative
 
 
-class Karcher(ByAngles, Averaging):
+class Karcher(SphericalAveraging, Averaging):
     """Karcher mean of directions, at the mean length; of task vectors where there is a base."""
 
     name: ClassVar[str] = "karcher"

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from emb_tool.merge.base import Averaging, Block, Rule, Tensor, mix, one_hot
+from emb_tool.merge.base import Averaging, Block, MergeTensor, Rule, mix, one_hot
 
 
 class Linear(Averaging):
@@ -16,7 +16,7 @@ class Linear(Averaging):
     paper: ClassVar[str] = "arXiv:2203.05482"
     takes_base: ClassVar[bool] = False
 
-    def rule(self, tensor: Tensor) -> Rule:
+    def rule(self, tensor: MergeTensor) -> Rule:
         """One pass."""
         weights = tensor.weights
         alone = one_hot(weights)

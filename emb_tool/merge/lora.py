@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 _READ = frozenset(
     ("peft_type", "bias", "init_lora_weights", "r", "lora_alpha", "rank_pattern", "alpha_pattern",
@@ -92,8 +92,8 @@ def read_lora(config: Mapping[str, Any], name: str) -> Lora:
         name: The adapter's, for messages.
 
     Raises:
-        Refused: A key that makes it anything else, or may do so in a version of peft that is not
-            known here: those have to be null, false or empty. A value that cannot be.
+        InvalidInput: A key that makes it anything else, or may do so in a version of peft that is
+            not known here: those have to be null, false or empty. A value that cannot be.
     """
     _refuse_others(config, name)
     read = partial(_read, config, name)
@@ -134,7 +134,7 @@ def _refuse_others(config: Mapping[str, Any], name: str) -> None:
         hint = (
             "it changes some tokens and not others: no model of one set of weights is equal to it"
         )
-    raise Refused(
+    raise InvalidInput(
         f"{name}: adapter_config.json states {stated}: only adapters that are W + s·B·A of the"
         " base's own weights W are merged here",
         hint,
@@ -148,7 +148,7 @@ def _read(
     """The value of a key; where it is missing or null, peft's default."""
     value = default if config.get(key) is None else config[key]
     if not fits(value):
-        raise Refused(
+        raise InvalidInput(
             f"{name}: adapter_config.json: {key} is {_told(value)}, not {said}",
             "restore the original file",
         )
@@ -185,7 +185,7 @@ def _check_pattern(pattern: str, name: str) -> None:
             raise ValueError("it may take too long")
         re.compile(pattern)
     except (re.error, ValueError, OverflowError, RecursionError) as error:
-        raise Refused(
+        raise InvalidInput(
             f"{name}: adapter_config.json: the pattern {pattern[:80]!r} of ranks or alphas cannot"
             f" be used: {error}",
             "write the names of its modules out, one key each",

@@ -17,7 +17,7 @@ from emb_tool.merge.setup import Setup
 from emb_tool.merge.stream import thread_count
 
 
-def digesting(checkpoints: Iterable[Checkpoint]) -> list[Thread]:
+def hash_in_background(checkpoints: Iterable[Checkpoint]) -> list[Thread]:
     """Threads that take the inputs' sha256 while their pages are in memory.
 
     `checkpoint.files` keeps what they find; what they can't read is told when it is asked for.

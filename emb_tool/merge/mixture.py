@@ -16,17 +16,17 @@ from torch import Tensor
 
 from emb_tool.checkpoint.elements import STORED, to_float64
 from emb_tool.checkpoint.files import join
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.merge.tensor_names import canonical
 
 if TYPE_CHECKING:
-    from emb_tool.merge.stream import Slot, Source
+    from emb_tool.merge.stream import OutputTensor, TensorSource
     from emb_tool.model.encoder import Encoder
 
 CHUNK = 1 << 22
 """Elements of a tensor taken at a time, of every input."""
 
-KEPT = 1 << 30
+MAX_CACHED_BYTES = 1 << 30
 """Bytes of inputs that are kept in memory rather than read again at each step."""
 
 
@@ -41,7 +41,7 @@ class Piece(NamedTuple):
         models: Those of θ_1, ..., θ_N.
     """
 
-    slot: Slot
+    slot: OutputTensor
     parameter: Tensor
     start: int
     base: Tensor | None
@@ -56,10 +56,10 @@ class Mixture:
         slots: The tensors of the inputs; those that every input shares are among them.
 
     Raises:
-        Refused: A weight of the running model that is stored under another name.
+        InvalidInput: A weight of the running model that is stored under another name.
     """
 
-    def __init__(self, encoder: Encoder, slots: Sequence[Slot]) -> None:
+    def __init__(self, encoder: Encoder, slots: Sequence[OutputTensor]) -> None:
         self.encoder = encoder
         by_name = {slot.name: slot for slot in slots}
         found = dict(parameters_of(encoder))
@@ -73,7 +73,7 @@ class Mixture:
         renamed = [name for name, held in found.items()
                    if name not in self.parameters and tuple(held.shape) in shapes]  # fmt: skip
         if renamed or not self.parameters:
-            raise Refused(
+            raise InvalidInput(
                 f"the running model's {next(iter(renamed or found))} is stored under another name:"
                 " mixes cannot be tried in memory",
                 "give weights yourself: -m linear:weights=...",
@@ -82,7 +82,7 @@ class Mixture:
         merged = next(slot for slot, _ in self._slots if slot.only is None)
         self.count, self.has_base = len(merged.models), merged.base is not None
         size = sum(held.numel() for held in self.parameters.values())
-        keeps = size * (self.count + self.has_base) * 4 <= KEPT
+        keeps = size * (self.count + self.has_base) * 4 <= MAX_CACHED_BYTES
         self._kept: dict[tuple[str, int], Piece] | None = {} if keeps else None
 
     @torch.no_grad()
@@ -157,7 +157,7 @@ def parameters_of(encoder: Encoder) -> Iterator[tuple[str, Tensor]]:
             yield join(part, short), held[name]
 
 
-def _read(source: Source, start: int, stop: int, like: Tensor) -> Tensor:
+def _read(source: TensorSource, start: int, stop: int, like: Tensor) -> Tensor:
     raw, dtype = source.raw(start, stop), source.spec.dtype
     values = raw if STORED[dtype] == "<f4" else to_float64(raw, dtype)
     return torch.from_numpy(values).to(like.device, like.dtype)

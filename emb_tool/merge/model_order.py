@@ -9,16 +9,16 @@ from math import prod
 import numpy as np
 
 from emb_tool.checkpoint.elements import FLOATS, to_float64
-from emb_tool.merge.stream import BLOCK, Slot
+from emb_tool.merge.stream import BLOCK, OutputTensor
 
-FAR = 0.5
+MAX_DISTANCE = 0.5
 """Distance / length of the base above which a model is hardly a fine-tune of it."""
 
 PIECE = 1024
 """Elements of each tensor that are looked at first."""
 
 
-def canonical_order(slots: Sequence[Slot]) -> list[int]:
+def canonical_order(slots: Sequence[OutputTensor]) -> list[int]:
     """The models' numbers, sorted by a digest of their weights.
 
     A few elements of every tensor tell models apart as a rule; those that they don't are digested
@@ -32,7 +32,7 @@ def canonical_order(slots: Sequence[Slot]) -> list[int]:
     return sorted(range(count), key=lambda i: (keys[i], whole.get(i, b"")))
 
 
-def sampled_distances(slots: Sequence[Slot]) -> list[float]:
+def sampled_distances(slots: Sequence[OutputTensor]) -> list[float]:
     """‖theta_i - theta_0‖ / ‖theta_0‖ of each model, on a few elements of every tensor.
 
     Without a base, of the mean of all models.
@@ -53,7 +53,7 @@ def sampled_distances(slots: Sequence[Slot]) -> list[float]:
     return [float(x) for x in np.sqrt(far / length)] if length else [0.0] * count
 
 
-def _digest(slots: Sequence[Slot], number: int, piece: int | None) -> bytes:
+def _digest(slots: Sequence[OutputTensor], number: int, piece: int | None) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for slot in sorted(slots, key=lambda slot: slot.name):
         size = prod(slot.spec.shape)

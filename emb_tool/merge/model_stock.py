@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from emb_tool.merge.spherical import ByAngles
+from emb_tool.merge.spherical import SphericalAveraging
 
 
-class ModelStock(ByAngles):
+class ModelStock(SphericalAveraging):
     """Jang et al., equation 2: t mean(theta_i) + (1 - t) theta_0, t = N c / (1 + (N - 1) c).
 
     c is the mean cosine of every two task vectors, never below 0.

@@ -8,10 +8,10 @@ import numpy as np
 
 from emb_tool.merge.base import Averaging
 from emb_tool.merge.sphere import mean_shares
-from emb_tool.merge.spherical import ByAngles, refuse_negative
+from emb_tool.merge.spherical import SphericalAveraging, refuse_negative
 
 
-class Multislerp(ByAngles, Averaging):
+class Multislerp(SphericalAveraging, Averaging):
     """exp_m(sum w_i log_m u_i) at the mean length, m the weighted mean direction."""
 
     name: ClassVar[str] = "multislerp"

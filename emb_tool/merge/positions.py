@@ -46,7 +46,7 @@ def direction(gram: Tensor, ratios: Tensor) -> Tensor:
     return held
 
 
-def even(gram: Tensor) -> tuple[Tensor, float]:
+def uniform_position(gram: Tensor) -> tuple[Tensor, float]:
     """The ratios and the scale at which `direction` is the plain average of the task vectors.
 
     With U = k (V_1 + ... + V_{i-1}) before step i, all coefficients become equal where

@@ -10,7 +10,7 @@ from emb_tool.checkpoint.files import MAX_INDEX, inside, join, read_json, sha256
 from emb_tool.checkpoint.modules import ModuleSpec
 from emb_tool.checkpoint.quantization import packed_modules
 from emb_tool.checkpoint.reader import TOKENIZER_FILES, Checkpoint
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.registry import did_you_mean
 
 CHOICES = {
@@ -77,42 +77,42 @@ def refuse_differences(found: Sequence[Difference], names: Sequence[str], taken:
         hint = "say which model's to take, counted from 0: " + " ".join(
             f"--take {key}=0" for key in keys
         )
-    raise Refused(f"not like {names[0]}:" + "".join(f"\n  {line}" for line in shown), hint)
+    raise InvalidInput(f"not like {names[0]}:" + "".join(f"\n  {line}" for line in shown), hint)
 
 
-def read_takes(texts: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+def parse_copy_from(texts: Sequence[str], names: Sequence[str]) -> dict[str, int]:
     """`pooling=1` to the number of a model; its name does as well.
 
     Raises:
-        Refused: An unknown key, a model that is not there.
+        InvalidInput: An unknown key, a model that is not there.
     """
     taken = {}
     for text in texts:
         key, sep, value = text.partition("=")
         key = key.strip().replace("-", "_")
         if not sep or key not in CHOICES:
-            raise Refused(f"--take {text}: not KEY=MODEL", did_you_mean(key, CHOICES))
+            raise InvalidInput(f"--take {text}: not KEY=MODEL", did_you_mean(key, CHOICES))
         value = value.strip()
         if value in names:
             taken[key] = names.index(value)
         elif value.isdigit() and int(value) < len(names):
             taken[key] = int(value)
         else:
-            raise Refused(
+            raise InvalidInput(
                 f"--take {text}: there is no model {value!r}",
                 f"models are counted from 0 to {len(names) - 1}",
             )
     return taken
 
 
-def refuse_quantised(checkpoint: Checkpoint) -> None:
+def refuse_codes(checkpoint: Checkpoint) -> None:
     """Refuse weights that are codes.
 
     Raises:
-        Refused: Packed by us, or by another library.
+        InvalidInput: Packed by us, or by another library.
     """
     if packed_modules(checkpoint.config):
-        raise Refused(
+        raise InvalidInput(
             f"{checkpoint.name} is packed: its weights are codes",
             f"write it out plain first: embtool expand {checkpoint.name} -o PLAIN",
         )
@@ -123,16 +123,16 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
     ]  # fmt: skip
     if stated or codes:
         how = (stated or {}).get("quant_method") or f"{codes[0]} is of 8 bits or fewer"
-        raise Refused(
+        raise InvalidInput(
             f"{checkpoint.name} is quantised ({how}): its weights are codes",
             "merge what it was made from; or write it out plain: transformers' "
             "AutoModel.from_pretrained(MODEL).dequantize().save_pretrained(PLAIN)",
         )
     if any(weights.pickled for weights in checkpoint.weights.values()):
-        raise Refused(f"{checkpoint.name}: pickled weights", "convert them to safetensors")
+        raise InvalidInput(f"{checkpoint.name}: pickled weights", "convert them to safetensors")
 
 
-def compare(models: Sequence[Checkpoint]) -> list[Difference]:
+def compare_models(models: Sequence[Checkpoint]) -> list[Difference]:
     """In what the models are not like the first, tensors left aside."""
     first, found = models[0], []
     for number, other in enumerate(models[1:], 1):

@@ -13,7 +13,7 @@ import numpy as np
 _WORDS = 4
 
 
-def key_of(*parts: object) -> np.ndarray:
+def rng_key(*parts: object) -> np.ndarray:
     """A 128-bit key of some names and numbers, (2,) uint64."""
     text = "\0".join(map(str, parts)).encode()
     return np.frombuffer(hashlib.blake2b(text, digest_size=16).digest(), "<u8").astype(np.uint64)
@@ -23,7 +23,7 @@ def random_bits(key: np.ndarray, start: int, count: int) -> np.ndarray:
     """Bits of elements [start, start + count), (count,) uint64.
 
     Args:
-        key: Of the sequence, by `key_of`.
+        key: Of the sequence, by `rng_key`.
         start: First element.
         count: How many.
     """

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from emb_tool.errors import Refused
-from emb_tool.merge.base import Block, Rule, Tensor, mix
-from emb_tool.merge.statistics import Statistical, batches
+from emb_tool.errors import InvalidInput
+from emb_tool.merge.base import Block, MergeTensor, Rule, mix
+from emb_tool.merge.statistics import StatisticsMerge, batches
 
 if TYPE_CHECKING:
     import torch
 
-    from emb_tool.merge.evaluator import Bench
+    from emb_tool.merge.evaluator import MergeEvaluator
 
 DAMP = 1e-6
 """Added to a Gram matrix's diagonal, of its mean: inputs that are never on leave it singular."""
@@ -23,7 +23,7 @@ DAMP = 1e-6
 BATCH_TOKENS = 8192
 
 
-class Regmean(Statistical):
+class Regmean(StatisticsMerge):
     """W = sum_i w_i W_i G_i (sum_j w_j G_j)^-1 for every linear layer, the rest averaged.
 
     It is what makes sum_i w_i E |W x - W_i x|^2 least over the inputs x that layer has in model i,
@@ -41,7 +41,7 @@ class Regmean(Statistical):
         float, Field(ge=0, le=1, description="factor on inputs' products off the diagonal")
     ] = 0.9
 
-    def gather(self, bench: Bench) -> Mapping[str, torch.Tensor]:
+    def gather(self, bench: MergeEvaluator) -> Mapping[str, torch.Tensor]:
         """E[x x^T] of the inputs of each linear layer of the model at hand."""
         from torch import nn
 
@@ -57,7 +57,9 @@ class Regmean(Statistical):
         turned = sum(type(m).__name__ == "Conv1D" for m in encoder.model.modules())
         if not layers:
             kind = ", GPT-2's Conv1D is another kind" if turned else ""
-            raise Refused(f"{bench.names[0]} has no linear layers{kind}", "merge it with linear")
+            raise InvalidInput(
+                f"{bench.names[0]} has no linear layers{kind}", "merge it with linear"
+            )
         if turned:
             bench.progress.warn(f"regmean: {turned} layers are Conv1D, which are averaged")
         inputs = [
@@ -75,7 +77,7 @@ class Regmean(Statistical):
                     advance(1)
         return found
 
-    def rule(self, tensor: Tensor) -> Rule:
+    def rule(self, tensor: MergeTensor) -> Rule:
         """One pass by rows, after the layer's shares."""
         held = [files.get(tensor.name) for files in self._held]
         if any(gram is None for gram in held):

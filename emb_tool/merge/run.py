@@ -14,14 +14,19 @@ from emb_tool.evaluate.short_names import short_names
 from emb_tool.merge.adapter import Adapter
 from emb_tool.merge.base import Merge
 from emb_tool.merge.data import DATA
-from emb_tool.merge.evaluator import Bench
+from emb_tool.merge.evaluator import MergeEvaluator
 from emb_tool.merge.inspect import InspectRunner
 from emb_tool.merge.job import MergeJob
-from emb_tool.merge.metadata import describe, digesting
-from emb_tool.merge.model_order import FAR, sampled_distances
+from emb_tool.merge.metadata import describe, hash_in_background
+from emb_tool.merge.model_order import MAX_DISTANCE, sampled_distances
 from emb_tool.merge.setup import Setup
 from emb_tool.merge.stream import thread_count
-from emb_tool.merge.weight_search import Finding, Looking, found_before, keep_found
+from emb_tool.merge.weight_search import (
+    DataDrivenMerge,
+    WeightSearch,
+    load_search_result,
+    save_search_result,
+)
 from emb_tool.merge.write import write_merge
 from emb_tool.plan import Plan
 from emb_tool.report import Measure, Report, Table
@@ -84,7 +89,7 @@ class MergeRunner(CheckpointRunner):
 
     def start(self) -> Host | Runtime:
         """Where it is merged: numpy's threads; what runs the models comes before, if they are."""
-        if isinstance(self.method, Looking):
+        if isinstance(self.method, DataDrivenMerge):
             return super().start()
         return Host(self.job.device, self.job.dtype, thread_count(), self.job.seed)
 
@@ -95,9 +100,9 @@ class MergeRunner(CheckpointRunner):
     def run(self, context: RunContext) -> None:
         """Write the merged model."""
         folder, state = context.folder, context.state
-        if isinstance(self.method, Looking):
+        if isinstance(self.method, DataDrivenMerge):
             self._look(state, context.torch)
-        digests = digesting(self.inputs.values())
+        digests = hash_in_background(self.inputs.values())
         started = time.perf_counter()
         with self.progress.task("comparing the inputs"):
             self._warn_of_distances()
@@ -121,7 +126,7 @@ class MergeRunner(CheckpointRunner):
         of = f"the base {self.job.base}" if self.setup.base else "the mean of the models"
         distances = sampled_distances(self.setup.slots)
         for name, share in zip(self.job.models, distances, strict=False):
-            if share > FAR:
+            if share > MAX_DISTANCE:
                 self.progress.warn(
                     f"{name} is {share:.0%} of its length away from {of}: models trained from the"
                     " same one are nearer (embtool merge ... --inspect)"
@@ -139,20 +144,20 @@ class MergeRunner(CheckpointRunner):
     def _look(self, state: Path, runtime: Runtime) -> None:
         """Let the method look at its data; what it finds takes its place."""
         started = time.perf_counter()
-        found = found_before(state)
+        found = load_search_result(state)
         if found is None:
-            bench = Bench(self.setup, runtime, self.progress, state)
-            found = cast(Looking, self.method).find(bench)
-            if isinstance(self.method, Finding):
+            bench = MergeEvaluator(self.setup, runtime, self.progress, state)
+            found = cast(DataDrivenMerge, self.method).find(bench)
+            if isinstance(self.method, WeightSearch):
                 found.facts["chosen_by"] = bench.chosen_by()
-                keep_found(state, found)
+                save_search_result(state, found)
             bench.close()
         self.report.facts[self.method.name] = found.facts
         if found.table:
             self.report.tables.append(found.table)
         if by := found.facts.get("chosen_by"):
             self.report.tables.append(Table("weights chosen by", [""], [[by]]))
-        if isinstance(self.method, Finding):  # the recipe needs no data any more
+        if isinstance(self.method, WeightSearch):  # the recipe needs no data any more
             nothing = {name: MergeJob.model_fields[name].default for name in (*DATA, "max_length")}
             self.job = self.job.model_copy(update={"method": found.method, **nothing})
         self.method = found.method
@@ -176,7 +181,7 @@ class MergeRunner(CheckpointRunner):
 
     def warmup(self) -> dict[str, Any] | None:
         """What that process can do while the files are being written."""
-        if self.setup.is_bare or isinstance(self.method, Looking):
+        if self.setup.is_bare or isinstance(self.method, DataDrivenMerge):
             return None
         opened = [path for path in self._listed().values() if path]
         return {"ahead": opened, "texts": self._sample()}

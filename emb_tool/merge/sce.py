@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from emb_tool.merge.base import BASE, Block, Merge, Rule, Tensor
-from emb_tool.merge.top_k import Cut, largest, magnitude_keys
+from emb_tool.merge.base import BASE, Block, Merge, MergeTensor, Rule
+from emb_tool.merge.top_k import MagnitudeThreshold, largest_k, magnitude_keys
 
 
 class Sce(Merge):
@@ -24,10 +24,10 @@ class Sce(Merge):
     ] = 1.0
     scale: Annotated[float, Field(description="factor on the merged task vector")] = 1.0
 
-    def rule(self, tensor: Tensor) -> Rule:
+    def rule(self, tensor: MergeTensor) -> Rule:
         """Passes for the cut if density < 1, one for the energies, one for the merge."""
         keep = floor(self.density * tensor.size)
-        ((cut,),) = largest(tensor, lambda block: [_variance(block)], [[keep]])
+        ((cut,),) = largest_k(tensor, lambda block: [_variance(block)], [[keep]])
         energies = tensor.sum(
             lambda block: np.array([np.square(delta).sum() for delta in _selected(block, cut)])
         )
@@ -41,14 +41,14 @@ def _variance(block: Block) -> np.ndarray:
     return magnitude_keys(np.var(np.stack(block.deltas), axis=0))
 
 
-def _selected(block: Block, cut: Cut) -> list[np.ndarray]:
+def _selected(block: Block, cut: MagnitudeThreshold) -> list[np.ndarray]:
     if cut.everything:
         return block.deltas
     mask = cut.mask(_variance(block), block.start)
     return [delta * mask for delta in block.deltas]
 
 
-def sce(block: Block, cut: Cut, shares: np.ndarray, scale: float) -> np.ndarray:
+def sce(block: Block, cut: MagnitudeThreshold, shares: np.ndarray, scale: float) -> np.ndarray:
     """theta_0 + scale * mean of the selected changes that have the sum's sign, by energy.
 
     Args:

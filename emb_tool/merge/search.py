@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from emb_tool.merge.weight_search import Finding, Found, arithmetic, average, tried
+from emb_tool.merge.weight_search import (
+    SearchResult,
+    WeightSearch,
+    candidates_table,
+    linear_method,
+    task_arithmetic_method,
+)
 
 if TYPE_CHECKING:
-    from emb_tool.merge.evaluator import Bench
+    from emb_tool.merge.evaluator import MergeEvaluator
 
 
-class Search(Finding):
+class Search(WeightSearch):
     """A Gaussian process over mixes says which to measure next (expected improvement).
 
     Its kernel takes the distance of the mixed weights themselves. It begins with the equal mix and
@@ -31,7 +37,7 @@ class Search(Finding):
         Field(gt=0, description="largest sum of the factors, with a base [the number of models]"),
     ] = None
 
-    def find(self, bench: Bench) -> Found:
+    def find(self, bench: MergeEvaluator) -> SearchResult:
         """Measure, fit, choose, and again."""
         from emb_tool.merge.selection import search
 
@@ -47,5 +53,5 @@ class Search(Finding):
             found = search(
                 mixture.gram(), score, trials=self.trials, scale=scale, seed=bench.job.seed
             )
-        method = arithmetic(found) if mixture.has_base else average(found)
-        return Found(method, {"trials": self.trials}, tried(bench))
+        method = task_arithmetic_method(found) if mixture.has_base else linear_method(found)
+        return SearchResult(method, {"trials": self.trials}, candidates_table(bench))

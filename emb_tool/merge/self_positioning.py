@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from emb_tool.merge.weight_search import Finding, Found, arithmetic
+from emb_tool.merge.weight_search import SearchResult, WeightSearch, task_arithmetic_method
 from emb_tool.report import Table
 
 if TYPE_CHECKING:
-    from emb_tool.merge.evaluator import Bench
+    from emb_tool.merge.evaluator import MergeEvaluator
 
 
-class SelfPositioning(Finding):
+class SelfPositioning(WeightSearch):
     """Least E[L(theta_0 + lambda U(a))] + penalty * lambda, U the iterative slerp of task vectors.
 
     L is InfoNCE on --pairs, or, without labels, the squared distance to the vectors that --teacher
@@ -43,7 +43,7 @@ class SelfPositioning(Finding):
         """As many as numbers are learned: fewer do not determine them."""
         return models + 1
 
-    def find(self, bench: Bench) -> Found:
+    def find(self, bench: MergeEvaluator) -> SearchResult:
         """Descend."""
         from emb_tool.merge.descent import descend
 
@@ -61,6 +61,8 @@ class SelfPositioning(Finding):
         }
         rows = [[n, f"{a:.4f}", f"{c:.4f}"] for n, a, c in
                 zip(bench.names, found.ratios, found.coefficients, strict=True)]  # fmt: skip
-        return Found(
-            arithmetic(found.coefficients), facts, Table("position", ["model", "a", "factor"], rows)
+        return SearchResult(
+            task_arithmetic_method(found.coefficients),
+            facts,
+            Table("position", ["model", "a", "factor"], rows),
         )

@@ -8,21 +8,21 @@ from typing import cast
 
 from emb_tool.checkpoint.prompts import ROLES, check_prompt
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.merge.adapter import Adapter, open_model
 from emb_tool.merge.base import Merge
-from emb_tool.merge.data import Data
+from emb_tool.merge.data import MergeData
 from emb_tool.merge.job import MergeJob
 from emb_tool.merge.preflight import (
     CHOICES,
     Difference,
-    compare,
     compare_base,
-    read_takes,
+    compare_models,
+    parse_copy_from,
+    refuse_codes,
     refuse_differences,
-    refuse_quantised,
 )
-from emb_tool.merge.stream import Slot
+from emb_tool.merge.stream import OutputTensor
 from emb_tool.merge.tensors import Tensors
 from emb_tool.merge.weights import fits
 from emb_tool.plan import Plan, Step
@@ -70,16 +70,16 @@ class Setup:
         return {checkpoint.name: checkpoint for checkpoint in found}
 
     @cached_property
-    def data(self) -> Data:
+    def data(self) -> MergeData:
         """What the method looks at."""
-        return Data(self.job)
+        return MergeData(self.job)
 
     @cached_property
     def taken(self) -> dict[str, int]:
         """What is taken from which model."""
-        return read_takes(self.job.take, self.job.models)
+        return parse_copy_from(self.job.take, self.job.models)
 
-    def taken_from(self, key: str) -> Checkpoint:
+    def copied_from(self, key: str) -> Checkpoint:
         """The model that something is taken from: the first unless chosen."""
         return self.models[self.taken.get(key, 0)]
 
@@ -93,7 +93,7 @@ class Setup:
         )  # fmt: skip
 
     @property
-    def slots(self) -> list[Slot]:
+    def slots(self) -> list[OutputTensor]:
         """Every tensor that is written, in the order of the first model's files."""
         return self.tensors.slots
 
@@ -106,7 +106,7 @@ class Setup:
         refuse_differences(self.differences, self.job.models, self.taken)
         if self.base is not None:
             for key, said in compare_base(self.lead, self.base):
-                raise Refused(
+                raise InvalidInput(
                     f"the base {self.base.name} is not like {self.lead.name}: {key}: {said}",
                     "take the model that the others were trained from",
                 )
@@ -114,9 +114,9 @@ class Setup:
             self.progress.warn(sentence)
         self._check_prompts()
         if self.is_bare and self.method.looks_at:
-            raise Refused(f"{self.method.name}: files of tensors cannot be run", None)
+            raise InvalidInput(f"{self.method.name}: files of tensors cannot be run", None)
         if self.is_bare and self.job.eval:
-            raise Refused("--eval: files of tensors cannot be run", "leave it out")
+            raise InvalidInput("--eval: files of tensors cannot be run", "leave it out")
         self._check_weights()
         written = tuple(slot.spec for slot in self.slots)
         return Plan((Step((), written),), notes=tuple(self.tensors.notes))
@@ -125,7 +125,7 @@ class Setup:
         """Warn of prompts that are passed over where the method looks at texts."""
         if not (self.method.looks_at and (self.job.texts or self.job.pairs)):
             return
-        lead = self.taken_from("prompts")
+        lead = self.copied_from("prompts")
         for role in ROLES:
             way = f"put it under {role} in config_sentence_transformers.json"
             check_prompt(lead.layout, role, lead.name, self.progress.warn, way)
@@ -133,7 +133,7 @@ class Setup:
     def inspect(self) -> None:
         """Refuse what cannot even be compared; differences stay differences."""
         if len(self.models) < 2 and self.base is None:
-            raise Refused("one model alone: there is nothing to compare", "name two or more")
+            raise InvalidInput("one model alone: there is nothing to compare", "name two or more")
         self._check_inputs()
         fatal = [d for d in self.differences if d.key not in CHOICES and d.key != "vocabulary"]
         refuse_differences(fatal, self.job.models, self.taken)
@@ -143,32 +143,32 @@ class Setup:
         for checkpoint in self.models:
             place = getattr(checkpoint, "folder", checkpoint.path).resolve()
             if place in places:
-                raise Refused(
+                raise InvalidInput(
                     f"{checkpoint.name} is named twice"
                     + (f" (as {places[place]})" if places[place] != checkpoint.name else ""),
                     "give it a larger weight instead",
                 )
             places[place] = checkpoint.name
         if self.base and self.base.path.resolve() in places:
-            raise Refused(
+            raise InvalidInput(
                 f"{self.base.name} is both the base and a model: its task vector is nothing",
                 "leave it out of the models; scale= below 1 goes back towards the base",
             )
         adapted = any(isinstance(model, Adapter) for model in self.models)
         if self.base and not (self.method.takes_base or adapted or self.job.inspect):
-            raise Refused(f"{self.method.name} has no use for a base", "leave --base out")
+            raise InvalidInput(f"{self.method.name} has no use for a base", "leave --base out")
         for checkpoint in self.inputs.values():
             if checkpoint.layout.routes:
-                raise Refused(
+                raise InvalidInput(
                     f"{checkpoint.name} is a Router of several models",
                     "merge the folders of its routes one by one",
                 )
-            refuse_quantised(checkpoint)
+            refuse_codes(checkpoint)
 
     @cached_property
     def differences(self) -> list[Difference]:
         """In what the models are not like the first one; the base where it must be."""
-        found = compare(self.models)
+        found = compare_models(self.models)
         if any(d.key in ("architecture", "kind", "module chain") for d in found):
             return found  # their tensors are others, too: that says nothing more
         return [*found, *self.tensors.differences()]
@@ -177,7 +177,7 @@ class Setup:
         weights = getattr(self.method, "weights", None)
         for selector in weights.root if weights else ():
             if not any(fits(selector, slot.name, slot.layer) for slot in self.slots):
-                raise Refused(
+                raise InvalidInput(
                     f"weights: {selector!r} fits no layer and no tensor",
                     f"tensors are called {self.slots[0].name}, layers are counted from 0",
                 )

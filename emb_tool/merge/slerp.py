@@ -8,10 +8,10 @@ import numpy as np
 from pydantic import Field
 
 from emb_tool.merge.sphere import slerp_shares
-from emb_tool.merge.spherical import ByAngles
+from emb_tool.merge.spherical import SphericalAveraging
 
 
-class Slerp(ByAngles):
+class Slerp(SphericalAveraging):
     """Shoemake: [sin((1 - t) a) v_1 + sin(t a) v_2] / sin a with the angle a of v_1 and v_2."""
 
     name: ClassVar[str] = "slerp"

@@ -14,7 +14,7 @@ _CONVERGED = 1e-13
 _STEPS = 100
 
 
-class Opposite(ValueError):
+class OppositeVectors(ValueError):
     """Directions that have no mean: they cancel out."""
 
 
@@ -43,7 +43,7 @@ def slerp_shares(products: np.ndarray, t: float) -> np.ndarray:
         t: Share of the way.
 
     Raises:
-        Opposite: The vectors point in opposite directions.
+        OppositeVectors: The vectors point in opposite directions.
     """
     norms = np.sqrt(np.diag(products))
     straight = np.array([1 - t, t])
@@ -53,7 +53,7 @@ def slerp_shares(products: np.ndarray, t: float) -> np.ndarray:
     if angle < 1e-7:
         return straight
     if np.pi - angle < 1e-7:
-        raise Opposite
+        raise OppositeVectors
     return np.asarray(np.sin(straight * angle) / np.sin(angle))
 
 
@@ -73,7 +73,7 @@ def mean_shares(products: np.ndarray, weights: np.ndarray, steps: int = _STEPS) 
         (N,) c with mean = sum c_i v_i.
 
     Raises:
-        Opposite: The directions cancel out.
+        OppositeVectors: The directions cancel out.
     """
     norms = np.sqrt(np.diag(products))
     length = float(weights @ norms)
@@ -92,7 +92,7 @@ def mean_shares(products: np.ndarray, weights: np.ndarray, steps: int = _STEPS) 
         # log_m u = (u - cos a m) a / sin a
         factor = np.where(angles < 1e-9, 1.0, angles / np.where(angles < 1e-9, 1, np.sin(angles)))
         if (np.pi - angles < 1e-7)[there & (share > 0)].any():
-            raise Opposite
+            raise OppositeVectors
         step = share * factor
         step = step - float(step @ np.cos(angles)) * mean
         far = float(np.sqrt(max(0.0, step @ cosines @ step)))
@@ -105,5 +105,5 @@ def mean_shares(products: np.ndarray, weights: np.ndarray, steps: int = _STEPS) 
 def _normalised(shares: np.ndarray, cosines: np.ndarray) -> np.ndarray:
     norm = float(np.sqrt(max(0.0, shares @ cosines @ shares)))
     if norm < 1e-7:
-        raise Opposite
+        raise OppositeVectors
     return shares / norm

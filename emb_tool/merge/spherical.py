@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from emb_tool.errors import Refused
-from emb_tool.merge.base import BASE, Merge, Rule, Tensor, mix, one_hot
-from emb_tool.merge.sphere import Opposite, gram
+from emb_tool.errors import InvalidInput
+from emb_tool.merge.base import BASE, Merge, MergeTensor, Rule, mix, one_hot
+from emb_tool.merge.sphere import OppositeVectors, gram
 
 
-class ByAngles(Merge):
+class SphericalAveraging(Merge):
     """Mixes vectors by shares that depend on their inner products alone."""
 
     scope: Annotated[
@@ -28,30 +28,30 @@ class ByAngles(Merge):
         """A scale needs a base, too."""
         super().check(names, base)
         if base is None and self.scale != 1:
-            raise Refused(
+            raise InvalidInput(
                 f"{self.name}:scale={self.scale:g} is a factor on a task vector, and there is no"
                 " base",
                 "add --base MODEL",
             )
 
-    def begin(self, tensors: Sequence[Tensor]) -> Callable[[Tensor], Rule]:
+    def begin(self, tensors: Sequence[MergeTensor]) -> Callable[[MergeTensor], Rule]:
         """With scope=model a pass over everything comes first."""
         if self.scope == "tensor":
             return self.rule
         total = sum(products(tensor) for tensor in tensors)
         return lambda tensor: self._mixed(tensor, np.asarray(total))
 
-    def rule(self, tensor: Tensor) -> Rule:
+    def rule(self, tensor: MergeTensor) -> Rule:
         """A pass for the inner products, one for the merge."""
         return self._mixed(tensor, products(tensor))
 
-    def _mixed(self, tensor: Tensor, found: np.ndarray) -> Rule:
+    def _mixed(self, tensor: MergeTensor, found: np.ndarray) -> Rule:
         if not np.diag(found).any():  # no model has changed anything
             return BASE if tensor.has_base else 0
         try:
             shares = self.scale * self.shares(found, tensor.weights)
-        except Opposite:
-            raise Refused(
+        except OppositeVectors:
+            raise InvalidInput(
                 f"{self.name}: {tensor.name}: the models point in opposite directions, which have"
                 " no mean",
                 "leave one of them out, or take linear",
@@ -73,7 +73,7 @@ class ByAngles(Merge):
         raise NotImplementedError
 
 
-def products(tensor: Tensor) -> np.ndarray:
+def products(tensor: MergeTensor) -> np.ndarray:
     """Gram matrix of the task vectors, or of the models where there is no base; one pass."""
     return tensor.sum(lambda block: gram(block.deltas))
 
@@ -81,4 +81,4 @@ def products(tensor: Tensor) -> np.ndarray:
 def refuse_negative(name: str, weights: np.ndarray) -> None:
     """Refuse weights that are no shares of a mean."""
     if (weights < 0).any():
-        raise Refused(f"{name}: a mean on the sphere has no negative weights", "use linear")
+        raise InvalidInput(f"{name}: a mean on the sphere has no negative weights", "use linear")

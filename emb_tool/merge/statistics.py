@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field, PrivateAttr
 
-from emb_tool.checkpoint.elements import Files
+from emb_tool.checkpoint.elements import OpenFiles
 from emb_tool.checkpoint.header import read_header
 from emb_tool.checkpoint.result_cache import save_tensors
-from emb_tool.errors import Refused
-from emb_tool.fields import Show
+from emb_tool.errors import InvalidInput
+from emb_tool.fields import FlagInfo
 from emb_tool.merge.base import Averaging
 from emb_tool.merge.model_order import canonical_order
-from emb_tool.merge.weight_search import Found, Looking
+from emb_tool.merge.weight_search import DataDrivenMerge, SearchResult
 
 if TYPE_CHECKING:
     import torch
 
-    from emb_tool.merge.evaluator import Bench
+    from emb_tool.merge.evaluator import MergeEvaluator
 
 
-class Statistical(Looking, Averaging):
+class StatisticsMerge(DataDrivenMerge, Averaging):
     """A method that needs statistics of every model on texts like those that it will see.
 
     The recipe names the texts, not the statistics: made again from the same texts on the same kind
@@ -48,7 +48,7 @@ class Statistical(Looking, Averaging):
             description="folder to keep the statistics in, one file for each model; those that are"
             " there are read instead of gathered [none]"
         ),
-        Show(metavar="PATH"),
+        FlagInfo(metavar="PATH"),
     ] = None
     tokens: Annotated[int, Field(ge=1, description="tokens that each model is run on")] = 32768
 
@@ -60,7 +60,7 @@ class Statistical(Looking, Averaging):
         stated = Path(self.statistics or "nowhere").expanduser()
         return not any(stated.glob(f"{self.kind}-*.safetensors"))
 
-    def find(self, bench: Bench) -> Found:
+    def find(self, bench: MergeEvaluator) -> SearchResult:
         """Gather what is not there yet, model by model, and open it."""
         folder = bench.state / "statistics"
         if self.statistics:
@@ -72,7 +72,7 @@ class Statistical(Looking, Averaging):
         for number, path in enumerate(paths):
             if not path.is_file():
                 if not bench.has_texts:
-                    raise Refused(
+                    raise InvalidInput(
                         f"{folder} holds no {self.kind} of {bench.names[number]}",
                         "give --texts or --pairs to gather it from",
                     )
@@ -87,9 +87,9 @@ class Statistical(Looking, Averaging):
                 f" {folder} as they are; the texts are not looked at for these"
             )
         order = canonical_order(bench.setup.slots)  # models come in it when they are merged
-        return Found(self.with_statistics([paths[i] for i in order]), facts)
+        return SearchResult(self.with_statistics([paths[i] for i in order]), facts)
 
-    def gather(self, bench: Bench) -> Mapping[str, torch.Tensor]:
+    def gather(self, bench: MergeEvaluator) -> Mapping[str, torch.Tensor]:
         """Statistics of the model that the mixture is now, by canonical name of the tensor."""
         raise NotImplementedError
 
@@ -97,28 +97,28 @@ class Statistical(Looking, Averaging):
         """Refuse what would spread from one model over the whole merge."""
         bad = [name for name, held in statistics.items() if not held.isfinite().all()]
         if bad:
-            raise Refused(
+            raise InvalidInput(
                 f"{model}: its {self.kind} on the texts is not finite (NaN or infinity), first at"
                 f" {bad[0]}",
                 "its weights or its config.json are broken: restore the original files, or leave"
                 " it out",
             )
 
-    def with_statistics(self, paths: list[Path]) -> Statistical:
+    def with_statistics(self, paths: list[Path]) -> StatisticsMerge:
         """This method with its statistics at hand.
 
         Args:
             paths: A file for each model, in the order in which they are merged.
         """
         made = self.model_copy()
-        files = Files()
+        files = OpenFiles()
         made._held = [
             {name: files.tensor(path, name) for name in read_header(path).tensors} for path in paths
         ]
         return made
 
 
-def batches(bench: Bench, tokens: int, batch_tokens: int) -> Iterator[dict[str, Any]]:
+def batches(bench: MergeEvaluator, tokens: int, batch_tokens: int) -> Iterator[dict[str, Any]]:
     """The job's texts (or its pairs) as inputs of the model, in random order until they are enough.
 
     Args:
@@ -146,6 +146,6 @@ def batches(bench: Bench, tokens: int, batch_tokens: int) -> Iterator[dict[str, 
             yield encoder.collate([ids[i] for i in batch], encoder.prompt_length(prompt))
 
 
-def _identity(bench: Bench, number: int) -> str:
+def _identity(bench: MergeEvaluator, number: int) -> str:
     """The beginning of a model's digest: what its file of statistics is called by."""
     return bench.setup.models[number].fingerprint()[:16]

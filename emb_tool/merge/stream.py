@@ -22,7 +22,7 @@ import numpy as np
 
 from emb_tool.checkpoint.elements import FLOATS, all_finite, from_float64, to_float64
 from emb_tool.checkpoint.writer import ShardWriter
-from emb_tool.errors import Failed, Refused
+from emb_tool.errors import InvalidInput, RunFailed
 from emb_tool.merge.base import BASE, Block, Rule
 from emb_tool.plan import TensorSpec
 
@@ -40,7 +40,7 @@ CONDUCTORS = 3
 """Tensors in work at the same time, so that threads do not wait at the end of each."""
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """One tensor of one input."""
 
     path: Path
@@ -51,7 +51,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Slot:
+class OutputTensor:
     """One tensor to be written.
 
     Args:
@@ -67,12 +67,12 @@ class Slot:
     name: str
     part: str
     spec: TensorSpec
-    models: tuple[Source, ...]
-    base: Source | None = None
+    models: tuple[TensorSource, ...]
+    base: TensorSource | None = None
     layer: int | None = None
     only: int | None = None
 
-    def source(self, number: int) -> Source:
+    def source(self, number: int) -> TensorSource:
         """A model's tensor, or the base's."""
         found = self.base if number == BASE else self.models[number]
         assert found is not None
@@ -80,7 +80,7 @@ class Slot:
 
 
 @dataclass
-class Loss:
+class RoundingError:
     """What rounding to the output's dtype took from the change that the merge made."""
 
     rounding: float = 0.0
@@ -95,7 +95,9 @@ class Loss:
 class StreamedTensor:
     """A `merge.base.Tensor` that reads its inputs block by block."""
 
-    def __init__(self, slot: Slot, weights: np.ndarray, stream: Stream, by_rows: bool) -> None:
+    def __init__(
+        self, slot: OutputTensor, weights: np.ndarray, stream: Stream, by_rows: bool
+    ) -> None:
         self.slot, self.weights, self._stream = slot, weights, stream
         self.name, self.shape, self.seed = slot.name, slot.spec.shape, stream.seed
         self.size = prod(self.shape)
@@ -176,8 +178,10 @@ class StreamedTensor:
                 values = rule(block)  # type: ignore[operator]
                 raw = from_float64(values, dtype)
                 if dtype == "F16" and not np.isfinite(raw).all():
-                    raise Failed(f"{self.name} does not fit fp16", "give --out-dtype bf16 or fp32")
-                self._stream.keep_loss(block, values, raw, dtype)
+                    raise RunFailed(
+                        f"{self.name} does not fit fp16", "give --out-dtype bf16 or fp32"
+                    )
+                self._stream.add_rounding_error(block, values, raw, dtype)
                 writer.write_part(name, raw, block.start * width)
                 self._stream.wrote(raw.nbytes)
 
@@ -196,7 +200,7 @@ class StreamedTensor:
         """`work` on every chunk by the threads, its results in order, few of them ahead."""
         step = max(1, self._stream.chunk // self.block) * self.block
         spans = [(a, min(a + step, self.size)) for a in range(0, self.size, step)]
-        yield from self._stream.in_order(work, spans)
+        yield from self._stream.map_ordered(work, spans)
 
 
 @dataclass
@@ -218,7 +222,7 @@ class Stream:
     measure_loss: bool = False
 
     def __post_init__(self) -> None:
-        self.loss = Loss()
+        self.loss = RoundingError()
         self._lock = Lock()
         self._stopped = False
         self._pool: ThreadPoolExecutor | None = None
@@ -234,7 +238,7 @@ class Stream:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def in_order(self, work: Callable[[int, int], Any], spans: Sequence[tuple[int, int]]) -> Any:
+    def map_ordered(self, work: Callable[[int, int], Any], spans: Sequence[tuple[int, int]]) -> Any:
         """Results of `work` on every span, in their order."""
         assert self._pool is not None
         ahead = 4 * self.threads
@@ -267,16 +271,16 @@ class Stream:
                     future.cancel()
                 raise
 
-    def values(self, source: Source, raw: np.ndarray, start: int) -> np.ndarray:
+    def values(self, source: TensorSource, raw: np.ndarray, start: int) -> np.ndarray:
         """Stored elements as float64.
 
         Raises:
-            Refused: One of them is not finite.
+            InvalidInput: One of them is not finite.
         """
         values = to_float64(raw, source.spec.dtype)
         if not all_finite(raw, source.spec.dtype):
             bad = int(np.argmin(np.isfinite(values)))
-            raise Refused(
+            raise InvalidInput(
                 f"{source.path}: tensor {source.spec.name}, element {start + bad:,} is"
                 f" {values[bad]}, not a finite number",
                 "the model is damaged or its training diverged; leave it out or take another"
@@ -284,7 +288,9 @@ class Stream:
             )
         return values
 
-    def keep_loss(self, block: Block, values: np.ndarray, raw: np.ndarray, dtype: str) -> None:
+    def add_rounding_error(
+        self, block: Block, values: np.ndarray, raw: np.ndarray, dtype: str
+    ) -> None:
         """Add a block to the account of rounding."""
         if self.measure_loss and dtype in ("BF16", "F16"):
             reference = block.models[0] if block.base is None else block.base

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from emb_tool.merge.base import BASE, OnTaskVectors, Rule, Tensor, mix, one_hot
+from emb_tool.merge.base import BASE, MergeTensor, Rule, TaskVectorMerge, mix, one_hot
 
 
-class TaskArithmetic(OnTaskVectors):
+class TaskArithmetic(TaskVectorMerge):
     """Ilharco et al., section 2; with one model and scale below 1 it goes back towards the base."""
 
     name: ClassVar[str] = "task-arithmetic"
     paper: ClassVar[str] = "arXiv:2212.04089"
 
-    def rule(self, tensor: Tensor) -> Rule:
+    def rule(self, tensor: MergeTensor) -> Rule:
         """One pass; theta_0 (1 - sum c) + sum c theta_i with c = scale * w saves a subtraction."""
         shares = self.scale * tensor.weights
         if not shares.any():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from emb_tool.checkpoint.completeness import COMPUTED, modern
+from emb_tool.checkpoint.completeness import COMPUTED, current_name
 from emb_tool.ops.layers import group_layers
 
 PREFIXES = (
@@ -30,7 +30,7 @@ def canonical(names: Iterable[str]) -> dict[str, str]:
     prefix = _prefix(names)
     found: dict[str, str] = {}
     for name in names:
-        short = _STATIC.get(name, modern(name.removeprefix(prefix)))
+        short = _STATIC.get(name, current_name(name.removeprefix(prefix)))
         found[name if short in found else short] = name
     return found
 

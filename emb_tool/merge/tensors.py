@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from emb_tool.checkpoint.completeness import modern
-from emb_tool.checkpoint.elements import FLOATS, STORED, Files, widest
+from emb_tool.checkpoint.completeness import current_name
+from emb_tool.checkpoint.elements import FLOATS, STORED, OpenFiles, promote_dtypes
 from emb_tool.checkpoint.files import join
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.merge.adapter import Adapter
 from emb_tool.merge.preflight import Difference
-from emb_tool.merge.stream import Slot, Source
+from emb_tool.merge.stream import OutputTensor, TensorSource
 from emb_tool.merge.tensor_names import canonical, is_computed, is_head, layer_numbers
 from emb_tool.plan import TensorSpec
 
@@ -55,7 +55,7 @@ class Tensors:
         lead: int,
     ) -> None:  # fmt: skip
         self.models, self.base, self.out_dtype, self.lead = models, base, out_dtype, lead
-        self.files = Files()
+        self.files = OpenFiles()
         self.notes: list[str] = []
 
     def differences(self) -> list[Difference]:
@@ -84,11 +84,11 @@ class Tensors:
         }
 
     @cached_property
-    def slots(self) -> list[Slot]:
+    def slots(self) -> list[OutputTensor]:
         """Every tensor that is written, in the order of the first model's files.
 
         Raises:
-            Refused: A base without a tensor that the models have; buffers of unequal dtype.
+            InvalidInput: A base without a tensor that the models have; buffers of unequal dtype.
         """
         models = [self._parts(checkpoint) for checkpoint in self.models]
         base = self._parts(self.base) if self.base else None
@@ -116,7 +116,7 @@ class Tensors:
     def _slot(
         self, part: str, name: str, own: str, entries: list[Entry], theirs: Entry | None,
         layer: int | None,
-    ) -> Slot:  # fmt: skip
+    ) -> OutputTensor:  # fmt: skip
         """One tensor to be written as `own`, from those of its canonical name."""
         full = join(part, name)
         owners = self.models if len(entries) == len(self.models) else [None] * len(entries)
@@ -126,19 +126,19 @@ class Tensors:
         )
         there = [*entries, *([theirs] if theirs else [])]
         dtype = self._out_dtype({e.spec.dtype for e in there}, full)
-        spec = TensorSpec(modern(own), entries[0].spec.shape, dtype)
+        spec = TensorSpec(current_name(own), entries[0].spec.shape, dtype)
         base = self._source(theirs) if theirs else None
-        return Slot(full, part, spec, sources, base, layer)
+        return OutputTensor(full, part, spec, sources, base, layer)
 
     def _check_base(self, name: str, spec: TensorSpec, theirs: Entry | None) -> None:
         assert self.base is not None
         if theirs is None:
-            raise Refused(
+            raise InvalidInput(
                 f"the base {self.base.name} has no {name}, so there is no task vector of it",
                 "take the model that the others were trained from, with all its modules",
             )
         if theirs.spec.shape != spec.shape:
-            raise Refused(
+            raise InvalidInput(
                 f"the base {self.base.name}: {name} is {list(theirs.spec.shape)}, not"
                 f" {list(spec.shape)}",
                 "take the model that the others were trained from",
@@ -148,11 +148,13 @@ class Tensors:
         if not dtypes <= set(FLOATS):
             (only, *more) = sorted(dtypes)
             if more or only not in STORED:
-                raise Refused(f"{name} is {', '.join(sorted(dtypes))}: not to be merged", None)
+                raise InvalidInput(f"{name} is {', '.join(sorted(dtypes))}: not to be merged", None)
             return only
-        return self.out_dtype or widest(dtypes)
+        return self.out_dtype or promote_dtypes(dtypes)
 
-    def _source(self, entry: Entry, model: Checkpoint | None = None, name: str = "") -> Source:
+    def _source(
+        self, entry: Entry, model: Checkpoint | None = None, name: str = ""
+    ) -> TensorSource:
         if isinstance(model, Adapter):
             return model.source(entry.name, name, self.files)
         return self.files.tensor(entry.path, entry.stored)

@@ -8,12 +8,12 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from emb_tool.merge.base import Block, OnTaskVectors, Rule, Tensor, one_hot
+from emb_tool.merge.base import Block, MergeTensor, Rule, TaskVectorMerge, one_hot
 from emb_tool.merge.sign_consensus import disjoint_mean
-from emb_tool.merge.top_k import Cut, largest, magnitude_keys
+from emb_tool.merge.top_k import MagnitudeThreshold, largest_k, magnitude_keys
 
 
-class Ties(OnTaskVectors):
+class Ties(TaskVectorMerge):
     """Yadav et al., algorithm 1; trims per tensor, keeping floor(density n) elements."""
 
     name: ClassVar[str] = "ties"
@@ -23,21 +23,23 @@ class Ties(OnTaskVectors):
         float, Field(ge=0, le=1, description="share of a task vector's largest elements kept")
     ] = 0.2
 
-    def rule(self, tensor: Tensor) -> Rule:
+    def rule(self, tensor: MergeTensor) -> Rule:
         """One pass for the thresholds as a rule, one for the merge."""
         if self.density == 1 and (one := one_hot(self.scale * tensor.weights)) is not None:
             return one
         keep = floor(self.density * tensor.size)
-        cuts = [cut for (cut,) in largest(tensor, keys, [[keep]] * len(tensor.weights))]
+        cuts = [cut for (cut,) in largest_k(tensor, threshold_keys, [[keep]] * len(tensor.weights))]
         return lambda block: ties(block, cuts, tensor.weights, self.scale)
 
 
-def keys(block: Block) -> list[np.ndarray]:
+def threshold_keys(block: Block) -> list[np.ndarray]:
     """Magnitudes of the task vectors, sortable."""
     return [magnitude_keys(delta) for delta in block.deltas]
 
 
-def ties(block: Block, cuts: list[Cut], weights: np.ndarray, scale: float) -> np.ndarray:
+def ties(
+    block: Block, cuts: list[MagnitudeThreshold], weights: np.ndarray, scale: float
+) -> np.ndarray:
     """theta_0 + scale * mean over the models that agree with the elected sign.
 
     Args:

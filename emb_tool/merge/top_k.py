@@ -50,7 +50,7 @@ def magnitude_keys(values: np.ndarray) -> np.ndarray:
 
 
 @dataclass
-class Cut:
+class MagnitudeThreshold:
     """The k largest of a sequence: those above a threshold and the first few equal to it.
 
     Args:
@@ -94,9 +94,9 @@ _At = tuple[int, int]
 """Sequence, and which of its k's."""
 
 
-def largest(
+def largest_k(
     blocks: Blocks, keys: Callable[[Any], Sequence[np.ndarray]], counts: Sequence[Sequence[int]]
-) -> list[list[Cut]]:
+) -> list[list[MagnitudeThreshold]]:
     """Where to cut some sequences, so that the k largest are on one side.
 
     Args:
@@ -105,10 +105,13 @@ def largest(
         counts: For each sequence the k's.
 
     Returns:
-        For each sequence a `Cut` for each k.
+        For each sequence a `MagnitudeThreshold` for each k.
     """
     size = blocks.size
-    cuts = [[Cut(everything=k >= size, nothing=k <= 0 < size) for k in row] for row in counts]
+    cuts = [
+        [MagnitudeThreshold(everything=k >= size, nothing=k <= 0 < size) for k in row]
+        for row in counts
+    ]
     sought = {
         (i, j): _Sought(i, k)
         for i, row in enumerate(counts)
@@ -127,7 +130,7 @@ def largest(
 
 
 def _between(blocks: Blocks, keys: Callable[[Any], Any], sought: dict[_At, _Sought]) -> Any:
-    """The cuts that a sample's bounds have caught, `_At` to `Cut`."""
+    """The cuts that a sample's bounds have caught, `_At` to `MagnitudeThreshold`."""
     bounds = _bounds(blocks, keys, sought)
 
     def caught(block: Any) -> tuple[int, list[int], list[np.ndarray]]:
@@ -139,14 +142,14 @@ def _between(blocks: Blocks, keys: Callable[[Any], Any], sought: dict[_At, _Soug
         return block.start, above, between
 
     parts = blocks.map(caught) if bounds else []
-    cuts: dict[_At, Cut] = {}
+    cuts: dict[_At, MagnitudeThreshold] = {}
     for number, at in enumerate(bounds):
         left = sought[at].k - sum(above[number] for _, above, _ in parts)
         kept = np.concatenate([between[number] for _, _, between in parts])
         if not 0 < left <= len(kept):
             continue
         threshold = np.partition(kept, len(kept) - left)[len(kept) - left]
-        cut = Cut(int(threshold), left - int(np.count_nonzero(kept > threshold)))
+        cut = MagnitudeThreshold(int(threshold), left - int(np.count_nonzero(kept > threshold)))
         equal = [(a, int(np.count_nonzero(b[number] == threshold))) for a, _, b in parts]
         if cut.places < sum(count for _, count in equal):
             cut.before = _running(equal)
@@ -182,7 +185,7 @@ def _bounds(
 
 
 def _by_radix(blocks: Blocks, keys: Callable[[Any], Any], sought: dict[_At, _Sought]) -> Any:
-    """The cuts by counting, `_At` to `Cut`: two passes, three where keys are equal."""
+    """Thresholds by counting, in two passes; three where keys are equal."""
     rows = sorted({s.row for s in sought.values()})
 
     def upper(block: Any) -> np.ndarray:
@@ -206,12 +209,12 @@ def _by_radix(blocks: Blocks, keys: Callable[[Any], Any], sought: dict[_At, _Sou
         )
 
     low = blocks.sum(lower)
-    cuts: dict[_At, Cut] = {}
+    cuts: dict[_At, MagnitudeThreshold] = {}
     partly = []
     for number, at in enumerate(sought):
         bin_, left = bins[at]
         within, places = _place(low[number], left)
-        cuts[at] = Cut((bin_ << _LOW) | within, places)
+        cuts[at] = MagnitudeThreshold((bin_ << _LOW) | within, places)
         if places < low[number][within]:
             partly.append(at)
     if partly:

@@ -21,15 +21,15 @@ from emb_tool.merge.weights import Weights
 from emb_tool.report import Table
 
 if TYPE_CHECKING:
-    from emb_tool.merge.evaluator import Bench
+    from emb_tool.merge.evaluator import MergeEvaluator
 
-FOUND = "found.json"
+RESULT_FILE = "found.json"
 
 DIGITS = 6
 """Decimals of the weights that are found: what is recorded is what is carried out."""
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """What looking at data has given.
 
     Args:
@@ -43,49 +43,49 @@ class Found(NamedTuple):
     table: Table | None = None
 
 
-class Looking(Merge):
+class DataDrivenMerge(Merge):
     """A method that looks at data before the tensors are merged."""
 
-    def find(self, bench: Bench) -> Found:
+    def find(self, bench: MergeEvaluator) -> SearchResult:
         """Look."""
         raise NotImplementedError
 
 
-class Finding(Looking):
+class WeightSearch(DataDrivenMerge):
     """A method that finds weights and leaves the merging to another, which is recorded."""
 
     finds_weights: ClassVar[bool] = True
 
 
-def keep_found(state: Path, found: Found) -> None:
+def save_search_result(state: Path, found: SearchResult) -> None:
     """Keep what was found until the merge is whole: a resume must go on with the same weights."""
     method = dump(found.method)
     table = found.table.to_json() if found.table else None
     told = {"method": method, "facts": found.facts, "table": table}
-    write_atomically(state / FOUND, json.dumps(told))
+    write_atomically(state / RESULT_FILE, json.dumps(told))
 
 
-def found_before(state: Path) -> Found | None:
+def load_search_result(state: Path) -> SearchResult | None:
     """What an interrupted merge had found."""
-    if not (state / FOUND).is_file():
+    if not (state / RESULT_FILE).is_file():
         return None
-    held = json.loads((state / FOUND).read_text(encoding="utf-8"))
+    held = json.loads((state / RESULT_FILE).read_text(encoding="utf-8"))
     cls = registry.load("merge", held["method"].pop("name"))
-    method = registry.build(cls, held["method"], FOUND)
-    return Found(method, held["facts"], Table(**held["table"]) if held["table"] else None)
+    method = registry.build(cls, held["method"], RESULT_FILE)
+    return SearchResult(method, held["facts"], Table(**held["table"]) if held["table"] else None)
 
 
-def average(weights: np.ndarray) -> Linear:
+def linear_method(weights: np.ndarray) -> Linear:
     """`linear` with these shares."""
     return Linear(weights=Weights(np.round(weights, DIGITS).tolist()))
 
 
-def arithmetic(coefficients: np.ndarray) -> TaskArithmetic:
+def task_arithmetic_method(coefficients: np.ndarray) -> TaskArithmetic:
     """`task-arithmetic` with these factors."""
     return TaskArithmetic(weights=Weights(np.round(coefficients, DIGITS).tolist()))
 
 
-def tried(bench: Bench) -> Table:
+def candidates_table(bench: MergeEvaluator) -> Table:
     """What was measured, the best first."""
     tasks = [task.label for task in bench.setup.data.tasks.dev]
     return Table("mixes measured", ["mean", *tasks, *bench.names], bench.rows())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import RootModel, model_validator
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 ALL = "*"
 
@@ -53,13 +53,13 @@ class Weights(RootModel[dict[str, tuple[float, ...]]]):
             said = "weights=" + ("" if selector == ALL else f"{selector}:")
             said += ",".join(f"{number:g}" for number in numbers)
             if len(numbers) != count:
-                raise Refused(
+                raise InvalidInput(
                     f"{said}: {len(numbers)} weights for {count} models", "give one for each model"
                 )
             if not np.isfinite(numbers).all():
-                raise Refused(f"{said}: not a finite number", "give one for each model")
+                raise InvalidInput(f"{said}: not a finite number", "give one for each model")
             if shares and abs(sum(numbers)) < 1e-6:
-                raise Refused(f"{said}: they sum to zero", "shares of an average sum to one")
+                raise InvalidInput(f"{said}: they sum to zero", "shares of an average sum to one")
 
     def sums(self) -> dict[str, float]:
         """What the weights of each selector sum to."""

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from emb_tool.checkpoint.elements import FLOATS
 from emb_tool.checkpoint.files import read_json, write_atomically
 from emb_tool.checkpoint.writer import ShardWriter
-from emb_tool.errors import Refused
-from emb_tool.merge.aux_files import write_side_files
+from emb_tool.errors import InvalidInput
+from emb_tool.merge.aux_files import write_aux_files
 from emb_tool.merge.base import Merge, Rule
 from emb_tool.merge.model_order import canonical_order
-from emb_tool.merge.stream import CHUNK, Slot, Stream, StreamedTensor, thread_count
+from emb_tool.merge.stream import CHUNK, OutputTensor, Stream, StreamedTensor, thread_count
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report
 
@@ -55,7 +55,7 @@ def write_merge(
     slots, order = ordered(setup, method)
     total = sum(slot.spec.nbytes for slot in slots)
     done = read_json(state, "shards.json") or {}
-    write_side_files(setup, folder)
+    write_aux_files(setup, folder)
 
     def on_shard(part: str, shard: str) -> None:
         done.setdefault(part, []).append(shard)
@@ -82,7 +82,7 @@ def write_merge(
                 )
 
 
-def ordered(setup: Setup, method: Merge) -> tuple[Sequence[Slot], list[int]]:
+def ordered(setup: Setup, method: Merge) -> tuple[Sequence[OutputTensor], list[int]]:
     """The slots with the models in an order that does not depend on the user's, if none is meant.
 
     Sums of floats depend on their order, so models come in that of their content.
@@ -100,7 +100,7 @@ def ordered(setup: Setup, method: Merge) -> tuple[Sequence[Slot], list[int]]:
 
 def merge_tensors(
     method: Merge,
-    slots: Sequence[Slot],
+    slots: Sequence[OutputTensor],
     folder: Path,
     stream: Stream,
     *,
@@ -146,7 +146,7 @@ def merge_tensors(
                     elif tensor.slot.spec.dtype in FLOATS:
                         rule = find(tensor)
                     else:
-                        raise Refused(
+                        raise InvalidInput(
                             f"{tensor.name} is {tensor.slot.spec.dtype} and not the same in all"
                             " models: whole numbers have no average",
                             "leave out the model that has another one",
@@ -179,6 +179,8 @@ def _flushed(writer: ShardWriter) -> Iterator[None]:
         future.result()  # a disk that is full or broken is told once
 
 
-def _tensor(method: Merge, slot: Slot, stream: Stream, order: Sequence[int]) -> StreamedTensor:
+def _tensor(
+    method: Merge, slot: OutputTensor, stream: Stream, order: Sequence[int]
+) -> StreamedTensor:
     weights = method.weights_of(slot.name, slot.layer, len(order))[list(order)]
     return StreamedTensor(slot, weights, stream, method.by_rows)

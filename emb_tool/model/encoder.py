@@ -21,16 +21,16 @@ from torch import Tensor
 from emb_tool.checkpoint.layout import Layout
 from emb_tool.checkpoint.prompts import ROLES
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.checkpoint.third_party_errors import refusing
+from emb_tool.checkpoint.third_party_errors import translate_errors
 from emb_tool.data.batches import plan_batches
-from emb_tool.errors import Failed, Refused
+from emb_tool.errors import InvalidInput, RunFailed
 from emb_tool.model.loading import load, save
-from emb_tool.model.tokenization import Inputs
+from emb_tool.model.tokenization import Tokenization
 from emb_tool.progress import quiet
 from emb_tool.runtime.device import SMALL, Runtime
 
 
-class Encoder(Inputs):
+class Encoder(Tokenization):
     """A checkpoint on a device.
 
     Attributes:
@@ -58,7 +58,9 @@ class Encoder(Inputs):
         if dim is None:
             dim = int(self.encode(["width"]).shape[1])
         if not dim:
-            raise Refused(f"{checkpoint.name}: its vectors have no dimensions", "restore its files")
+            raise InvalidInput(
+                f"{checkpoint.name}: its vectors have no dimensions", "restore its files"
+            )
         self.dim = dim
 
     @classmethod
@@ -79,7 +81,7 @@ class Encoder(Inputs):
             training: Keep the weights in float32.
 
         Raises:
-            Refused: What `Checkpoint.open` and `load` refuse.
+            InvalidInput: What `Checkpoint.open` and `load` refuse.
         """
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
         layout = checkpoint.layout
@@ -98,15 +100,15 @@ class Encoder(Inputs):
         From here on every process must call `encode` whenever one does, be it with no texts.
 
         Raises:
-            Refused: A Router, whose halves would be cut apart; fp16, whose scaled gradients torch
-                does not look through where they are cut.
+            InvalidInput: A Router, whose halves would be cut apart; fp16, whose scaled gradients
+                torch does not look through where they are cut.
         """
         if self.runtime.world == 1:
             return
         if self.runtime.dtype == torch.float16:
-            raise Refused("--fsdp does not go with fp16", "use --dtype bf16 or fp32")
+            raise InvalidInput("--fsdp does not go with fp16", "use --dtype bf16 or fp32")
         if type(self.model[0]).__name__ == "Router":
-            raise Refused(
+            raise InvalidInput(
                 f"{self.checkpoint.name}: --fsdp does not cut a Router", "leave --fsdp out"
             )
         self.runtime.shard(self.model)
@@ -121,7 +123,7 @@ class Encoder(Inputs):
                 task.
 
         Raises:
-            Refused: The Router has no route for them.
+            InvalidInput: The Router has no route for them.
         """
         router = self.model[0]
         if type(router).__name__ != "Router":
@@ -145,7 +147,7 @@ class Encoder(Inputs):
         for route in (task, "text", default):
             if route in routes:
                 return str(route)
-        raise Refused(
+        raise InvalidInput(
             f"{self.checkpoint.name}: its Router has no route for "
             f"{f'the task {task!r}' if task else 'texts without a task'}, but " + ", ".join(routes),
             "name the folder of one of its routes"
@@ -157,7 +159,7 @@ class Encoder(Inputs):
         """Vectors of one batch, (batch, dim).
 
         Raises:
-            Refused: The checkpoint's modules fail, or give something else.
+            InvalidInput: The checkpoint's modules fail, or give something else.
         """
         texts = len(features["offsets" if self.static else "input_ids"])
         with self.running(features):
@@ -165,7 +167,7 @@ class Encoder(Inputs):
             vectors = vectors[:, : self.layout.truncate_dim]  # as sentence-transformers: at the end
         shape, width = (*vectors.shape,), getattr(self, "dim", None)  # not before it is run once
         if len(shape) != 2 or shape[0] != texts or width not in (None, shape[1]):
-            raise Refused(
+            raise InvalidInput(
                 f"{self.checkpoint.name}: its modules give vectors of shape {shape}, its configs"
                 f" say {(texts, width)}",
                 "correct the widths in its modules' configs, or restore the original files",
@@ -180,7 +182,7 @@ class Encoder(Inputs):
         if self.sharded:
             return nullcontext()
         shape = (*features["input_ids"].shape,)
-        return refusing(
+        return translate_errors(
             f"{self.checkpoint.name}: its forward pass fails on token ids of shape {shape}",
             "restore its original files; where it fails on long texts alone, lower --max-length",
         )
@@ -205,7 +207,7 @@ class Encoder(Inputs):
             (texts, dim) float32.
 
         Raises:
-            Failed: Memory that runs out for a single text.
+            RunFailed: Memory that runs out for a single text.
         """
         ids, cut = self.tokens(texts, prompt)
         self.truncated += int(cut.sum())
@@ -224,7 +226,7 @@ class Encoder(Inputs):
         """Vectors of tokenised texts, in their order: see `encode`."""
         # weights put together in inference mode could not be trained on afterwards
         mode = torch.no_grad() if self.sharded else torch.inference_mode()
-        with mode, self.runtime.company():
+        with mode, self.runtime.translate_peer_errors():
             # cut over processes, memory that runs out ends the job
             budget = batch_tokens or (SMALL if self.sharded else self.runtime.batch_tokens)
             return self._encode_ids(ids, prompt_length, budget, progress)
@@ -267,7 +269,7 @@ class Encoder(Inputs):
                         raise
                     if len(batch) == 1 or self.sharded:
                         what = "one text" if len(batch) == 1 else f"{len(batch)} texts"
-                        raise Failed(
+                        raise RunFailed(
                             f"memory ran out for {what} of {lengths[batch[0]]} tokens",
                             "lower --max-length",
                         ) from error

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from emb_tool.checkpoint.completeness import ADAPTER, UNMERGED, WHOLE_AGAIN, named
-from emb_tool.errors import Refused
+from emb_tool.checkpoint.completeness import ADAPTER, DOWNLOAD_AGAIN, UNMERGED, summarize_names
+from emb_tool.errors import InvalidInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +30,7 @@ _BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias)
 other models that is the bias of a linear layer, and GPT-2's class itself ignores it.)"""
 
 
-class Loaded(NamedTuple):
+class LoadingReport(NamedTuple):
     """A model that transformers has loaded.
 
     Args:
@@ -43,7 +43,7 @@ class Loaded(NamedTuple):
 
 
 @contextmanager
-def loading_reports() -> Iterator[list[Loaded]]:
+def loading_reports() -> Iterator[list[LoadingReport]]:
     """Every model that transformers loads in this block, with its report.
 
     sentence-transformers calls `from_pretrained` inside and hands no report on, so the method is
@@ -51,13 +51,13 @@ def loading_reports() -> Iterator[list[Loaded]]:
     """
     from transformers import PreTrainedModel
 
-    loaded: list[Loaded] = []
+    loaded: list[LoadingReport] = []
     original = PreTrainedModel.__dict__["from_pretrained"]
 
     @wraps(original.__func__)
     def reporting(cls: Any, *args: Any, **kwargs: Any) -> Any:
         model, report = original.__func__(cls, *args, **kwargs | {"output_loading_info": True})
-        loaded.append(Loaded(model, report))
+        loaded.append(LoadingReport(model, report))
         return model
 
     setattr(PreTrainedModel, "from_pretrained", classmethod(reporting))  # noqa: B010
@@ -68,7 +68,7 @@ def loading_reports() -> Iterator[list[Loaded]]:
 
 
 def refuse_unloaded(
-    loaded: Loaded,
+    loaded: LoadingReport,
     name: str,
     *,
     pooler: bool = False,
@@ -92,7 +92,7 @@ def refuse_unloaded(
         substitute: What missing weights that are harmless are set to.
 
     Raises:
-        Refused: Names the first few tensors, and how many there are.
+        InvalidInput: Names the first few tensors, and how many there are.
     """
     import torch
 
@@ -115,12 +115,17 @@ def refuse_unloaded(
         sentences = []
         if missing:
             sentences.append(
-                f"weights of {kind} that are in no file, and would be random: {named(missing)}"
+                f"weights of {kind} that are in no file, and would be random:"
+                f" {summarize_names(missing)}"
             )
         if unused:
-            sentences.append(f"tensors of the files that {kind} does not use: {named(unused)}")
+            sentences.append(
+                f"tensors of the files that {kind} does not use: {summarize_names(unused)}"
+            )
         adapted = any(map(ADAPTER.search, unused))
-        raise Refused(f"{name}: {'; '.join(sentences)}", UNMERGED if adapted else WHOLE_AGAIN)
+        raise InvalidInput(
+            f"{name}: {'; '.join(sentences)}", UNMERGED if adapted else DOWNLOAD_AGAIN
+        )
     parameters = dict(loaded.model.named_parameters())
     with torch.no_grad():
         for key in parameters.keys() & set(report["missing_keys"]):

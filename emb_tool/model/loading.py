@@ -15,10 +15,10 @@ from emb_tool.checkpoint.layout import Layout, needs_hub, static_table, write_la
 from emb_tool.checkpoint.meta_model import check_extent
 from emb_tool.checkpoint.quantization import unpacked
 from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
-from emb_tool.checkpoint.third_party_errors import is_the_libraries, told
+from emb_tool.checkpoint.third_party_errors import format_error, is_library_error
 from emb_tool.checkpoint.tokenizer_files import SENTENCEPIECE, lacks_sentencepiece
-from emb_tool.checkpoint.unwrapped_copy import unwrapped
-from emb_tool.errors import EmbToolError, Failed, Refused
+from emb_tool.checkpoint.unwrapped_copy import unwrapped_folder
+from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
 from emb_tool.model.loaded_weights import loading_reports, refuse_unloaded
 from emb_tool.progress import quiet
 from emb_tool.runtime.device import Runtime
@@ -41,9 +41,9 @@ def load(
             shows in vectors that need them after all, 0 can be trained beside and written.
 
     Raises:
-        Refused: A config that describes far more weights than there are, weights that would be
+        InvalidInput: A config that describes far more weights than there are, weights that would be
             random, tensors that no module uses, and whatever sentence-transformers cannot load.
-        Failed: Memory that runs out; models that transformers gives no loading report of.
+        RunFailed: Memory that runs out; models that transformers gives no loading report of.
     """
     config, layout = checkpoint.config, checkpoint.layout
     if needs_hub(config, layout):
@@ -62,7 +62,7 @@ def load(
         model_folders = {m.path for m in layout.all_modules if m.kind == "Transformer"}
         try:
             modules = _static(checkpoint)
-            with unwrapped(checkpoint) as folder, loading_reports() as loaded:
+            with unwrapped_folder(checkpoint) as folder, loading_reports() as loaded:
                 model = SentenceTransformer(
                     None if modules else str(folder),
                     modules=modules,
@@ -72,7 +72,7 @@ def load(
                     model_kwargs=kwargs,
                 )
             if len(loaded) < len(model_folders):
-                raise Failed(
+                raise RunFailed(
                     f"{checkpoint.name}: transformers gave no report of which weights it loaded",
                     "please report this, with the versions that `embtool doctor` prints",
                 )
@@ -86,16 +86,16 @@ def load(
             raise
         # of what a stranger's files can hold, the libraries mind little: any error may come
         except BaseException as error:
-            if not is_the_libraries(error):
+            if not is_library_error(error):
                 raise
             if Runtime.is_out_of_memory(error):
-                raise Failed(
+                raise RunFailed(
                     f"{checkpoint.name}: memory ran out while loading it", "use a larger device"
                 ) from error
             beside = (checkpoint.path / layout.main).glob("*")
             unread = lacks_sentencepiece(path.name for path in beside)
-            raise Refused(
-                f"{checkpoint.name}: sentence-transformers cannot load it: {told(error)}",
+            raise InvalidInput(
+                f"{checkpoint.name}: sentence-transformers cannot load it: {format_error(error)}",
                 SENTENCEPIECE if unread else "check the folder with: embtool inspect",
             ) from error
     return model.to(dtype) if dtype else model

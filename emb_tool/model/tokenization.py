@@ -14,13 +14,13 @@ from emb_tool.checkpoint.length_checks import check_max_length
 from emb_tool.checkpoint.prompts import prompt_text
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.batches import Tokens, pad
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.progress import quiet
 from emb_tool.runtime.device import Runtime
 from emb_tool.windows import SETTING, frame
 
 
-class Inputs:
+class Tokenization:
     """What a model reads, and how much of it.
 
     Attributes:
@@ -163,7 +163,7 @@ class Inputs:
         """Refuse a tokenizer whose ids go beyond the table: on a GPU that kills the process."""
         rows = getattr(self._lookup(), "num_embeddings", None)
         if rows is not None and ids.size and int(ids.max()) >= rows:
-            raise Refused(
+            raise InvalidInput(
                 f"{self.checkpoint.name}: its tokenizer gives id {int(ids.max())}, its table has"
                 f" {rows} rows",
                 "the tokenizer is another model's: copy it from where the model came from",

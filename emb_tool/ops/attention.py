@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emb_tool.ops.rotary import Rope, plain
+from emb_tool.ops.rotary import Rope, plain_frequencies
 
 KEY = "embtool_attention"
 SELF_EXTEND, LOGN = "embtool_self_extend", "embtool_logn"
@@ -66,16 +66,18 @@ def self_extend_attention(
         return _sdpa(module, query, key, value, mask, scaling=scaling, dropout=dropout, **more)
     group, window = int(held["group"]), int(held["window"])
     speed = torch.tensor(
-        plain(Rope(held["theta"], held["dim"], 2, 2)), device=query.device, dtype=torch.float64
+        plain_frequencies(Rope(held["theta"], held["dim"], 2, 2)),
+        device=query.device,
+        dtype=torch.float64,
     )
     repeat = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(repeat, 1) if repeat > 1 else x for x in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     at = torch.arange(tokens, device=query.device)
     coarse, shift = at // group, window - window // group
-    far_key = turned(key, (coarse - at) * speed[:, None])
-    behind = turned(query, (coarse + shift - at) * speed[:, None])
-    ahead = turned(query, (coarse - shift - at) * speed[:, None])
+    far_key = rotate(key, (coarse - at) * speed[:, None])
+    behind = rotate(query, (coarse + shift - at) * speed[:, None])
+    ahead = rotate(query, (coarse - shift - at) * speed[:, None])
     causal = mask is None and bool(getattr(module, "is_causal", False))
     out = torch.empty_like(query)
     for start in range(0, tokens, BLOCK):
@@ -98,7 +100,7 @@ def self_extend_attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def turned(x: Tensor, angles: Tensor) -> Tensor:
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Vectors turned on, pair j of dimensions (j, j + d/2) by an angle of its position's own.
 
     Args:

@@ -71,7 +71,9 @@ def nearest(points: Tensor, c: Tensor) -> Tensor:
     return torch.from_numpy(found)
 
 
-def move(centroids: Tensor, total: Tensor, points: Tensor, lost: Callable[[int], Tensor]) -> None:
+def update_centroids(
+    centroids: Tensor, total: Tensor, points: Tensor, lost: Callable[[int], Tensor]
+) -> None:
     """Move centroids to the means of their clusters, empty ones to the points that lose most.
 
     Args:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emb_tool.checkpoint.ranges import Ranges, check_width
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.precisions import CALIBRATED
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class FloatCode(Code):
     def _encode(self, vectors: Floats) -> Codes:
         largest = np.finfo(self.dtype).max
         if np.abs(vectors).max(initial=0) > largest:
-            raise Refused(
+            raise InvalidInput(
                 f"a vector holds {np.abs(vectors).max():g}; {self.precision} ends at {largest:g}",
                 "use --precision float32",
             )
@@ -299,12 +299,12 @@ def code_from_json(value: Mapping[str, Any], where: str) -> Code:
     """What `Code.to_json` gave.
 
     Raises:
-        Refused: Not that; `where` names the file.
+        InvalidInput: Not that; `where` names the file.
     """
     precision, dim = value.get("precision"), value.get("dim")
     known = precision in (*CALIBRATED, "binary", "ubinary", "float16", "float32")
     if not known or not isinstance(dim, int) or dim < 1:
-        raise Refused(f"{where} does not say how vectors were coded", "encode the texts anew")
+        raise InvalidInput(f"{where} does not say how vectors were coded", "encode the texts anew")
     ranges = Ranges.from_json(value, where) if precision in CALIBRATED else None
     return make_code(str(precision), dim, ranges, int(value.get("seed", 0)))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from emb_tool.ops.rounding import Rounded, dequantize, nearest, quantize_groups
+from emb_tool.ops.rounding import QuantizedGroups, dequantize, nearest, quantize_groups
 
 BLOCK = 128
 """Columns rounded before the rest is brought up to date in one product."""
@@ -29,7 +29,7 @@ def gptq(
     damp: float = 0.01,
     aligned: bool = False,
     passes: int = 2,
-) -> Rounded:
+) -> QuantizedGroups:
     """Round a layer's weight for the least change of its outputs.
 
     With U upper triangular, Uᵀ U = (H + λ)⁻¹, λ = damp · mean diag H, and the columns in the order
@@ -66,7 +66,9 @@ def gptq(
     return best
 
 
-def output_error(weight: Tensor, hessian: Tensor, made: Rounded, group: int | None) -> Tensor:
+def output_error(
+    weight: Tensor, hessian: Tensor, made: QuantizedGroups, group: int | None
+) -> Tensor:
     """(out,) float64: the change of each output, (w - q) H (w - q)ᵀ."""
     off = (weight - dequantize(*made, group)).to(hessian)
     return ((off @ hessian) * off).sum(1)
@@ -88,7 +90,12 @@ def _factor(hessian: Tensor, damp: float) -> tuple[Tensor, Tensor]:
 
 
 def gptq_codes(
-    weight: Tensor, factor: Tensor, order: Tensor, made: Rounded, bits: int, group: int | None
+    weight: Tensor,
+    factor: Tensor,
+    order: Tensor,
+    made: QuantizedGroups,
+    bits: int,
+    group: int | None,
 ) -> Tensor:
     """The recursion of GPTQ: codes under given scales, (out, in) uint8.
 
@@ -123,12 +130,12 @@ def gptq_codes(
 def refit(
     weight: Tensor,
     hessian: Tensor,
-    made: Rounded,
+    made: QuantizedGroups,
     bits: int,
     group: int | None,
     *,
     aligned: bool = False,
-) -> Rounded:
+) -> QuantizedGroups:
     """Scales and minima of least output error for given codes: least squares, row by row.
 
     A row is w ≈ Z θ, Z holding a group's codes (about their middle) and ones in the columns of the
@@ -184,14 +191,16 @@ def refit(
     return made._replace(scale=torch.cat(scales), minimum=torch.cat(minima))
 
 
-def _zero(made: Rounded) -> Tensor:
+def _zero(made: QuantizedGroups) -> Tensor:
     """The codes that stand for 0, float64."""
     scale = made.scale.double()
     return torch.where(scale > 0, -made.minimum.double() / scale, 0.0).round()
 
 
-def _better(a: Rounded, error: Tensor, b: Rounded, least: Tensor) -> tuple[Rounded, Tensor]:
+def _better(
+    a: QuantizedGroups, error: Tensor, b: QuantizedGroups, least: Tensor
+) -> tuple[QuantizedGroups, Tensor]:
     """Row by row the one of less error; scales stay positive."""
     take = (error < least) & (a.scale >= 0).all(1) & a.scale.isfinite().all(1)
     chosen = [torch.where(take.unsqueeze(1), x, y) for x, y in zip(a, b, strict=True)]
-    return Rounded(*chosen), torch.where(take, error, least)
+    return QuantizedGroups(*chosen), torch.where(take, error, least)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from emb_tool.ops import rows
-from emb_tool.ops.clusters import assign, move, nearest, sums, with_ones, workers
+from emb_tool.ops.clusters import assign, nearest, sums, update_centroids, with_ones, workers
 
 DRAWN = 16
 """Points for each centroid that k-means++ chooses among."""
@@ -20,7 +20,7 @@ MOMENTUM = 0.8
 PARTS = (4, 2)
 """The first rounds see every 4th point, then every 2nd: enough to find out where to."""
 
-ENOUGH = 16
+MIN_IMPROVEMENT = 16
 """Points for each centroid that such a part has at least."""
 
 WIDE = 16
@@ -84,7 +84,7 @@ def _lloyd(
     rounds = _rounds(data.shape[1], k, iterations, warm=start is not None)
     if start is None:
         start = _begin(data, k, weights, seed)
-    with rows.task(what, len(data) * len(rounds), "rounds") as advance:
+    with rows.fit_progress(what, len(data) * len(rounds), "rounds") as advance:
         if data.device.type != "cpu":
             return _together(data, start, weights, rounds, advance)
 
@@ -103,7 +103,7 @@ def _rounds(n: int, k: int, iterations: int, warm: bool) -> list[int]:
     """Every how many points each round sees: half of the rounds all, as many each of `PARTS`."""
     if warm:
         return [1] * iterations
-    parts = [every for every in PARTS if n >= ENOUGH * k * every]
+    parts = [every for every in PARTS if n >= MIN_IMPROVEMENT * k * every]
     if not parts:
         return [1] * iterations
     some = iterations // 2
@@ -188,7 +188,7 @@ def _next(
         points: Likewise.
         lost: Likewise.
     """
-    move(means, total, points, lost)
+    update_centroids(means, total, points, lost)
     return torch.where(total[..., -1:] > 0, means + MOMENTUM * (means - before), means)
 
 

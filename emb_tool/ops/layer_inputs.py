@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from emb_tool.ops.microbatches import in_parts_that_fit, parts_of
+from emb_tool.ops.microbatches import retry_in_microbatches, split_batch
 from emb_tool.runtime.device import Runtime
 
 
@@ -40,10 +40,10 @@ class Batch:
 
     def parts(self, count: int) -> list[Batch]:
         """Some texts each."""
-        return [replace(self, features=part) for part in parts_of(self.features, count)]
+        return [replace(self, features=part) for part in split_batch(self.features, count)]
 
 
-class Seen(NamedTuple):
+class InputMoments(NamedTuple):
     """Layers that have the same input.
 
     Args:
@@ -63,7 +63,7 @@ def second_moments(
     batches: Sequence[Batch],
     runtime: Runtime,
     done: Container[str] = (),
-) -> Iterator[Seen]:
+) -> Iterator[InputMoments]:
     """Σ x xᵀ of each layer's inputs, in order of execution.
 
     Whoever iterates may change the layers just named: what follows sees the change. Blocks of a
@@ -79,7 +79,7 @@ def second_moments(
     """
     place = runtime.device if runtime.has_float64 else torch.device("cpu")
     first = batches[0]
-    trace, parts = in_parts_that_fit(
+    trace, parts = retry_in_microbatches(
         lambda count: _trace(model, layers, first.parts(count)[0]), first.features, runtime
     )
     held = [_Held(batch) for batch in batches]
@@ -93,14 +93,14 @@ def second_moments(
             for batch in held:
                 work = partial(batch.run, model, wanted, trace, past, ready)
                 begin = len(batch.pieces) or parts
-                seen, count = in_parts_that_fit(work, batch.whole.features, runtime, begin)
+                seen, count = retry_in_microbatches(work, batch.whole.features, runtime, begin)
                 parts = max(parts, count)
                 moments = seen.moments.to(place, torch.float64)
                 total = moments if total is None else total.add_(moments)
                 tokens += seen.tokens
             past = max(past, ready)
             assert total is not None
-            yield Seen(list(names), total, tokens)
+            yield InputMoments(list(names), total, tokens)
     finally:
         held.clear()
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from emb_tool.checkpoint.files import write_json
 from emb_tool.checkpoint.meta_model import model_on_meta, transformers_config
-from emb_tool.checkpoint.modules import LAYER_COUNTS, stated_layers
+from emb_tool.checkpoint.modules import LAYER_COUNTS, layer_count
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import header
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.plan import Plan, Step, TensorSpec
 from emb_tool.progress import quiet
 
@@ -26,7 +26,7 @@ _LAYER = re.compile(r"^(.*?)\.?(?<![^.])(\d+)\.(.+)$")
 _INDEX_LIST = re.compile(r"_layers?(_(idx|ids|idxs|indices|indexes))?$")
 
 
-def spread(count: int, total: int) -> tuple[int, ...]:
+def spread_layers(count: int, total: int) -> tuple[int, ...]:
     """`count` of `total` layers, evenly from the first to the last.
 
     i_k = round(k (total - 1) / (count - 1)), halves down; one layer alone is the last.
@@ -36,10 +36,10 @@ def spread(count: int, total: int) -> tuple[int, ...]:
         total: Layers there are.
 
     Raises:
-        Refused: More than there are, or none.
+        InvalidInput: More than there are, or none.
     """
     if not 1 <= count <= total:
-        raise Refused(f"{count} layers of {total}", f"between 1 and {total}")
+        raise InvalidInput(f"{count} layers of {total}", f"between 1 and {total}")
     if count == 1:
         return (total - 1,)
     gaps = count - 1
@@ -50,10 +50,10 @@ def keep_layers(checkpoint: Checkpoint, layers: int | Sequence[int]) -> tuple[in
     """The layers that a user's `3` or `0,2,5` names.
 
     Raises:
-        Refused: As `spread`, or the checkpoint has no layers.
+        InvalidInput: As `spread`, or the checkpoint has no layers.
     """
     total = len(find_layers(checkpoint)[1])
-    return spread(layers, total) if isinstance(layers, int) else tuple(layers)
+    return spread_layers(layers, total) if isinstance(layers, int) else tuple(layers)
 
 
 def group_layers(names: Iterable[str]) -> dict[str, dict[int, list[str]]]:
@@ -72,23 +72,27 @@ def find_layers(checkpoint: Checkpoint) -> tuple[str, dict[int, list[str]]]:
     """The prefix of a checkpoint's layers and their names, by number.
 
     Raises:
-        Refused: No layers, or not those that the config states.
+        InvalidInput: No layers, or not those that the config states.
     """
     name, layout = checkpoint.name, checkpoint.layout
     if layout.routes:
-        raise Refused(f"{name} is a Router of several models", "name the folder of one of them")
+        raise InvalidInput(
+            f"{name} is a Router of several models", "name the folder of one of them"
+        )
     if layout.family == "static":
-        raise Refused(f"{name} is a static embedding: it has no layers", "name a transformer")
+        raise InvalidInput(f"{name} is a static embedding: it has no layers", "name a transformer")
     if checkpoint.weights[layout.main].pickled:
-        raise Refused(f"{name}: pickled weights are not read here", "convert them to safetensors")
-    stated = stated_layers(checkpoint.config)
+        raise InvalidInput(
+            f"{name}: pickled weights are not read here", "convert them to safetensors"
+        )
+    stated = layer_count(checkpoint.config)
     groups = group_layers(checkpoint.tensors)
     fitting = {p: g for p, g in groups.items() if stated and set(g) == set(range(stated))}
     if len(fitting) > 1:  # an encoder with its decoder: texts are embedded by the encoder
         fitting = {p: g for p, g in fitting.items() if "encoder" in p.split(".")}
     if len(fitting) != 1:
         found = ", ".join(f"{len(g)} under {p!r}" for p, g in sorted(groups.items())) or "none"
-        raise Refused(
+        raise InvalidInput(
             f"{name}: config.json states {stated} layers, the weights have {found}",
             "layers can be dropped where each has weights of its own, as config.json states",
         )
@@ -103,13 +107,13 @@ def plan_cut(ckpt: Checkpoint, keep: Sequence[int]) -> Plan:
         keep: Layers to keep, in the order in which they are to be applied.
 
     Raises:
-        Refused: A layer that is not there or named twice; an architecture whose layers differ, so
-            that one cannot take another's place.
+        InvalidInput: A layer that is not there or named twice; an architecture whose layers differ,
+            so that one cannot take another's place.
     """
     prefix, layers = find_layers(ckpt)
     _check_keep(keep, len(layers))
     if "quantization_config" in ckpt.config:
-        raise Refused(
+        raise InvalidInput(
             f"{ckpt.name} is quantised: what its layers are made of is not known here",
             "take layers out of the model that it was made from, and quantise the result",
         )
@@ -142,12 +146,12 @@ def plan_cut(ckpt: Checkpoint, keep: Sequence[int]) -> Plan:
 
 def _check_keep(keep: Sequence[int], total: int) -> None:
     if not keep:
-        raise Refused("no layer is kept", f"name some of 0 to {total - 1}")
+        raise InvalidInput("no layer is kept", f"name some of 0 to {total - 1}")
     for layer in keep:
         if not 0 <= layer < total:
-            raise Refused(f"layer {layer} does not exist", f"there are 0 to {total - 1}")
+            raise InvalidInput(f"layer {layer} does not exist", f"there are 0 to {total - 1}")
         if list(keep).count(layer) > 1:
-            raise Refused(f"layer {layer} is named twice", "each layer can be kept once")
+            raise InvalidInput(f"layer {layer} is named twice", "each layer can be kept once")
 
 
 def _config_edits(raw: Mapping[str, Any], keep: Sequence[int], total: int) -> dict[str, Any]:
@@ -157,7 +161,7 @@ def _config_edits(raw: Mapping[str, Any], keep: Sequence[int], total: int) -> di
     since the derivation would go by the new numbers.
 
     Raises:
-        Refused: The edited config does not give each kept layer what it had.
+        InvalidInput: The edited config does not give each kept layer what it had.
     """
     old = transformers_config(raw)
     key = getattr(old, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
@@ -176,7 +180,7 @@ def _config_edits(raw: Mapping[str, Any], keep: Sequence[int], total: int) -> di
     new = transformers_config({**raw, **edits})
     for k, v in listed.items():
         if getattr(new, k, None) != [v[layer] for layer in keep]:
-            raise Refused(
+            raise InvalidInput(
                 f"config.json cannot express {k} = {[v[layer] for layer in keep]} for these layers",
                 "keep layers that repeat the model's own pattern from its first layer on",
             )
@@ -236,7 +240,7 @@ def _check_names(
         if found and after.shapes.get(name) != given.get(name):
             place, tensor = int(found[1]), found[2]
             lacks = "lacks" if name not in given else "has"
-            raise Refused(
+            raise InvalidInput(
                 f"{ckpt.name}: layer {keep[place]} cannot take place {place}: it {lacks}"
                 f" {tensor}, unlike the layers that this architecture has there",
                 f"keep layer {place} in its place",
@@ -269,7 +273,7 @@ def _check_loads(
         if f".{prefix}".endswith(f".{p}")
     ]
     for name in [*sorted(missing), *map(str, info["mismatched_keys"])]:
-        raise Refused(
+        raise InvalidInput(
             f"{ckpt.name}: with these layers, transformers does not find {name}",
             "keep other layers, or update transformers",
         )

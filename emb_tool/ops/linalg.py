@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from emb_tool.ops.rows import CHUNK, chunks, take, task
+from emb_tool.ops.rows import CHUNK, fit_progress, iterate_chunks, take_rows
 
 
 def slices(
@@ -15,12 +15,12 @@ def slices(
 ) -> Iterator[tuple[int, Tensor]]:
     """As `chunks`, of some rows only: yields where in `ids` a slice begins, and its rows."""
     if ids is None:
-        yield from chunks(table, what)
+        yield from iterate_chunks(table, what)
         return
     step = max(1, CHUNK // max(1, table.shape[1]))
-    with task(what, len(ids), "rows") as advance:
+    with fit_progress(what, len(ids), "rows") as advance:
         for start in range(0, len(ids), step):
-            piece = take(table, ids[start : start + step])
+            piece = take_rows(table, ids[start : start + step])
             yield start, piece
             advance(len(piece))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +48,7 @@ def refuse_without_linears(name: str, family: str) -> None:
     """Say why a step for linear layers has nothing to do.
 
     Raises:
-        Refused: Always.
+        InvalidInput: Always.
     """
     what = "is a static embedding: it has" if family == "static" else "has"
-    raise Refused(f"{name} {what} no linear layers", "pack its table: -m int:bits=8, -m pq")
+    raise InvalidInput(f"{name} {what} no linear layers", "pack its table: -m int:bits=8, -m pq")

@@ -41,7 +41,7 @@ def find_matrices(
         whose weight other modules read, or that transformers keeps in float32.
 
     Raises:
-        Refused: A model type that transformers does not know.
+        InvalidInput: A model type that transformers does not know.
     """
     matrices, own = [], []
     base, modules = _matrices(json.dumps(config, sort_keys=True))

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor
 
-from emb_tool.errors import Failed
+from emb_tool.errors import RunFailed
 from emb_tool.runtime.device import Runtime
 
 R = TypeVar("R")
 
 
-def in_parts_that_fit(
+def retry_in_microbatches(
     work: Callable[[int], R], features: Mapping[str, Any], runtime: Runtime, parts: int = 1
 ) -> tuple[R, int]:
     """Do some work on a batch; where memory runs out, anew in twice as many parts.
@@ -34,9 +34,9 @@ def in_parts_that_fit(
         What the work returns, and the number of parts to begin the next batch with.
 
     Raises:
-        Failed: Memory that runs out for single texts.
+        RunFailed: Memory that runs out for single texts.
     """
-    texts = texts_of(features)
+    texts = batch_size(features)
     while True:
         done = None
         try:
@@ -46,7 +46,7 @@ def in_parts_that_fit(
                 raise
             if parts >= texts:
                 longest = next(iter(features.values())).shape[-1]
-                raise Failed(
+                raise RunFailed(
                     f"memory ran out for one text of {longest} tokens",
                     "use --device cpu, or a lower --max-length where the command has it",
                 ) from error
@@ -56,7 +56,7 @@ def in_parts_that_fit(
         runtime.free_memory()  # not before here does the error let go of what the pass had made
 
 
-def parts_of(features: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+def split_batch(features: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     """A batch in parts, text by text.
 
     Args:
@@ -64,7 +64,7 @@ def parts_of(features: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
         count: How many parts, at most a text each.
     """
     offsets = features.get("offsets")
-    texts = texts_of(features)
+    texts = batch_size(features)
     found: list[dict[str, Any]] = []
     for part in np.array_split(np.arange(texts), count):
         rows = slice(int(part[0]), int(part[-1]) + 1)
@@ -78,6 +78,6 @@ def parts_of(features: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     return found
 
 
-def texts_of(features: Mapping[str, Any]) -> int:
+def batch_size(features: Mapping[str, Any]) -> int:
     """How many texts a batch has, see `Encoder.collate`."""
     return len(features.get("offsets", next(iter(features.values()))))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator
 
-from emb_tool.registry import choose
+from emb_tool.registry import match_name
 
 _Name = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary", "rabitq"]
 PRECISIONS: tuple[str, ...] = get_args(_Name)
@@ -16,7 +16,7 @@ CALIBRATED = ("int8", "uint8", "rabitq")
 
 
 def _known(value: Any) -> Any:
-    return choose(value, PRECISIONS, "precision") if isinstance(value, str) else value
+    return match_name(value, PRECISIONS, "precision") if isinstance(value, str) else value
 
 
 def _split(value: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 
-def quicken(model: nn.Module) -> int:
+def use_onednn_linear(model: nn.Module) -> int:
     """Let oneDNN multiply in a model's float32 linear layers, where that is quicker.
 
     Args:
@@ -28,7 +28,7 @@ def quicken(model: nn.Module) -> int:
     if not layers or not has_slow_products():
         return 0
     for layer in layers:
-        layer.__class__ = QuickLinear
+        layer.__class__ = OneDnnLinear
     return len(layers)
 
 
@@ -51,7 +51,7 @@ def has_slow_products() -> bool:
     )
 
 
-class QuickLinear(nn.Linear):
+class OneDnnLinear(nn.Linear):
     """`nn.Linear`, multiplied by oneDNN."""
 
     def forward(self, x: Tensor) -> Tensor:

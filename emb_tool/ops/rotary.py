@@ -39,7 +39,7 @@ class Rope(NamedTuple):
         return self.target / self.original
 
 
-def plain(rope: Rope, theta: float | None = None) -> Frequencies:
+def plain_frequencies(rope: Rope, theta: float | None = None) -> Frequencies:
     """f_j = θ^(-2j/d), (d/2,) radians per token."""
     exponents = np.arange(0, rope.dim, 2, dtype=np.float64) / rope.dim
     return np.asarray((rope.theta if theta is None else theta) ** -exponents)
@@ -47,12 +47,12 @@ def plain(rope: Rope, theta: float | None = None) -> Frequencies:
 
 def linear(rope: Rope) -> Frequencies:
     """f_j / s: position interpolation (arXiv:2306.15595)."""
-    return plain(rope) / rope.scale
+    return plain_frequencies(rope) / rope.scale
 
 
 def ntk(rope: Rope, factor: float) -> Frequencies:
     """(λ θ)^(-2j/d): the slow pairs are slowed most, the fastest not at all."""
-    return plain(rope, rope.theta * factor)
+    return plain_frequencies(rope, rope.theta * factor)
 
 
 def ntk_factor(rope: Rope) -> float:
@@ -74,7 +74,7 @@ def yarn(rope: Rope, fast: float = 32.0, slow: float = 1.0) -> Frequencies:
     high = min(int(np.ceil(pair(slow))), rope.dim - 1)
     span = high - low if high != low else 0.001
     ramp = np.clip((np.arange(rope.dim // 2) - low) / span, 0, 1)
-    return np.asarray(plain(rope) * (1 - ramp) + linear(rope) * ramp)
+    return np.asarray(plain_frequencies(rope) * (1 - ramp) + linear(rope) * ramp)
 
 
 def long_factors(rope: Rope, wanted: Tensor) -> list[float]:

@@ -26,7 +26,7 @@ _LARGEST = 65504.0  # of float16
 _MARGIN = 1.001  # float32's rounding of a sum of squares, and more
 
 
-class Rounded(NamedTuple):
+class QuantizedGroups(NamedTuple):
     """A matrix rounded in groups.
 
     Args:
@@ -48,7 +48,7 @@ def quantize_groups(
     clip: bool = True,
     importance: Tensor | None = None,
     aligned: bool = False,
-) -> Rounded:
+) -> QuantizedGroups:
     """Round a matrix to `bits` bits, with a scale and a minimum for each group of a row.
 
     Of 15 ranges [mid - f r / 2, mid + f r / 2], r = max - min, f = 1 .. 0.3, each group takes that
@@ -84,7 +84,7 @@ def quantize_groups(
         scale[start:stop], minimum[start:stop] = s, m
         rounded = nearest(piece, s.unsqueeze(-1), m.unsqueeze(-1), bits)
         codes[start:stop] = rounded.flatten(1)[:, :columns]
-    return Rounded(codes, scale, minimum)
+    return QuantizedGroups(codes, scale, minimum)
 
 
 def nearest(weight: Tensor, scale: Tensor, minimum: Tensor, bits: int) -> Tensor:

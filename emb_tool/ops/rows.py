@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emb_tool.checkpoint.memory_map import map_file, release
+from emb_tool.checkpoint.memory_map import map_file, release_pages
 from emb_tool.checkpoint.reader import LARGE
 from emb_tool.progress import Progress
 
@@ -24,20 +24,20 @@ TOUCHED = 1 << 12
 """Rows here and there that are read at a time: each brings pages beside its own with it."""
 
 
-class Place(NamedTuple):
+class FitContext(NamedTuple):
     """Where a fit computes, and where it tells how far it is."""
 
     device: torch.device | None = None
     progress: Progress | None = None
 
 
-_place: ContextVar[Place | None] = ContextVar("place", default=None)
+_place: ContextVar[FitContext | None] = ContextVar("place", default=None)
 
 
 @contextmanager
-def working(device: torch.device | None, progress: Progress | None) -> Iterator[None]:
+def fit_context(device: torch.device | None, progress: Progress | None) -> Iterator[None]:
     """Fits inside compute on `device` and show bars; else where the table lies, silently."""
-    token = _place.set(Place(device, progress))
+    token = _place.set(FitContext(device, progress))
     try:
         yield
     finally:
@@ -45,7 +45,7 @@ def working(device: torch.device | None, progress: Progress | None) -> Iterator[
 
 
 @contextmanager
-def task(name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def fit_progress(name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Shows how far a piece of a fit is; yields `advance(count)`."""
     place = _place.get()
     if place is None or place.progress is None:
@@ -61,7 +61,9 @@ def device_of(table: Tensor) -> torch.device:
     return place.device if place and place.device else table.device
 
 
-def chunks(table: Tensor, what: str = "reading", step: int = 0) -> Iterator[tuple[int, Tensor]]:
+def iterate_chunks(
+    table: Tensor, what: str = "reading", step: int = 0
+) -> Iterator[tuple[int, Tensor]]:
     """The table in slices of rows, float32 on the computing device, with a bar.
 
     Args:
@@ -74,21 +76,21 @@ def chunks(table: Tensor, what: str = "reading", step: int = 0) -> Iterator[tupl
     """
     rows, columns = table.shape
     step = step or max(1, CHUNK // max(1, columns))
-    with task(what, rows, "rows") as advance:
+    with fit_progress(what, rows, "rows") as advance:
         for start in range(0, rows, step):
             piece = table[start : start + step].to(device_of(table), torch.float32)
             yield start, piece
             advance(len(piece))
-            release(table)
+            release_pages(table)
 
 
-def take(table: Tensor, ids: Tensor) -> Tensor:
+def take_rows(table: Tensor, ids: Tensor) -> Tensor:
     """Some rows, float32 on the computing device; pages of a mapped table are let go behind."""
     picked = torch.empty(len(ids), table.shape[1], device=device_of(table))
     ids = ids.to(table.device)
     for start in range(0, len(ids), TOUCHED):
         picked[start : start + TOUCHED] = table[ids[start : start + TOUCHED]].to(picked)
-        release(table)
+        release_pages(table)
     return picked
 
 
@@ -104,7 +106,7 @@ def scaled(table: Tensor, scale: float, folder: Path) -> Tensor:
         return table.float() * scale
     path = folder / "scaled"
     with path.open("wb") as file:
-        for _, piece in chunks(table, "scaling"):
+        for _, piece in iterate_chunks(table, "scaling"):
             file.write((piece * scale).cpu().numpy().data)
     mapped = map_file(path, tuple(table.shape), torch.float32)
     path.unlink()
@@ -160,13 +162,13 @@ def sample(
     return torch.from_numpy(ids), torch.from_numpy(counted).float()
 
 
-def bad_rows(table: Tensor, limit: int = 5) -> tuple[list[int], int]:
+def non_finite_rows(table: Tensor, limit: int = 5) -> tuple[list[int], int]:
     """The first rows that hold NaN or an infinity, and how many there are."""
     found: list[int] = []
     count = 0
     if not table.is_floating_point():
         return found, count
-    for start, piece in chunks(table, "checking"):
+    for start, piece in iterate_chunks(table, "checking"):
         # a sum is not finite if one of its terms is not; the converse is looked into
         suspect = ~torch.isfinite(piece.sum(dim=1))
         if suspect.any():
@@ -187,7 +189,7 @@ def relative_error(
         frequencies: (rows,); None gives the plain error twice.
     """
     sums = torch.zeros(4, dtype=torch.float64)
-    for start, piece in chunks(table, "measuring"):
+    for start, piece in iterate_chunks(table, "measuring"):
         ids = torch.arange(start, start + len(piece), device=piece.device)
         lost = (piece - decode(ids).to(piece)).square().sum(dim=1).double().cpu()
         held = piece.square().sum(dim=1).double().cpu()

@@ -23,7 +23,7 @@ SERVED = frozenset(
 """What a packed module has in common with those that it stands for, its weight apart."""
 
 
-class Uses(NamedTuple):
+class WeightUses(NamedTuple):
     """What a trial has shown.
 
     Args:
@@ -37,15 +37,15 @@ class Uses(NamedTuple):
     is_complete: bool
 
 
-def find_uses(model: Any, modules: Mapping[str, nn.Module]) -> Uses:
+def find_uses(model: Any, modules: Mapping[str, nn.Module]) -> WeightUses:
     """Initialize a model as after loading, and run it.
 
     Args:
         model: As `ops.bare.model_on_meta` gives it; observers take the place of `modules` in it.
         modules: By name, those that are asked for.
     """
-    reads: list[Observer] = []
-    observers = {name: Observer(module, reads) for name, module in modules.items()}
+    reads: list[UseObserver] = []
+    observers = {name: UseObserver(module, reads) for name, module in modules.items()}
     places = {id(module): observers[name] for name, module in modules.items()}
     for parent in [*model.modules()]:
         for child, module in parent._modules.items():
@@ -55,7 +55,7 @@ def find_uses(model: Any, modules: Mapping[str, nn.Module]) -> Uses:
         observer.show_weight()
     is_complete = _run(model)
     read = {*reads, *blamed}
-    return Uses(
+    return WeightUses(
         {name for name, observer in observers.items() if observer.is_called},
         {name for name, observer in observers.items() if observer in read},
         is_complete,
@@ -88,7 +88,7 @@ class _Zeros(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _initialize(model: Any, reads: list[Observer]) -> list[Observer]:
+def _initialize(model: Any, reads: list[UseObserver]) -> list[UseObserver]:
     """Run every `_init_weights`, as transformers does once the weights are read.
 
     It passes over what was read, unless it computes with a weight first, which bytes make fail.
@@ -102,7 +102,7 @@ def _initialize(model: Any, reads: list[Observer]) -> list[Observer]:
     """
     for tensor in (*model.parameters(), *model.buffers()):
         tensor._is_hf_initialized = True
-    blamed: list[Observer] = []
+    blamed: list[UseObserver] = []
     while True:
         reads.clear()
         for module in model.modules():
@@ -118,7 +118,7 @@ def _initialize(model: Any, reads: list[Observer]) -> list[Observer]:
         return blamed
 
 
-class Observer(nn.Module):
+class UseObserver(nn.Module):
     """Stands where a packed module would, neither an `nn.Embedding` nor an `nn.Linear`.
 
     Args:
@@ -130,7 +130,7 @@ class Observer(nn.Module):
     stored: Tensor
     """What readers of the weight are given: bytes, as a packed module has them, to begin with."""
 
-    def __init__(self, module: nn.Module, reads: list[Observer]) -> None:
+    def __init__(self, module: nn.Module, reads: list[UseObserver]) -> None:
         super().__init__()
         self.__dict__["module"] = module  # no submodule: it is not in the model any more
         self.reads = reads

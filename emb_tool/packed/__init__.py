@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from emb_tool.errors import Refused
-from emb_tool.registry import build, choose
+from emb_tool.errors import InvalidInput
+from emb_tool.registry import build, match_name
 
 if TYPE_CHECKING:
     from emb_tool.packed.base import Packed
@@ -41,9 +41,9 @@ def kind(name: str) -> type[Packed]:
     """The class of a kind.
 
     Raises:
-        Refused: A kind that this version does not know.
+        InvalidInput: A kind that this version does not know.
     """
-    module, attribute = KINDS[choose(name, KINDS, "packed format")]
+    module, attribute = KINDS[match_name(name, KINDS, "packed format")]
     cls: type[Packed] = getattr(import_module(module), attribute)
     return cls
 
@@ -61,13 +61,13 @@ def empty(spec: Mapping[str, Any], name: str = "", role: str | None = None) -> P
         role: What it is to stand for.
 
     Raises:
-        Refused: A kind that is not known, a spec that is none of its kind, another role.
+        InvalidInput: A kind that is not known, a spec that is none of its kind, another role.
     """
     where, hint = f"config.json, quantization_config, {name}", "restore the original file"
     cls = kind(str(spec["kind"]))
     stated = build(cls.stored, spec, where, hint)
     if role not in (None, stated.role):
-        raise Refused(f"{where}: role={stated.role}, the model has a {role}", hint)
+        raise InvalidInput(f"{where}: role={stated.role}, the model has a {role}", hint)
     if (needed := sum(part.nbytes for part in cls.parts(spec).values())) > MAX_BYTES:
-        raise Refused(f"{where}: takes {needed:,} bytes", hint)
+        raise InvalidInput(f"{where}: takes {needed:,} bytes", hint)
     return cls(spec)

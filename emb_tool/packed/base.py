@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.packed.spec import Spec
 
 MIN_IDS, MAX_ROWS = 512, 1 << 20
@@ -46,7 +46,7 @@ class Part(NamedTuple):
         return prod(self.shape) * self.dtype.itemsize
 
 
-def allowance(shape: tuple[int, int], budget: float | None, open_setting: str) -> int:
+def byte_budget(shape: tuple[int, int], budget: float | None, open_setting: str) -> int:
     """Bytes that a budget allows: ⌊budget · 4 rows · columns⌋.
 
     Args:
@@ -55,10 +55,12 @@ def allowance(shape: tuple[int, int], budget: float | None, open_setting: str) -
         open_setting: What is chosen from it.
 
     Raises:
-        Refused: No budget.
+        InvalidInput: No budget.
     """
     if budget is None:
-        raise Refused(f"neither {open_setting} nor a budget is given", "say for example budget=0.1")
+        raise InvalidInput(
+            f"neither {open_setting} nor a budget is given", "say for example budget=0.1"
+        )
     return int(budget * 4 * shape[0] * shape[1])
 
 
@@ -97,7 +99,7 @@ class Packed(nn.Module):
     # -- what a kind says of itself ---------------------------------------------------------------
 
     @classmethod
-    def settle(
+    def resolve_spec(
         cls, shape: tuple[int, int], budget: float | None = None, **settings: Any
     ) -> dict[str, Any]:
         """The spec for a matrix of a shape, from sizes alone.
@@ -109,7 +111,7 @@ class Packed(nn.Module):
             settings: The kind's own.
 
         Raises:
-            Refused: Settings that do not fit the shape, a budget that cannot be kept.
+            InvalidInput: Settings that do not fit the shape, a budget that cannot be kept.
         """
         raise NotImplementedError
 
@@ -123,12 +125,12 @@ class Packed(nn.Module):
         """The spec, if it keeps the budget.
 
         Raises:
-            Refused: It takes more bytes.
+            InvalidInput: It takes more bytes.
         """
         rows, columns = spec["shape"]
         needed = sum(part.nbytes for part in cls.parts(spec).values())
         if budget is not None and needed > (allowed := int(budget * 4 * rows * columns)):
-            raise Refused(
+            raise InvalidInput(
                 f"{cls.kind} takes {needed:,} bytes of a table of {rows:,} x {columns}, the budget"
                 f" {budget:g} allows {allowed:,}",
                 f"a budget of {ceil(1000 * needed / (4 * rows * columns)) / 1000:g} or more, or"
@@ -256,7 +258,7 @@ class Packed(nn.Module):
         """As the module that it stands for."""
         if self.role == "linear":
             return functional.linear(input, self.expand().to(input.dtype), self.bias)
-        rows = self._rows_once(input.reshape(-1)).to(self.dtype)
+        rows = self._unique_rows(input.reshape(-1)).to(self.dtype)
         if self.role == "table":
             return rows.view(*input.shape, self.embedding_dim)
         assert offsets is not None
@@ -266,7 +268,7 @@ class Packed(nn.Module):
         sums = rows.new_zeros(len(offsets), self.embedding_dim).index_add_(0, owner, rows)
         return sums / counts.clamp(min=1).unsqueeze(1).to(rows.dtype)
 
-    def _rows_once(self, ids: Tensor) -> Tensor:
+    def _unique_rows(self, ids: Tensor) -> Tensor:
         """`rows`, on a CPU each but once where many ids come again, as words of texts do."""
         few = len(ids) < MIN_IDS or self.num_embeddings > MAX_ROWS or not self.is_costly
         if few or self._device().type != "cpu" or torch.compiler.is_compiling():
@@ -278,11 +280,11 @@ class Packed(nn.Module):
         once = ids[(last[ids] == places).nonzero().flatten()]
         if len(once) > REPEATED * len(ids):
             return self.rows(ids)
-        once, rows = self.rows_in_any_order(once)
+        once, rows = self.sorted_rows(once)
         last[once] = places[: len(once)]
         return functional.embedding(last[ids], rows)
 
-    def rows_in_any_order(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def sorted_rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids in the order that suits them best, and their `rows`."""
         return ids, self.rows(ids)
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.rounding import pack_codes, unpack_codes
-from emb_tool.ops.rows import chunks, device_of, row_weights
+from emb_tool.ops.rows import device_of, iterate_chunks, row_weights
 from emb_tool.packed.base import Packed
 from emb_tool.packed.codewords import gather
 from emb_tool.packed.groups import BLOCK
@@ -23,7 +23,7 @@ HALF = (2.0**-4, 2.0**14)
 """Largest entries of a codebook that float16 holds well; others are scaled."""
 
 
-class Trained(NamedTuple):
+class TrainedCodebooks(NamedTuple):
     """What training gives.
 
     Args:
@@ -96,7 +96,7 @@ class Codebooks(Sized):
         weights: Tensor | None,
         hot: Tensor,
         seed: int,
-    ) -> Trained:
+    ) -> TrainedCodebooks:
         """Codebooks for a table.
 
         Args:
@@ -108,7 +108,7 @@ class Codebooks(Sized):
         """
         raise NotImplementedError
 
-    def _put_trained(self, trained: Trained) -> None:
+    def _put_trained(self, trained: TrainedCodebooks) -> None:
         self.put("codebooks", trained.codebooks / self.scale)
 
     def _encode_table(self, table: Tensor, hot: Tensor, how: Mapping[str, Any]) -> None:
@@ -119,7 +119,7 @@ class Codebooks(Sized):
         is_hot[hot] = True
         bits = self._bits(self.spec)
         codes, done, kept = self.value("codes"), 0, 0
-        for start, piece in chunks(table, "encoding"):
+        for start, piece in iterate_chunks(table, "encoding"):
             mask = is_hot[start : start + len(piece)].to(piece.device)
             piece = piece / self.scale
             rest, chosen = (piece[~mask], piece[mask]) if mask.any() else (piece, piece[:0])
@@ -177,10 +177,10 @@ class Codebooks(Sized):
             found.index_copy_(0, some, make(at.index_select(0, some)))
         return found
 
-    def rows_in_any_order(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def sorted_rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """See `Packed.rows_in_any_order`: hot rows last, so that none is copied."""
         if "hot_ids" not in self._parts or self._is_fused():
-            return super().rows_in_any_order(ids)
+            return super().sorted_rows(ids)
         slot, is_hot, place = self._places(ids)
         cold, hot = (~is_hot).nonzero().flatten(), is_hot.nonzero().flatten()
         found = torch.empty(len(ids), self.embedding_dim, dtype=self.dtype)
@@ -271,7 +271,7 @@ class Codebooks(Sized):
                 not isinstance(lender, Codebooks)
                 or lender._parts.get("codebooks") != own["codebooks"]
             ):
-                raise Refused(
+                raise InvalidInput(
                     f"the codebooks are those of {self.spec['shared_with']}, which has none such",
                     "keep the tables of one file together",
                 )

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.hashing import splitmix
-from emb_tool.ops.rows import CHUNK, take, task
+from emb_tool.ops.rows import CHUNK, fit_progress, take_rows
 from emb_tool.packed.base import Packed, Part
 from emb_tool.packed.spec import Size, Spec, Switch
 
@@ -44,7 +44,7 @@ class Dedup(Packed):
     stored: ClassVar[type[Spec]] = DedupSpec
 
     @classmethod
-    def settle(
+    def resolve_spec(
         cls,
         shape: tuple[int, int],
         budget: float | None = None,
@@ -59,7 +59,7 @@ class Dedup(Packed):
         rows, columns = shape
         blocks = -(-rows // block)
         if not 1 <= block <= rows or blocks >= 1 << 31:
-            raise Refused(f"dedup: blocks of {block:,} rows of {rows:,}", "1 to the rows")
+            raise InvalidInput(f"dedup: blocks of {block:,} rows of {rows:,}", "1 to the rows")
         if unique is None:
             unique = blocks
             if budget is not None:
@@ -98,10 +98,10 @@ class Dedup(Packed):
         Of blocks that are alike the most frequent is kept, else the first.
 
         Raises:
-            Refused: The budget does not hold the blocks that differ.
+            InvalidInput: The budget does not hold the blocks that differ.
         """
         shape = (table.shape[0], table.shape[1])
-        bound = cls.settle(shape, budget, **settings)
+        bound = cls.resolve_spec(shape, budget, **settings)
         half = table.dtype == torch.float16
         blocks = _Blocks(table, bound["block"])
         leader = _equal(blocks)
@@ -118,9 +118,9 @@ class Dedup(Packed):
         kept, place = torch.unique(leader, return_inverse=True)
         settings = {**settings, "unique": len(kept), "half": half}
         try:
-            packed = cls(cls.settle(shape, budget, **settings))
-        except Refused as error:
-            raise Refused(
+            packed = cls(cls.resolve_spec(shape, budget, **settings))
+        except InvalidInput as error:
+            raise InvalidInput(
                 f"dedup: {len(kept):,} of {len(leader):,} blocks differ; {error.message}",
                 "a larger budget or tolerance, or a method that changes every row: pq, int",
             ) from None
@@ -160,7 +160,7 @@ class _Blocks:
         ids = (blocks.unsqueeze(1) * self.block + torch.arange(self.block)).flatten()
         inside = ids < len(self.table)
         rows = torch.zeros(len(ids), self.table.shape[1])
-        rows[inside] = take(self.table, ids[inside]).cpu()
+        rows[inside] = take_rows(self.table, ids[inside]).cpu()
         return rows.view(len(blocks), self.width)
 
 
@@ -171,7 +171,7 @@ def _step(width: int) -> int:
 def _steps(count: int, width: int, what: str) -> Iterator[tuple[int, int]]:
     """Begin and end of slices of `count` blocks, with a bar."""
     step = _step(width)
-    with task(what, count, "blocks") as advance:
+    with fit_progress(what, count, "blocks") as advance:
         for start in range(0, count, step):
             stop = min(start + step, count)
             yield start, stop

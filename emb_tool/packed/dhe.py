@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.hashing import PRIME, universal_codes
-from emb_tool.ops.rows import chunks, device_of, row_weights, take, task
-from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.ops.rows import device_of, fit_progress, iterate_chunks, row_weights, take_rows
+from emb_tool.packed.base import Packed, Part, byte_budget
 from emb_tool.packed.spec import Seed, Size, Spec
 
 LEVELS = 1_000_000
@@ -48,7 +48,7 @@ class Dhe(Packed):
     stored: ClassVar[type[Spec]] = DheSpec
 
     @classmethod
-    def settle(
+    def resolve_spec(
         cls,
         shape: tuple[int, int],
         budget: float | None = None,
@@ -66,11 +66,11 @@ class Dhe(Packed):
         if hidden is None:
             # a h² + b h + columns = allowed / 2
             a, b = layers - 1, hashes + columns + layers
-            free = max(0, allowance(shape, budget, "hidden") // 2 - columns)
+            free = max(0, byte_budget(shape, budget, "hidden") // 2 - columns)
             hidden = free // b if a == 0 else (isqrt(b * b + 4 * a * free) - b) // (2 * a)
             hidden = max(1, hidden)
         if min(hashes, hidden, layers) < 1 or shape[0] > PRIME:
-            raise Refused(
+            raise InvalidInput(
                 f"dhe: {hashes} hashes, {layers} layers of {hidden} for {shape[0]:,} rows",
                 f"1 or more each, at most {PRIME:,} rows",
             )
@@ -107,7 +107,7 @@ class Dhe(Packed):
         The rate falls along a half cosine. The output is the table's mean at first, and the rate of
         its layer is scaled by the table's spread.
         """
-        spec = cls.settle((table.shape[0], table.shape[1]), budget, seed=seed, **settings)
+        spec = cls.resolve_spec((table.shape[0], table.shape[1]), budget, seed=seed, **settings)
         packed = cls(spec).reset(seed).to(device_of(table))
         mean, size = _moments(table)
         last = spec["layers"]
@@ -140,14 +140,14 @@ class Dhe(Packed):
         generator = torch.Generator().manual_seed(seed)
         steps = max(1, round(epochs * -(-len(table) // batch)))
         order: Tensor = torch.empty(0, dtype=torch.int64)
-        with task("dhe", steps, "steps") as advance:
+        with fit_progress("dhe", steps, "steps") as advance:
             for step in range(steps):
                 if not len(order):
                     order = torch.randperm(len(table), generator=generator)
                 ids, order = order[:batch].sort().values, order[batch:]
                 for group in optimizer.param_groups:
                     group["lr"] = peak * group["scale"] * (1 + cos(pi * step / steps)) / 2
-                target = take(table, ids)
+                target = take_rows(table, ids)
                 lost = (self.rows(ids.to(target.device)) - target).square().mean(dim=1)
                 if weights is not None:
                     lost = lost * weights[ids].to(lost)
@@ -181,7 +181,7 @@ def _moments(table: Tensor) -> tuple[Tensor, float]:
     """The mean row, (columns,), and the root of the entries' mean square about it."""
     total = torch.zeros(table.shape[1], dtype=torch.float64)
     square = 0.0
-    for _, piece in chunks(table, "mean"):
+    for _, piece in iterate_chunks(table, "mean"):
         total += piece.sum(dim=0).cpu().double()
         square += float(piece.square().sum())
     mean = total / len(table)

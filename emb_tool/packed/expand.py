@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from emb_tool.checkpoint.output import OutputFolder, clear
+from emb_tool.checkpoint.output import OutputFolder, remove_folder
 from emb_tool.checkpoint.quantization import packed_modules
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.progress import Progress
-from emb_tool.registry import choose
+from emb_tool.registry import match_name
 
 DTYPES = ("fp32", "fp16", "bf16")
 
@@ -38,18 +38,18 @@ def expand(
         The folder.
 
     Raises:
-        Refused: Nothing is packed, a format that is not known, bytes that do not fit it, a folder
-            that is not empty.
+        InvalidInput: Nothing is packed, a format that is not known, bytes that do not fit it, a
+            folder that is not empty.
     """
-    choose(dtype, DTYPES, "dtype")
+    match_name(dtype, DTYPES, "dtype")
     checkpoint = Checkpoint.open(source, need_tokenizer=False)
     if not packed_modules(checkpoint.config):
-        raise Refused(f"{checkpoint.name} holds no packed weights", "it is plain already")
+        raise InvalidInput(f"{checkpoint.name} holds no packed weights", "it is plain already")
     digest = hashlib.sha256(f"expand {checkpoint.fingerprint()} {dtype}".encode()).hexdigest()
     with OutputFolder(out, job_digest=digest, overwrite=overwrite, resume=resume) as folder:
         if folder.finished:
             return folder.path
-        clear(folder.partial, folder.state)
+        remove_folder(folder.partial, folder.state)
         from emb_tool.packed.plain import write_plain
         from emb_tool.runtime import device
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from emb_tool.ops.rows import chunks
+from emb_tool.ops.rows import iterate_chunks
 from emb_tool.packed.base import Packed, Part
 
 LARGEST = 448.0
@@ -25,7 +25,7 @@ class Float8(Packed):
     kind: ClassVar[str] = "float8"
 
     @classmethod
-    def settle(
+    def resolve_spec(
         cls, shape: tuple[int, int], budget: float | None = None, **rest: Any
     ) -> dict[str, Any]:
         """See `Packed.settle`; its size cannot be chosen."""
@@ -51,9 +51,9 @@ class Float8(Packed):
         **settings: Any,
     ) -> Self:
         """Round to nearest."""
-        packed = cls(cls.settle((table.shape[0], table.shape[1]), budget, **settings))
+        packed = cls(cls.resolve_spec((table.shape[0], table.shape[1]), budget, **settings))
         data, scales = packed.value("data"), packed.value("scale")
-        for start, piece in chunks(table, "rounding"):
+        for start, piece in iterate_chunks(table, "rounding"):
             scale = piece.abs().amax(1) / LARGEST
             inverse = torch.where(scale > 0, scale, torch.inf).reciprocal()
             value = (piece * inverse.unsqueeze(1)).clamp_(-LARGEST, LARGEST)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from emb_tool.ops.rounding import (
     PARTS,
-    Rounded,
+    QuantizedGroups,
     pack_codes,
     packed_bytes,
     quantize_groups,
@@ -68,19 +68,19 @@ class Groups(NamedTuple):
         """What so many rows are stored as, (rows, groups, bytes of a group)."""
         return Part((rows, self.of_row, packed_bytes(self.size, self.bits) + SIDE), _U8)
 
-    def round(self, rows: Tensor, *, aligned: bool = False) -> Rounded:
+    def round(self, rows: Tensor, *, aligned: bool = False) -> QuantizedGroups:
         """Rows rounded to nearest, with a search for the range of each group: `quantize_groups`."""
         return quantize_groups(rows, self.bits, self.size, aligned=aligned)
 
-    def random(self, rows: int, generator: torch.Generator) -> Rounded:
+    def random(self, rows: int, generator: torch.Generator) -> QuantizedGroups:
         """Codes drawn evenly, with sides that make the variance 1."""
         levels = 2**self.bits
         shape = (rows, self.columns)
         codes = torch.randint(levels, shape, generator=generator, dtype=torch.uint8)
         scale = torch.full((rows, self.of_row), (12 / (levels**2 - 1)) ** 0.5)
-        return Rounded(codes, scale, scale * (1 - levels) / 2)
+        return QuantizedGroups(codes, scale, scale * (1 - levels) / 2)
 
-    def pack(self, rounded: Rounded) -> Tensor:
+    def pack(self, rounded: QuantizedGroups) -> Tensor:
         """The bytes of rows, of (n, columns) codes, (n, groups) scales and minima."""
         missing = self.of_row * self.size - self.columns
         codes = functional.pad(rounded.codes, (0, missing)).view(-1, self.of_row, self.size)
@@ -88,10 +88,10 @@ class Groups(NamedTuple):
         held = [pack_codes(codes, self.bits), *(s.half().unsqueeze(-1).view(_U8) for s in sides)]
         return torch.cat(held, -1)
 
-    def unpack(self, data: Tensor) -> Rounded:
+    def unpack(self, data: Tensor) -> QuantizedGroups:
         """What `pack` has been given."""
         codes = unpack_codes(data[..., :-SIDE], self.bits, self.size).flatten(1)
-        return Rounded(codes[:, : self.columns], *self.sides(data))
+        return QuantizedGroups(codes[:, : self.columns], *self.sides(data))
 
     def sides(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """Scales and minima, (n, groups) float16 each."""
@@ -118,7 +118,7 @@ class Groups(NamedTuple):
             found = integer_rows(data, ids, self.bits, self.size, self.columns, dtype)
         elif self.is_whole(data.device):
             ids = self._of_groups(ids)
-            found = bag(self.bits, data, ids, torch.arange(len(ids), dtype=ids.dtype))
+            found = embedding_bag(self.bits, data, ids, torch.arange(len(ids), dtype=ids.dtype))
             found = found.view(-1, self.of_row * found.shape[-1])[:, : self.columns].to(dtype)
         elif len(ids) <= step or self.bits == 8 or data.device.type != "cpu":
             found = self._some(data, ids).to(dtype)
@@ -143,7 +143,7 @@ class Groups(NamedTuple):
             (n, columns) float32.
         """
         if scale is None or minimum is None:
-            if is_quick(data.device):
+            if has_fused_kernel(data.device):
                 return self._by_parts(data)
             scale, minimum = self.sides(data)
         codes = unpack_codes(data[..., :-SIDE], self.bits, self.size).float()
@@ -152,7 +152,7 @@ class Groups(NamedTuple):
 
     def _some(self, data: Tensor, ids: Tensor) -> Tensor:
         """`decode` of some rows."""
-        if is_quick(data.device):
+        if has_fused_kernel(data.device):
             return self._by_parts(data, ids)
         return self.decode(data.index_select(0, ids))
 
@@ -169,7 +169,9 @@ class Groups(NamedTuple):
             side = _halves(held[:, -SIDE:]).float().view(_U8)
             found = _all(part, held[:, :-SIDE], side)
         else:  # of rows as they are stored; what lies above the part makes columns that are cut off
-            found = bag(part, data, ids, torch.arange(len(ids), dtype=ids.dtype))[:, : self.size]
+            found = embedding_bag(part, data, ids, torch.arange(len(ids), dtype=ids.dtype))[
+                :, : self.size
+            ]
         start, shift = packed_bytes(self.size, part), part
         for part in others:
             stop = start + packed_bytes(self.size, part)
@@ -190,7 +192,7 @@ class Groups(NamedTuple):
 
     def is_whole(self, device: torch.device) -> bool:
         """Whether torch's kernels take the rows as they are stored."""
-        return self.bits in (2, 4) and is_quick(device)
+        return self.bits in (2, 4) and has_fused_kernel(device)
 
     @property
     def is_costly(self) -> bool:
@@ -198,7 +200,7 @@ class Groups(NamedTuple):
         return self.bits not in _BAGS
 
 
-def is_quick(device: torch.device) -> bool:
+def has_fused_kernel(device: torch.device) -> bool:
     """Whether torch has kernels for the parts of codes, where the bytes are."""
     return (
         all(hasattr(torch.ops.quantized, name) for name in _BAGS.values())
@@ -207,7 +209,7 @@ def is_quick(device: torch.device) -> bool:
     )
 
 
-def bag(bits: int, data: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
+def embedding_bag(bits: int, data: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
     """Sums of groups, each its codes and then scale and minimum, by torch's kernel.
 
     Args:
@@ -227,7 +229,7 @@ def bag(bits: int, data: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
 def _all(bits: int, codes: Tensor, side: Tensor) -> Tensor:
     """Rows of codes (n, bytes) decoded with scales and minima (n or 1, bytes)."""
     ids = torch.arange(len(codes))
-    return bag(bits, torch.cat([codes, side.expand(len(codes), -1)], 1), ids, ids)
+    return embedding_bag(bits, torch.cat([codes, side.expand(len(codes), -1)], 1), ids, ids)
 
 
 @lru_cache

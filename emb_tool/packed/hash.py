@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.hashing import PRIME, universal
-from emb_tool.ops.rows import chunks, row_weights
-from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.ops.rows import iterate_chunks, row_weights
+from emb_tool.packed.base import Packed, Part, byte_budget
 from emb_tool.packed.spec import Seed, Size, Spec
 
 Function = Literal["mod", "universal"]
@@ -38,7 +38,7 @@ class Hash(Packed):
     stored: ClassVar[type[Spec]] = HashSpec
 
     @classmethod
-    def settle(
+    def resolve_spec(
         cls,
         shape: tuple[int, int],
         budget: float | None = None,
@@ -51,11 +51,13 @@ class Hash(Packed):
         """See `Packed.settle`; as many buckets as the budget allows."""
         rows, columns = shape
         if buckets is None:
-            buckets = max(1, min(rows, allowance(shape, budget, "buckets") // (2 * columns)))
+            buckets = max(1, min(rows, byte_budget(shape, budget, "buckets") // (2 * columns)))
         if function not in FUNCTIONS:
-            raise Refused(f"hash: unknown function {function!r}", "known: " + ", ".join(FUNCTIONS))
+            raise InvalidInput(
+                f"hash: unknown function {function!r}", "known: " + ", ".join(FUNCTIONS)
+            )
         if buckets > rows or rows > PRIME:
-            raise Refused(
+            raise InvalidInput(
                 f"hash: {buckets:,} buckets of {rows:,} rows",
                 f"no more buckets than rows, and at most {PRIME:,} rows",
             )
@@ -83,12 +85,12 @@ class Hash(Packed):
         **settings: Any,
     ) -> Self:
         """Each bucket is the mean of its rows, weighted by √frequency: the least squares."""
-        spec = cls.settle((table.shape[0], table.shape[1]), budget, seed=seed, **settings)
+        spec = cls.resolve_spec((table.shape[0], table.shape[1]), budget, seed=seed, **settings)
         packed = cls(spec)
         weights = row_weights(frequencies)
         sums = torch.zeros(spec["buckets"], table.shape[1])
         held = torch.zeros(spec["buckets"])
-        for start, piece in chunks(table, "hash"):
+        for start, piece in iterate_chunks(table, "hash"):
             piece = piece.cpu()  # sums in the order of the rows, the same on every machine
             slots = packed.bucket(torch.arange(start, start + len(piece)))
             used = torch.ones(len(piece))

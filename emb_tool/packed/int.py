@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from emb_tool.errors import Refused
-from emb_tool.ops.rounding import Rounded
-from emb_tool.ops.rows import chunks
-from emb_tool.packed.base import Packed, Part, allowance
-from emb_tool.packed.groups import SIDE, Groups, bag
+from emb_tool.errors import InvalidInput
+from emb_tool.ops.rounding import QuantizedGroups
+from emb_tool.ops.rows import iterate_chunks
+from emb_tool.packed.base import Packed, Part, byte_budget
+from emb_tool.packed.groups import SIDE, Groups, embedding_bag
 from emb_tool.packed.spec import Size, Spec
 
 GROUPS = (32, 64, 128, None)
@@ -44,7 +44,7 @@ class Int(Packed):
         self.register_parameter("minimum", None)
 
     @classmethod
-    def settle(
+    def resolve_spec(
         cls,
         shape: tuple[int, int],
         budget: float | None = None,
@@ -55,13 +55,13 @@ class Int(Packed):
     ) -> dict[str, Any]:
         """See `Packed.settle`; 8 bits where neither settings nor budget say otherwise."""
         if bits is not None and not 2 <= bits <= 8:
-            raise Refused(f"int: bits={bits}", "2 to 8")
+            raise InvalidInput(f"int: bits={bits}", "2 to 8")
         if group is not None and (group < 8 or group % 8):
-            raise Refused(f"int: group={group}", "a multiple of 8, or none for a whole row")
+            raise InvalidInput(f"int: group={group}", "a multiple of 8, or none for a whole row")
         spec = {"kind": cls.kind, "shape": [*shape], **rest}
         if budget is None:
             return {**spec, "bits": bits or 8, "group": group}
-        allowed = allowance(shape, budget, "bits and group")
+        allowed = byte_budget(shape, budget, "bits and group")
         for b in [bits] if bits else range(8, 1, -1):
             for g in [group] if group else GROUPS:
                 found = {**spec, "bits": b, "group": g}
@@ -85,13 +85,13 @@ class Int(Packed):
         **settings: Any,
     ) -> Self:
         """Round to nearest with a search for the range: `quantize_groups`; rows are independent."""
-        packed = cls(cls.settle((table.shape[0], table.shape[1]), budget, **settings))
+        packed = cls(cls.resolve_spec((table.shape[0], table.shape[1]), budget, **settings))
         aligned = bool(packed.spec.get("aligned"))
-        for start, piece in chunks(table, "rounding"):
+        for start, piece in iterate_chunks(table, "rounding"):
             packed.store(packed.groups.round(piece, aligned=aligned), start)
         return packed
 
-    def store(self, rounded: Rounded, start: int = 0) -> None:
+    def store(self, rounded: QuantizedGroups, start: int = 0) -> None:
         """Take over rows that have been rounded, with these bits and groups.
 
         Args:
@@ -101,7 +101,7 @@ class Int(Packed):
         held = self.groups.pack(rounded)
         self.value("weight")[start : start + len(held)] = held.to(self._device())
 
-    def rounded(self) -> Rounded:
+    def rounded(self) -> QuantizedGroups:
         """What `store` has taken over."""
         return self.groups.unpack(self.value("weight"))
 
@@ -124,7 +124,7 @@ class Int(Packed):
         """As the module that it stands for."""
         if offsets is None or self.groups.of_row > 1 or not self._is_whole():
             return super().forward(input, offsets)
-        sums = bag(self.groups.bits, self.value("weight"), input, offsets)
+        sums = embedding_bag(self.groups.bits, self.value("weight"), input, offsets)
         ends = torch.cat([offsets[1:], offsets.new_tensor([len(input)])])
         counts = (ends - offsets).clamp(min=1).unsqueeze(1)
         return (sums[:, : self.embedding_dim] / counts).to(self.dtype)

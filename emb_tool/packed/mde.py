@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.linalg import low_rank, slices
 from emb_tool.ops.rows import row_weights
-from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.packed.base import Packed, Part, byte_budget
 from emb_tool.packed.spec import Size, Spec
 
 
@@ -47,7 +47,7 @@ class MixedDimension(Packed):
     stored: ClassVar[type[Spec]] = MixedDimensionSpec
 
     @classmethod
-    def settle(
+    def resolve_spec(
         cls,
         shape: tuple[int, int],
         budget: float | None = None,
@@ -62,7 +62,7 @@ class MixedDimension(Packed):
         """See `Packed.settle`; the widest that the budget allows."""
         rows, columns = shape
         if groups < 1 or ratio < 1 or alpha < 0 or rows >= 1 << 31:
-            raise Refused(
+            raise InvalidInput(
                 f"mde: groups={groups}, ratio={ratio:g}, alpha={alpha:g} for {rows:,} rows",
                 "groups and ratio are 1 or more, alpha 0 or more, rows below 2^31",
             )
@@ -85,9 +85,9 @@ class MixedDimension(Packed):
 
         if width is not None:
             if not 1 <= width <= columns:
-                raise Refused(f"mde: width {width} of {columns} columns", "1 to the columns")
+                raise InvalidInput(f"mde: width {width} of {columns} columns", "1 to the columns")
             return cls.within(with_width(width), budget)
-        allowed = allowance(shape, budget, "width")
+        allowed = byte_budget(shape, budget, "width")
         low, high = 1, int(columns * (sizes[-1] / sizes[0]) ** alpha * 2**0.5) + 2
         while high - low > 1:  # bytes grow with the width
             middle = (low + high) // 2
@@ -119,7 +119,7 @@ class MixedDimension(Packed):
         **settings: Any,
     ) -> Self:
         """A truncated singular value decomposition per group, rows weighted by √frequency."""
-        packed = cls(cls.settle((table.shape[0], table.shape[1]), budget, **settings))
+        packed = cls(cls.resolve_spec((table.shape[0], table.shape[1]), budget, **settings))
         key = _norms(table) if frequencies is None else frequencies.cpu()
         order = torch.argsort(key, descending=True, stable=True)
         place = torch.empty(len(table), dtype=torch.int32)

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from emb_tool.ops.clusters import assign, move, sums
+from emb_tool.ops.clusters import assign, sums, update_centroids
 from emb_tool.ops.kmeans import kmeans
 from emb_tool.ops.rounding import pack_codes, packed_bytes
-from emb_tool.ops.rows import sample, take
+from emb_tool.ops.rows import sample, take_rows
 from emb_tool.packed.base import Part
-from emb_tool.packed.codebooks import Codebooks, Trained
+from emb_tool.packed.codebooks import Codebooks, TrainedCodebooks
 from emb_tool.packed.points import TRAIN_ROWS, nearest_codes, subspaces, training_rows
 from emb_tool.packed.sizes import SizedSpec
 from emb_tool.packed.spec import Bits, Spec
@@ -74,7 +74,7 @@ class Mgqe(Codebooks):
         weights: Tensor | None,
         hot: Tensor,
         seed: int,
-    ) -> Trained:
+    ) -> TrainedCodebooks:
         """Codewords for the tail first; then the others, and all together."""
         data, tail_weights = training_rows(table, weights, hot, seed)
         m, k, few = spec["subvectors"], 1 << spec["bits"], 1 << spec["tail_bits"]
@@ -82,9 +82,11 @@ class Mgqe(Codebooks):
         rounds = spec["iterations"]
         c = kmeans(tail, few, tail_weights, iterations=rounds, seed=seed, what="k-means, tail")
         if few == k or not len(hot):
-            return Trained(torch.cat([c, c[:, :1].expand(-1, k - few, -1)], dim=1).unsqueeze(1))
+            return TrainedCodebooks(
+                torch.cat([c, c[:, :1].expand(-1, k - few, -1)], dim=1).unsqueeze(1)
+            )
         drawn, v = sample(len(hot), TRAIN_ROWS, None if weights is None else weights[hot], seed)
-        head = subspaces(take(table, hot[drawn]), m)
+        head = subspaces(take_rows(table, hot[drawn]), m)
         w = torch.ones(tail.shape[1]) if tail_weights is None else tail_weights
         v = torch.ones(head.shape[1]) if v is None else v
         w = torch.cat([w, v]).to(data)
@@ -97,8 +99,8 @@ class Mgqe(Codebooks):
             lost = torch.cat([lost for _, lost in found], dim=1)
             lost[:, : tail.shape[1]] = 0  # only the head may claim a codeword that lies idle
             total = sums(both, labels, k, w)
-            move(c, total, both, lambda i, lost=lost: lost[i] * w)  # type: ignore[misc]
-        return Trained(c.unsqueeze(1))
+            update_centroids(c, total, both, lambda i, lost=lost: lost[i] * w)  # type: ignore[misc]
+        return TrainedCodebooks(c.unsqueeze(1))
 
     def _encode(self, rows: Tensor, bits: int, how: Mapping[str, Any]) -> Tensor:
         parts = subspaces(rows, self.spec["subvectors"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from emb_tool.ops.kmeans import kmeans
 from emb_tool.ops.products import multiply
 from emb_tool.packed.base import Part
-from emb_tool.packed.codebooks import Trained
+from emb_tool.packed.codebooks import TrainedCodebooks
 from emb_tool.packed.points import nearest_codes, subspaces, training_rows
 from emb_tool.packed.pq import Pq
 
@@ -45,7 +45,7 @@ class Opq(Pq):
         weights: Tensor | None,
         hot: Tensor,
         seed: int,
-    ) -> Trained:
+    ) -> TrainedCodebooks:
         data, w = training_rows(table, weights, hot, seed)
         w = torch.ones(len(data), device=data.device) if w is None else w.to(data)
         m, k = spec["subvectors"], 1 << spec["bits"]
@@ -62,9 +62,9 @@ class Opq(Pq):
             rotation = (u @ v).float()
         turned = subspaces(data @ rotation.half().float(), m)
         codebooks = kmeans(turned, k, w, iterations=STEPS, seed=seed, start=codebooks)
-        return Trained(codebooks.unsqueeze(1), rotation)
+        return TrainedCodebooks(codebooks.unsqueeze(1), rotation)
 
-    def _put_trained(self, trained: Trained) -> None:
+    def _put_trained(self, trained: TrainedCodebooks) -> None:
         super()._put_trained(trained)
         assert trained.rotation is not None
         self.put("rotation", trained.rotation)

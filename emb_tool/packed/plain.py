@@ -12,12 +12,12 @@ import torch
 
 from emb_tool import packed
 from emb_tool.checkpoint.files import write_json
-from emb_tool.checkpoint.header import SAFETENSORS_NAMES
+from emb_tool.checkpoint.header import SAFETENSORS_DTYPES
 from emb_tool.checkpoint.layout import write_layout
 from emb_tool.checkpoint.quantization import packed_modules, plain_name, unpacked
 from emb_tool.checkpoint.reader import Checkpoint, copy_module_weights, copy_side_files
 from emb_tool.checkpoint.writer import ShardWriter
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.rows import CHUNK
 from emb_tool.packed.base import Packed
 from emb_tool.plan import TensorSpec
@@ -41,12 +41,12 @@ def write_plain(
         progress: Shows a bar.
 
     Raises:
-        Refused: Stored bytes that do not fit what the config says of them.
+        InvalidInput: Stored bytes that do not fit what the config says of them.
     """
     modules = packed_modules(checkpoint.config)  # looked at before room is made for their claims
     checked = {name: check_module(checkpoint, name, stated) for name, stated in modules.items()}
     torch_name = str(dtype).removeprefix("torch.")
-    target = SAFETENSORS_NAMES[torch_name]
+    target = SAFETENSORS_DTYPES[torch_name]
     copy_side_files(checkpoint, folder)
     config = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
     for key in ("dtype", "torch_dtype"):
@@ -102,17 +102,17 @@ def check_module(checkpoint: Checkpoint, name: str, spec: Mapping[str, Any]) -> 
     """A packed module without its bytes, once the files' headers are what its spec says.
 
     Raises:
-        Refused: They are not, or the plain matrix is out of all proportion to what is stored.
+        InvalidInput: They are not, or the plain matrix is out of all proportion to what is stored.
     """
     with torch.device("meta"):  # nothing is allocated for what a config claims
         made = packed.empty({**spec, "bias": False}, name)
     there = 0
     for buffer, wanted in made.named_buffers():
         stored = checkpoint.tensors.get(f"{name}.{buffer}")
-        dtype = SAFETENSORS_NAMES[str(wanted.dtype).removeprefix("torch.")]
+        dtype = SAFETENSORS_DTYPES[str(wanted.dtype).removeprefix("torch.")]
         if stored is None or (*stored.shape,) != (*wanted.shape,) or stored.dtype != dtype:
             held = f"{stored.numel:,} elements" if stored else "no elements"
-            raise Refused(
+            raise InvalidInput(
                 f"{checkpoint.name}: {name}.{buffer} has {held}, its format"
                 f" {wanted.numel():,} bytes",
                 "the weights are not those that config.json describes: restore the files",
@@ -120,7 +120,7 @@ def check_module(checkpoint: Checkpoint, name: str, spec: Mapping[str, Any]) -> 
         there += stored.nbytes
     rows, columns = spec["shape"]
     if rows * columns > MAX_WEIGHTS_A_BYTE * max(there, 1):
-        raise Refused(
+        raise InvalidInput(
             f"{checkpoint.name}: {name} is {rows:,} x {columns:,} of {there:,} bytes",
             "no method packs that tightly: restore the original config.json",
         )

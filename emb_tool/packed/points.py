@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from emb_tool.ops.clusters import assign
-from emb_tool.ops.rows import sample, take
+from emb_tool.ops.rows import sample, take_rows
 
 TRAIN_ROWS = 256 * 256
 """Rows that codebooks are trained on: more do not lower the error of 256 centroids any further."""
@@ -34,7 +34,7 @@ def training_rows(
         free[hot] = 0
     there = free.nonzero().flatten()
     drawn, counted = sample(len(there), limit, None if weights is None else free[there], seed)
-    return take(table, there[drawn]), counted
+    return take_rows(table, there[drawn]), counted
 
 
 def subspaces(data: Tensor, count: int) -> Tensor:

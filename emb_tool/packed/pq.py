@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.kmeans import kmeans
 from emb_tool.ops.rows import device_of, row_weights
-from emb_tool.packed.codebooks import Codebooks, Trained
+from emb_tool.packed.codebooks import Codebooks, TrainedCodebooks
 from emb_tool.packed.points import (
     TRAIN_ROWS,
     most_frequent,
@@ -34,17 +34,17 @@ class Pq(Codebooks):
         weights: Tensor | None,
         hot: Tensor,
         seed: int,
-    ) -> Trained:
+    ) -> TrainedCodebooks:
         return cls._from(spec, *training_rows(table, weights, hot, seed), seed)
 
     @classmethod
     def _from(
         cls, spec: Mapping[str, Any], data: Tensor, weights: Tensor | None, seed: int
-    ) -> Trained:
+    ) -> TrainedCodebooks:
         parts = subspaces(data, spec["subvectors"])
         k = 1 << spec["bits"]
         found = kmeans(parts, k, weights, iterations=spec["iterations"], seed=seed)
-        return Trained(found.unsqueeze(1))
+        return TrainedCodebooks(found.unsqueeze(1))
 
     def _encode(self, rows: Tensor, bits: int, how: Mapping[str, Any]) -> Tensor:
         parts = subspaces(rows, self.spec["subvectors"])
@@ -53,7 +53,7 @@ class Pq(Codebooks):
     # -- one codebook for several tables ----------------------------------------------------------
 
     @classmethod
-    def settle_shared(
+    def resolve_shared_specs(
         cls, shapes: Mapping[str, tuple[int, int]], budget: float | None = None, **settings: Any
     ) -> dict[str, dict[str, Any]]:
         """Specs of tables that share the codebooks of the first.
@@ -64,20 +64,20 @@ class Pq(Codebooks):
             settings: As for `settle`; `hot` counts for each table.
 
         Raises:
-            Refused: Tables of different widths; else as `settle`.
+            InvalidInput: Tables of different widths; else as `settle`.
         """
         first = next(iter(shapes))
         widths = {shape[1] for shape in shapes.values()}
         if len(widths) > 1:
             told = ", ".join(f"{name} {shape[1]}" for name, shape in shapes.items())
-            raise Refused(
+            raise InvalidInput(
                 f"tables of different widths share no codebook: {told}",
                 "pack them with one -m pq for each width",
             )
         hot = settings.get("hot") or 0
         small = [name for name, shape in shapes.items() if shape[0] < hot]
         if small:
-            raise Refused(
+            raise InvalidInput(
                 f"hot={hot}: {small[0]} has {shapes[small[0]][0]:,} rows", "hot is a part"
             )
         total = (sum(shape[0] for shape in shapes.values()), widths.pop())
@@ -103,7 +103,7 @@ class Pq(Codebooks):
         Each table is trained on in proportion to its rows.
         """
         shapes = {name: (table.shape[0], table.shape[1]) for name, table in tables.items()}
-        specs = cls.settle_shared(shapes, budget, **settings)
+        specs = cls.resolve_shared_specs(shapes, budget, **settings)
         how = {**cls.only_fit, **{k: settings[k] for k in cls.only_fit if k in settings}}
         total = sum(rows for rows, _ in shapes.values())
         hot, data, weights = {}, [], []

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from emb_tool.errors import Refused
-from emb_tool.ops.rows import chunks, row_weights
-from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.errors import InvalidInput
+from emb_tool.ops.rows import iterate_chunks, row_weights
+from emb_tool.packed.base import Packed, Part, byte_budget
 from emb_tool.packed.spec import Size, Spec
 
 Format = Literal["bitmap", "csr"]
@@ -40,7 +40,7 @@ class Prune(Packed):
     stored: ClassVar[type[Spec]] = PruneSpec
 
     @classmethod
-    def settle(
+    def resolve_spec(
         cls,
         shape: tuple[int, int],
         budget: float | None = None,
@@ -51,11 +51,11 @@ class Prune(Packed):
     ) -> dict[str, Any]:
         """See `Packed.settle`; as many entries as the budget allows."""
         if format not in (None, *FORMATS):
-            raise Refused(f"prune: unknown format {format!r}", "known: " + ", ".join(FORMATS))
+            raise InvalidInput(f"prune: unknown format {format!r}", "known: " + ", ".join(FORMATS))
         if keep is not None and not 0 < keep <= 1:
-            raise Refused(f"prune: keep={keep:g}", "a share above 0, at most 1")
+            raise InvalidInput(f"prune: keep={keep:g}", "a share above 0, at most 1")
         entries = shape[0] * shape[1]
-        allowed = 0 if keep is not None else allowance(shape, budget, "keep")
+        allowed = 0 if keep is not None else byte_budget(shape, budget, "keep")
         found = []
         for known in FORMATS if format is None else (format,):
             spec = {"kind": cls.kind, "shape": [*shape], "format": known, **rest}
@@ -101,12 +101,12 @@ class Prune(Packed):
         **settings: Any,
     ) -> Self:
         """The best choice of `kept` entries: three passes over the table; ties by position."""
-        packed = cls(cls.settle((table.shape[0], table.shape[1]), budget, **settings))
+        packed = cls(cls.resolve_spec((table.shape[0], table.shape[1]), budget, **settings))
         weights = row_weights(frequencies)
         roots = None if weights is None else weights.sqrt().cpu().unsqueeze(1)
 
         def scores() -> Iterable[tuple[Tensor, Tensor]]:
-            for start, piece in chunks(table, "prune"):
+            for start, piece in iterate_chunks(table, "prune"):
                 piece = piece.cpu()
                 score = piece.abs()
                 if roots is not None:

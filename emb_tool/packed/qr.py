@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from emb_tool.errors import Refused
-from emb_tool.ops.rows import CHUNK, device_of, row_weights, take, task
-from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.errors import InvalidInput
+from emb_tool.ops.rows import CHUNK, device_of, fit_progress, row_weights, take_rows
+from emb_tool.packed.base import Packed, Part, byte_budget
 from emb_tool.packed.spec import Size, Spec
 
 Operation = Literal["sum", "product"]
@@ -48,7 +48,7 @@ class QuotientRemainder(Packed):
         self.remainders = -(-self.num_embeddings // int(spec["quotients"]))
 
     @classmethod
-    def settle(
+    def resolve_spec(
         cls,
         shape: tuple[int, int],
         budget: float | None = None,
@@ -61,13 +61,13 @@ class QuotientRemainder(Packed):
         rows, columns = shape
         if operation not in OPERATIONS:
             known = ", ".join(OPERATIONS)
-            raise Refused(f"qr: unknown operation {operation!r}", f"known: {known}")
+            raise InvalidInput(f"qr: unknown operation {operation!r}", f"known: {known}")
         if quotients is None:
-            allowed = allowance(shape, budget, "quotients") // (2 * columns)
+            allowed = byte_budget(shape, budget, "quotients") // (2 * columns)
             most = isqrt(rows - 1) + 1
             quotients = next((q for q in range(1, most) if q - (-rows // q) <= allowed), most)
         if not 1 <= quotients <= rows:
-            raise Refused(f"qr: {quotients:,} quotients of {rows:,} rows", "no more than rows")
+            raise InvalidInput(f"qr: {quotients:,} quotients of {rows:,} rows", "no more than rows")
         return cls.within(
             {
                 "kind": cls.kind, "shape": [*shape], "quotients": quotients,
@@ -96,7 +96,7 @@ class QuotientRemainder(Packed):
         **settings: Any,
     ) -> Self:
         """Alternating least squares, rows weighted by √frequency."""
-        packed = cls(cls.settle((table.shape[0], table.shape[1]), budget, **settings))
+        packed = cls(cls.resolve_spec((table.shape[0], table.shape[1]), budget, **settings))
         weights = row_weights(frequencies)
         fit = packed._fit_sum if packed.spec["operation"] == "sum" else packed._fit_product
         quotient, remainder = fit(table, weights)
@@ -109,7 +109,7 @@ class QuotientRemainder(Packed):
         quotients, columns = self.spec["quotients"], self.embedding_dim
         step = max(1, CHUNK // (quotients * columns))
         first = torch.arange(quotients).unsqueeze(1) * self.remainders
-        with task("qr", self.remainders, "rows") as advance:
+        with fit_progress("qr", self.remainders, "rows") as advance:
             for start in range(0, self.remainders, step):
                 stop = min(start + step, self.remainders)
                 ids = (first + torch.arange(start, stop)).flatten()
@@ -117,7 +117,7 @@ class QuotientRemainder(Packed):
                 device = device_of(table)
                 values = torch.zeros(len(ids), columns, device=device)
                 used = torch.zeros(len(ids), device=device)
-                values[inside.to(device)] = take(table, ids[inside])
+                values[inside.to(device)] = take_rows(table, ids[inside])
                 used[inside.to(device)] = (
                     1.0 if weights is None else weights[ids[inside]].to(device)
                 )

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.hashing import PRIME, universal_pairs
-from emb_tool.ops.rows import CHUNK, chunks, row_weights
-from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.ops.rows import CHUNK, iterate_chunks, row_weights
+from emb_tool.packed.base import Packed, Part, byte_budget
 from emb_tool.packed.spec import Seed, Size, Spec
 
 RANGE = 1 << 27
@@ -39,7 +39,7 @@ class Robe(Packed):
     stored: ClassVar[type[Spec]] = RobeSpec
 
     @classmethod
-    def settle(
+    def resolve_spec(
         cls,
         shape: tuple[int, int],
         budget: float | None = None,
@@ -52,9 +52,9 @@ class Robe(Packed):
         """See `Packed.settle`; as many slots as the budget allows."""
         rows, columns = shape
         if slots is None:
-            slots = max(1, min(rows * columns, allowance(shape, budget, "slots") // 2))
+            slots = max(1, min(rows * columns, byte_budget(shape, budget, "slots") // 2))
         if block < 1 or slots > min(rows * columns, PRIME) or rows > PRIME:
-            raise Refused(
+            raise InvalidInput(
                 f"robe: {slots:,} slots, blocks of {block}, for {rows:,} x {columns}",
                 f"blocks of 1 or more, no more slots than entries, at most {PRIME:,}",
             )
@@ -85,7 +85,7 @@ class Robe(Packed):
 
         One pass over the table for every `RANGE` slots.
         """
-        spec = cls.settle((table.shape[0], table.shape[1]), budget, seed=seed, **settings)
+        spec = cls.resolve_spec((table.shape[0], table.shape[1]), budget, seed=seed, **settings)
         packed = cls(spec)
         weights = row_weights(frequencies)
         slots = spec["slots"]
@@ -94,7 +94,7 @@ class Robe(Packed):
         for low in range(0, slots, RANGE):
             high = min(low + RANGE, slots)
             sums, held = torch.zeros(high - low), torch.zeros(high - low)
-            for start, piece in chunks(table, "robe", step):
+            for start, piece in iterate_chunks(table, "robe", step):
                 where, sign = packed.place(torch.arange(start, start + len(piece)))
                 used = torch.ones(len(piece), 1)
                 if weights is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from emb_tool.ops.clusters import assign
 from emb_tool.ops.kmeans import kmeans
-from emb_tool.packed.codebooks import Codebooks, Trained
+from emb_tool.packed.codebooks import Codebooks, TrainedCodebooks
 from emb_tool.packed.points import subspaces, training_rows
 
 BEAM_ROWS = 4096
@@ -48,7 +48,7 @@ class Rq(Codebooks):
         weights: Tensor | None,
         hot: Tensor,
         seed: int,
-    ) -> Trained:
+    ) -> TrainedCodebooks:
         data, w = training_rows(table, weights, hot, seed)
         left = subspaces(data, spec["subvectors"])
         books = []
@@ -61,7 +61,7 @@ class Rq(Codebooks):
             near = assign(left, book)[0].long()
             for rest, words, label in zip(left, book, near, strict=True):
                 rest -= words[label]
-        return Trained(torch.stack(books, dim=1))
+        return TrainedCodebooks(torch.stack(books, dim=1))
 
     def _encode(self, rows: Tensor, bits: int, how: Mapping[str, Any]) -> Tensor:
         books = self.books().float()

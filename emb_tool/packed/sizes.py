@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.rounding import packed_bytes
 from emb_tool.packed.base import Packed, Part
 from emb_tool.packed.groups import Groups
@@ -53,7 +53,7 @@ class Sized(Packed):
     """Dimensions of a sub-vector where neither settings nor budget say."""
 
     @classmethod
-    def settle(
+    def resolve_spec(
         cls, shape: tuple[int, int], budget: float | None = None, **settings: Any
     ) -> dict[str, Any]:
         """See `Packed.settle`; as many codes as the budget allows, hot rows as `fit` finds them."""
@@ -72,7 +72,9 @@ class Sized(Packed):
         rows, columns = shape
         settings = {**cls.defaults, **cls.only_fit, **settings}
         if settings["hot"] > rows:
-            raise Refused(f"hot={settings['hot']}: there are {rows:,} rows", f"at most {rows:,}")
+            raise InvalidInput(
+                f"hot={settings['hot']}: there are {rows:,} rows", f"at most {rows:,}"
+            )
         found = []
         for subvectors, stages in cls._sizes(columns, settings, budget is not None):
             sizes = {"subvectors": subvectors, "stages": stages}
@@ -95,7 +97,7 @@ class Sized(Packed):
         """(sub-vectors, stages) that the settings leave open.
 
         Raises:
-            Refused: Sub-vectors that do not divide the width.
+            InvalidInput: Sub-vectors that do not divide the width.
         """
         divisors = [m for m in range(1, columns + 1) if columns % m == 0]
         subvectors = settings.get("subvectors")
@@ -104,7 +106,7 @@ class Sized(Packed):
             subvectors = max(m for m in divisors if columns // m >= min(cls.width, columns))
         if subvectors is not None and subvectors not in divisors:
             near = sorted(divisors, key=lambda m: abs(m - subvectors))[:6]
-            raise Refused(
+            raise InvalidInput(
                 f"subvectors={subvectors} does not divide the width {columns}",
                 "these do: " + ", ".join(map(str, sorted(near))),
             )

@@ -35,7 +35,7 @@ class Stride(Packed):
     stored: ClassVar[type[Spec]] = StrideSpec
 
     @classmethod
-    def settle(
+    def resolve_spec(
         cls,
         shape: tuple[int, int],
         budget: float | None = None,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.linalg import low_rank
 from emb_tool.ops.rows import row_weights
-from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.packed.base import Packed, Part, byte_budget
 from emb_tool.packed.spec import Size, Spec
 
 
@@ -32,7 +32,7 @@ class Svd(Packed):
     stored: ClassVar[type[Spec]] = SvdSpec
 
     @classmethod
-    def settle(
+    def resolve_spec(
         cls,
         shape: tuple[int, int],
         budget: float | None = None,
@@ -43,10 +43,12 @@ class Svd(Packed):
         """See `Packed.settle`; the largest rank that the budget allows."""
         rows, columns = shape
         if rank is None:
-            rank = min(allowance(shape, budget, "rank") // (2 * (rows + columns)), rows, columns)
+            rank = min(byte_budget(shape, budget, "rank") // (2 * (rows + columns)), rows, columns)
             rank = max(rank, 1)
         if rank > min(rows, columns):
-            raise Refused(f"rank {rank} of a table of {rows:,} x {columns}", "rank is at most both")
+            raise InvalidInput(
+                f"rank {rank} of a table of {rows:,} x {columns}", "rank is at most both"
+            )
         return cls.within({"kind": cls.kind, "shape": [*shape], "rank": rank, **rest}, budget)
 
     @classmethod
@@ -69,7 +71,7 @@ class Svd(Packed):
         **settings: Any,
     ) -> Self:
         """The truncated singular value decomposition, rows weighted by √frequency."""
-        packed = cls(cls.settle((table.shape[0], table.shape[1]), budget, **settings))
+        packed = cls(cls.resolve_spec((table.shape[0], table.shape[1]), budget, **settings))
         left, right = low_rank(table, packed.spec["rank"], row_weights(frequencies))
         packed.put("left", left)
         packed.put("right", right)

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.linalg import top_eigenvectors
-from emb_tool.ops.rows import CHUNK, device_of, take, task
-from emb_tool.packed.base import Packed, Part, allowance
+from emb_tool.ops.rows import CHUNK, device_of, fit_progress, take_rows
+from emb_tool.packed.base import Packed, Part, byte_budget
 from emb_tool.packed.spec import Size, Spec
 
 Triple = tuple[int, int, int]
@@ -47,7 +47,7 @@ class TensorTrain(Packed):
     stored: ClassVar[type[Spec]] = TensorTrainSpec
 
     @classmethod
-    def settle(
+    def resolve_spec(
         cls,
         shape: tuple[int, int],
         budget: float | None = None,
@@ -66,9 +66,9 @@ class TensorTrain(Packed):
 
         if rank is not None:
             if rank < 1:
-                raise Refused(f"tt: rank {rank}", "1 or more")
+                raise InvalidInput(f"tt: rank {rank}", "1 or more")
             return cls.within(with_rank(rank), budget)
-        allowed = allowance(shape, budget, "rank")
+        allowed = byte_budget(shape, budget, "rank")
         low, high = 1, max(radices[0][0] * radices[1][0], radices[0][2] * radices[1][2]) + 1
         while high - low > 1:  # bytes grow with the rank
             middle = (low + high) // 2
@@ -98,7 +98,7 @@ class TensorTrain(Packed):
         **settings: Any,
     ) -> Self:
         """TT-SVD: three passes over the table; frequencies do not factor and are not used."""
-        packed = cls(cls.settle((table.shape[0], table.shape[1]), budget, **settings))
+        packed = cls(cls.resolve_spec((table.shape[0], table.shape[1]), budget, **settings))
         (n1, n2, n3), (d1, d2, d3) = packed.spec["radices"]
         r1, r2 = packed.spec["ranks"]
         # G1: the left singular vectors of the matrix (n1 d1) x (n2 n3 d2 d3)
@@ -133,12 +133,12 @@ class TensorTrain(Packed):
         """For each i2 the entries (n1, n3, d1, d2, d3) of the table, zero beyond its edge."""
         (n1, n2, n3), (d1, d2, d3) = self.spec["radices"]
         runs = (torch.arange(n1) * (n2 * n3)).unsqueeze(1) + torch.arange(n3)
-        with task("tt", n2, "blocks") as advance:
+        with fit_progress("tt", n2, "blocks") as advance:
             for i2 in range(n2):
                 ids = (runs + i2 * n3).flatten()
                 inside = ids < table.shape[0]
                 block = torch.zeros(len(ids), d1 * d2 * d3, device=device_of(table))
-                block[inside.to(block.device), : table.shape[1]] = take(table, ids[inside])
+                block[inside.to(block.device), : table.shape[1]] = take_rows(table, ids[inside])
                 yield i2, block.view(n1, n3, d1, d2, d3)
                 advance(1)
 

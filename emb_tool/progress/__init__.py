@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from threading import Event, RLock, Thread
 from typing import Any
 
-from emb_tool.progress.rate import Pace, clock_time
+from emb_tool.progress.rate import RateEstimator, clock_time
 
 LINE_SECONDS = 30.0
 """Without a terminal, so that the log of a batch job is not empty."""
@@ -32,7 +32,7 @@ class Task:
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.name, self.note = name, ""
-        self.pace = Pace(total, unit, clock)
+        self.pace = RateEstimator(total, unit, clock)
         self._changed = changed
 
     def __call__(self, count: int, note: str = "") -> None:

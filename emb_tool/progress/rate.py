@@ -16,7 +16,7 @@ SHORTEST = 1.0
 """Seconds below which no rate is told: two batches a millisecond apart are none."""
 
 
-class Pace:
+class RateEstimator:
     """The units of a task that are done, their rate and the time that the others will take.
 
     The rate is (units done in the window) / (its seconds). The window begins with the end of a

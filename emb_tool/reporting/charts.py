@@ -63,7 +63,7 @@ def _nice(step: float) -> float:
     return next(n * power for n in (1, 2, 5, 10) if n * power >= step * (1 - 1e-9))
 
 
-def number(value: float) -> str:
+def tick_label(value: float) -> str:
     """A tick's label: 1,200,000 is 1.2 M."""
     for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= unit:
@@ -85,12 +85,12 @@ def _frame(x: Axis, y: Axis, x_title: str, y_title: str, inside: str, told: str)
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place}" y2="{place}"/>'
             f'<text class="tick" x="{LEFT - 5}" y="{place}" dy="3.5" text-anchor="end">'
-            f"{number(tick)}</text>"
+            f"{tick_label(tick)}</text>"
         )
     for tick in x.ticks:
         parts.append(
             f'<text class="tick" x="{_px(x(tick))}" y="{HEIGHT - BOTTOM + 14}"'
-            f' text-anchor="middle">{number(tick)}</text>'
+            f' text-anchor="middle">{tick_label(tick)}</text>'
         )
     base = HEIGHT - BOTTOM
     parts += [
@@ -143,7 +143,7 @@ def lines(
             ring = ' class="ring"' if a == marked else ""
             inside.append(
                 f'<circle{ring} style="fill:{colour}" cx="{_px(x(a))}" cy="{_px(y(b))}" r="3">'
-                f"<title>{number(a)}: {b:.5g}</title></circle>"
+                f"<title>{tick_label(a)}: {b:.5g}</title></circle>"
             )
     told = f"{y_title or ', '.join(finite)} over {x_title}"
     chart = _frame(x, y, x_title, y_title, "".join(inside), told)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from emb_tool.checkpoint.files import read_json, write_atomically
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.evaluate.short_names import short_names
-from emb_tool.formatting import duration, percent, public, shown
+from emb_tool.formatting import duration, format_value, percent, redact
 from emb_tool.report import Measure, Report, Table
-from emb_tool.reporting.families import Family, Kept, families, of_input, of_root
-from emb_tool.reporting.summary import Summary, command, least
+from emb_tool.reporting.families import Family, Retention, group_outputs, of_input, of_root
+from emb_tool.reporting.summary import Summary, command, lowest_retention
 
 
 def compare(sources: Sequence[str], page: str | None = None, overwrite: bool = False) -> Report:
@@ -28,7 +28,7 @@ def compare(sources: Sequence[str], page: str | None = None, overwrite: bool = F
         overwrite: Replace it.
 
     Raises:
-        Refused: A folder without a report, a report without an output, a page that exists.
+        InvalidInput: A folder without a report, a report without an output, a page that exists.
     """
     paths = list(dict.fromkeys(str(Path(source).expanduser().resolve()) for source in sources))
     names = short_names(paths)
@@ -42,7 +42,7 @@ def compare(sources: Sequence[str], page: str | None = None, overwrite: bool = F
     for name, summary in summaries.items():
         told.measures += _measures(name, summary)
         if summary.gate:
-            told.warn(f"{name} is below its gate: {public(summary.gate)}")
+            told.warn(f"{name} is below its gate: {redact(summary.gate)}")
     if page:
         _write_page(Path(page).expanduser(), paths, outputs, told, commands, overwrite)
         told.output = page
@@ -54,7 +54,10 @@ def _facts(summary: Summary, name: str, line: str) -> dict[str, Any]:
     return asdict(summary) | {
         "name": name,
         "command": line,
-        "kept": {"root": least(of_root(summary).quality), "input": least(summary.quality)},
+        "kept": {
+            "root": lowest_retention(of_root(summary).quality),
+            "input": lowest_retention(summary.quality),
+        },
         "input": summary.input and summary.input._asdict() | {"name": summary.input.shown},
         "root": summary.root and summary.root._asdict() | {"name": summary.root.shown},
         "quality": [row._asdict() for row in summary.quality],
@@ -66,23 +69,23 @@ def read_report(path: Path) -> Report:
     """The report of an output folder, or of a file that holds one.
 
     Raises:
-        Refused: There is none, or it is not one of a model written.
+        InvalidInput: There is none, or it is not one of a model written.
     """
     folder, name = (path, "report.json") if path.is_dir() else (path.parent, path.name)
     data = read_json(folder, name)
     if data is None:
-        raise Refused(
+        raise InvalidInput(
             f"{path}: there is no report.json" if path.is_dir() else f"{path}: no such folder",
             "name a folder that embtool wrote, or a file of what --json printed",
         )
     try:
         report = Report.from_json(data)
-    except Refused as error:
-        raise Refused(
+    except InvalidInput as error:
+        raise InvalidInput(
             f"{folder / name}: {error.message}", "name a folder that embtool wrote"
         ) from None
     if not report.output or "verb" not in report.job:
-        raise Refused(
+        raise InvalidInput(
             f"{folder / name}: a report of embtool {report.verb}, which writes no model",
             "name outputs of distill, compress, merge or extend-context",
         )
@@ -94,7 +97,7 @@ def _tables(summaries: Mapping[str, Summary]) -> list[Table]:
     made = Table("made by", ["", "methods"])
     for name, s in summaries.items():
         made.rows += [[name if not i else "", step] for i, step in enumerate(s.methods or ("-",))]
-    groups = families(summaries)
+    groups = group_outputs(summaries)
     tables = [_overview(family) for family in groups]
     tables.append(made)
     for family in groups:
@@ -110,8 +113,8 @@ def _overview(family: Family) -> Table:
     tasks = [{q.of for q in s.rows} for s in family.members.values() if s.rows]
     common = set.intersection(*tasks) if tasks else set()
 
-    def kept(ancestor: Kept) -> list[str]:
-        share = least(q for q in ancestor.quality if q.of in common)
+    def kept(ancestor: Retention) -> list[str]:
+        share = lowest_retention(q for q in ancestor.quality if q.of in common)
         return [percent(share), percent(ancestor.neighbours)]
 
     columns = ["", "by", "MB", "share", "in memory", "kept", "neighbours", "time"]
@@ -133,13 +136,20 @@ def _by_task(family: Family, alone: bool) -> list[Table]:
     tables = []
     rows = [(name, q) for name, s in family.members.items() for q in s.rows]
     for of, figure in dict.fromkeys((q.of, q.figure) for _, q in rows):
-        title = f"{public(of)}, {figure}" + ("" if alone else f": {family.name}")
+        title = f"{redact(of)}, {figure}" + ("" if alone else f": {family.name}")
         table = Table(title, ["", "figure", "kept", "95 % interval", "of", "its figure"])
         for name, q in rows:
             if (q.of, q.figure) == (of, figure):
                 bounds = "-" if q.low is None else f"{q.low:.1f} to {q.high:.1f}"
                 kept = "-" if q.kept is None else f"{q.kept:.2f} %"
-                cells = [name, shown(q.after), kept, bounds, q.against, shown(q.before)]
+                cells = [
+                    name,
+                    format_value(q.after),
+                    kept,
+                    bounds,
+                    q.against,
+                    format_value(q.before),
+                ]
                 table.rows.append(cells)
         tables.append(table)
     return tables
@@ -178,15 +188,15 @@ def _write_page(
     commands: Mapping[str, str],
     overwrite: bool,
 ) -> None:
-    from emb_tool.reporting.comparison_page import several
+    from emb_tool.reporting.comparison_page import compare_pages
     from emb_tool.reporting.page import page
 
     if path.is_dir() or (path.exists() and not overwrite):
         hint = "name a file" if path.is_dir() else "choose another, or replace it with --overwrite"
-        raise Refused(f"--page {path}: exists already", hint)
+        raise InvalidInput(f"--page {path}: exists already", hint)
     alone = len(folders) == 1 and Path(folders[0]).is_dir()
-    made = page(Path(folders[0])) if alone else several(outputs, told.tables, commands)
+    made = page(Path(folders[0])) if alone else compare_pages(outputs, told.tables, commands)
     try:
         write_atomically(path, made)
     except OSError as error:
-        raise Refused(f"--page {path}: {error.strerror}", "choose another place") from None
+        raise InvalidInput(f"--page {path}: {error.strerror}", "choose another place") from None

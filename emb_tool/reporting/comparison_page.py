@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from emb_tool.report import Report, Table
 from emb_tool.reporting import charts
 from emb_tool.reporting.charts import Point
-from emb_tool.reporting.families import Family, families, of_root
+from emb_tool.reporting.families import Family, group_outputs, of_root
 from emb_tool.reporting.page import Parts, as_, grid, section, table, text
 from emb_tool.reporting.style import document
 from emb_tool.reporting.summary import Summary
 
 
-def several(
+def compare_pages(
     outputs: Mapping[str, Report], tables: Sequence[Table], commands: Mapping[str, str]
 ) -> str:
     """The page.
@@ -34,7 +34,7 @@ def several(
         " roots are not compared.</p>",
         *(
             section(f"Size against quality: {family.name}", [grid(_panels(family))])
-            for family in families(summaries)
+            for family in group_outputs(summaries)
         ),
         section("Where the bytes are", [f'<div class="wide">{bars}</div>' if bars else ""]),
         section("In figures", [table(each) for each in tables]),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from emb_tool.formatting import percent, public, public_name
+from emb_tool.formatting import percent, public_name, redact
 from emb_tool.report import Report, Table
 from emb_tool.reporting.summary import Ancestor, Quality, Summary
 
@@ -26,7 +26,7 @@ class Family:
     members: dict[str, Summary] = field(default_factory=dict)
 
 
-class Kept(NamedTuple):
+class Retention(NamedTuple):
     """An output against one of its ancestors.
 
     Args:
@@ -40,7 +40,7 @@ class Kept(NamedTuple):
     neighbours: float | None
 
 
-def families(summaries: Mapping[str, Summary]) -> list[Family]:
+def group_outputs(summaries: Mapping[str, Summary]) -> list[Family]:
     """Outputs by root, in their order; what has none is alone."""
     found: dict[str, Family] = {}
     for name, summary in summaries.items():
@@ -55,26 +55,26 @@ def families(summaries: Mapping[str, Summary]) -> list[Family]:
     return list(found.values())
 
 
-def of_root(summary: Summary) -> Kept:
+def of_root(summary: Summary) -> Retention:
     """An output against its root."""
     if summary.root is None or summary.root == summary.input:
-        return Kept(summary.share, summary.quality, summary.neighbours)
+        return Retention(summary.share, summary.quality, summary.neighbours)
     size = summary.after and summary.root.bytes and summary.after / summary.root.bytes
-    return Kept(size or None, summary.root_quality, summary.root_neighbours)
+    return Retention(size or None, summary.root_quality, summary.root_neighbours)
 
 
-def of_input(summary: Summary) -> Kept | None:
+def of_input(summary: Summary) -> Retention | None:
     """An output against its input; None where that is the root, or several models."""
     if summary.input is None or summary.root == summary.input:
         return None
-    return Kept(summary.share, summary.quality, summary.neighbours)
+    return Retention(summary.share, summary.quality, summary.neighbours)
 
 
 def root_table(report: Report) -> Table | None:
     """What an output keeps of its root; None where that is its input, or was not measured."""
     summary = Summary.of(report)
     root, overlap = summary.root, summary.root_neighbours
-    rows = [[f"{public(q.of)}, {q.figure}", f"{q.kept:.1f} %"] for q in summary.root_quality]
+    rows = [[f"{redact(q.of)}, {q.figure}", f"{q.kept:.1f} %"] for q in summary.root_quality]
     if overlap is not None:
         rows.append(["ten nearest neighbours, held-out texts", percent(overlap)])
     if root is None or not rows:

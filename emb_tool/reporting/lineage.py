@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from emb_tool.checkpoint.files import read_json
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.reporting.summary import PARENT
 
 
@@ -40,7 +40,7 @@ def lineage(model: Checkpoint) -> Lineage:
             return Lineage(model)
         try:
             parent = _unchanged(provenance, name)
-        except (Refused, OSError) as error:
+        except (InvalidInput, OSError) as error:
             return Lineage(model, str(getattr(error, "message", error)))
         if parent.path.resolve() in seen:
             return Lineage(model, f"{name} is among its own ancestors")
@@ -66,17 +66,17 @@ def _unchanged(provenance: Mapping[str, Any], name: str) -> Checkpoint:
     """The parent, if its files are those that were read when the model was made.
 
     Raises:
-        Refused: They are not, or they are gone.
+        InvalidInput: They are not, or they are gone.
     """
     paths, inputs = provenance.get("folders"), provenance.get("inputs")
     path = paths.get(name) if isinstance(paths, Mapping) else None
     recorded = inputs.get(name) if isinstance(inputs, Mapping) else None
     if not isinstance(path, str) or not isinstance(recorded, Mapping):
-        raise Refused(f"no path and sha256 of {name} are recorded")
+        raise InvalidInput(f"no path and sha256 of {name} are recorded")
     if not Path(path).exists():
-        raise Refused(f"{name} is not there any more")
+        raise InvalidInput(f"{name} is not there any more")
     parent = Checkpoint.open(Path(path), need_tokenizer=False)
     parent.name = name
     if parent.hashes() != recorded:
-        raise Refused(f"{name} has changed since")
+        raise InvalidInput(f"{name} has changed since")
     return parent

@@ -10,8 +10,8 @@ from typing import Any
 
 import emb_tool
 from emb_tool.checkpoint.layout import Layout
-from emb_tool.checkpoint.provenance import plain
-from emb_tool.formatting import is_hub_id, public, public_name, shown
+from emb_tool.checkpoint.provenance import to_json_types
+from emb_tool.formatting import format_value, is_hub_id, public_name, redact
 from emb_tool.install import HUB, INSTALL, NEEDS_HUB, WHERE
 from emb_tool.report import Measure, Report, Table
 from emb_tool.reporting.summary import Summary, cost
@@ -80,7 +80,7 @@ def write_model_card(
         "digests of the inputs.",
         "",
         "```yaml",
-        yaml.safe_dump(public(plain(job)), sort_keys=False, allow_unicode=True).strip(),
+        yaml.safe_dump(redact(to_json_types(job)), sort_keys=False, allow_unicode=True).strip(),
         "```",
         "",
     ]
@@ -119,7 +119,7 @@ def model_index(title: str, report: Report) -> list[dict[str, Any]]:
     results = []
     for of, metrics in groups.items():
         kind, name = _TASKS.get(of.partition(":")[0], ("feature-extraction", "Embedding quality"))
-        data = str(public(of.partition(":")[2] or of)).partition(",")[0]
+        data = str(redact(of.partition(":")[2] or of)).partition(",")[0]
         results.append(
             {
                 "task": {"type": kind, "name": name},
@@ -164,18 +164,24 @@ def _cost(report: Report) -> list[str]:
     lines = ["## What it is beside what it was made of", ""]
     steps = report.facts.get("steps") or []
     lines += [
-        *(f"{number}. {public(step)}" for number, step in enumerate(steps, 1)),
+        *(f"{number}. {redact(step)}" for number, step in enumerate(steps, 1)),
         *([""] * bool(steps)),
     ]
     if report.gate:
-        lines += [f"Below the gate that was set: {public(report.gate)}", ""]
+        lines += [f"Below the gate that was set: {redact(report.gate)}", ""]
     if loss := report.facts.get("loss"):
         lines += [f"**{loss}.**", ""]
     lines += _markdown(cost(report, summary))
     parts = report.facts.get("parts") or {}
     old, new = parts.get("before") or {}, parts.get("after") or {}
     rows = [
-        [part, *(shown(side[part]["bytes"], "B") if part in side else "-" for side in (old, new))]
+        [
+            part,
+            *(
+                format_value(side[part]["bytes"], "B") if part in side else "-"
+                for side in (old, new)
+            ),
+        ]
         for part in dict.fromkeys([*old, *new])
     ]
     return [*lines, *_markdown(Table("", ["part", "before", "after"], rows))]
@@ -184,10 +190,10 @@ def _cost(report: Report) -> list[str]:
 def _measures(measures: list[Measure]) -> list[str]:
     rows = [
         [
-            str(public(m.of)),
+            str(redact(m.of)),
             public_name(m.model) if m.model else "",
             m.name + (f" of {public_name(m.against)}" if m.against else ""),
-            shown(m.value, m.unit) + (f" ({m.note})" if m.note else ""),
+            format_value(m.value, m.unit) + (f" ({m.note})" if m.note else ""),
         ]
         for m in measures
     ]

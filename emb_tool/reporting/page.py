@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from emb_tool.checkpoint.files import read_json
-from emb_tool.formatting import duration, percent, public, public_name, shown
+from emb_tool.formatting import duration, format_value, percent, public_name, redact
 from emb_tool.install import HUB, INSTALL, NEEDS_HUB, WHERE
 from emb_tool.report import Report, Table, is_figure
 from emb_tool.reporting import charts
@@ -97,7 +97,7 @@ def table(shown: Table) -> str:
 
 def text(value: object) -> str:
     """Anything as HTML text, without local paths."""
-    return re.sub(r" (?=(%|MB)( |$))", "&nbsp;", escape(str(public(value))))
+    return re.sub(r" (?=(%|MB)( |$))", "&nbsp;", escape(str(redact(value))))
 
 
 def tiles(figures: Iterable[tuple[str, str]]) -> str:
@@ -141,7 +141,7 @@ def _head(summary: Summary, report: Report, provenance: Mapping[str, Any]) -> st
     ]
     if summary.after is not None:
         share = f" ({percent(summary.share)} of before)" if summary.share else ""
-        figures.append((shown(summary.after, "B"), f"weights{share}"))
+        figures.append((format_value(summary.after, "B"), f"weights{share}"))
     for ancestor, overlap in (
         (summary.root, summary.root_neighbours),
         (summary.input, summary.neighbours),
@@ -248,7 +248,7 @@ def _search(report: Report, summary: Summary) -> str:
         if size is None or kept is None:
             continue  # planned, not measured
         chain = str(each.get("chain", ""))
-        told = f"{chain}: {shown(size, 'B')}, {kept:.2%} kept"
+        told = f"{chain}: {format_value(size, 'B')}, {kept:.2%} kept"
         mark = chain == chosen
         points.append(Point(size / 1e6, 100 * kept, "chosen" if mark else "", told, mark))
     if summary.before:
@@ -297,7 +297,7 @@ def _provenance(report: Report, provenance: Mapping[str, Any]) -> str:
             f"<details><summary>digests of the inputs ({len(rows)} files)</summary>"
             f'<div class="scroll"><table>{head}{"".join(rows)}</table></div></details>'
         )
-    recipe = yaml.safe_dump(public(report.job), sort_keys=False, allow_unicode=True)
+    recipe = yaml.safe_dump(redact(report.job), sort_keys=False, allow_unicode=True)
     parts.append(
         "<details><summary>every setting (recipe.yaml makes it again: embtool run recipe.yaml)"
         f"</summary><pre>{escape(recipe)}</pre></details>"

@@ -13,7 +13,7 @@ from emb_tool.ops.layers import group_layers
 from emb_tool.plan import TensorSpec
 
 
-def parts_of(ckpt: Checkpoint) -> dict[str, dict[str, int]]:
+def parameter_groups(ckpt: Checkpoint) -> dict[str, dict[str, int]]:
     """Parameters and bytes by part: table, positions, layers, the rest, modules by their folder."""
     parts: dict[str, dict[str, int]] = {}
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from emb_tool import config, registry
-from emb_tool.errors import Refused
-from emb_tool.formatting import percent, public, public_name, shown
+from emb_tool.errors import InvalidInput
+from emb_tool.formatting import format_value, percent, public_name, redact
 from emb_tool.report import Report, Table
 
 ENDS = ("", " low", " high")
@@ -169,7 +169,7 @@ class Summary:
         return sorted(both, key=lambda q: order.index(q.of))
 
 
-def least(quality: Iterable[Quality]) -> float | None:
+def lowest_retention(quality: Iterable[Quality]) -> float | None:
     """The lowest share that is kept in any task, as a fraction; None where none is known."""
     return min((q.kept / 100 for q in quality if q.kept is not None), default=None)
 
@@ -253,9 +253,9 @@ def cost(report: Report, summary: Summary) -> Table:
 
     share = percent(summary.share) if summary.share else ""
     if summary.after is not None:
-        row("weights", shown(summary.before, "B"), shown(summary.after, "B"), share)
+        row("weights", format_value(summary.before, "B"), format_value(summary.after, "B"), share)
     if summary.resident is not None:
-        row("weights in memory", "", shown(summary.resident, "B"))
+        row("weights in memory", "", format_value(summary.resident, "B"))
     if summary.dimensions is not None:
         row("dimensions", "", f"{summary.dimensions:,}")
     for q in summary.rows:
@@ -263,7 +263,7 @@ def cost(report: Report, summary: Summary) -> Table:
         if q.low is not None and q.high is not None:
             kept += f" ({q.low:.1f} to {q.high:.1f})"
         kept += f" of {q.against}" if kept else ""
-        row(f"{public(q.of)}, {q.figure}", shown(q.before), shown(q.after), kept)
+        row(f"{redact(q.of)}, {q.figure}", format_value(q.before), format_value(q.after), kept)
     neighbours = "ten nearest neighbours kept, held-out texts"
     for ancestor, overlap in (
         (summary.input, summary.neighbours),
@@ -273,7 +273,7 @@ def cost(report: Report, summary: Summary) -> Table:
             whose = f" of {ancestor.shown}" if ancestor else ""
             row(neighbours, "", "", percent(overlap) + whose)
     if summary.cosine is not None:
-        row("cosine, held-out texts", "", shown(summary.cosine))
+        row("cosine, held-out texts", "", format_value(summary.cosine))
     return table
 
 
@@ -291,14 +291,14 @@ def _spelled(verb: str, step: Mapping[str, Any]) -> str:
     name = str(step.get("name", ""))
     try:
         known = registry.load(verb, name).model_fields
-    except Refused:  # of a version that has more methods
+    except InvalidInput:  # of a version that has more methods
         known = {}
     changed = {
         key: value
         for key, value in step.items()
         if key != "name" and (key not in known or _plain(known[key].default) != value)
     }
-    settings = ",".join(f"{key}={_typed(public(value))}" for key, value in changed.items())
+    settings = ",".join(f"{key}={_typed(redact(value))}" for key, value in changed.items())
     return f"{name}:{settings}" if settings else name
 
 
@@ -307,11 +307,11 @@ def command(job: Mapping[str, Any]) -> str:
     verb = str(job.get("verb", ""))
     try:
         known: Mapping[str, Any] = config.job_class(verb).model_fields
-    except Refused:
+    except InvalidInput:
         known = {}
     words = ["embtool", verb]
     for key in sorted(job, key=lambda key: key not in POSITIONAL):
-        value, field = public(job[key]), known.get(config.field_name(key))
+        value, field = redact(job[key]), known.get(config.field_name(key))
         if key in ("verb", "method") or (field is not None and _plain(field.default) == job[key]):
             continue
         flag = f"--{key.replace('_', '-')}"

@@ -14,7 +14,7 @@ import torch
 T = TypeVar("T")
 
 
-class Recorder:
+class CudaGraphCapture:
     """Records work of one device; all of it shares one pool of memory.
 
     What recorded work makes on the way is overwritten by the next replay, of whichever recording;

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from emb_tool.errors import Refused
-from emb_tool.runtime.cuda_graphs import Recorder
+from emb_tool.errors import InvalidInput
+from emb_tool.runtime.cuda_graphs import CudaGraphCapture
 from emb_tool.runtime.distributed import Processes
 
 SMALL, LARGE = 8192, 65536
@@ -75,7 +75,7 @@ class Runtime(Processes):
             seed: Seed of Python, numpy and torch.
 
         Raises:
-            Refused: A device that this machine or this torch does not have.
+            InvalidInput: A device that this machine or this torch does not have.
         """
         world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
         local = int(os.environ.get("LOCAL_RANK", 0))
@@ -91,7 +91,7 @@ class Runtime(Processes):
             name = dtype
             why += f"; {dtype} asked for"
         else:
-            raise Refused(f"unknown dtype {dtype!r}", "use auto, fp32, bf16 or fp16")
+            raise InvalidInput(f"unknown dtype {dtype!r}", "use auto, fp32, bf16 or fp16")
         runtime = cls(chosen, DTYPES[name], why, rank, world, seed)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
@@ -99,7 +99,7 @@ class Runtime(Processes):
             from accelerate import PartialState
 
             PartialState(cpu=chosen.type == "cpu")  # joins the process group
-            _ = runtime._patient
+            _ = runtime._gloo_group
         runtime.reseed()
         return runtime
 
@@ -130,7 +130,7 @@ class Runtime(Processes):
     def _device(device: str, local_rank: int | None) -> tuple[torch.device, str]:
         kind = device.partition(":")[0]
         if kind not in ("auto", "cpu", "cuda", "mps"):
-            raise Refused(f"unknown device {device!r}", "use auto, cpu, cuda, cuda:N or mps")
+            raise InvalidInput(f"unknown device {device!r}", "use auto, cpu, cuda, cuda:N or mps")
         has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
         if kind == "auto":
             kind = "cuda" if has_cuda else "mps" if has_mps else "cpu"
@@ -139,19 +139,21 @@ class Runtime(Processes):
             why = f"{device} asked for"
         if kind == "cuda":
             if not has_cuda:
-                raise Refused(
+                raise InvalidInput(
                     f"device {device!r}: this torch ({torch.__version__}) finds no CUDA device",
                     "use --device cpu, or install a CUDA build of torch",
                 )
             index = local_rank if local_rank is not None else int(device.partition(":")[2] or 0)
             if index >= torch.cuda.device_count():
-                raise Refused(
+                raise InvalidInput(
                     f"device cuda:{index}: there are {torch.cuda.device_count()}",
                     "the first is cuda:0",
                 )
             return torch.device("cuda", index), f"{why} ({torch.cuda.get_device_name(index)})"
         if kind == "mps" and not has_mps:
-            raise Refused(f"device {device!r}: not to be had on this machine", "use --device cpu")
+            raise InvalidInput(
+                f"device {device!r}: not to be had on this machine", "use --device cpu"
+            )
         return torch.device(kind), why
 
     @property
@@ -197,9 +199,9 @@ class Runtime(Processes):
         """Padded tokens of a batch without gradients."""
         return LARGE if self.device.type == "cuda" else SMALL
 
-    def recorder(self) -> Recorder | None:
+    def recorder(self) -> CudaGraphCapture | None:
         """What records work of the device, where that can be had."""
-        return Recorder(self.device) if self.device.type == "cuda" else None
+        return CudaGraphCapture(self.device) if self.device.type == "cuda" else None
 
     @property
     def has_float64(self) -> bool:

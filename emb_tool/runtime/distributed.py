@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from emb_tool.errors import EmbToolError, Failed, Followed, Interrupted
+from emb_tool.errors import EmbToolError, Interrupted, PeerFailed, RunFailed
 from emb_tool.runtime.signals import DeferredSignals
 
 _BUCKET = 8 << 20  # numbers that travel at a time
@@ -43,8 +43,8 @@ class Processes:
     def barrier(self) -> None:
         """Wait for every process, however long."""
         if self.world > 1:
-            with self.company():
-                torch.distributed.barrier(group=self._patient)
+            with self.translate_peer_errors():
+                torch.distributed.barrier(group=self._gloo_group)
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over the processes."""
@@ -59,15 +59,15 @@ class Processes:
         if self.world == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        with self.company():
-            torch.distributed.all_reduce(total, how, group=self._patient)
+        with self.translate_peer_errors():
+            torch.distributed.all_reduce(total, how, group=self._gloo_group)
         return [float(value) for value in total]
 
-    def alike(self, error: EmbToolError) -> EmbToolError:
+    def collective_error(self, error: EmbToolError) -> EmbToolError:
         """What a process raises where all of them do: rank 0 alone says why."""
-        return error if self.is_main else Followed(error.exit_code)
+        return error if self.is_main else PeerFailed(error.exit_code)
 
-    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[torch.Tensor]) -> None:
         """Sum dense tensors of one dtype over the processes, in place."""
         if self.world == 1:
             return
@@ -77,13 +77,13 @@ class Processes:
             if last < 0 and sum(t.numel() for t in bucket) < _BUCKET:
                 continue
             flat = torch.cat([t.reshape(-1) for t in bucket])
-            with self.company():
+            with self.translate_peer_errors():
                 torch.distributed.all_reduce(flat)
             parts = flat.split([t.numel() for t in bucket])
             torch._foreach_copy_(bucket, [p.view_as(t) for p, t in zip(parts, bucket, strict=True)])
             bucket = []
 
-    def add_up_rows(self, rows: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sparse(self, rows: torch.Tensor) -> torch.Tensor:
         """The sum of sparse (n, dim) tensors over the processes; only rows that any has travel."""
         if self.world == 1:
             return rows.coalesce()
@@ -91,7 +91,7 @@ class Processes:
         (mine,) = rows.indices()
         present = torch.zeros(rows.shape[0], dtype=torch.uint8, device=rows.device)
         present[mine] = 1
-        with self.company():
+        with self.translate_peer_errors():
             torch.distributed.all_reduce(present, torch.distributed.ReduceOp.MAX)
             (indices,) = present.nonzero(as_tuple=True)
             values = rows.values().new_zeros(len(indices), rows.shape[1])
@@ -101,16 +101,16 @@ class Processes:
             indices[None], values, rows.shape, is_coalesced=True, check_invariants=False
         )
 
-    def take_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Put what rank 0 has into tensors of every process."""
         if self.world > 1:
             self.barrier()  # whoever comes late would be waited for no longer than ten minutes
             for tensor in tensors:
-                with self.company():
+                with self.translate_peer_errors():
                     torch.distributed.broadcast(tensor, 0)
 
     @contextmanager
-    def company(self) -> Iterator[None]:
+    def translate_peer_errors(self) -> Iterator[None]:
         """Tell in our words that another process is gone; two do, in case one of them is it.
 
         For what waits for others: the words here, and the forward passes of weights that are cut.
@@ -121,8 +121,8 @@ class Processes:
             if not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
                 raise
             if self.rank > 1:
-                raise Followed(1) from error
-            raise Failed(
+                raise PeerFailed(1) from error
+            raise RunFailed(
                 f"another of the {self.world} processes has ended, or cannot be reached",
                 "see what it said; then go on with --resume, with any number of processes",
             ) from error
@@ -132,12 +132,12 @@ class Processes:
         if self.world == 1:
             return [told]
         found: list[Any] = [None] * self.world
-        with self.company():
-            torch.distributed.all_gather_object(found, told, group=self._patient)
+        with self.translate_peer_errors():
+            torch.distributed.all_gather_object(found, told, group=self._gloo_group)
         return found
 
     @cached_property
-    def _patient(self) -> Any:
+    def _gloo_group(self) -> Any:
         """A group for waits of any length, on the host: NCCL gives up after ten minutes."""
         return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=30))
 
@@ -151,17 +151,17 @@ class Processes:
             Whether what it returned is true, on every rank.
 
         Raises:
-            Followed: On the others, where rank 0 leaves by an exception.
+            PeerFailed: On the others, where rank 0 leaves by an exception.
             Interrupted: On the others, where they got the signal alone.
         """
         if self.world == 1:
             return bool(work())
-        group, code, found = self._patient, 0, False
+        group, code, found = self._gloo_group, 0, False
         if not self.is_main:
             with DeferredSignals() as signals:  # rank 0 gets it, too, and says when to leave
-                code, found = self._from_main(0, False, group)
+                code, found = self._broadcast_from_main(0, False, group)
             if code:
-                raise Followed(code)
+                raise PeerFailed(code)
             if signals.number:
                 raise Interrupted(signals.number)
             return found
@@ -176,13 +176,13 @@ class Processes:
             code = 130
             raise
         finally:
-            self._from_main(code, found, group)
+            self._broadcast_from_main(code, found, group)
         return found
 
-    def _from_main(self, code: int, found: bool, group: Any) -> tuple[int, bool]:
+    def _broadcast_from_main(self, code: int, found: bool, group: Any) -> tuple[int, bool]:
         """Two numbers of rank 0, on every rank."""
         told = torch.tensor([code, found])
-        with self.company():
+        with self.translate_peer_errors():
             sent = torch.distributed.broadcast(told, 0, group=group, async_op=True)
             while not sent.is_completed():  # a second Ctrl-C is heard in between
                 time.sleep(0.02)
@@ -199,7 +199,7 @@ class Processes:
         )
 
     @staticmethod
-    def is_of_the_device(error: BaseException) -> bool:
+    def is_device_error(error: BaseException) -> bool:
         """Whether the device itself has failed, from where no later call on it can be trusted."""
         return isinstance(error, RuntimeError) and "CUDA error" in str(error)
 
@@ -220,19 +220,19 @@ class Processes:
         fully_shard(model, mesh=mesh)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor that is cut over the processes, put together; all of them must ask for it."""
     full: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full
 
 
-def own_part(tensor: torch.Tensor) -> torch.Tensor:
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     """What this process has of a tensor that may be cut."""
     own: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return own
 
 
-def cut_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def distribute_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """A whole tensor, cut as another one of its shape is."""
     if not hasattr(other, "device_mesh") or tensor.shape != other.shape:
         return tensor

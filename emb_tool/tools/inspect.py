@@ -13,15 +13,15 @@ from typing import Any
 from emb_tool.checkpoint.architectures import ARCHITECTURES
 from emb_tool.checkpoint.completeness import Fault
 from emb_tool.checkpoint.layout import position_rows, static_table
-from emb_tool.checkpoint.modules import ModuleSpec, class_name, hidden_size, stated_layers
+from emb_tool.checkpoint.modules import ModuleSpec, class_name, hidden_size, layer_count
 from emb_tool.checkpoint.quantization import packed_modules, unpacked
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.checkpoint.weight_files import pickles
-from emb_tool.errors import Refused
+from emb_tool.checkpoint.weight_files import pickled_weights
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.layers import group_layers
 from emb_tool.plan import TensorSpec
 from emb_tool.report import Measure, Report, Table
-from emb_tool.reporting.size_breakdown import main_table, parts_of
+from emb_tool.reporting.size_breakdown import main_table, parameter_groups
 
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 
@@ -38,12 +38,12 @@ def inspect(source: str, *, exact: bool = False) -> Report:
         faults: tensors that are missing or too many), sizes as measures, and both as tables.
 
     Raises:
-        Refused: There is no checkpoint, its weight files are damaged, or `exact` is asked of
+        InvalidInput: There is no checkpoint, its weight files are damaged, or `exact` is asked of
             pickles or a bare file.
     """
     ckpt = Checkpoint.open(source, lenient=True, need_tokenizer=False, allow_pickle=True)
     faults = list(ckpt.faults) or (_as_loaded(ckpt) if exact else [])
-    parts = parts_of(ckpt)
+    parts = parameter_groups(ckpt)
     parameters = sum(part["parameters"] for part in parts.values())
     dtypes = Counter[str]()
     for spec in _all_specs(ckpt):
@@ -96,7 +96,7 @@ def inspect(source: str, *, exact: bool = False) -> Report:
 def _as_loaded(ckpt: Checkpoint) -> list[Fault]:
     """What the libraries report when they load the model without its tensors' data."""
     if ckpt.path.is_file() or any(weights.pickled for weights in ckpt.weights.values()):
-        raise Refused(
+        raise InvalidInput(
             f"{ckpt.name}: --exact loads the model of a folder with a config.json and safetensors",
             "leave --exact out",
         )
@@ -106,7 +106,7 @@ def _as_loaded(ckpt: Checkpoint) -> list[Fault]:
 
     try:
         load(ckpt, torch.device("meta"), None)
-    except Refused as error:
+    except InvalidInput as error:
         return [Fault(error.message.removeprefix(f"{ckpt.name}: "), error.hint or "")]
     return []
 
@@ -197,7 +197,7 @@ def _odd(ckpt: Checkpoint) -> list[str]:
         return ["the weights are pickled: opened only with --allow-pickle"]
     if ckpt.path.is_file():
         return ["a weight file alone: no config, no tokenizer"]
-    if beside := pickles(ckpt.path, layout.main):
+    if beside := pickled_weights(ckpt.path, layout.main):
         odd.append(f"pickled weights lie beside the safetensors: {', '.join(beside)}")
     if layout.routes:
         return odd
@@ -244,7 +244,7 @@ def _disagreements(ckpt: Checkpoint) -> list[str]:
             f"config.json: max_position_embeddings {stated}, the position table has {positions}"
         )
     # a model may share one group's weights among its layers
-    layers = config.get("num_hidden_groups") or stated_layers(config)
+    layers = config.get("num_hidden_groups") or layer_count(config)
     counted = _layer_count(ckpt)
     if layers and counted and layers != counted and not ckpt.faults:
         odd.append(f"config.json: {layers} layers, the weights have {counted}")

@@ -16,13 +16,13 @@ import numpy as np
 
 from emb_tool.checkpoint.files import write_atomically
 from emb_tool.data.batches import Tokens, plan_batches
-from emb_tool.training.prefetch import ahead
+from emb_tool.training.prefetch import prefetch
 
 WINDOW = 8192
 """Texts among which lengths are sorted."""
 
 
-class Place(NamedTuple):
+class DataCursor(NamedTuple):
     """Where a run stands: the next batch, and the texts used before it.
 
     Args:
@@ -60,7 +60,7 @@ class Batch:
     indices: np.ndarray
     ids: list[np.ndarray]
     texts: int
-    after: Place
+    after: DataCursor
     targets: np.ndarray
 
 
@@ -128,7 +128,7 @@ class TokenCache:
         self._file.close()
 
 
-class Stream:
+class BatchStream:
     """Batches from a place on to the end of the run, made ahead by a thread.
 
     Args:
@@ -232,7 +232,7 @@ class Stream:
             batches = [batches[i] for i in rng.permutation(len(batches))]
         return batches
 
-    def batches(self, place: Place) -> Iterator[Batch]:
+    def batches(self, place: DataCursor) -> Iterator[Batch]:
         """Every batch from a place on."""
         epoch, first_window, first_batch, texts = place[:4]
         while texts < self.total:
@@ -247,7 +247,7 @@ class Stream:
                         mine,
                         self.cache.ids(mine),
                         len(batch),
-                        Place(epoch, window, number + 1, texts),
+                        DataCursor(epoch, window, number + 1, texts),
                         self.read_targets(mine),
                     )
                 first_batch = 0
@@ -255,6 +255,6 @@ class Stream:
                     return
             epoch, first_window = epoch + 1, 0
 
-    def ahead(self, place: Place, depth: int = 8) -> Iterator[Batch]:
+    def ahead(self, place: DataCursor, depth: int = 8) -> Iterator[Batch]:
         """`batches`, made by a thread that stays `depth` batches ahead."""
-        return ahead(self.batches(place), depth)
+        return prefetch(self.batches(place), depth)

@@ -17,7 +17,7 @@ from emb_tool.training.targets import ROLES
 from emb_tool.training.teacher import Teacher
 
 
-class RememberedTeacher:
+class CachedTeacher:
     """A teacher beside a store.
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from emb_tool.method import Training
 from emb_tool.model.encoder import Encoder
-from emb_tool.runtime.cuda_graphs import Recorder
+from emb_tool.runtime.cuda_graphs import CudaGraphCapture
 from emb_tool.runtime.device import Runtime
 from emb_tool.training.batches import Batch
 from emb_tool.training.optimizer import Optimizer
@@ -59,7 +59,7 @@ def shape(lengths: list[int], prompt: int, limit: int | None) -> Shape:
     return Shape(-(-count // step) * step, max(longest, min(tokens, limit or tokens)), prompt)
 
 
-class Step(Protocol):
+class GraphableStep(Protocol):
     """What is recorded; see `emb_tool.training.step.Gradients`."""
 
     encoder: Encoder
@@ -76,7 +76,7 @@ class Step(Protocol):
         """Losses of the texts of a batch, (texts,)."""
 
 
-class Recorded:
+class CudaGraphStep:
     """What `Gradients` runs on a GPU, where it can.
 
     Args:
@@ -84,7 +84,7 @@ class Recorded:
         recorder: Of its device.
     """
 
-    def __init__(self, gradients: Step, recorder: Recorder) -> None:
+    def __init__(self, gradients: GraphableStep, recorder: CudaGraphCapture) -> None:
         self.gradients, self.recorder = gradients, recorder
         optimizer = gradients.optimizer
         self.rows, self.dense = optimizer.rows, optimizer.dense
@@ -95,7 +95,7 @@ class Recorded:
         self.made: dict[Shape, _Recording | None] = {}
 
     @classmethod
-    def of(cls, gradients: Step) -> Recorded | None:
+    def of(cls, gradients: GraphableStep) -> CudaGraphStep | None:
         """None where passes cannot be recorded.
 
         That is: not on a GPU; inputs that are no rectangle (static models); weights cut over

@@ -21,7 +21,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
-from emb_tool.errors import Failed, Refused
+from emb_tool.errors import InvalidInput, RunFailed
 
 KEY_VARIABLE = "EMBTOOL_API_KEY"
 OPENAI_KEY_VARIABLE = "OPENAI_API_KEY"
@@ -64,7 +64,7 @@ def parse_endpoint(teacher: str) -> Address:
     """Take `URL#MODEL` apart.
 
     Raises:
-        Refused: No model, no host, or a URL with a user, password or query in it (a key would
+        InvalidInput: No model, no host, or a URL with a user, password or query in it (a key would
             end up in files).
     """
     url, _, model = teacher.partition("#")
@@ -72,14 +72,14 @@ def parse_endpoint(teacher: str) -> Address:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise Refused(f"--teacher: not a URL: {error}", "write URL#MODEL") from None
+        raise InvalidInput(f"--teacher: not a URL: {error}", "write URL#MODEL") from None
     if parts.username is not None or parts.password is not None or parts.query:
-        raise Refused(
+        raise InvalidInput(
             f"--teacher {parts.scheme}://{parts.hostname}/...: has a user, password or query in it",
             f"write URL#MODEL, and put the key in the environment variable {KEY_VARIABLE}",
         )
     if not parts.hostname or not model:
-        raise Refused(
+        raise InvalidInput(
             f"--teacher {teacher}: {'the host' if model else 'the model'} is missing",
             "write URL#MODEL, for example http://localhost:8000/v1#BAAI/bge-m3",
         )
@@ -140,8 +140,8 @@ class Client:
 
         Raises:
             Rejected: A status that may be about one text, or about their number.
-            Refused: Another status 4xx, a redirect, a certificate that is not trusted.
-            Failed: No answer after `attempts`.
+            InvalidInput: Another status 4xx, a redirect, a certificate that is not trusted.
+            RunFailed: No answer after `attempts`.
         """
         why = ""
         for attempt in range(self.attempts):
@@ -157,7 +157,7 @@ class Client:
                     self._not_before = time.monotonic() + min(error.wait, _LONGEST_WAIT)
                 if attempt + 1 < self.attempts:
                     stop.wait(min(delay, _LONGEST_WAIT))
-        raise Failed(
+        raise RunFailed(
             f"{self.address}: gave up after {self.attempts} attempts, the last: {why}",
             "what came so far is kept: go on with --resume when the endpoint answers again",
         )
@@ -180,7 +180,7 @@ class Client:
         except urllib.error.URLError as error:
             if isinstance(error.reason, ssl.SSLCertVerificationError):
                 why = error.reason.verify_message
-                raise Refused(
+                raise InvalidInput(
                     f"{self.address}: its certificate is not trusted: {why}",
                     "set SSL_CERT_FILE to the certificates to trust",
                 ) from None
@@ -212,10 +212,12 @@ class Client:
         told = f"the server answers {status}" + (f": {said}" if said else "")
         if 300 <= status < 400:
             target = error.headers.get("Location", "another address")
-            raise Refused(f"{self.address}: redirects to {target}", "give that address") from None
+            raise InvalidInput(
+                f"{self.address}: redirects to {target}", "give that address"
+            ) from None
         if status in _TRY_AGAIN or status >= 500:
             if kind == "insufficient_quota":
-                raise Failed(
+                raise RunFailed(
                     f"{self.address}: {told}", "top up, then go on with --resume"
                 ) from None
             raise _Retry(told, _retry_after(error.headers.get("Retry-After"))) from None
@@ -224,7 +226,7 @@ class Client:
         hint = "check the address and the model's name"
         if status in (401, 403):
             hint = f"put a valid key in {KEY_VARIABLE}, or name the variable that holds it"
-        raise Refused(f"{self.address}: {told}", hint) from None
+        raise InvalidInput(f"{self.address}: {told}", hint) from None
 
     def _message(self, error: urllib.error.HTTPError) -> tuple[str, str]:
         """What the server says, on one line, and its name for the error."""
@@ -257,7 +259,7 @@ def find_key(address: Address, variable: str, on_warning: Callable[[str], None])
         on_warning: Told when a key is held back.
 
     Raises:
-        Refused: The variable named is not set, or holds what cannot be a key.
+        InvalidInput: The variable named is not set, or holds what cannot be a key.
     """
     names = [variable]
     if variable == KEY_VARIABLE and f".{address.host}".endswith(".openai.com"):
@@ -265,9 +267,11 @@ def find_key(address: Address, variable: str, on_warning: Callable[[str], None])
     keys = [(name, os.environ[name].strip()) for name in names if os.environ.get(name)]
     name, key = keys[0] if keys else (variable, "")
     if variable != KEY_VARIABLE and not key:
-        raise Refused(f"the environment variable {variable} is not set", "export it, with the key")
+        raise InvalidInput(
+            f"the environment variable {variable} is not set", "export it, with the key"
+        )
     if key and not (key.isascii() and key.isprintable()):
-        raise Refused(
+        raise InvalidInput(
             f"the environment variable {name} holds characters that no key has",
             "export it again, with the key alone",
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.training.embeddings_client import (
     KEY_VARIABLE,
     Client,
@@ -23,7 +23,7 @@ from emb_tool.training.embeddings_client import (
     parse_endpoint,
 )
 from emb_tool.training.teacher import TextRefused, has_unit_norms, unit
-from emb_tool.training.vector_space import Space
+from emb_tool.training.vector_space import EmbeddingCacheKey
 
 _PROBES = ("the", "Where does the river rise?", "iron and steel", "A law passed in 1871.")
 _ONE_MODEL = "is there one model behind that address?"
@@ -79,8 +79,8 @@ class EndpointTeacher:
             on_warning: Called with sentences for the user.
 
         Raises:
-            Refused: A bad address, a variable that is not set, an answer that is no embedding.
-            Failed: An endpoint that cannot be reached.
+            InvalidInput: A bad address, a variable that is not set, an answer that is no embedding.
+            RunFailed: An endpoint that cannot be reached.
         """
         address = parse_endpoint(teacher)
         self.name = str(address)
@@ -96,9 +96,9 @@ class EndpointTeacher:
         self.dim = sample.shape[1]
         self.normalises = has_unit_norms(np.linalg.norm(sample, axis=1))
 
-    def space(self, role: str) -> Space:
+    def space(self, role: str) -> EmbeddingCacheKey:
         """The space of that role's vectors; what the server does to texts is not known."""
-        return Space(
+        return EmbeddingCacheKey(
             teacher=self.name,
             prompt=self._prompts[role],
             pooling="",
@@ -118,8 +118,8 @@ class EndpointTeacher:
         """Vectors of texts, in their order: see `Teacher.vectors`.
 
         Raises:
-            Refused: An answer of another count or width, with NaN, or 4xx.
-            Failed: A request that failed `attempts` times.
+            InvalidInput: An answer of another count or width, with NaN, or 4xx.
+            RunFailed: A request that failed `attempts` times.
         """
         prompt = self._prompts[role]
         vectors = self._vectors([prompt + text for text in texts], progress)
@@ -160,7 +160,7 @@ class EndpointTeacher:
                 if out is None:
                     out = np.empty((len(inputs), got.shape[1]), np.float32)
                 if got.shape[1] != out.shape[1]:
-                    raise Refused(
+                    raise InvalidInput(
                         f"{self.name}: vectors of {got.shape[1]} and of {out.shape[1]} numbers",
                         _ONE_MODEL,
                     )
@@ -196,12 +196,12 @@ class EndpointTeacher:
             whole = sorted(order) == list(range(len(inputs)))
             width = self.dim or len(lists[0])
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise Refused(
+            raise InvalidInput(
                 f"{self.name}: the answer holds no embeddings",
                 "is it the address of an OpenAI-compatible /v1/embeddings endpoint?",
             ) from None
         if not whole:
-            raise Refused(
+            raise InvalidInput(
                 f"{self.name}: {len(rows)} vectors, numbered {str(order)[:40]}, for"
                 f" {len(inputs)} texts",
                 "the endpoint is at fault",

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from emb_tool.data.corpus import Corpus
 from emb_tool.evaluate.dev import mean_figure, rule
-from emb_tool.evaluate.model_pair import Pair
+from emb_tool.evaluate.model_pair import ModelPair
 from emb_tool.evaluate.sharded_encoding import encode_together
 from emb_tool.evaluate.task import Task
 from emb_tool.method import Training
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from emb_tool.training.targets import Targets
 
 
-class Tune(Training):
+class FinetuneJob(Training):
     """L = ‖y − t‖², y the changed model's vector and t the original's."""
 
     name: ClassVar[str] = "tune"
@@ -46,7 +46,7 @@ def tune(
     corpus: Corpus,
     targets: Targets,
     prompt: str,
-    method: Tune,
+    method: FinetuneJob,
     runtime: Runtime,
     state: Path,
     progress: Progress,
@@ -71,7 +71,7 @@ def tune(
         watch: Called with the training before it begins.
         dev: Tasks that choose the state [the held-out texts].
     """
-    from emb_tool.training.batches import Stream, TokenCache
+    from emb_tool.training.batches import BatchStream, TokenCache
     from emb_tool.training.loop import Trainer
     from emb_tool.training.outcome import Score
 
@@ -90,7 +90,7 @@ def tune(
             key = -figures["heldout_loss"]
             by = f"squared distance to the input's vectors on {len(texts):,} held-out texts"
         if dev:
-            key, chosen = mean_figure(dev, Pair.of(encoder))
+            key, chosen = mean_figure(dev, ModelPair.of(encoder))
             figures, by = figures | chosen, rule(dev)
         return Score(key, figures, by, lower=not dev)
 
@@ -100,7 +100,7 @@ def tune(
         lambda indices: encoder.tokens(corpus.texts(map(int, indices)), prompt),
     )
     total = max(1, round(method.epochs * method.cycles * len(corpus.train)))
-    stream = Stream(
+    stream = BatchStream(
         [corpus.train],
         cache,
         targets.read,

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from emb_tool.checkpoint.files import write_atomically
 from emb_tool.checkpoint.result_cache import save_tensors
-from emb_tool.errors import EmbToolError, Failed, Interrupted, Refused, met_late
+from emb_tool.errors import EmbToolError, Interrupted, InvalidInput, RunFailed, resumable_failure
 from emb_tool.method import Training
 from emb_tool.model.encoder import Encoder
 from emb_tool.runtime.device import Runtime
-from emb_tool.runtime.distributed import own_part, whole
+from emb_tool.runtime.distributed import full_tensor, local_shard
 from emb_tool.runtime.signals import DeferredSignals
-from emb_tool.training.batches import Batch, Place, Stream
+from emb_tool.training.batches import Batch, BatchStream, DataCursor
 from emb_tool.training.losses import Counts, Losses
 from emb_tool.training.outcome import Outcome, Score
 from emb_tool.training.state import States, check_saved, checksum, load_tensors
@@ -35,7 +35,7 @@ from emb_tool.training.streaming import StreamedTexts
 SAVE_SECONDS = 50.0
 """A stop repeats at most this much work (and the step under way)."""
 
-TOGETHER = 20
+SYNC_STEPS = 20
 """Steps after which the loss is read, which waits for the device."""
 
 
@@ -79,7 +79,7 @@ class Trainer:
         self,
         encoder: Encoder,
         method: Training,
-        stream: Stream | StreamedTexts,
+        stream: BatchStream | StreamedTexts,
         runtime: Runtime,
         folder: Path,
         *,
@@ -102,7 +102,7 @@ class Trainer:
         self.metrics, self.log = metrics, log
         self.signals = DeferredSignals()
         self.outcome = Outcome(split=method.accumulate)
-        self.place = Place()
+        self.place = DataCursor()
         self.gradients = Gradients(
             encoder, method, runtime, stream.sample(), prompt_length, fsdp=fsdp
         )
@@ -118,21 +118,22 @@ class Trainer:
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM, after the state was saved.
-            Failed: A loss that is not finite; memory out for a single text; another process gone.
+            RunFailed: A loss that is not finite; memory out for a single text; another process
+                gone.
         """
-        with self.runtime.company():
+        with self.runtime.translate_peer_errors():
             return self._run()
 
     def _run(self) -> Outcome:
         facts = self.states.load(self.student, self.optimizer.optimizers)
         if facts:
-            self.place = Place(*facts["place"])
+            self.place = DataCursor(*facts["place"])
             self.outcome = Outcome(**facts["outcome"])
             self.outcome.resumed_at = self.place.texts
             self.skip(self.place.texts)
             self.optimizer.scaler.load_state_dict(facts["scaler"])
-            self.losses.take_up(Counts(*facts["loss"]))
-        self._forget_metrics_after(self.place.texts if facts else -1)
+            self.losses.restore(Counts(*facts["loss"]))
+        self._drop_metrics_after(self.place.texts if facts else -1)
         if not facts:
             self._measure()
         done = self.outcome
@@ -165,14 +166,16 @@ class Trainer:
                     self._save()
                     self.runtime.barrier()
                     batches.close()  # type: ignore[attr-defined]
-                    raise self.runtime.alike(Interrupted(self._leave, "go on with --resume"))
+                    raise self.runtime.collective_error(
+                        Interrupted(self._leave, "go on with --resume")
+                    )
                 if self._due:
                     self._save()
                     clock = self._saved = time.perf_counter()
         self._save()
         return done
 
-    def _forget_metrics_after(self, texts: int) -> None:
+    def _drop_metrics_after(self, texts: int) -> None:
         """Leave out the lines of work that is about to be done again."""
         if self.metrics and self.metrics.exists() and self.runtime.is_main:
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -192,7 +195,7 @@ class Trainer:
                 moment = self._agree(batch, partial(self.gradients.moment, batch, split))
                 if moment is None:
                     continue
-                self.runtime.add_up([moment])
+                self.runtime.all_reduce([moment])
                 of_all = moment, batch.texts
             losses = self._agree(batch, partial(self.gradients.add, batch, split, *of_all))
             if losses is not None:
@@ -211,10 +214,10 @@ class Trainer:
         found, state, longest = None, 0, 0
         try:
             found = work()
-        except Refused as error:  # the student's own modules fail on these texts
+        except InvalidInput as error:  # the student's own modules fail on these texts
             if not self.outcome.steps:
                 raise
-            raise met_late(error) from error
+            raise resumable_failure(error) from error
         except Exception as error:
             if not Runtime.is_out_of_memory(error):
                 raise
@@ -234,31 +237,31 @@ class Trainer:
         if state == 2:
             said = f"memory ran out for one text of {longest} tokens"
             hint = "lower --max-length, then go on with --resume"
-            raise self.runtime.alike(Failed(said, hint))
+            raise self.runtime.collective_error(RunFailed(said, hint))
         self.outcome.split *= 2
         self.on_warning(f"memory ran out: steps are now split into {self.outcome.split} parts")
         return None
 
     def _read_loss(self, step: int) -> None:
         """The mean loss since it was last read; not at each step, since it waits for the device."""
-        if step % TOGETHER and self.place.texts < self.stream.total:
+        if step % SYNC_STEPS and self.place.texts < self.stream.total:
             return
-        counts = self.losses.of_all()
+        counts = self.losses.reduced_counts()
         self.outcome.tokens += int(counts.tokens)
         self.outcome.padded += int(counts.padded)
         self._loss = counts.loss / counts.texts
         if not math.isfinite(self._loss):
             raise self._diverged("loss is")
-        self.losses.begin_anew()
+        self.losses.reset()
         self._write({"loss": self._loss, "lr": self._lr})
 
     def _diverged(self, what: str) -> EmbToolError:
         """What all processes end with: rank 0 says which texts it was, whoever had them."""
         state = self.states.texts() if self.runtime.is_main else None
         kept = f"; the state after {state:,} texts is kept" if state is not None else ""
-        culprit = self.losses.culprit(self.outcome.steps)
-        return self.runtime.alike(
-            Failed(
+        culprit = self.losses.describe_nonfinite(self.outcome.steps)
+        return self.runtime.collective_error(
+            RunFailed(
                 f"the {what} not finite after {self.place.texts:,} texts: {culprit}{kept}",
                 "leave out texts that are named, or start anew with a lower --lr (and --overwrite)",
             )
@@ -279,7 +282,9 @@ class Trainer:
         self.student.train(self.method.dropout)
         self._write(score.figures)
         if self.outcome.note(score):
-            weights = {name: whole(value) for name, value in self.student.state_dict().items()}
+            weights = {
+                name: full_tensor(value) for name, value in self.student.state_dict().items()
+            }
             if self.runtime.is_main:
                 save_tensors(self._best_file(), weights)
                 self.outcome.best_sum = checksum(self._best_file())
@@ -304,11 +309,11 @@ class Trainer:
     def _save(self) -> None:
         """Write the state; all processes take part, and one writes."""
         sharded, main = self.encoder.sharded, self.runtime.is_main
-        bad = not all(bool(own_part(p).isfinite().all()) for p in self.student.parameters())
+        bad = not all(bool(local_shard(p).isfinite().all()) for p in self.student.parameters())
         if self.runtime.largest(bad)[0]:
             raise self._diverged("weights are")
         self.stream.flush()
-        losses = self.losses.of_all()
+        losses = self.losses.reduced_counts()
         if not (main or sharded):
             return
         facts = {

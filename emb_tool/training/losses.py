@@ -69,23 +69,23 @@ class Losses:
         self._tokens += sum(len(row) for row in batch.ids)
         self._padded += len(batch.ids) * max((len(row) for row in batch.ids), default=0)
 
-    def of_all(self) -> Counts:
+    def reduced_counts(self) -> Counts:
         """Of all processes, since they were last read; all of them must ask."""
         return Counts(*self.runtime.sum(float(self._sum), self._texts, self._tokens, self._padded))
 
-    def take_up(self, counts: Counts) -> None:
+    def restore(self, counts: Counts) -> None:
         """Go on from what `of_all` gave in another sitting."""
         if self.runtime.is_main:  # the sum over the processes is to be the same
             self._sum += counts.loss
             self._texts, self._tokens, self._padded = map(int, counts[1:])
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """After a reading."""
         del self._recent[:-1]  # the weights that the last step led to have yet to show a loss
         self._sum.zero_()
         self._texts = self._tokens = self._padded = 0
 
-    def culprit(self, last: int) -> str:
+    def describe_nonfinite(self, last: int) -> str:
         """The first step whose losses are not finite, and its texts; or the step that led there.
 
         All processes must ask: the texts of a step are spread over them.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from emb_tool.method import Training
 from emb_tool.runtime.device import Runtime
-from emb_tool.runtime.distributed import own_part
+from emb_tool.runtime.distributed import local_shard
 
 
 class Optimizer:
@@ -51,7 +51,7 @@ class Optimizer:
             table.sparse = self.rows is not None  # type: ignore[assignment]
         self.dense = [p for p in student.parameters() if p.requires_grad and p is not self.rows]
         if not sharded:
-            runtime.take_from_main([p.data for p in student.parameters()])
+            runtime.broadcast([p.data for p in student.parameters()])
         groups: list[dict[str, Any]] = [
             {
                 "params": [p for p in self.dense if p.ndim > 1],
@@ -85,7 +85,7 @@ class Optimizer:
 
     def prepare(self) -> None:
         """Make of this process's gradients those that are taken."""
-        self._sum_up()
+        self._all_reduce()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         self._clip()
@@ -95,31 +95,31 @@ class Optimizer:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def _sum_up(self) -> None:
+    def _all_reduce(self) -> None:
         if self.runtime.world > 1 and not self.sharded:
             for parameter in self.dense:
                 if parameter.grad is None:  # no text of the step was this process's
                     parameter.grad = torch.zeros_like(parameter)
-            self.runtime.add_up([p.grad for p in self.dense if p.grad is not None])
+            self.runtime.all_reduce([p.grad for p in self.dense if p.grad is not None])
             if self.rows is not None and self.rows.grad is None:
                 none = torch.zeros(1, 0, dtype=torch.long, device=self.rows.device)
                 self.rows.grad = torch.sparse_coo_tensor(
                     none, self.rows.new_zeros(0, self.rows.shape[1]), self.rows.shape
                 )
         if self.rows is not None and self.rows.grad is not None:
-            self.rows.grad = self.runtime.add_up_rows(self.rows.grad)
+            self.rows.grad = self.runtime.all_reduce_sparse(self.rows.grad)
 
     def _clip(self) -> None:
         """Scale the gradients so that the norm of all of them together is at most `clip`."""
         if not self.method.clip:
             return
-        gradients = [own_part(p.grad) for p in self.dense if p.grad is not None]
+        gradients = [local_shard(p.grad) for p in self.dense if p.grad is not None]
         if self.rows is not None and self.rows.grad is not None:
             gradients.append(self.rows.grad._values())
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.sharded:
             squared = norm.square()
-            self.runtime.add_up([squared])
+            self.runtime.all_reduce([squared])
             norm = squared.sqrt()
         scale = (self.method.clip / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, scale)

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def spread_out(vectors: Tensor) -> Tensor:
+def gor_loss(vectors: Tensor) -> Tensor:
     """Mean squared cosine of all pairs of a batch, G = 1/(B(B−1)) Σ_{i≠j} (x_i · x_j)².
 
     Args:
@@ -34,7 +34,7 @@ def second_moment(vectors: Tensor) -> Tensor:
     return unit.T @ unit
 
 
-def spread_share(vectors: Tensor, moment: Tensor, count: int) -> Tensor:
+def gor_share(vectors: Tensor, moment: Tensor, count: int) -> Tensor:
     """What each of some vectors adds to the spread-out term of all.
 
     Σ_{i,j} (x_i · x_j)² = Σ_i x_iᵀ M x_i, and its gradient with respect to x_i is 4 M x_i: twice

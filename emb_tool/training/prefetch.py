@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
+def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
     """The same items, made by a thread that stays at most `depth` of them ahead.
 
     Closing the iterator ends the thread after the item that it is at.

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from emb_tool.checkpoint.header import Header, read_header
-from emb_tool.errors import Failed, Refused
+from emb_tool.errors import InvalidInput, RunFailed
 
 FORMAT = "embtool-vectors-1"
 KEY_BYTES = 16
@@ -88,7 +88,7 @@ class Shard:
             sound: Whether the content is known to match its checksums; None: not looked at yet.
 
         Raises:
-            Refused: It is not a whole shard of that width and dtype.
+            InvalidInput: It is not a whole shard of that width and dtype.
             OSError: It is gone, or not to be read.
         """
         with path.open("rb") as file:
@@ -97,13 +97,13 @@ class Shard:
             # another process removes the file
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if header.metadata.get("format") != FORMAT or set(header.tensors) != {"keys", "vectors"}:
-            raise Refused(f"{path}: not a shard of format {FORMAT}")
+            raise InvalidInput(f"{path}: not a shard of format {FORMAT}")
         keys, vectors = header.tensors["keys"], header.tensors["vectors"]
         count = keys.shape[0]
         if keys.dtype != "U8" or keys.shape != (count, KEY_BYTES):
-            raise Refused(f"{path}: keys are {keys.dtype} {keys.shape}")
+            raise InvalidInput(f"{path}: keys are {keys.dtype} {keys.shape}")
         if _DTYPES.get(vectors.dtype) != np.dtype(dtype) or vectors.shape != (count, dim):
-            raise Refused(f"{path}: vectors are {vectors.dtype} {vectors.shape}")
+            raise InvalidInput(f"{path}: vectors are {vectors.dtype} {vectors.shape}")
         self.path = path
         self._sums = (header.metadata.get("keys"), header.metadata.get("vectors"))
         self._sound = sound
@@ -141,7 +141,7 @@ def write_shard(folder: Path, keys: np.ndarray, vectors: np.ndarray) -> Path:
         The file.
 
     Raises:
-        Failed: The disk is full or the folder cannot be written.
+        RunFailed: The disk is full or the folder cannot be written.
     """
     sums = {"keys": checksum(keys), "vectors": checksum(vectors)}
     dtype = next(name for name, known in _DTYPES.items() if known == vectors.dtype)
@@ -158,14 +158,14 @@ def write_shard(folder: Path, keys: np.ndarray, vectors: np.ndarray) -> Path:
     text += b" " * (-(len(text) + 8) % 64)  # data aligned, as safetensors does
     name = hashlib.blake2b("".join(sums.values()).encode(), digest_size=12).hexdigest()
     parts = (len(text).to_bytes(8, "little") + text, keys.data, vectors.data)
-    return write_atomic(folder / f"{PREFIX}{name}{SUFFIX}", *parts)
+    return write_bytes_atomically(folder / f"{PREFIX}{name}{SUFFIX}", *parts)
 
 
-def write_atomic(target: Path, *parts: bytes | memoryview) -> Path:
+def write_bytes_atomically(target: Path, *parts: bytes | memoryview) -> Path:
     """Write a file under a temporary name in its folder, flush it to the disk, rename it.
 
     Raises:
-        Failed: The disk is full or the folder cannot be written.
+        RunFailed: The disk is full or the folder cannot be written.
     """
     for attempt in range(3):
         temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}")
@@ -187,12 +187,12 @@ def write_atomic(target: Path, *parts: bytes | memoryview) -> Path:
         except OSError as error:
             if error.errno in _FULL:
                 size = sum(memoryview(part).nbytes for part in parts)
-                raise Failed(
+                raise RunFailed(
                     f"{target.parent}: the disk is full ({size / 1e6:.1f} MB more are needed)",
                     "free space (embtool store --prune DAYS), or name another folder with --store,"
                     " then go on with --resume",
                 ) from error
-            raise Failed(
+            raise RunFailed(
                 f"{target.parent}: cannot be written: {error.strerror}",
                 "name another folder with --store",
             ) from error
@@ -212,7 +212,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sweep(folder: Path) -> None:
+def remove_temporary_files(folder: Path) -> None:
     """Remove temporary files whose writer is gone, or which are older than a day."""
     for path in folder.glob(f"{TEMPORARY}*"):
         with contextlib.suppress(OSError), path.open("rb") as file:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-ONE_IN = 16
+KEYS_PER_SAMPLE = 16
 """Of the keys of a shard so many are remembered: 12 bytes for 16 texts."""
 
 
-class SampledKeys:
+class SparseIndex:
     """Which shards hold texts, told from a sample of their keys.
 
     Texts that stand together are stored together: the shard of one holds its neighbours too, so
-    that one key in `ONE_IN` finds nearly all of them, as in Lillibridge et al., "Sparse Indexing"
-    (FAST 2009). Of 512 texts in a row that lie in two shards, about one is missed.
+    that one key in `KEYS_PER_SAMPLE` finds nearly all of them, as in Lillibridge et al., "Sparse
+    Indexing" (FAST 2009). Of 512 texts in a row that lie in two shards, about one is missed.
     """
 
     def __init__(self) -> None:
@@ -54,5 +54,5 @@ class SampledKeys:
 
 
 def _sampled(prefixes: np.ndarray) -> np.ndarray:
-    sampled: np.ndarray = prefixes[prefixes % ONE_IN == 0]
+    sampled: np.ndarray = prefixes[prefixes % KEYS_PER_SAMPLE == 0]
     return sampled

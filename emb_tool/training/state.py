@@ -18,8 +18,8 @@ from torch import Tensor
 
 from emb_tool.checkpoint.files import write_atomically
 from emb_tool.checkpoint.result_cache import save_tensors
-from emb_tool.errors import Refused
-from emb_tool.runtime.distributed import cut_like, whole
+from emb_tool.errors import InvalidInput
+from emb_tool.runtime.distributed import distribute_like, full_tensor
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -30,7 +30,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(str(path))
     except (SafetensorError, OSError) as error:
-        raise Refused(
+        raise InvalidInput(
             f"{path}: the saved state cannot be read: {error}", "start anew with --overwrite"
         ) from error
     return tensors
@@ -56,7 +56,7 @@ def check_saved(path: Path, wanted: str) -> None:
         wanted: Its `checksum` then.
     """
     if checksum(path) != wanted:
-        raise Refused(
+        raise InvalidInput(
             f"{path}: the saved state is damaged (its checksum is another)",
             "start anew with --overwrite",
         )
@@ -90,14 +90,14 @@ class States:
             facts: Anything that JSON holds.
             write: Whether this process does.
         """
-        weights = {name: whole(value) for name, value in module.state_dict().items()}
+        weights = {name: full_tensor(value) for name, value in module.state_dict().items()}
         tensors = {"rng": torch.get_rng_state()}
         numbers: dict[str, float] = {}
         for which, optimizer in enumerate(optimizers):
             for index, entry in optimizer.state_dict()["state"].items():
                 for key, value in entry.items():
                     if isinstance(value, Tensor):
-                        tensors[f"{which}.{index}.{key}"] = whole(value)
+                        tensors[f"{which}.{index}.{key}"] = full_tensor(value)
                     else:
                         numbers[f"{which}.{index}.{key}"] = value
         if not write:
@@ -132,7 +132,7 @@ class States:
         try:
             facts: dict[str, Any] = json.loads((source / "facts.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise Refused(
+            raise InvalidInput(
                 f"{source / 'facts.json'}: the saved state cannot be read: {error}",
                 "start anew with --overwrite",
             ) from error
@@ -151,7 +151,9 @@ class States:
             check_saved(source / name, wanted)
         now = module.state_dict()
         weights = load_tensors(source / "model.safetensors")
-        module.load_state_dict({name: cut_like(weights[name], now[name]) for name in weights})
+        module.load_state_dict(
+            {name: distribute_like(weights[name], now[name]) for name in weights}
+        )
         tensors = load_tensors(source / "optimizer.safetensors")
         torch.set_rng_state(tensors.pop("rng"))
         remembered: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
@@ -163,7 +165,7 @@ class States:
             for index, entry in state.items():
                 for key, value in entry.items():
                     if isinstance(value, Tensor):
-                        entry[key] = cut_like(value, parameters[index])
+                        entry[key] = distribute_like(value, parameters[index])
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
         return facts

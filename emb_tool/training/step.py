@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from emb_tool.method import Training
 from emb_tool.model.encoder import Encoder
-from emb_tool.ops.products import quicken
+from emb_tool.ops.products import use_onednn_linear
 from emb_tool.runtime.device import Runtime
 from emb_tool.training.batches import Batch
-from emb_tool.training.cuda_graph_step import Recorded
+from emb_tool.training.cuda_graph_step import CudaGraphStep
 from emb_tool.training.optimizer import Optimizer
 from emb_tool.training.orthogonal_regularizer import second_moment
 
@@ -75,8 +75,8 @@ class Gradients:
         self.student = Student(encoder)
         self.student.train(method.dropout)
         if not method.compile:
-            quicken(self.student)
-        self._freeze_what_the_loss_does_not_reach(sample)
+            use_onednn_linear(self.student)
+        self._freeze_unreached(sample)
         if fsdp:
             encoder.shard()
         self.module: nn.Module = self.student
@@ -84,15 +84,13 @@ class Gradients:
             self.module = torch.compile(self.student, dynamic=True)  # type: ignore[assignment]
         table = None if fsdp else encoder.token_table()
         self.optimizer = Optimizer(self.student, table, method, runtime, encoder.sharded)
-        self.recorded: Recorded | None = Recorded.of(self)
+        self.recorded: CudaGraphStep | None = CudaGraphStep.of(self)
 
     def disable_graphs(self) -> None:
         """Let go of the recordings, and make no others."""
         self.recorded = None
 
-    def _freeze_what_the_loss_does_not_reach(
-        self, sample: tuple[list[np.ndarray], np.ndarray, np.ndarray]
-    ) -> None:
+    def _freeze_unreached(self, sample: tuple[list[np.ndarray], np.ndarray, np.ndarray]) -> None:
         """Poolers and heads that no vector depends on."""
         ids, targets, indices = sample
         self._sample = ids, indices

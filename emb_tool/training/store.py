@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from emb_tool.errors import EmbToolError, Refused
+from emb_tool.errors import EmbToolError, InvalidInput
 from emb_tool.report import Measure, Report, Table
 from emb_tool.training.shards import (
     PREFIX,
@@ -28,12 +28,12 @@ from emb_tool.training.shards import (
     allow_open_files,
     is_shard,
 )
-from emb_tool.training.vector_space import SPACE_FILE, Space, SpaceStore, Warn
+from emb_tool.training.vector_space import SPACE_FILE, EmbeddingCache, EmbeddingCacheKey, Warn
 
-__all__ = ["Entry", "Space", "SpaceStore", "VectorStore", "store_report"]
+__all__ = ["CacheEntry", "EmbeddingCache", "EmbeddingCacheKey", "VectorStore", "store_report"]
 
 
-class Entry(NamedTuple):
+class CacheEntry(NamedTuple):
     """A space as it lies on the disk.
 
     Attributes:
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
     """
 
     id: str
-    space: Space | None
+    space: EmbeddingCacheKey | None
     label: str
     texts: int
     nbytes: int
@@ -63,11 +63,11 @@ class VectorStore:
 
     def __init__(self, root: Path, on_warning: Warn | None = None) -> None:
         if root.exists() and not root.is_dir():
-            raise Refused(f"--store {root}: is not a folder", "name a folder")
+            raise InvalidInput(f"--store {root}: is not a folder", "name a folder")
         allow_open_files()
         self.root = root
         self._warn: Warn = on_warning or (lambda sentence: None)
-        self._open: dict[str, SpaceStore] = {}
+        self._open: dict[str, EmbeddingCache] = {}
 
     @staticmethod
     def default_root() -> Path:
@@ -77,7 +77,7 @@ class VectorStore:
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         return Path(cache).expanduser() / "embtool" / "vectors"
 
-    def space(self, space: Space, label: str = "") -> SpaceStore:
+    def space(self, space: EmbeddingCacheKey, label: str = "") -> EmbeddingCache:
         """The vectors of one space, the same object each time.
 
         Args:
@@ -85,10 +85,10 @@ class VectorStore:
             label: The teacher's name, for listings.
         """
         if space.id not in self._open:
-            self._open[space.id] = SpaceStore(self.root / space.id, space, label, self._warn)
+            self._open[space.id] = EmbeddingCache(self.root / space.id, space, label, self._warn)
         return self._open[space.id]
 
-    def spaces(self) -> list[Entry]:
+    def spaces(self) -> list[CacheEntry]:
         """What the store holds, largest first."""
         entries = [_entry(folder) for folder in self._folders()]
         return sorted(entries, key=lambda entry: (-entry.nbytes, entry.id))
@@ -113,13 +113,13 @@ class VectorStore:
             Bytes freed (or that would be).
 
         Raises:
-            Refused: No space of that id.
+            InvalidInput: No space of that id.
         """
         entries = self.spaces()
         if space is not None:
             entries = [entry for entry in entries if entry.id == space]
             if not entries:
-                raise Refused(
+                raise InvalidInput(
                     f"{self.root}: has no space {space!r}", "list them with: embtool store"
                 )
         if older_than_days is not None:
@@ -150,19 +150,19 @@ def _files(folder: Path) -> list[Path]:
     ]
 
 
-def _entry(folder: Path) -> Entry:
+def _entry(folder: Path) -> CacheEntry:
     space, label, texts, nbytes, last_used = None, "", 0, 0, folder.stat().st_mtime
     with contextlib.suppress(OSError, ValueError, TypeError):
         settings = json.loads((folder / SPACE_FILE).read_text("utf-8"))
         label = str(settings.pop("label", ""))
-        space = Space(**settings)
+        space = EmbeddingCacheKey(**settings)
         last_used = (folder / SPACE_FILE).stat().st_mtime
     for path in _files(folder):
         with contextlib.suppress(OSError, EmbToolError, ValueError):
             nbytes += path.stat().st_size
             if space and is_shard(path.name):
                 texts += len(Shard(path, dim=space.dim, dtype=space.dtype))
-    return Entry(folder.name, space, label, texts, nbytes, last_used)
+    return CacheEntry(folder.name, space, label, texts, nbytes, last_used)
 
 
 def store_report(
@@ -180,7 +180,7 @@ def store_report(
         dry_run: Say what would be removed, remove nothing.
 
     Raises:
-        Refused: Not a folder, or no such space.
+        InvalidInput: Not a folder, or no such space.
     """
     store = VectorStore(root)
     before = store.spaces()

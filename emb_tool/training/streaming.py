@@ -1,8 +1,8 @@
 """Batches of texts that are streamed: neither copied nor indexed, the teacher reads on the way.
 
-The shards of the data form up to `LANES` lanes. A window takes as many texts from each lane, sorts
-them by length and cuts them into shuffled batches, as `stream` does with those on disk. What a
-window holds depends on data and seed alone. Processes share out lanes: each reads, tokenises and
+The shards of the data form up to `READERS` lanes. A window takes as many texts from each lane,
+sorts them by length and cuts them into shuffled batches, as `stream` does with those on disk. What
+a window holds depends on data and seed alone. Processes share out lanes: each reads, tokenises and
 teaches its own texts, and tells the others their lengths only. Where a lane stands before a window
 is noted; a run is taken up there, by any number of processes, without reading what came before.
 
@@ -21,19 +21,19 @@ from typing import Any
 import numpy as np
 
 from emb_tool.data.batches import Tokens, plan_batches
-from emb_tool.data.shard_order import LANES, Round, head, lanes_of
+from emb_tool.data.shard_order import READERS, CyclingReader, head, shard_readers
 from emb_tool.data.streams import Shards
-from emb_tool.errors import Refused, met_late
-from emb_tool.training.batches import WINDOW, Batch, Place
-from emb_tool.training.cached_teacher import RememberedTeacher
-from emb_tool.training.prefetch import ahead
+from emb_tool.errors import InvalidInput, resumable_failure
+from emb_tool.training.batches import WINDOW, Batch, DataCursor
+from emb_tool.training.cached_teacher import CachedTeacher
+from emb_tool.training.prefetch import prefetch
 
 ROUND = "second"
 """Where the second source stands, among the states of lanes."""
 
 
 @dataclass(frozen=True)
-class Source:
+class StreamSource:
     """Streamed texts of one kind.
 
     Args:
@@ -50,7 +50,7 @@ class Source:
 
 
 @dataclass
-class Part:
+class WindowShard:
     """What one process has of a window.
 
     Args:
@@ -99,11 +99,11 @@ class StreamedTexts:
 
     def __init__(
         self,
-        first: Source,
-        second: Source | None = None,
+        first: StreamSource,
+        second: StreamSource | None = None,
         share: float = 0.0,
         *,
-        memory: RememberedTeacher | None = None,
+        memory: CachedTeacher | None = None,
         batch_tokens: int,
         epoch_texts: int,
         total: int,
@@ -120,7 +120,7 @@ class StreamedTexts:
         self.batch_tokens, self.epoch_texts, self.total = batch_tokens, epoch_texts, total
         self.seed, self.rank, self.world = seed, rank, world
         self.cut: Sequence[int] = (0, 0)
-        lanes = min(LANES, len(first.shards))
+        lanes = min(READERS, len(first.shards))
         self._of_lane = max(1, int(buffer * (1 - share)) // lanes)
         self._of_second = self._of_lane * lanes * share / (1 - share)
         self._of_epoch = round(epoch_texts * share)
@@ -165,13 +165,17 @@ class StreamedTexts:
         """The end."""
         self.flush()
 
-    def _parts(self, place: Place) -> Iterator[Part]:
+    def _parts(self, place: DataCursor) -> Iterator[WindowShard]:
         """This process's part of each window from one on, without end: empty after the last."""
         states, window = place.lanes or {}, place.window
-        lanes = lanes_of(self.first.shards, self.seed)[self.rank % self._groups :: self._groups]
+        lanes = shard_readers(self.first.shards, self.seed)[
+            self.rank % self._groups :: self._groups
+        ]
         for lane in lanes:
             lane.start(place.epoch, states.get(str(lane.lane)))
-        between = Round(self.second.shards, self.seed, states.get(ROUND)) if self.second else None
+        between = (
+            CyclingReader(self.second.shards, self.seed, states.get(ROUND)) if self.second else None
+        )
         while True:
             found = {lane.lane: lane.take(self._of_lane, self.wanted) for lane in lanes}
             counts = {lane: len(texts) for lane, texts in found.items()}
@@ -195,12 +199,12 @@ class StreamedTexts:
             window += 1
 
     @staticmethod
-    def _taught(texts: list[str], source: Source, new: int) -> Part:
+    def _taught(texts: list[str], source: StreamSource, new: int) -> WindowShard:
         """Texts as a part of a window; of the first `new` it is counted which are cut."""
         ids, cut = source.tokenize(texts)
         roles, many = np.full(len(texts), source.role), int(cut[:new].sum())
         by_role = (0, many) if source.role else (many, 0)
-        return Part(roles, ids, source.teach(texts), {}, 0, {}, by_role)
+        return WindowShard(roles, ids, source.teach(texts), {}, 0, {}, by_role)
 
     def _in_window(self, window: int) -> int:
         """Texts of the second source: as many as belong to those of the first, over an epoch."""
@@ -209,16 +213,17 @@ class StreamedTexts:
         )
         return after - before
 
-    def ahead(self, place: Place) -> Iterator[Batch]:
+    def ahead(self, place: DataCursor) -> Iterator[Batch]:
         """Every batch from a place on; the next window is read while one is trained on.
 
         Raises:
-            Refused: A text that the data or the teacher is at fault for, before anything is learnt.
-            Failed: The same, later: what is learnt is kept.
+            InvalidInput: A text that the data or the teacher is at fault for, before anything is
+                learnt.
+            RunFailed: The same, later: what is learnt is kept.
         """
         self.cut = place.cut
         while place.texts < self.total:
-            parts = ahead(self._parts(place), 1)
+            parts = prefetch(self._parts(place), 1)
             try:
                 for part in parts:
                     lengths, owner, after, cut = self._agree(part)
@@ -233,25 +238,25 @@ class StreamedTexts:
                     place = place._replace(window=place.window + 1, batch=0, lanes=after)
                     if place.texts == self._end(place):
                         break
-            except Refused as error:
+            except InvalidInput as error:
                 if not place.texts:
                     raise
-                raise met_late(error) from error
+                raise resumable_failure(error) from error
             finally:
                 parts.close()  # type: ignore[attr-defined]
             if place.texts == place.began:
-                raise Refused("the stream holds no text to train on", "name other --texts")
+                raise InvalidInput("the stream holds no text to train on", "name other --texts")
             lanes = place.lanes or {}
             kept = {ROUND: lanes[ROUND]} if ROUND in lanes else None
-            place = Place(
+            place = DataCursor(
                 place.epoch + 1, texts=place.texts, began=place.texts, lanes=kept, cut=place.cut
             )
 
-    def _end(self, place: Place) -> int:
+    def _end(self, place: DataCursor) -> int:
         """Texts used when the epoch, or the run, is over."""
         return min(self.total, place.began + self.epoch_texts)
 
-    def _agree(self, part: Part) -> tuple[np.ndarray, np.ndarray, dict[str, Any], list[int]]:
+    def _agree(self, part: WindowShard) -> tuple[np.ndarray, np.ndarray, dict[str, Any], list[int]]:
         """Length and owner of every text of a window, where lanes stand behind it, texts cut."""
         told = self.gather((part.counts, [len(row) for row in part.ids], part.lanes, part.cut))
         counts = dict(sorted(pair for counts, *_ in told for pair in counts.items()))
@@ -264,7 +269,7 @@ class StreamedTexts:
         return lengths, owner, after, [sum(cut[role] for *_, cut in told) for role in (0, 1)]
 
     def _window(
-        self, place: Place, part: Part, lengths: np.ndarray, owner: np.ndarray
+        self, place: DataCursor, part: WindowShard, lengths: np.ndarray, owner: np.ndarray
     ) -> Iterator[Batch]:
         """The batches of a window from a place in it on."""
         position = np.cumsum(owner == self.rank) - 1  # of a text among this process's own

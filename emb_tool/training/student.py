@@ -12,7 +12,7 @@ import torch
 from emb_tool.checkpoint.layout import Layout
 from emb_tool.checkpoint.modules import ModuleSpec
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.model.encoder import Encoder
 from emb_tool.model.loading import load, readable
 from emb_tool.progress import quiet
@@ -46,7 +46,7 @@ def attach_head(
         like: The teacher's layout: its similarity and its default prompt go with its space.
 
     Raises:
-        Refused: No head where the widths differ.
+        InvalidInput: No head where the widths differ.
     """
     specs = list(encoder.layout.modules)
     modules = list(encoder.model)
@@ -56,7 +56,7 @@ def attach_head(
     if head == "auto":
         head = "none" if encoder.dim == dim else "linear"
     if head == "none" and encoder.dim != dim:
-        raise Refused(
+        raise InvalidInput(
             f"--head none: the student is {encoder.dim} wide and the teacher {dim}",
             "use --head linear",
         )

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from emb_tool.errors import Refused
-from emb_tool.training.store import SpaceStore, VectorStore
-from emb_tool.training.teacher import Teacher, TextRefused, excerpt, unit
+from emb_tool.errors import InvalidInput
+from emb_tool.training.store import EmbeddingCache, VectorStore
+from emb_tool.training.teacher import Teacher, TextRefused, text_excerpt, unit
 
 if TYPE_CHECKING:
     from emb_tool.data.corpus import Corpus
@@ -49,7 +49,7 @@ class StoredTargets:
     """
 
     def __init__(
-        self, documents: int, spaces: list[SpaceStore], rows: np.ndarray, dim: int
+        self, documents: int, spaces: list[EmbeddingCache], rows: np.ndarray, dim: int
     ) -> None:
         self.dim = dim
         self.normalises = spaces[0].space.normalised
@@ -109,12 +109,14 @@ def gather_targets(
             them the teacher did not read to their end, where it tells.
 
     Raises:
-        Refused: Stored vectors that the teacher does not agree with, NaN, another width.
-        Failed: The disk is full, memory is out, an endpoint gave up; what was done is kept.
+        InvalidInput: Stored vectors that the teacher does not agree with, NaN, another width.
+        RunFailed: The disk is full, memory is out, an endpoint gave up; what was done is kept.
     """
     skip = skip or progress
     if dims is not None and not 1 <= dims <= teacher.dim:
-        raise Refused(f"--teacher-dim {dims}: {teacher.name} has vectors of {teacher.dim} numbers")
+        raise InvalidInput(
+            f"--teacher-dim {dims}: {teacher.name} has vectors of {teacher.dim} numbers"
+        )
     size = shard_texts or teacher.shard_texts
     spaces = [store.space(teacher.space(role), teacher.name) for role in ROLES]
     documents = int(np.searchsorted(corpus.roles, 1))
@@ -171,9 +173,9 @@ def gather_targets(
     )
     gone = np.flatnonzero(rows < 0)
     if len(gone):
-        raise Refused(
+        raise InvalidInput(
             f"{store.root}: {len(gone)} texts have no vector, the first is text {gone[0]}"
-            f" ({excerpt(corpus[int(gone[0])])})",
+            f" ({text_excerpt(corpus[int(gone[0])])})",
             "was the store pruned meanwhile? run again to encode them",
         )
     return StoredTargets(documents, spaces, rows, dims or teacher.dim)
@@ -183,7 +185,7 @@ def _encode(
     corpus: Corpus,
     teacher: Teacher,
     role: int,
-    space: SpaceStore,
+    space: EmbeddingCache,
     indices: np.ndarray,
     progress: Callable[[int], None] | None,
     note: Callable[[int, int], None],
@@ -193,7 +195,7 @@ def _encode(
     try:
         vectors = teacher.vectors(texts, ROLES[role], progress)
         if vectors.shape != (len(texts), teacher.dim):
-            raise Refused(
+            raise InvalidInput(
                 f"{teacher.name}: vectors of shape {vectors.shape} for {len(texts)} texts,"
                 f" ({len(texts)}, {teacher.dim}) expected"
             )
@@ -214,7 +216,7 @@ def _compare(
     corpus: Corpus,
     teacher: Teacher,
     role: int,
-    space: SpaceStore,
+    space: EmbeddingCache,
     indices: np.ndarray,
     rows: np.ndarray,
 ) -> None:
@@ -222,14 +224,16 @@ def _compare(
     texts = corpus.texts(indices)
     stored, fresh = space.read(rows), teacher.vectors(texts, ROLES[role])
     if fresh.shape != stored.shape:
-        raise Refused(f"{teacher.name}: vectors of {fresh.shape[1]} numbers, {teacher.dim} before")
+        raise InvalidInput(
+            f"{teacher.name}: vectors of {fresh.shape[1]} numbers, {teacher.dim} before"
+        )
     cosine = (unit(stored) * unit(fresh)).sum(axis=1)
     cosine[~stored.any(axis=1) & ~fresh.any(axis=1)] = 1  # both zero
     worst = int(np.argmin(np.nan_to_num(cosine, nan=-1)))
     if not cosine[worst] >= teacher.min_cosine:
-        raise Refused(
+        raise InvalidInput(
             f"{space.folder}: the stored vector of text {indices[worst]}"
-            f" ({excerpt(texts[worst])}) and what {teacher.name} gives now have cosine"
+            f" ({text_excerpt(texts[worst])}) and what {teacher.name} gives now have cosine"
             f" {cosine[worst]:.4f}, below {teacher.min_cosine}",
             f"remove the space (embtool store --space {space.space.id}), or start another store"
             " with --store",

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from emb_tool.errors import Refused
-from emb_tool.training.vector_space import Space
+from emb_tool.errors import InvalidInput
+from emb_tool.training.vector_space import EmbeddingCacheKey
 
 if TYPE_CHECKING:
     from emb_tool.model.encoder import Encoder
@@ -17,7 +17,7 @@ NORM_TOLERANCE = 0.01
 """Vectors count as normalised when every norm is this near to 1: servers use low precision."""
 
 
-class TextRefused(Refused):
+class TextRefused(InvalidInput):
     """A text for which a teacher has no usable vector.
 
     Args:
@@ -31,7 +31,7 @@ class TextRefused(Refused):
     def __init__(
         self, teacher: str, position: int, text: str, why: str, hint: str | None = None
     ) -> None:
-        super().__init__(f"{teacher}: text {position} ({excerpt(text)}): {why}", hint)
+        super().__init__(f"{teacher}: text {position} ({text_excerpt(text)}): {why}", hint)
         self.teacher, self.position, self.why = teacher, position, why
 
 
@@ -52,7 +52,7 @@ class Teacher(Protocol):
     shard_texts: int
     min_cosine: float
 
-    def space(self, role: str) -> Space:
+    def space(self, role: str) -> EmbeddingCacheKey:
         """What the vectors of `query` or `document` texts depend on, bar the text."""
         ...
 
@@ -102,9 +102,9 @@ class CheckpointTeacher:
         batch_tokens: int | None = None,
         store_dtype: str = "float16",
     ) -> None:
-        from emb_tool.ops.products import quicken
+        from emb_tool.ops.products import use_onednn_linear
 
-        quicken(encoder.model)
+        use_onednn_linear(encoder.model)
         self.encoder = encoder
         self.dim = encoder.dim
         self.normalises = encoder.normalises
@@ -122,12 +122,12 @@ class CheckpointTeacher:
         """Texts cut so far."""
         return sum({id(route): route.truncated for route in self._routes.values()}.values())
 
-    def space(self, role: str) -> Space:
+    def space(self, role: str) -> EmbeddingCacheKey:
         """See `Teacher.space`."""
         route = self._routes[role]
         routed = "" if route is self.encoder else f"/{role}"
         layout = self.encoder.checkpoint.layout
-        return Space(
+        return EmbeddingCacheKey(
             teacher=self._fingerprint + routed,
             prompt=self._prompts[role],
             pooling="+".join(layout.pooling),
@@ -163,7 +163,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def excerpt(text: str) -> str:
+def text_excerpt(text: str) -> str:
     """The beginning of a text, for a message."""
     text = " ".join(text.split())
     return repr(text if len(text) <= 40 else text[:37] + "...")

@@ -12,27 +12,27 @@ from pathlib import Path
 
 import numpy as np
 
-from emb_tool.errors import EmbToolError, Failed, Refused
+from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
 from emb_tool.training.shards import (
     KEY_BYTES,
     Shard,
     is_shard,
     key_prefix,
+    remove_temporary_files,
     sort_keys,
-    sweep,
-    write_atomic,
+    write_bytes_atomically,
     write_shard,
 )
-from emb_tool.training.sparse_index import SampledKeys
+from emb_tool.training.sparse_index import SparseIndex
 
 SPACE_FILE = "space.json"
-FEW = 128
+FEW_MISSING = 128
 """So many shards are looked through in less time than a teacher takes for a window of texts."""
 Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Space:
+class EmbeddingCacheKey:
     """Everything but the text that a vector depends on.
 
     Args:
@@ -63,13 +63,15 @@ class Space:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-class SpaceStore:
+class EmbeddingCache:
     """The vectors of one space.
 
     Rows are numbered within one instance and stay valid in it, whatever other processes do.
     """
 
-    def __init__(self, folder: Path, space: Space, label: str, on_warning: Warn) -> None:
+    def __init__(
+        self, folder: Path, space: EmbeddingCacheKey, label: str, on_warning: Warn
+    ) -> None:
         self.folder = folder
         self.space = space
         self._label = label
@@ -77,9 +79,9 @@ class SpaceStore:
         self._shards: list[Shard] = []
         self._starts = np.zeros(1, np.int64)  # first row of each shard, then their sum
         self._names: set[str] = set()
-        self._sampled = SampledKeys()
+        self._sampled = SparseIndex()
         if folder.is_dir():
-            sweep(folder)
+            remove_temporary_files(folder)
             self.refresh()
             self.touch()
 
@@ -125,12 +127,12 @@ class SpaceStore:
             (n,) int64.
 
         Raises:
-            Refused: A text without a vector.
+            InvalidInput: A text without a vector.
         """
         rows = self.locate(keys)
         gone = np.flatnonzero(rows < 0)
         if len(gone):
-            raise Refused(
+            raise InvalidInput(
                 f"{self.folder}: {len(gone)} of {len(keys)} texts have no vector, the first is"
                 f" number {gone[0]} (key {bytes(keys[gone[0]]).hex()})",
                 "run again to encode them; was the store pruned meanwhile?",
@@ -148,9 +150,9 @@ class SpaceStore:
     def find(self, keys: np.ndarray) -> np.ndarray:
         """As `locate`, for some texts that stand together, in a time that hangs on them alone.
 
-        Of a large store a few texts may be missed, see `SampledKeys`.
+        Of a large store a few texts may be missed, see `SparseIndex`.
         """
-        if len(self._shards) <= FEW:
+        if len(self._shards) <= FEW_MISSING:
             return self.locate(keys)
         for shard in self._shards[self._sampled.shards :]:
             self._sampled.add(key_prefix(shard.keys))
@@ -206,8 +208,8 @@ class SpaceStore:
             vectors: (n, dim) float.
 
         Raises:
-            Refused: NaN, infinity, or a number too large for the stored dtype.
-            Failed: The disk is full or the folder cannot be written.
+            InvalidInput: NaN, infinity, or a number too large for the stored dtype.
+            RunFailed: The disk is full or the folder cannot be written.
         """
         if vectors.shape != (len(keys), self.space.dim) or keys.shape != (len(keys), KEY_BYTES):
             raise ValueError(f"keys {keys.shape}, vectors {vectors.shape}, dim {self.space.dim}")
@@ -222,7 +224,7 @@ class SpaceStore:
         bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
         if len(bad):
             row = order[bad].min()
-            raise Refused(
+            raise InvalidInput(
                 f"vector {row} of {len(vectors)} is not finite as {self.space.dtype}",
                 "store it as float32 (--set store_dtype=float32)",
             )
@@ -267,9 +269,9 @@ class SpaceStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Failed(
+            raise RunFailed(
                 f"{self.folder}: cannot be made: {error.strerror}",
                 "name another folder with --store",
             ) from error
         text = json.dumps({"label": self._label, **asdict(self.space)}, indent=2)
-        write_atomic(path, text.encode())
+        write_bytes_atomically(path, text.encode())

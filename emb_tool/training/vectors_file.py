@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emb_tool.checkpoint.header import read_header
-from emb_tool.errors import Failed, Refused
+from emb_tool.errors import InvalidInput, RunFailed
 from emb_tool.training.teacher import NORM_TOLERANCE, unit
 
 if TYPE_CHECKING:
@@ -59,21 +59,21 @@ class FileVectors:
             on_warning: Called with sentences for the user.
 
         Raises:
-            Refused: A file of another kind, dtype or count than the texts, NaN or infinity, fewer
-                dimensions than asked for.
-            Failed: No room for the copy.
+            InvalidInput: A file of another kind, dtype or count than the texts, NaN or infinity,
+                fewer dimensions than asked for.
+            RunFailed: No room for the copy.
         """
         count, width = read_shape(path, column)
         records = corpus.counts["records"]
         if count != records:
-            raise Refused(
+            raise InvalidInput(
                 f"{path}: {count} vectors for {records} texts",
                 "a row belongs to each text in order, documents first, then queries; empty and"
                 " duplicate texts have rows too"
                 + ("; --limit keeps texts away" if corpus.counts.get("limited") else ""),
             )
         if dims is not None and not 1 <= dims <= width:
-            raise Refused(f"--teacher-dim {dims}: the vectors in {path} have {width} numbers")
+            raise InvalidInput(f"--teacher-dim {dims}: the vectors in {path} have {width} numbers")
         if path.suffix == ".parquet":
             vectors = _parquet_copy(path, column, count, width, scratch)
         else:
@@ -97,17 +97,17 @@ def read_shape(path: Path, column: str | None = None) -> tuple[int, int]:
     """Count and width of the vectors in a file, from its header and, for parquet, its first rows.
 
     Raises:
-        Refused: What cannot hold vectors.
+        InvalidInput: What cannot hold vectors.
     """
     if not path.is_file():
-        raise Refused(f"{path}: no such file")
+        raise InvalidInput(f"{path}: no such file")
     if path.suffix not in SUFFIXES:
-        raise Refused(f"{path}: vectors are read from {', '.join(SUFFIXES)} files")
+        raise InvalidInput(f"{path}: vectors are read from {', '.join(SUFFIXES)} files")
     if path.suffix == ".parquet":
         file, name = _parquet(path, column)
         for block in _parquet_blocks(path, file, name):
             return int(file.metadata.num_rows), int(block.shape[1])
-        raise Refused(f"{path}: holds no rows")
+        raise InvalidInput(f"{path}: holds no rows")
     vectors = _open(path, column)
     return int(vectors.shape[0]), int(vectors.shape[1])
 
@@ -116,22 +116,24 @@ def _open(path: Path, column: str | None) -> np.ndarray:
     """The vectors of npy and safetensors files, memory-mapped."""
     vectors = _open_npy(path) if path.suffix == ".npy" else _open_safetensors(path, column)
     if vectors.ndim != 2 or 0 in vectors.shape:
-        raise Refused(f"{path}: holds an array of shape {vectors.shape}, not (texts, dimensions)")
+        raise InvalidInput(
+            f"{path}: holds an array of shape {vectors.shape}, not (texts, dimensions)"
+        )
     return vectors
 
 
 def _open_npy(path: Path) -> np.ndarray:
     with path.open("rb") as file:
         if file.read(6) != b"\x93NUMPY":
-            raise Refused(
+            raise InvalidInput(
                 f"{path}: not a .npy file", "write it with numpy.save (one array, not .npz)"
             )
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, SyntaxError) as error:
-        raise Refused(f"{path}: not a whole .npy file of numbers: {error}") from None
+        raise InvalidInput(f"{path}: not a whole .npy file of numbers: {error}") from None
     if array.dtype.newbyteorder("<") not in _DTYPES.values():
-        raise Refused(f"{path}: holds {array.dtype}, not {_WANTED}")
+        raise InvalidInput(f"{path}: holds {array.dtype}, not {_WANTED}")
     vectors: np.ndarray = array.view(np.ndarray)
     return vectors
 
@@ -143,13 +145,13 @@ def _open_safetensors(path: Path, name: str | None) -> np.ndarray:
         found = [spec for spec in header.tensors.values() if spec.name == name]
     if len(found) != 1:
         named = f"no tensor {name!r}" if name is not None else f"{len(found)} matrices"
-        raise Refused(
+        raise InvalidInput(
             f"{path}: {named}; it holds: {', '.join(header.tensors)}",
             "name the one (--set teacher_column=NAME)",
         )
     spec = found[0]
     if spec.dtype not in _DTYPES:
-        raise Refused(f"{path}: {spec.name} is {spec.dtype}, not {_WANTED}")
+        raise InvalidInput(f"{path}: {spec.name} is {spec.dtype}, not {_WANTED}")
     start = header.data_start + header.offsets[spec.name][0]
     vectors: np.ndarray = np.memmap(path, _DTYPES[spec.dtype], "r", start, spec.shape)
     return vectors.view(np.ndarray)
@@ -165,7 +167,7 @@ def _scan(path: Path, vectors: np.ndarray) -> tuple[float, float, list[int]]:
         if not np.isfinite(norms).all():
             bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
             if len(bad):
-                raise Refused(
+                raise InvalidInput(
                     f"{path}: row {start + bad[0]} (counted from 0) holds NaN or infinity",
                     "encode its text again",
                 )
@@ -183,7 +185,7 @@ def _parquet(path: Path, column: str | None) -> tuple[Any, str]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise Refused(f"{path}: not a parquet file: {error}") from None
+        raise InvalidInput(f"{path}: not a parquet file: {error}") from None
     kinds = {field.name: field.type for field in file.schema_arrow}
     lists = [
         name
@@ -193,17 +195,19 @@ def _parquet(path: Path, column: str | None) -> tuple[Any, str]:
     ]  # fmt: skip
     if column is not None:
         if column not in kinds:
-            raise Refused(f"{path}: no column {column!r}; it has: {', '.join(kinds)}")
+            raise InvalidInput(f"{path}: no column {column!r}; it has: {', '.join(kinds)}")
         if column not in lists:
-            raise Refused(f"{path}: column {column!r} is {kinds[column]}, not a list of numbers")
+            raise InvalidInput(
+                f"{path}: column {column!r} is {kinds[column]}, not a list of numbers"
+            )
         lists = [column]
     if len(lists) != 1:
-        raise Refused(
+        raise InvalidInput(
             f"{path}: {len(lists)} columns are lists; it has: {', '.join(kinds)}",
             "name the column of vectors (--set teacher_column=NAME)",
         )
     if not pa.types.is_floating(kinds[lists[0]].value_type):
-        raise Refused(f"{path}: column {lists[0]!r} is {kinds[lists[0]]}, not {_WANTED}")
+        raise InvalidInput(f"{path}: column {lists[0]!r} is {kinds[lists[0]]}, not {_WANTED}")
     return file, lists[0]
 
 
@@ -216,13 +220,13 @@ def _parquet_blocks(path: Path, file: Any, name: str) -> Iterator[np.ndarray]:
         column = batch.column(0)
         if column.null_count:
             row = start + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-            raise Refused(f"{path}: row {row} (counted from 0) has no vector")
+            raise InvalidInput(f"{path}: row {row} (counted from 0) has no vector")
         widths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
         width = int(widths[0]) if width is None else width
         other = np.flatnonzero(widths != width)
         if len(other) or not width:
             row = int(other[0]) if len(other) else 0
-            raise Refused(
+            raise InvalidInput(
                 f"{path}: the vector in row {start + row} (counted from 0) has {widths[row]}"
                 f" numbers, the first row {width}"
             )
@@ -244,7 +248,7 @@ def _parquet_copy(
             copy: np.ndarray = np.memmap(out, block.dtype, "r", 0, (count, width))
             return copy.view(np.ndarray)
     except OSError as error:
-        raise Failed(
+        raise RunFailed(
             f"{path}: no room for a copy of its vectors ({error.strerror})",
             "give the vectors as .npy, which needs no copy",
         ) from error

@@ -34,5 +34,5 @@ def test_a_row_says_what_the_class_has(model_type: str) -> None:
         if found:
             layers.setdefault(int(found[1]), {})[found[2]] = shape
     assert sorted(layers) == [*range(LAYERS)]
-    if stated.alike:
+    if stated.collective_error:
         assert all(layer == layers[0] for layer in layers.values())

@@ -11,7 +11,7 @@ import pytest
 
 from emb_tool.checkpoint.kinds import head_warning, without_weights
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from tests.conftest import CliResult, bert_tokenizer
 
 
@@ -38,7 +38,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refusal(source: Path | str) -> str:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InvalidInput) as refused:
         Checkpoint.open(source)
     assert refused.value.exit_code == 2
     return f"{refused.value.message} | {refused.value.hint}"

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from emb_tool.checkpoint.layout import Layout, write_layout
 from emb_tool.checkpoint.modules import ModuleSpec
 from emb_tool.checkpoint.reader import Checkpoint, copy_module_weights, copy_side_files
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 
 def rewrite(source: Path, folder: Path) -> Layout:
@@ -158,10 +158,10 @@ def test_absent_normalize_folder(tiny_bert: Path, tmp_path: Path) -> None:
 def test_missing_pooling_config(tiny_bert: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
     (model / "1_Pooling/config.json").unlink()
-    with pytest.raises(Refused, match=r"1_Pooling/config\.json is missing"):
+    with pytest.raises(InvalidInput, match=r"1_Pooling/config\.json is missing"):
         Checkpoint.open(model)
     (model / "1_Pooling/config.json").write_text('{"pooling_mode": "median"}')
-    with pytest.raises(Refused, match="unknown pooling 'median'"):
+    with pytest.raises(InvalidInput, match="unknown pooling 'median'"):
         Checkpoint.open(model)
 
 
@@ -169,7 +169,9 @@ def test_modules_that_give_no_vector(tiny_bert: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "m"))
     entries = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps(entries[:1]))
-    with pytest.raises(Refused, match=r"modules.json: its modules give no 'sentence_embedding'"):
+    with pytest.raises(
+        InvalidInput, match=r"modules.json: its modules give no 'sentence_embedding'"
+    ):
         Checkpoint.open(folder)
     assert "sentence_embedding" in " ".join(Checkpoint.open(folder, lenient=True).notes)
 
@@ -230,5 +232,5 @@ def test_router(tiny_bert: Path, tiny_static: Path, tmp_path: Path) -> None:
     )
     name = next(n for n in checkpoint.tensors if n.endswith("embedding.weight"))
     assert checkpoint.tensor(name).shape[1] == 32
-    with pytest.raises(Refused, match="Router"):
+    with pytest.raises(InvalidInput, match="Router"):
         write_layout(tmp_path / "out", layout)

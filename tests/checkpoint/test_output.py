@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from emb_tool.checkpoint.output import OutputFolder
-from emb_tool.errors import Failed, Refused
+from emb_tool.errors import InvalidInput, RunFailed
 
 
 def make(out: Path, digest: str = "job1", text: str = "weights", **flags: bool) -> OutputFolder:
@@ -63,7 +63,7 @@ def test_a_check_refuses_what_the_work_would_and_changes_nothing(tmp_path: Path)
         ("half", {}, "left by an interrupted job"),
         ("half", {"digest": "job2", "resume": True}, "not of this job"),
     ):
-        with pytest.raises(Refused, match=said):
+        with pytest.raises(InvalidInput, match=said):
             check(tmp_path / name, **flags)  # type: ignore[arg-type]
     check(tmp_path / "out", resume=True)
     check(tmp_path / "out", overwrite=True)
@@ -72,7 +72,9 @@ def test_a_check_refuses_what_the_work_would_and_changes_nothing(tmp_path: Path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     with (
         OutputFolder(tmp_path / "half", job_digest="job1", resume=True),
-        pytest.raises(Refused, match=rf"another process \(pid {os.getpid()} on .*\) is writing"),
+        pytest.raises(
+            InvalidInput, match=rf"another process \(pid {os.getpid()} on .*\) is writing"
+        ),
     ):
         check(tmp_path / "half", overwrite=True)
 
@@ -80,9 +82,9 @@ def test_a_check_refuses_what_the_work_would_and_changes_nothing(tmp_path: Path)
 def test_finished_job_is_not_done_again(tmp_path: Path) -> None:
     make(tmp_path / "out")
     assert make(tmp_path / "out", resume=True).finished
-    with pytest.raises(Refused, match="result of another job"):
+    with pytest.raises(InvalidInput, match="result of another job"):
         make(tmp_path / "out", "job2", resume=True)
-    with pytest.raises(Refused, match="not empty") as refused:
+    with pytest.raises(InvalidInput, match="not empty") as refused:
         make(tmp_path / "out")
     assert "--overwrite" in str(refused.value.hint)
     make(tmp_path / "out", "job2", "new", overwrite=True)
@@ -93,14 +95,14 @@ def test_finished_job_is_not_done_again(tmp_path: Path) -> None:
 def test_users_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out/sub").mkdir(parents=True)
     (tmp_path / "out/thesis.tex").write_text("x")
-    with pytest.raises(Refused, match="not empty"):
+    with pytest.raises(InvalidInput, match="not empty"):
         make(tmp_path / "out", resume=True)
     monkeypatch.chdir(tmp_path / "out/sub")
-    with pytest.raises(Refused, match="working or home folder"):
+    with pytest.raises(InvalidInput, match="working or home folder"):
         make(tmp_path / "out", overwrite=True)
     assert names(tmp_path) == {"out"}
     (tmp_path / "file").write_text("x")
-    with pytest.raises(Refused, match="is a file"):
+    with pytest.raises(InvalidInput, match="is a file"):
         make(tmp_path / "file", overwrite=True)
 
 
@@ -108,11 +110,11 @@ def test_partial(tmp_path: Path) -> None:
     out = tmp_path / "out"
     interrupt(out)
     assert names(tmp_path) == {"out.partial"}
-    with pytest.raises(Refused, match="left by an interrupted job") as refused:
+    with pytest.raises(InvalidInput, match="left by an interrupted job") as refused:
         make(out)
     assert "--resume" in str(refused.value.hint)
     assert "--overwrite" in str(refused.value.hint)
-    with pytest.raises(Refused, match="not of this job"):
+    with pytest.raises(InvalidInput, match="not of this job"):
         make(out, "job2", resume=True)
     with OutputFolder(out, job_digest="job1", resume=True) as folder:
         assert folder.resumed
@@ -153,7 +155,7 @@ def test_killed_between_the_renames_of_overwrite(
     if flags.get("overwrite"):
         assert make(out, "job2", overwrite=True, resume=True).resumed
     else:
-        with pytest.raises(Refused, match="not empty"):
+        with pytest.raises(InvalidInput, match="not empty"):
             make(out, "job2", **flags)
         assert (out / "model").read_text() == ("newer" if made_again else "old")
         make(out, "job3", "new", overwrite=True)
@@ -170,19 +172,19 @@ def test_foreign_partial_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial/mine").write_text("x")
     for flags in ({}, {"resume": True}):
-        with pytest.raises(Refused):
+        with pytest.raises(InvalidInput):
             make(tmp_path / "out", **flags)
     assert (tmp_path / "out.partial/mine").read_text() == "x"
 
 
 def test_refused_input_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "new/out"
-    with pytest.raises(Refused, match="line 7"):
-        fail(out, Refused("line 7 is not JSON"))
+    with pytest.raises(InvalidInput, match="line 7"):
+        fail(out, InvalidInput("line 7 is not JSON"))
     assert names(tmp_path) == set()
     interrupt(out)
-    with pytest.raises(Refused, match="a file is missing"):
-        fail(out, Refused("a file is missing"), resume=True)
+    with pytest.raises(InvalidInput, match="a file is missing"):
+        fail(out, InvalidInput("a file is missing"), resume=True)
     assert (out.with_name("out.partial") / "half").exists()  # an earlier run's work is kept
 
 
@@ -200,7 +202,7 @@ def test_second_process_is_refused(tmp_path: Path) -> None:
     assert holder.stdout is not None
     assert holder.stdout.readline() == "locked\n"
     for flags in ({}, {"resume": True}, {"overwrite": True}):
-        with pytest.raises(Refused, match=f"another process .pid {holder.pid} "):
+        with pytest.raises(InvalidInput, match=f"another process .pid {holder.pid} "):
             make(out, "j", **flags)
     holder.kill()
     holder.communicate()
@@ -219,17 +221,17 @@ def real_enospc() -> OSError:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(Failed, match="no space left on the disk") as failed:
+    with pytest.raises(RunFailed, match="no space left on the disk") as failed:
         fail(out, real_enospc())
     assert failed.value.exit_code == 1
     assert "--resume" in str(failed.value.hint)
     assert (tmp_path / "out.partial/half").exists()
     # some libraries keep the text alone
-    with pytest.raises(Failed, match="no space left on the disk"):
+    with pytest.raises(RunFailed, match="no space left on the disk"):
         fail(out, RuntimeError(f"write failed: {real_enospc()}"), resume=True)
 
 
 def test_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(Refused, match="cannot write there"):
+    with pytest.raises(InvalidInput, match="cannot write there"):
         make(tmp_path / "file/out")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emb_tool.checkpoint.reader import Checkpoint, check_finite
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def model(tiny_bert: Path, tmp_path: Path) -> Path:
 
 
 def refusal(folder: Path | str, **flags: bool) -> str:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InvalidInput) as refused:
         Checkpoint.open(folder, **flags)
     assert refused.value.exit_code == 2
     return f"{refused.value.message} | {refused.value.hint}"
@@ -39,7 +39,7 @@ def test_tensors_are_those_of_the_file(tiny_bert: Path) -> None:
     assert set(checkpoint.tensors) == set(file)
     assert all(torch.equal(checkpoint.tensor(name), file[name]) for name in file)
     assert checkpoint.weight_bytes() == (tiny_bert / "model.safetensors").stat().st_size
-    with pytest.raises(Refused, match="has no tensor") as refused:
+    with pytest.raises(InvalidInput, match="has no tensor") as refused:
         checkpoint.tensor("embeddings.word_embedding.weight")
     assert "word_embeddings.weight" in str(refused.value.hint)
 
@@ -89,7 +89,7 @@ def test_pickles_are_refused_and_never_run(model: Path, tmp_path: Path) -> None:
     assert "safetensors version" in said
     checkpoint = Checkpoint.open(model, allow_pickle=True)
     assert checkpoint.weight_bytes() == (model / "pytorch_model.bin").stat().st_size
-    with pytest.raises(Refused, match="pickled"):
+    with pytest.raises(InvalidInput, match="pickled"):
         checkpoint.tensor("x")
     assert not (tmp_path / "executed").exists()
 
@@ -215,5 +215,5 @@ def test_not_finite(model: Path, value: float) -> None:
     tensors = load_file(model / "model.safetensors")
     tensors["encoder.layer.1.output.dense.weight"][5, 2] = value
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(Refused, match=r"encoder\.layer\.1\.output\.dense\.weight, row 5 "):
+    with pytest.raises(InvalidInput, match=r"encoder\.layer\.1\.output\.dense\.weight, row 5 "):
         check_finite(Checkpoint.open(model))

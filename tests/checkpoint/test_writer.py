@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emb_tool.checkpoint.header import SAFETENSORS_NAMES, read_header
+from emb_tool.checkpoint.header import SAFETENSORS_DTYPES, read_header
 from emb_tool.checkpoint.writer import ShardWriter
 from emb_tool.plan import TensorSpec
 
@@ -29,7 +29,7 @@ def some() -> dict[str, torch.Tensor]:
 
 def specs(tensors: dict[str, torch.Tensor]) -> list[TensorSpec]:
     return [
-        TensorSpec(n, tuple(t.shape), SAFETENSORS_NAMES[str(t.dtype).removeprefix("torch.")])
+        TensorSpec(n, tuple(t.shape), SAFETENSORS_DTYPES[str(t.dtype).removeprefix("torch.")])
         for n, t in tensors.items()
     ]
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.compress.calibration import Work
-from emb_tool.compress.step import Surgery
-from emb_tool.editing import Draft
+from emb_tool.compress.calibration import CalibrationContext
+from emb_tool.compress.step import CompressStep
+from emb_tool.editing import CheckpointEditor
 from emb_tool.packed.base import Packed
 from emb_tool.progress import Progress
 
@@ -96,17 +96,19 @@ def rel_error(table: Any, made: Any, weights: Any = 1.0) -> float:
     return float((np.asarray(weights) * lost).sum() / (np.asarray(weights) * held).sum())
 
 
-def make_work(folder: Path, texts: list[str] | None = None) -> Work:
+def make_work(folder: Path, texts: list[str] | None = None) -> CalibrationContext:
     """Texts to calibrate on, run on the CPU."""
     from emb_tool.runtime.device import Runtime
 
-    return Work(texts or [], Runtime.start("cpu", "fp32", 0), Progress(0), folder)
+    return CalibrationContext(texts or [], Runtime.start("cpu", "fp32", 0), Progress(0), folder)
 
 
-def run_step(step: Surgery, source: Path, folder: Path, texts: list[str] | None = None) -> Draft:
+def run_step(
+    step: CompressStep, source: Path, folder: Path, texts: list[str] | None = None
+) -> CheckpointEditor:
     """A draft after one step."""
     folder.mkdir(exist_ok=True)
-    before = Draft.of(Checkpoint.open(source, need_tokenizer=False))
+    before = CheckpointEditor.of(Checkpoint.open(source, need_tokenizer=False))
     draft = before.copy()
     step.plan(draft)
     draft.history.append(step.name)
@@ -121,7 +123,7 @@ def bare(folder: Path, **tables: torch.Tensor) -> Path:
     return path
 
 
-def written(draft: Draft, folder: Path) -> SimpleNamespace:
+def written(draft: CheckpointEditor, folder: Path) -> SimpleNamespace:
     """The draft written out: its packed modules read back, its config and the file."""
     import json
 

@@ -21,8 +21,8 @@ from emb_tool.compress.cast import Cast
 from emb_tool.compress.rotate import Rotate
 from emb_tool.compress.svd import Svd
 from emb_tool.compress.truncate import Truncate
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.model.encoder import Encoder
 from emb_tool.runtime.device import Runtime
 from tests.conftest import make_bert
@@ -36,8 +36,8 @@ def bert_64(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bert(tmp_path_factory.mktemp("bert-64") / "bert-64", hidden=64, layers=2, seed=0)
 
 
-def written(model: Path, folder: Path, *methods: Bnb | Cast) -> Draft:
-    draft = Draft.of(Checkpoint.open(model))
+def written(model: Path, folder: Path, *methods: Bnb | Cast) -> CheckpointEditor:
+    draft = CheckpointEditor.of(Checkpoint.open(model))
     for method in methods:
         method.plan(draft)
         draft.history.append(method.name)
@@ -150,7 +150,9 @@ def test_layers_that_would_crash_on_some_cpus_are_left_out_and_named(
     held = load_file(tmp_path / "out" / "model.safetensors")
     made = {name.split(".weight.")[0] for name in held if ".quant_state." in name}
     assert made == {f"encoder.layer.{i}.output.dense" for i in range(4)}
-    with pytest.raises(Refused, match=r"13 layers, .* with 48 inputs and 48 outputs") as caught:
+    with pytest.raises(
+        InvalidInput, match=r"13 layers, .* with 48 inputs and 48 outputs"
+    ) as caught:
         written(tiny_bert_wide, tmp_path / "none", BnbNf4())
     assert "-m bnb-int8" in str(caught.value.hint)
     assert not [n for n in written(tiny_bert_wide, tmp_path / "i", BnbInt8()).notes if "AVX" in n]
@@ -202,24 +204,24 @@ def test_it_runs_in_half_precision_after_a_cast(
 
 
 def test_what_cannot_be_combined_is_refused(tiny_bert: Path, tiny_static: Path, tmp_path: Path):
-    draft = Draft.of(Checkpoint.open(tiny_static))
-    with pytest.raises(Refused, match="static embedding: it has no linear layers"):
+    draft = CheckpointEditor.of(Checkpoint.open(tiny_static))
+    with pytest.raises(InvalidInput, match="static embedding: it has no linear layers"):
         BnbNf4().plan(draft)
-    draft = Draft.of(Checkpoint.open(tiny_bert))
+    draft = CheckpointEditor.of(Checkpoint.open(tiny_bert))
     draft.packed["embeddings.word_embeddings"] = {"kind": "int"}
-    with pytest.raises(Refused, match="has one quantization_config"):
+    with pytest.raises(InvalidInput, match="has one quantization_config"):
         BnbNf4().plan(draft)
-    draft = Draft.of(Checkpoint.open(tiny_bert))
+    draft = CheckpointEditor.of(Checkpoint.open(tiny_bert))
     BnbNf4().plan(draft)
     for later in (BnbInt8(), Cast()):
-        with pytest.raises(Refused, match="after a step that writes bitsandbytes's format"):
+        with pytest.raises(InvalidInput, match="after a step that writes bitsandbytes's format"):
             later.plan(draft)
-    with pytest.raises(Refused, match="after a step that writes bitsandbytes's format"):
+    with pytest.raises(InvalidInput, match="after a step that writes bitsandbytes's format"):
         draft.pack("embeddings.word_embeddings", {"kind": "int", "shape": [4, 4]}, lambda t: t)
     written(tiny_bert, tmp_path / "out", BnbNf4())
-    again = Draft.of(Checkpoint.open(tmp_path / "out"))
+    again = CheckpointEditor.of(Checkpoint.open(tmp_path / "out"))
     for step in (BnbNf4(), Svd()):
-        with pytest.raises(Refused, match="needs plain weights") as refused:
+        with pytest.raises(InvalidInput, match="needs plain weights") as refused:
             step.plan(again)
         assert "truncate work on it" in str(refused.value.hint)
     for possible in (Rotate(), Truncate(dim=4)):
@@ -232,7 +234,7 @@ def test_a_weight_that_is_not_a_number_is_refused(tiny_bert: Path, tmp_path: Pat
     held = load_file(source / "model.safetensors")
     held["encoder.layer.0.output.dense.weight"][0, 0] = float("nan")
     save_file(held, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(Refused, match=r"encoder\.layer\.0\.output\.dense\.weight holds NaN"):
+    with pytest.raises(InvalidInput, match=r"encoder\.layer\.0\.output\.dense\.weight holds NaN"):
         written(source, tmp_path / "out", BnbNf4())
 
 

@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.cast import Cast
-from emb_tool.editing import Draft, append_dense
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor, append_dense
+from emb_tool.errors import InvalidInput
 
 
-def written(model: Path, folder: Path, method: Cast, draft: Draft | None = None) -> Draft:
-    draft = draft or Draft.of(Checkpoint.open(model))
+def written(
+    model: Path, folder: Path, method: Cast, draft: CheckpointEditor | None = None
+) -> CheckpointEditor:
+    draft = draft or CheckpointEditor.of(Checkpoint.open(model))
     method.plan(draft)
     folder.mkdir()
     draft.write(folder)
@@ -60,7 +62,7 @@ def test_stock_libraries_open_it_in_that_dtype(
     from sentence_transformers import SentenceTransformer
 
     source = request.getfixturevalue(model)
-    draft = Draft.of(Checkpoint.open(source))
+    draft = CheckpointEditor.of(Checkpoint.open(source))
     append_dense(draft, lambda: torch.eye(32)[:16].clone(), lambda: torch.zeros(16), 16)
     written(source, tmp_path / "out", Cast(dtype=dtype), draft)
     opened = SentenceTransformer(str(tmp_path / "out"), device="cpu")
@@ -82,13 +84,15 @@ def test_an_overflow_names_the_tensor(tiny_bert: Path, tmp_path: Path) -> None:
     name = "encoder.layer.2.output.dense.weight"
     held[name][3, 4] = -7e4
     save_file(held, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(Refused, match=rf"{name}: 1 values overflow float16, the largest is 7e\+04"):
+    with pytest.raises(
+        InvalidInput, match=rf"{name}: 1 values overflow float16, the largest is 7e\+04"
+    ):
         written(source, tmp_path / "fp16", Cast(dtype="fp16"))
     written(source, tmp_path / "bf16", Cast(dtype="bf16"))
 
 
 def test_nested_configs_and_what_is_no_float(tiny_bert: Path, tmp_path: Path) -> None:
-    draft = Draft.of(Checkpoint.open(tiny_bert))
+    draft = CheckpointEditor.of(Checkpoint.open(tiny_bert))
     draft.config |= {"text_config": {"dtype": "float32", "depth": 2}, "dtype": "float32"}
     nested = draft.config["text_config"]
     ids = torch.arange(64).unsqueeze(0)

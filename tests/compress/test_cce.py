@@ -44,7 +44,7 @@ def test_trained_from_scratch_learns_who_shares() -> None:
     rng = np.random.default_rng(0)
     groups = rng.normal(size=(20, 8))[rng.integers(0, 20, 400)]
     table = torch.from_numpy(groups + 0.1 * rng.normal(size=(400, 8))).float()
-    made = Packed(Packed.settle((400, 8), subvectors=2, bits=6)).reset(seed=0)
+    made = Packed(Packed.resolve_spec((400, 8), subvectors=2, bits=6)).reset(seed=0)
 
     def train() -> float:
         optimizer = torch.optim.Adam(made.unlock(), lr=0.05)
@@ -64,7 +64,7 @@ def test_trained_from_scratch_learns_who_shares() -> None:
 
 
 def test_recluster_in_training() -> None:
-    made = Packed(Packed.settle((300, 8), subvectors=2, bits=4)).reset(seed=0)
+    made = Packed(Packed.resolve_spec((300, 8), subvectors=2, bits=4)).reset(seed=0)
     (parameter,) = made.unlock()
     made.recluster(zipf(300))
     assert made.codebooks is parameter

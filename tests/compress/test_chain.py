@@ -14,9 +14,9 @@ import pytest
 from emb_tool.compress import tuning
 from emb_tool.compress.int import Int
 from emb_tool.compress.job import CompressJob
-from emb_tool.compress.text_splits import Parts, halves
+from emb_tool.compress.text_splits import TextSplits, split_heldout
 from emb_tool.data.corpus import Corpus
-from emb_tool.editing import Draft
+from emb_tool.editing import CheckpointEditor
 from emb_tool.model.encoder import Encoder
 from emb_tool.progress import Progress
 from emb_tool.runtime.device import Runtime
@@ -86,7 +86,7 @@ def chosen_on(tmp_path: Path, sentences: list[str]) -> list[str]:
         tmp_path / "all.jsonl", [*sentences, *(f"{s} again" for s in sentences[:50])]
     )
     corpus = Corpus.build(tmp_path / "corpus", [file], holdout=82, share=5)
-    texts = corpus.texts(halves(corpus)[1])
+    texts = corpus.texts(split_heldout(corpus)[1])
     assert len(texts) == 41
     return texts
 
@@ -123,13 +123,13 @@ def test_tuning_brings_vectors_back(
     sentences: list[str], chain: list[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     texts = write_texts(tmp_path / "tune.jsonl", sentences)
-    tuned, take = [], tuning.take
+    tuned, take = [], tuning.load_state_into_draft
 
-    def recorded(draft: Draft, encoder: Encoder) -> Draft:
+    def recorded(draft: CheckpointEditor, encoder: Encoder) -> CheckpointEditor:
         tuned.append(encoder.encode(sentences[:20]))
         return take(draft, encoder)
 
-    monkeypatch.setattr(tuning, "take", recorded)
+    monkeypatch.setattr(tuning, "load_state_into_draft", recorded)
     before = compress(tiny_bert, *chain, out="before")
     argv = ["--tune", texts, "--epochs", 4, "--batch-tokens", 256, "--lr", 5e-3]
     after = compress(tiny_bert, *chain, *argv, out="after")
@@ -159,7 +159,7 @@ def test_nothing_is_tuned_on_that_is_reported(
         model=str(tiny_bert), method=(Int(bits=8),), output=str(tmp_path / "out"), texts=(texts,),
         tune=(texts,), holdout=30,
     )  # fmt: skip
-    reported = set(Parts.of(job, tmp_path, Progress(0)).report)
+    reported = set(TextSplits.of(job, tmp_path, Progress(0)).report)
     corpus = tuning._corpus(job, tmp_path)
     trained = corpus.texts(np.concatenate([corpus.train, corpus.heldout]))
     assert len(reported) == 15
@@ -210,15 +210,15 @@ def test_a_killed_run_is_begun_again_with_resume(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
 
-    write = Draft.write
+    write = CheckpointEditor.write
 
-    def dies(self: Draft, folder: Path, *rest: Any) -> Any:
+    def dies(self: CheckpointEditor, folder: Path, *rest: Any) -> Any:
         write(self, folder, *rest)
         raise KeyboardInterrupt
 
     argv = ["-m", "rotate", "-m", "int:bits=8"]
     with monkeypatch.context() as patched:
-        patched.setattr(Draft, "write", dies)
+        patched.setattr(CheckpointEditor, "write", dies)
         run = compress(tiny_bert, *argv, code=130)
     assert "--resume" in run["hint"]
     assert (tmp_path / "out.partial").is_dir()
@@ -232,6 +232,6 @@ def test_what_chooses_and_what_is_reported_share_no_text() -> None:
     held = np.array([1, 4, 5, 7, 9])
     keys = np.arange(10, dtype=np.uint8)[::-1].reshape(10, 1)
     corpus: Any = SimpleNamespace(heldout=held, keys=keys)
-    report, choice = halves(corpus)
+    report, choice = split_heldout(corpus)
     assert [*report] == [1, 5, 9]  # every second in the order of the keys, which is theirs reversed
     assert [*choice] == [4, 7]

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 import emb_tool.hub  # noqa: F401
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress import compressed_tensors
-from emb_tool.compress.compressed_tensors import VERSIONS, check_package, export, fitted
+from emb_tool.compress.compressed_tensors import VERSIONS, adapt_step, check_package, export
 from emb_tool.compress.gptq import Gptq
 from emb_tool.compress.int import Int
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from tests.runs import check_here
 
 Run = Callable[..., Any]
@@ -50,9 +50,9 @@ def weight_of(held: dict[str, torch.Tensor], module: str, bits: int) -> np.ndarr
     return np.repeat(scale, width, 1) * (codes - np.repeat(zero, width, 1))
 
 
-def exported(model: Path, folder: Path, step: Int) -> tuple[Draft, Draft]:
-    draft = Draft.of(Checkpoint.open(model))
-    fitted(step).plan(draft)
+def exported(model: Path, folder: Path, step: Int) -> tuple[CheckpointEditor, CheckpointEditor]:
+    draft = CheckpointEditor.of(Checkpoint.open(model))
+    adapt_step(step).plan(draft)
     plain = draft.copy()
     export(draft)
     folder.mkdir()
@@ -129,36 +129,36 @@ def test_the_config_names_what_is_packed(tiny_bert: Path, tmp_path: Path) -> Non
     ("step", "said"),
     [
         (Int(bits=4, group=16, tables=0), "no whole zero points"),
-        (fitted(Int(bits=3, group=16)), "3 bits"),
-        (fitted(Int(bits=4, group=24)), "32 columns are not whole groups of 24"),
+        (adapt_step(Int(bits=3, group=16)), "3 bits"),
+        (adapt_step(Int(bits=4, group=24)), "32 columns are not whole groups of 24"),
         (Int(bits=4, group=16, aligned=True), "word_embeddings: it is a table"),
     ],
     ids=lambda value: f"{value.bits}-bit" if isinstance(value, Int) else "",
 )
 def test_what_it_cannot_hold_is_refused(step: Int, said: str, tiny_bert: Path) -> None:
-    draft = Draft.of(Checkpoint.open(tiny_bert))
+    draft = CheckpointEditor.of(Checkpoint.open(tiny_bert))
     step.plan(draft)
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInput, match=said):
         export(draft)
 
 
 def test_without_packed_modules_or_for_a_static_model_it_is_refused(
     tiny_bert: Path, tiny_static: Path
 ) -> None:
-    with pytest.raises(Refused, match="nothing is packed"):
-        export(Draft.of(Checkpoint.open(tiny_bert)))
-    draft = Draft.of(Checkpoint.open(tiny_static))
+    with pytest.raises(InvalidInput, match="nothing is packed"):
+        export(CheckpointEditor.of(Checkpoint.open(tiny_bert)))
+    draft = CheckpointEditor.of(Checkpoint.open(tiny_static))
     Int(bits=8, aligned=True).plan(draft)
-    with pytest.raises(Refused, match="static embedding"):
+    with pytest.raises(InvalidInput, match="static embedding"):
         export(draft)
-    draft = Draft.of(Checkpoint.open(tiny_bert))
+    draft = CheckpointEditor.of(Checkpoint.open(tiny_bert))
     draft.packed["embeddings.word_embeddings"] = {"kind": "pq", "shape": [4, 4], "role": "table"}
-    with pytest.raises(Refused, match="its format is pq"):
+    with pytest.raises(InvalidInput, match="its format is pq"):
         export(draft)
-    draft = Draft.of(Checkpoint.open(tiny_bert))
-    fitted(Int(bits=4, group=16, skip=("pooler.dense",))).plan(draft)
-    fitted(Int(bits=8, group=0, only=("pooler.dense",))).plan(draft)
-    with pytest.raises(Refused, match="4 bits in groups of 16, 8 bits in groups of a row"):
+    draft = CheckpointEditor.of(Checkpoint.open(tiny_bert))
+    adapt_step(Int(bits=4, group=16, skip=("pooler.dense",))).plan(draft)
+    adapt_step(Int(bits=8, group=0, only=("pooler.dense",))).plan(draft)
+    with pytest.raises(InvalidInput, match="4 bits in groups of 16, 8 bits in groups of a row"):
         export(draft)
 
 
@@ -186,10 +186,10 @@ def test_few_rows_are_refused_where_the_package_does_not_unpack_them(
 
 
 def test_bits_for_tables_are_refused_and_gptq_has_none() -> None:
-    with pytest.raises(Refused, match=r"int:tables=8: .*linear layers alone"):
-        fitted(Int(bits=4, tables=8))
-    assert fitted(Gptq(bits=4)).aligned
-    assert fitted(Int(bits=4, tables=0)).tables == 0
+    with pytest.raises(InvalidInput, match=r"int:tables=8: .*linear layers alone"):
+        adapt_step(Int(bits=4, tables=8))
+    assert adapt_step(Gptq(bits=4)).aligned
+    assert adapt_step(Int(bits=4, tables=0)).tables == 0
 
 
 def test_the_command_writes_what_opens_and_says_what_is_packed(
@@ -221,6 +221,6 @@ def test_versions_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         raise compressed_tensors.metadata.PackageNotFoundError
 
     monkeypatch.setattr("importlib.metadata.version", missing)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InvalidInput) as refused:
         check_package()
     assert f"pip install 'compressed-tensors{VERSIONS}'" in str(refused.value.hint)

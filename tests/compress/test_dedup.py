@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emb_tool.compress.dedup import Dedup as Method
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.packed.dedup import Dedup
 from tests.tables import check_drop_in, check_trains, error, table
 
@@ -69,17 +69,17 @@ def test_the_frequent_row_stands_for_those_like_it():
 def test_a_budget_that_the_rows_do_not_keep_is_refused():
     x = table(6, 8)[torch.arange(60) % 6]
     check_drop_in(Dedup.fit(x, budget=0.25), 0.25)
-    with pytest.raises(Refused, match="60 of 60 blocks differ"):
+    with pytest.raises(InvalidInput, match="60 of 60 blocks differ"):
         Dedup.fit(table(60, 8), budget=0.5)
 
 
 def test_trains_from_scratch():
-    check_trains(Dedup(Dedup.settle((30, 8), 0.6, block=2)))
+    check_trains(Dedup(Dedup.resolve_spec((30, 8), 0.6, block=2)))
 
 
 def test_nothing_to_merge_is_refused():
     draft = SimpleNamespace(layout=SimpleNamespace(family="bert"), notes=[])
-    with pytest.raises(Refused, match="nothing to merge, no two of 40 blocks are equal"):
+    with pytest.raises(InvalidInput, match="nothing to merge, no two of 40 blocks are equal"):
         Method().fit(draft, {"table": table(40, 6)}, {"table": None}, 0)
     Method().fit(draft, {"table": table(20, 6).repeat(2, 1)}, {"table": None}, 0)
     assert draft.notes == ["table: 20 of 40 blocks merged into others"]

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emb_tool.compress.dhe import Dhe as Method
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.hashing import coefficients
 from emb_tool.packed.dhe import Dhe
 from tests.tables import check_drop_in, check_trains, error, table
 
 
 def test_rows_are_the_network_of_the_hashes():
-    made = Dhe(Dhe.settle((9, 5), hashes=6, hidden=4, layers=2)).reset(1)
+    made = Dhe(Dhe.resolve_spec((9, 5), hashes=6, hidden=4, layers=2)).reset(1)
     a, b = (np.array(part, dtype=object) for part in coefficients(0, 12).view(2, 6).tolist())
     hashed = (np.arange(9, dtype=object)[:, None] * a + b) % (2**31 - 1) % 1_000_000
     x = 3**0.5 * (2 * hashed.astype(np.float64) / 999_999 - 1)
@@ -58,16 +58,16 @@ def test_the_widest_that_the_budget_allows(rows: int, columns: int, budget: floa
 
     allowed = int(budget * 4 * rows * columns)
     if size(1) > allowed:
-        with pytest.raises(Refused, match="budget"):
-            Dhe.settle((rows, columns), budget, hashes=8, layers=layers)
+        with pytest.raises(InvalidInput, match="budget"):
+            Dhe.resolve_spec((rows, columns), budget, hashes=8, layers=layers)
         return
-    spec = Dhe.settle((rows, columns), budget, hashes=8, layers=layers)
+    spec = Dhe.resolve_spec((rows, columns), budget, hashes=8, layers=layers)
     assert size(spec["hidden"]) <= allowed < size(spec["hidden"] + 1)
     check_drop_in(Dhe(spec).reset(), budget)
 
 
 def test_trains_from_scratch():
-    check_trains(Dhe(Dhe.settle((20, 6), hashes=16, hidden=24, layers=2)))
+    check_trains(Dhe(Dhe.resolve_spec((20, 6), hashes=16, hidden=24, layers=2)))
 
 
 def test_settings_reach_the_kind():

@@ -11,7 +11,7 @@ import torch
 from emb_tool import packed
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.float8 import Float8
-from emb_tool.editing import Draft
+from emb_tool.editing import CheckpointEditor
 from emb_tool.model.encoder import Encoder
 from emb_tool.runtime.device import Runtime
 
@@ -55,7 +55,7 @@ def test_a_model_in_float8(
     family: str, request: pytest.FixtureRequest, tmp_path: Path, sentences: list[str]
 ) -> None:
     model = request.getfixturevalue(family)
-    draft = Draft.of(Checkpoint.open(model))
+    draft = CheckpointEditor.of(Checkpoint.open(model))
     Float8().plan(draft)
     draft.write(tmp_path)
     runtime = Runtime.start("cpu", "fp32")

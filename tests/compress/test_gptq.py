@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 import emb_tool.hub  # noqa: F401
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.compress.calibration import Work
+from emb_tool.compress.calibration import CalibrationContext
 from emb_tool.compress.gptq import Gptq
 from emb_tool.compress.int import Int as RoundToNearest
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.model.encoder import Encoder
 from emb_tool.ops import layer_inputs
 from emb_tool.packed.int import Int
@@ -25,11 +25,13 @@ from emb_tool.progress import Progress
 from emb_tool.runtime.device import Runtime
 
 
-def written(model: Path, folder: Path, texts: list[str], *steps: Gptq | RoundToNearest) -> Draft:
+def written(
+    model: Path, folder: Path, texts: list[str], *steps: Gptq | RoundToNearest
+) -> CheckpointEditor:
     folder.mkdir()
     runtime = Runtime.start("cpu")
-    work = Work(texts, runtime, Progress(0), folder)
-    draft = Draft.of(Checkpoint.open(model))
+    work = CalibrationContext(texts, runtime, Progress(0), folder)
+    draft = CheckpointEditor.of(Checkpoint.open(model))
     for step in steps:
         before = draft.copy()
         step.plan(draft)
@@ -72,7 +74,7 @@ def test_what_is_written_is_what_calibration_saw(
     model = encoder.model[0].auto_model
     name = "encoder.layer.3.intermediate.dense"
     step = Gptq(bits=3, group=8, tokens=500)
-    work = Work(sentences[:200], Runtime.start("cpu"), Progress(0), tmp_path)
+    work = CalibrationContext(sentences[:200], Runtime.start("cpu"), Progress(0), tmp_path)
     batches = list(step._batches(encoder, work))
     layer = model.get_submodule(name)
     (seen,) = layer_inputs.second_moments(model, {name: layer}, batches, Runtime.start("cpu"))
@@ -138,20 +140,20 @@ def test_inputs_without_a_factor_are_refused(
     tiny_decoder: Path, tmp_path: Path, sentences: list[str]
 ) -> None:
     few = Gptq(tokens=1, damp=1e-15)
-    with pytest.raises(Refused, match=r"q_proj: damp=1e-15 is too little") as told:
+    with pytest.raises(InvalidInput, match=r"q_proj: damp=1e-15 is too little") as told:
         written(tiny_decoder, tmp_path / "few", sentences[:1], few)
     assert told.value.hint == "give more: -m gptq:damp=0.01"
     model = Path(shutil.copytree(tiny_decoder, tmp_path / "model"))
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.0}))  # of padding
-    with pytest.raises(Refused, match=rf"{model}: layers\.0\..*: its inputs .* not finite"):
+    with pytest.raises(InvalidInput, match=rf"{model}: layers\.0\..*: its inputs .* not finite"):
         written(model, tmp_path / "nan", sentences[:20], Gptq(group=8))
 
 
 def test_what_does_not_fit_is_refused(tiny_static: Path, tiny_bert: Path) -> None:
-    with pytest.raises(Refused, match="static embedding: it has no linear layers"):
-        Gptq().plan(Draft.of(Checkpoint.open(tiny_static)))
-    draft = Draft.of(Checkpoint.open(tiny_bert))
+    with pytest.raises(InvalidInput, match="static embedding: it has no linear layers"):
+        Gptq().plan(CheckpointEditor.of(Checkpoint.open(tiny_static)))
+    draft = CheckpointEditor.of(Checkpoint.open(tiny_bert))
     Gptq().plan(draft)
-    with pytest.raises(Refused, match="gptq finds nothing"):
+    with pytest.raises(InvalidInput, match="gptq finds nothing"):
         Gptq().plan(draft)

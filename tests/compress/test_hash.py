@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emb_tool.compress.hash import Hash as Method
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.packed.hash import Hash
 from tests.tables import check_drop_in, check_trains, table
 
@@ -44,7 +44,7 @@ def test_a_bucket_is_the_weighted_mean_of_its_rows(function: str, weighted: bool
 def test_any_shape_keeps_the_budget(rows: int, columns: int, budget: float, function: str):
     x = table(rows, columns)
     if 2 * columns > int(budget * 4 * rows * columns):
-        with pytest.raises(Refused, match="budget"):
+        with pytest.raises(InvalidInput, match="budget"):
             Hash.fit(x, budget=budget, function=function)
         return
     made = Hash.fit(x, budget=budget, function=function, seed=4)
@@ -53,14 +53,14 @@ def test_any_shape_keeps_the_budget(rows: int, columns: int, budget: float, func
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(Refused, match="21 buckets of 20 rows"):
-        Hash.settle((20, 4), buckets=21)
-    with pytest.raises(Refused, match="unknown function"):
-        Hash.settle((20, 4), buckets=2, function="md5")
+    with pytest.raises(InvalidInput, match="21 buckets of 20 rows"):
+        Hash.resolve_spec((20, 4), buckets=21)
+    with pytest.raises(InvalidInput, match="unknown function"):
+        Hash.resolve_spec((20, 4), buckets=2, function="md5")
 
 
 def test_trains_from_scratch():
-    check_trains(Hash(Hash.settle((30, 8), buckets=15, function="universal")))
+    check_trains(Hash(Hash.resolve_spec((30, 8), buckets=15, function="universal")))
 
 
 def test_settings_reach_the_kind():

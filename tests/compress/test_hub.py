@@ -21,8 +21,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from emb_tool import hub
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.int import Int
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.model.encoder import Encoder
 from emb_tool.runtime.device import Runtime
 from emb_tool.tools.inspect import inspect
@@ -47,7 +47,7 @@ def packed(
 
 
 def pack(model: Path, out: Path, **settings: Any) -> Path:
-    draft = Draft.of(Checkpoint.open(model))
+    draft = CheckpointEditor.of(Checkpoint.open(model))
     Int(**({"bits": 8, "tables": 4, "group": 16} | settings)).plan(draft)
     draft.write(out)
     return out
@@ -134,9 +134,9 @@ def test_expanded(
     assert run_cli("expand", folder, "-o", tmp_path / "dense").code == 2  # there is something
     hub.expand(folder, tmp_path / "dense", "fp16", overwrite=True)
     assert {s.dtype for s in Checkpoint.open(tmp_path / "dense").tensors.values()} == {"F16"}
-    with pytest.raises(Refused, match="holds no packed weights"):
+    with pytest.raises(InvalidInput, match="holds no packed weights"):
         hub.expand(tmp_path / "dense", tmp_path / "further")
-    with pytest.raises(Refused, match="unknown dtype 'fp8'"):
+    with pytest.raises(InvalidInput, match="unknown dtype 'fp8'"):
         hub.expand(folder, tmp_path / "further", "fp8")
     assert not (tmp_path / "further").exists()
 
@@ -250,9 +250,9 @@ def test_inspected(packed: Callable[[str], Path], request: pytest.FixtureRequest
 
 
 def test_an_output_head_needs_the_matrix(packed: Callable[[str], Path]) -> None:
-    with pytest.raises(Refused, match="its output head lm_head is the packed table"):
+    with pytest.raises(InvalidInput, match="its output head lm_head is the packed table"):
         AutoModelForCausalLM.from_pretrained(packed("tiny_decoder"))
-    with pytest.raises(Refused, match="is the packed table"):
+    with pytest.raises(InvalidInput, match="is the packed table"):
         AutoModelForMaskedLM.from_pretrained(packed("tiny_bert"))
 
 
@@ -315,31 +315,31 @@ def test_damaged(packed: Callable[[str], Path], tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     stated = config["quantization_config"]
     edit(folder / "config.json", quantization_config={**stated, "version": 2})
-    with pytest.raises(Refused, match="packed weights of version 2"):
+    with pytest.raises(InvalidInput, match="packed weights of version 2"):
         Checkpoint.open(folder)
     modules = {**stated["modules"]}
     modules["pooler.dense"] = {**modules["pooler.dense"], "shape": [32, 31]}
     edit(folder / "config.json", quantization_config={**stated, "modules": modules})
-    with pytest.raises(Refused, match=r"pooler.dense is packed as \[32, 31\]"):
+    with pytest.raises(InvalidInput, match=r"pooler.dense is packed as \[32, 31\]"):
         AutoModel.from_pretrained(folder)
     modules["pooler.dense"] = {"kind": "int"}
     edit(folder / "config.json", quantization_config={**stated, "modules": modules})
-    with pytest.raises(Refused, match="does not describe the packed modules"):
+    with pytest.raises(InvalidInput, match="does not describe the packed modules"):
         inspect(str(folder))
     modules["pooler.dense"] = {**stated["modules"]["pooler.dense"], "kind": "itn"}
     edit(folder / "config.json", quantization_config={**stated, "modules": modules})
-    with pytest.raises(Refused, match="unknown packed format 'itn'"):
+    with pytest.raises(InvalidInput, match="unknown packed format 'itn'"):
         AutoModel.from_pretrained(folder)
     edit(folder / "config.json", quantization_config=stated)
     tensors = load_file(folder / "model.safetensors")
     tensors["pooler.dense.weight"] = tensors["pooler.dense.weight"][:-1].clone()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(Refused, match="has 1,279 elements, its format 1,280 bytes"):
+    with pytest.raises(InvalidInput, match="has 1,279 elements, its format 1,280 bytes"):
         hub.expand(folder, tmp_path / "dense")
-    with pytest.raises((RuntimeError, Refused), match=r"ignore_mismatched_sizes|\[1279\]"):
+    with pytest.raises((RuntimeError, InvalidInput), match=r"ignore_mismatched_sizes|\[1279\]"):
         AutoModel.from_pretrained(folder)
     tensors = load_file(packed("tiny_bert") / "model.safetensors")
     tensors["pooler.dense.bias"] = tensors["pooler.dense.bias"][:-1].clone()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises((RuntimeError, Refused), match=r"ignore_mismatched_sizes|\[31\]"):
+    with pytest.raises((RuntimeError, InvalidInput), match=r"ignore_mismatched_sizes|\[31\]"):
         AutoModel.from_pretrained(folder)

@@ -16,16 +16,16 @@ from emb_tool import config, packed
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.int import Int
 from emb_tool.compress.pq import Pq
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.model.encoder import Encoder
 from emb_tool.runtime.device import Runtime
 
 FAMILIES = ["tiny_bert", "tiny_decoder", "tiny_static"]
 
 
-def pack(model: Path, out: Path, **settings: object) -> Draft:
-    draft = Draft.of(Checkpoint.open(model))
+def pack(model: Path, out: Path, **settings: object) -> CheckpointEditor:
+    draft = CheckpointEditor.of(Checkpoint.open(model))
     Int(**settings).plan(draft)
     out.mkdir()
     draft.write(out)
@@ -81,7 +81,7 @@ def test_torch_kernel_reads_what_we_decode(bits: int, monkeypatch: pytest.Monkey
     made = packed.kind("int").fit(table(40, 48), bits=bits, group=16)
     ids = torch.arange(40)
     quick = made.rows(ids)
-    monkeypatch.setattr("emb_tool.packed.groups.is_quick", lambda device: False)
+    monkeypatch.setattr("emb_tool.packed.groups.has_fused_kernel", lambda device: False)
     assert torch.equal(made.rows(ids), quick)
 
 
@@ -118,23 +118,25 @@ def test_scales_and_minima_are_trained(group: int | None) -> None:
 
 
 def test_a_table_to_be_trained_from_scratch() -> None:
-    weight = packed.kind("int")(packed.kind("int").settle((400, 32), bits=4)).reset(3).expand()
+    weight = (
+        packed.kind("int")(packed.kind("int").resolve_spec((400, 32), bits=4)).reset(3).expand()
+    )
     assert abs(float(weight.std()) - 1) < 0.05
     assert abs(float(weight.mean())) < 0.05
 
 
 def test_sizes_from_a_budget() -> None:
-    settle = packed.kind("int").settle
+    settle = packed.kind("int").resolve_spec
     shape = (1000, 128)
     for budget, bits, group in ((0.26, 8, None), (0.27, 8, 64), (0.1, 2, 32), (0.135, 4, None)):
         spec = settle(shape, budget)
         assert (spec["bits"], spec["group"]) == (bits, group), budget
         assert packed.empty(spec).nbytes <= budget * 4 * 1000 * 128
-    with pytest.raises(Refused, match=r"the budget 0\.05 allows"):
+    with pytest.raises(InvalidInput, match=r"the budget 0\.05 allows"):
         settle(shape, 0.05)
-    with pytest.raises(Refused, match="bits=9"):
+    with pytest.raises(InvalidInput, match="bits=9"):
         settle(shape, bits=9)
-    with pytest.raises(Refused, match="group=12"):
+    with pytest.raises(InvalidInput, match="group=12"):
         settle(shape, group=12)
 
 
@@ -184,7 +186,7 @@ def test_what_is_packed(tiny_bert: Path, tmp_path: Path) -> None:
 
 def test_only_skip_and_tables(tiny_bert: Path, tmp_path: Path) -> None:
     def modules(**settings: object) -> set[str]:
-        draft = Draft.of(Checkpoint.open(tiny_bert))
+        draft = CheckpointEditor.of(Checkpoint.open(tiny_bert))
         Int(**settings).plan(draft)
         return set(draft.packed)
 
@@ -197,10 +199,10 @@ def test_only_skip_and_tables(tiny_bert: Path, tmp_path: Path) -> None:
     assert modules(skip="*.attention.*,pooler.dense") == {
         n for n in everything if ".attention." not in n and n != "pooler.dense"
     }
-    with pytest.raises(Refused, match="fits no linear layer or table") as refused:
+    with pytest.raises(InvalidInput, match="fits no linear layer or table") as refused:
         modules(skip="pooler.dens")
     assert refused.value.hint == "did you mean pooler.dense?"
-    with pytest.raises(Refused, match="bits=1"):
+    with pytest.raises(InvalidInput, match="bits=1"):
         modules(tables=1)
 
 
@@ -235,25 +237,27 @@ def test_a_bare_file_of_tables(tmp_path: Path) -> None:
 def test_refusals(tiny_bert: Path, tiny_decoder: Path, tmp_path: Path) -> None:
     quantised = Path(shutil.copytree(tiny_bert, tmp_path / "bnb"))
     edit(quantised / "config.json", quantization_config={"quant_method": "bitsandbytes"})
-    with pytest.raises(Refused, match="is quantised") as refused:
-        Int().plan(Draft.of(Checkpoint.open(quantised)))
+    with pytest.raises(InvalidInput, match="is quantised") as refused:
+        Int().plan(CheckpointEditor.of(Checkpoint.open(quantised)))
     assert "rotate" in str(refused.value.hint)
 
     causal = Path(shutil.copytree(tiny_decoder, tmp_path / "causal"))
     edit(causal / "config.json", architectures=["Qwen3ForCausalLM"])
-    Int().plan(Draft.of(Checkpoint.open(causal)))  # as an embedder it has no head
+    Int().plan(CheckpointEditor.of(Checkpoint.open(causal)))  # as an embedder it has no head
     (causal / "modules.json").unlink()
-    with pytest.raises(Refused, match=r"embed_tokens\.weight is also the output head") as refused:
-        Int().plan(Draft.of(Checkpoint.open(causal)))
+    with pytest.raises(
+        InvalidInput, match=r"embed_tokens\.weight is also the output head"
+    ) as refused:
+        Int().plan(CheckpointEditor.of(Checkpoint.open(causal)))
     assert "skip=embed_tokens" in str(refused.value.hint)
-    with pytest.raises(Refused, match=r"embed_tokens\.weight is also the output head"):
-        Pq().plan(Draft.of(Checkpoint.open(causal)))
-    Int(skip=("embed_tokens",)).plan(Draft.of(Checkpoint.open(causal)))
+    with pytest.raises(InvalidInput, match=r"embed_tokens\.weight is also the output head"):
+        Pq().plan(CheckpointEditor.of(Checkpoint.open(causal)))
+    Int(skip=("embed_tokens",)).plan(CheckpointEditor.of(Checkpoint.open(causal)))
 
     packed_already = tmp_path / "packed"
     pack(tiny_bert, packed_already, bits=8)
-    with pytest.raises(Refused, match="finds nothing"):
-        Int(bits=8).plan(Draft.of(Checkpoint.open(packed_already)))
+    with pytest.raises(InvalidInput, match="finds nothing"):
+        Int(bits=8).plan(CheckpointEditor.of(Checkpoint.open(packed_already)))
 
 
 def test_a_packed_model_is_packed_further(
@@ -285,7 +289,7 @@ def test_what_is_lost_is_told_and_bounded(tmp_path: Path) -> None:
     lost = (made.expand() - weight).double().square().sum() / weight.double().square().sum()
     assert draft.facts["int"]["relative_error"] == pytest.approx({"table": float(lost)}, rel=1e-5)
     save_file({"table": weight * 1e-9}, tmp_path / "small.safetensors")
-    with pytest.raises(Refused, match="table: relative error 1"):
+    with pytest.raises(InvalidInput, match="table: relative error 1"):
         pack(tmp_path / "small.safetensors", tmp_path / "small", bits=4)
 
 
@@ -294,17 +298,17 @@ def test_large_tables_are_fitted_before_writing(
 ) -> None:
     """With a bar, in slices; the bytes are those of the other way."""
     from emb_tool.checkpoint import reader
-    from emb_tool.compress.calibration import Work
+    from emb_tool.compress.calibration import CalibrationContext
     from emb_tool.progress import Progress
 
     save_file({"table": table(500, 16)}, tmp_path / "t.safetensors")
     pack(tmp_path / "t.safetensors", tmp_path / "a", bits=4)
     monkeypatch.setattr(reader, "LARGE", 1000)
-    before = Draft.of(Checkpoint.open(tmp_path / "t.safetensors"))
+    before = CheckpointEditor.of(Checkpoint.open(tmp_path / "t.safetensors"))
     draft = before.copy()
     method = Int(bits=4)
     method.plan(draft)
-    work = Work([], Runtime.start("cpu", "fp32"), Progress(0), tmp_path)
+    work = CalibrationContext([], Runtime.start("cpu", "fp32"), Progress(0), tmp_path)
     method.apply(draft, before, work)
     (tmp_path / "b").mkdir()
     draft.write(tmp_path / "b")
@@ -314,15 +318,15 @@ def test_large_tables_are_fitted_before_writing(
 
 def test_integers_are_for_table_methods(tmp_path: Path) -> None:
     save_file({"items": torch.ones(9, 4, dtype=torch.int8)}, tmp_path / "t.safetensors")
-    with pytest.raises(Refused, match="items is I8") as refused:
-        Int().plan(Draft.of(Checkpoint.open(tmp_path / "t.safetensors")))
+    with pytest.raises(InvalidInput, match="items is I8") as refused:
+        Int().plan(CheckpointEditor.of(Checkpoint.open(tmp_path / "t.safetensors")))
     assert "pq:scale=" in str(refused.value.hint)
     assert "-m int:skip=items" in str(refused.value.hint)
 
 
 def test_a_budget_chooses_bits_and_group(tiny_bert: Path) -> None:
     """The most bits that fit, then the finest group: 5 bits in rows of 32 take 18.75 %."""
-    draft = Draft.of(Checkpoint.open(tiny_bert))
+    draft = CheckpointEditor.of(Checkpoint.open(tiny_bert))
     Int(budget=0.2, tensor=("embeddings.word_embeddings.weight",)).plan(draft)
     ((module, spec),) = draft.packed.items()
     assert module == "embeddings.word_embeddings"
@@ -332,8 +336,10 @@ def test_a_budget_chooses_bits_and_group(tiny_bert: Path) -> None:
         sum(s.nbytes for s in draft.specs() if s.name.startswith(module))
         <= 0.2 * 4 * rows * columns
     )
-    with pytest.raises(Refused, match=r"word_embeddings\.weight: .*the budget 0.02 allows"):
-        Int(budget=0.02, only=("embeddings.word_embeddings",)).plan(Draft.of(draft.checkpoint))
+    with pytest.raises(InvalidInput, match=r"word_embeddings\.weight: .*the budget 0.02 allows"):
+        Int(budget=0.02, only=("embeddings.word_embeddings",)).plan(
+            CheckpointEditor.of(draft.checkpoint)
+        )
 
 
 def test_a_budget_given_once_is_that_of_the_table() -> None:

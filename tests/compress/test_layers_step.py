@@ -9,13 +9,13 @@ import torch
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.layers import Layers
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.registry import build
 
 
-def planned(model: Path, **settings: object) -> Draft:
-    draft = Draft.of(Checkpoint.open(model))
+def planned(model: Path, **settings: object) -> CheckpointEditor:
+    draft = CheckpointEditor.of(Checkpoint.open(model))
     build(Layers, settings).plan(draft)
     return draft
 
@@ -59,7 +59,7 @@ def test_a_count_spreads_and_the_bytes_are_known_before(tiny_bert: Path, tmp_pat
 
 
 def test_what_earlier_steps_made_of_a_tensor_is_kept(tiny_bert: Path, tmp_path: Path) -> None:
-    draft = Draft.of(Checkpoint.open(tiny_bert))
+    draft = CheckpointEditor.of(Checkpoint.open(tiny_bert))
     name = "encoder.layer.3.output.dense.bias"
     draft.map(name, draft.spec(name), lambda bias: bias + 1)
     Layers(keep=(3,)).plan(draft)
@@ -75,11 +75,11 @@ def test_refusals(tiny_bert: Path, tiny_static: Path) -> None:
         ({}, "either keep"),
         ({"keep": "1", "count": 1}, "either keep"),
     ):
-        with pytest.raises(Refused, match=says):
+        with pytest.raises(InvalidInput, match=says):
             planned(tiny_bert, **settings)
-    with pytest.raises(Refused, match="it has no layers"):
+    with pytest.raises(InvalidInput, match="it has no layers"):
         planned(tiny_static, count=1)
     draft = planned(tiny_bert, count=2)
-    with pytest.raises(Refused, match="no longer those of") as refused:
+    with pytest.raises(InvalidInput, match="no longer those of") as refused:
         Layers(count=1).plan(draft)
     assert "in one step" in str(refused.value.hint)

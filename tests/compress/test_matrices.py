@@ -17,8 +17,8 @@ from emb_tool.compress import matrix_method
 from emb_tool.compress.int import Int
 from emb_tool.compress.pq import Pq
 from emb_tool.compress.tensors import use_native_names
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.model.encoder import Encoder
 from emb_tool.packed.int import Int as PackedInt
 from emb_tool.runtime.device import Runtime
@@ -32,8 +32,8 @@ def deberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make("deberta-v2", tmp_path_factory.mktemp("deberta") / "model")
 
 
-def planned(model: Path, **settings: Any) -> Draft:
-    draft = Draft.of(Checkpoint.open(model))
+def planned(model: Path, **settings: Any) -> CheckpointEditor:
+    draft = CheckpointEditor.of(Checkpoint.open(model))
     Int(**settings).plan(draft)
     return draft
 
@@ -74,14 +74,14 @@ def test_a_table_is_packed_where_that_saves_something(
     packed = planned(tiny_bert, **WHOLE, only=(small,)).packed[small]
     saved = 2 * 32 * 4 - sum(part.nbytes for part in PackedInt.parts(packed).values())
     assert saved > 0
-    share = saved / Draft.of(Checkpoint.open(tiny_bert)).nbytes
-    monkeypatch.setattr(matrix_method, "LEAST_SAVED", share)
+    share = saved / CheckpointEditor.of(Checkpoint.open(tiny_bert)).nbytes
+    monkeypatch.setattr(matrix_method, "MIN_BYTES_SAVED", share)
     every = planned(tiny_bert, **WHOLE).packed
     assert small not in every
     assert large in every
-    monkeypatch.setattr(matrix_method, "LEAST_SAVED", 0.99 * share)
+    monkeypatch.setattr(matrix_method, "MIN_BYTES_SAVED", 0.99 * share)
     assert small in planned(tiny_bert, **WHOLE).packed
-    monkeypatch.setattr(matrix_method, "LEAST_SAVED", 1.0)
+    monkeypatch.setattr(matrix_method, "MIN_BYTES_SAVED", 1.0)
     every = planned(tiny_bert, **WHOLE).packed
     assert large not in every
     assert len([name for name in every if name.startswith("encoder.layer.")]) == 4 * 6
@@ -89,7 +89,7 @@ def test_a_table_is_packed_where_that_saves_something(
 
 
 def test_tensors_take_the_names_of_their_modules(tmp_path: Path) -> None:
-    draft = Draft.of(Checkpoint.open(make("nomic-bert", tmp_path / "model")))
+    draft = CheckpointEditor.of(Checkpoint.open(make("nomic-bert", tmp_path / "model")))
     joined = draft.tensors["encoder.layers.1.attn.Wqkv.weight"].load()
     use_native_names(draft)
     names = [f"layers.1.self_attn.{part}_proj.weight" for part in "qkv"]
@@ -111,8 +111,8 @@ def test_tensors_take_the_names_of_their_modules(tmp_path: Path) -> None:
 def test_table_methods_refuse_what_is_no_table(
     deberta: Path, tensor: str, says: str, hint: str
 ) -> None:
-    draft = Draft.of(Checkpoint.open(deberta))
-    with pytest.raises(Refused, match=says) as caught:
+    draft = CheckpointEditor.of(Checkpoint.open(deberta))
+    with pytest.raises(InvalidInput, match=says) as caught:
         Pq(tensor=(f"{tensor}.weight",), budget=0.5).plan(draft)
     assert caught.value.message.startswith(f"{tensor}.weight ")
     assert hint in str(caught.value.hint)
@@ -141,5 +141,5 @@ def test_a_packed_module_scales_as_the_one_that_it_replaces() -> None:
 def test_a_packed_table_of_an_unknown_class_is_refused() -> None:
     spec = PackedInt.fit(torch.randn(6, 8), bits=8).spec
     model: Any = nn.ModuleDict({"table": Odd(6, 8)})
-    with pytest.raises(Refused, match="table is packed, and Odd does more than look rows up"):
+    with pytest.raises(InvalidInput, match="table is packed, and Odd does more than look rows up"):
         hub._place(model, "table", model["table"], spec)

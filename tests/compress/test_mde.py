@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emb_tool.compress.mde import Mde as Method
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.packed.mde import MixedDimension
 from tests.tables import check_drop_in, check_trains, error, table
 
@@ -51,7 +51,7 @@ def test_a_group_as_wide_as_the_table_is_kept_as_it_is():
 
 
 def test_powers_of_two():
-    widths = MixedDimension.settle((850, 64), 0.3, powers=True)["widths"]
+    widths = MixedDimension.resolve_spec((850, 64), 0.3, powers=True)["widths"]
     assert all(width & (width - 1) == 0 for width in widths)
     assert widths == sorted(widths, reverse=True)
 
@@ -65,10 +65,10 @@ def test_any_shape_keeps_the_budget(
 ):
     x = table(rows, columns)
     told = {"groups": groups, "powers": powers}
-    least = MixedDimension.settle((rows, columns), width=1, **told)
+    least = MixedDimension.resolve_spec((rows, columns), width=1, **told)
     needed = sum(part.nbytes for part in MixedDimension.parts(least).values())
     if needed > int(budget * 4 * rows * columns):
-        with pytest.raises(Refused, match="budget"):
+        with pytest.raises(InvalidInput, match="budget"):
             MixedDimension.fit(x, budget=budget, **told)
         return
     made = MixedDimension.fit(x, budget=budget, **told)
@@ -78,12 +78,12 @@ def test_any_shape_keeps_the_budget(
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(Refused, match="width 9 of 8"):
-        MixedDimension.settle((20, 8), width=9)
+    with pytest.raises(InvalidInput, match="width 9 of 8"):
+        MixedDimension.resolve_spec((20, 8), width=9)
 
 
 def test_trains_from_scratch():
-    check_trains(MixedDimension(MixedDimension.settle((40, 12), 0.5)))
+    check_trains(MixedDimension(MixedDimension.resolve_spec((40, 12), 0.5)))
 
 
 def test_settings_reach_the_kind():

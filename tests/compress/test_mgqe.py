@@ -73,7 +73,7 @@ def test_seed_and_training() -> None:
     assert torch.equal(one.expand(), two.expand())
     before, after = train_steps(one, TABLE)
     assert after < before
-    scratch = Packed(Packed.settle((1200, 16), subvectors=8, bits=4, tail_bits=4)).reset()
+    scratch = Packed(Packed.resolve_spec((1200, 16), subvectors=8, bits=4, tail_bits=4)).reset()
     assert 0.8 < float(scratch.expand().std()) < 1.2
     before, after = train_steps(scratch, TABLE, 100)
     assert after < 0.9 * before

@@ -23,8 +23,8 @@ from sklearn.cluster import KMeans
 from emb_tool.checkpoint.header import read_header
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.pq import Pq
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.hub import expand
 from emb_tool.packed.pq import Pq as Packed
 
@@ -84,7 +84,7 @@ def test_specs_of_before_have_hot_rows_in_int8() -> None:
     assert torch.equal(old.expand(), made.expand())
     np.testing.assert_allclose(old.expand().numpy(), decoded(old), rtol=1e-5)
     # without hot rows a spec is what it was
-    assert "hot_bits" not in Packed.settle((1200, 16), subvectors=4)
+    assert "hot_bits" not in Packed.resolve_spec((1200, 16), subvectors=4)
 
 
 def test_other_dtypes_and_roles() -> None:
@@ -174,7 +174,9 @@ def test_budget_is_kept_and_used(budget: float, counts: torch.Tensor | None, hot
     made = Packed.fit(table, counts, budget, iterations=2, hot_bits=hot_bits)
     share = made.nbytes / (4 * table.numel())
     assert share <= budget
-    assert made.nbytes <= Packed(Packed.settle((4000, 16), budget)).nbytes or counts is not None
+    assert (
+        made.nbytes <= Packed(Packed.resolve_spec((4000, 16), budget)).nbytes or counts is not None
+    )
     if counts is not None:
         assert share > 0.9 * budget  # hot rows fill it
 
@@ -196,7 +198,7 @@ def test_trainable() -> None:
     made = Packed.fit(TABLE, COUNTS, subvectors=4, bits=4, hot=10)
     before, after = train_steps(made, TABLE)
     assert after < before
-    scratch = Packed(Packed.settle((1200, 16), subvectors=8, bits=4, hot=50)).reset(seed=1)
+    scratch = Packed(Packed.resolve_spec((1200, 16), subvectors=8, bits=4, hot=50)).reset(seed=1)
     assert 0.8 < float(scratch.rows(torch.arange(50)).std()) < 1.2
     assert 0.8 < float(scratch.expand().std()) < 1.2
     before, after = train_steps(scratch, TABLE, 200)
@@ -228,8 +230,8 @@ def test_one_codebook_for_several_tables(tmp_path: Path) -> None:
 
 def test_tables_of_two_widths_share_nothing(tmp_path: Path) -> None:
     path = bare(tmp_path, a=make_table(300, 8), b=make_table(300, 12))
-    draft = Draft.of(Checkpoint.open(path))
-    with pytest.raises(Refused, match=r"different widths.*a 8, b 12"):
+    draft = CheckpointEditor.of(Checkpoint.open(path))
+    with pytest.raises(InvalidInput, match=r"different widths.*a 8, b 12"):
         Pq(tensor=("a", "b"), shared=True).plan(draft)
     Pq(tensor=("a", "b"), subvectors=4).plan(draft)
     assert sorted(draft.packed) == ["a", "b"]
@@ -293,8 +295,8 @@ def test_bare_file(tmp_path: Path) -> None:
 def test_integers_with_a_scale(tmp_path: Path) -> None:
     codes = torch.randint(-128, 128, (500, 8), dtype=torch.int8)
     path = bare(tmp_path, items=codes)
-    with pytest.raises(Refused, match=r"integers.*scale"):
-        Pq().plan(Draft.of(Checkpoint.open(path)))
+    with pytest.raises(InvalidInput, match=r"integers.*scale"):
+        Pq().plan(CheckpointEditor.of(Checkpoint.open(path)))
     step = Pq(scale=0.01, subvectors=8)
     out = written(run_step(step, path, tmp_path / "w"), tmp_path / "out")
     assert rel_error(codes.numpy() * 0.01, out.modules["items"].expand()) < 1e-3
@@ -335,8 +337,8 @@ def test_large_tables_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 )
 def test_refused(settings: dict[str, object], message: str, hint: str, tmp_path: Path) -> None:
     path = bare(tmp_path, items=TABLE, users=TABLE[:9].clone(), line=torch.ones(7))
-    with pytest.raises(Refused, match=message) as refused:
-        Pq(**settings).plan(Draft.of(Checkpoint.open(path)))
+    with pytest.raises(InvalidInput, match=message) as refused:
+        Pq(**settings).plan(CheckpointEditor.of(Checkpoint.open(path)))
     assert hint in (refused.value.hint or "")
 
 
@@ -347,28 +349,30 @@ def test_refused(settings: dict[str, object], message: str, hint: str, tmp_path:
 def test_faulty_frequencies(counts: str, message: str, tmp_path: Path) -> None:
     path = bare(tmp_path, items=TABLE)
     (tmp_path / "counts.txt").write_text(counts)
-    with pytest.raises(Refused, match=message):
-        Pq(frequencies=str(tmp_path / "counts.txt")).plan(Draft.of(Checkpoint.open(path)))
+    with pytest.raises(InvalidInput, match=message):
+        Pq(frequencies=str(tmp_path / "counts.txt")).plan(
+            CheckpointEditor.of(Checkpoint.open(path))
+        )
 
 
 def test_rows_that_are_not_finite(tmp_path: Path) -> None:
     table = TABLE.clone()
     table[7, 3], table[900, 0] = float("nan"), float("inf")
-    with pytest.raises(Refused, match=r"items: 2 rows.*7, 900"):
+    with pytest.raises(InvalidInput, match=r"items: 2 rows.*7, 900"):
         run_step(Pq(subvectors=4), bare(tmp_path, items=table), tmp_path / "w")
 
 
 def test_packed_twice(tmp_path: Path) -> None:
-    draft = Draft.of(Checkpoint.open(bare(tmp_path, items=TABLE)))
+    draft = CheckpointEditor.of(Checkpoint.open(bare(tmp_path, items=TABLE)))
     Pq(subvectors=4).plan(draft)
-    with pytest.raises(Refused, match="packed already"):
+    with pytest.raises(InvalidInput, match="packed already"):
         Pq(tensor=("items",), subvectors=4).plan(draft)
 
 
 def test_lossy(tmp_path: Path) -> None:
     noise = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0))
     path = bare(tmp_path, items=noise)
-    with pytest.raises(Refused, match=r"relative error 0\.\d+.*above 0\.3"):
+    with pytest.raises(InvalidInput, match=r"relative error 0\.\d+.*above 0\.3"):
         run_step(Pq(subvectors=1, bits=4), path, tmp_path / "w")
     draft = run_step(Pq(subvectors=1, bits=4, allow_lossy=True), path, tmp_path / "w")
     assert "relative error 0." in draft.notes[-1]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emb_tool.compress.prune import Prune as Method
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.packed.prune import Prune
 from tests.tables import check_drop_in, check_trains, table
 
@@ -49,8 +49,8 @@ def test_rows_that_begin_beyond_16_bits(format: str):
 
 
 def test_wide_tables_and_the_smaller_format():
-    assert Prune.settle((3, 40_000), keep=0.01)["format"] == "csr"
-    assert Prune.settle((3, 40_000), keep=0.5)["format"] == "bitmap"
+    assert Prune.resolve_spec((3, 40_000), keep=0.01)["format"] == "csr"
+    assert Prune.resolve_spec((3, 40_000), keep=0.5)["format"] == "bitmap"
     x = table(3, 40_000)
     made = Prune.fit(x, keep=0.01)
     assert (made.expand() != 0).sum() == 1200
@@ -69,7 +69,7 @@ def test_any_shape_keeps_the_budget(rows: int, columns: int, budget: float, form
     index = {"bitmap": rows * -(-columns // 8), "csr": 2}
     least = 2 + min(index.values() if format is None else [index[format]])
     if least + 8 + 2 * (rows + 1) > int(budget * 4 * rows * columns):  # of one entry
-        with pytest.raises(Refused, match="budget"):
+        with pytest.raises(InvalidInput, match="budget"):
             Prune.fit(x, budget=budget, format=format)
         return
     made = Prune.fit(x, budget=budget, format=format)
@@ -78,15 +78,15 @@ def test_any_shape_keeps_the_budget(rows: int, columns: int, budget: float, form
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(Refused, match=r"the budget .* allows"):
+    with pytest.raises(InvalidInput, match=r"the budget .* allows"):
         Prune.fit(table(20, 8), budget=0.01)
-    with pytest.raises(Refused, match="unknown format"):
-        Prune.settle((20, 8), keep=0.5, format="coo")
+    with pytest.raises(InvalidInput, match="unknown format"):
+        Prune.resolve_spec((20, 8), keep=0.5, format="coo")
 
 
 @pytest.mark.parametrize("format", ["bitmap", "csr"])
 def test_trains_from_scratch(format: str):
-    check_trains(Prune(Prune.settle((30, 8), keep=0.6, format=format)))
+    check_trains(Prune(Prune.resolve_spec((30, 8), keep=0.6, format=format)))
 
 
 def test_settings_reach_the_kind():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emb_tool.compress.qr import Qr as Method
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.packed.qr import QuotientRemainder
 from tests.tables import check_drop_in, check_trains, error, table
 
@@ -70,7 +70,7 @@ def test_any_shape_keeps_the_budget(rows: int, columns: int, budget: float, oper
     allowed = int(budget * 4 * rows * columns)
     sizes = [2 * columns * (q + -(-rows // q)) for q in range(1, rows + 1)]
     if min(sizes) > allowed:
-        with pytest.raises(Refused, match="budget"):
+        with pytest.raises(InvalidInput, match="budget"):
             QuotientRemainder.fit(x, budget=budget, operation=operation)
         return
     made = QuotientRemainder.fit(x, budget=budget, operation=operation)
@@ -79,15 +79,15 @@ def test_any_shape_keeps_the_budget(rows: int, columns: int, budget: float, oper
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(Refused, match="21 quotients of 20 rows"):
-        QuotientRemainder.settle((20, 4), quotients=21)
-    with pytest.raises(Refused, match="unknown operation"):
-        QuotientRemainder.settle((20, 4), quotients=2, operation="concat")
+    with pytest.raises(InvalidInput, match="21 quotients of 20 rows"):
+        QuotientRemainder.resolve_spec((20, 4), quotients=21)
+    with pytest.raises(InvalidInput, match="unknown operation"):
+        QuotientRemainder.resolve_spec((20, 4), quotients=2, operation="concat")
 
 
 @pytest.mark.parametrize("operation", ["sum", "product"])
 def test_trains_from_scratch(operation: str):
-    spec = QuotientRemainder.settle((30, 8), quotients=3, operation=operation)
+    spec = QuotientRemainder.resolve_spec((30, 8), quotients=3, operation=operation)
     check_trains(QuotientRemainder(spec))
 
 

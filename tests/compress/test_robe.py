@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emb_tool.compress.robe import Robe as Method
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.packed import robe
 from emb_tool.packed.robe import Robe
 from tests.tables import check_drop_in, check_trains, error, table
@@ -38,7 +38,7 @@ def test_slots_are_the_least_squares_solution(weighted: bool, monkeypatch):
 
 
 def test_entries_of_a_block_lie_side_by_side():
-    slots, sign = Robe(Robe.settle((50, 8), slots=100, block=4)).place(torch.arange(50))
+    slots, sign = Robe(Robe.resolve_spec((50, 8), slots=100, block=4)).place(torch.arange(50))
     runs = slots.view(50, 2, 4)
     assert ((runs[:, :, 1:] - runs[:, :, :-1]) % 100 == 1).all()
     assert (sign.view(50, 2, 4).std(dim=2) == 0).all()
@@ -58,19 +58,19 @@ def test_error_is_that_of_random_placing():
 def test_any_shape_keeps_the_budget(rows: int, columns: int, budget: float, block: int):
     x = table(rows, columns)
     if int(budget * 4 * rows * columns) < 2:
-        with pytest.raises(Refused, match="budget"):
+        with pytest.raises(InvalidInput, match="budget"):
             Robe.fit(x, budget=budget, block=block)
         return
     check_drop_in(Robe.fit(x, budget=budget, block=block, seed=3), budget)
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(Refused, match="81 slots"):
-        Robe.settle((20, 4), slots=81)
+    with pytest.raises(InvalidInput, match="81 slots"):
+        Robe.resolve_spec((20, 4), slots=81)
 
 
 def test_trains_from_scratch():
-    check_trains(Robe(Robe.settle((30, 8), slots=150)))
+    check_trains(Robe(Robe.resolve_spec((30, 8), slots=150)))
 
 
 def test_settings_reach_the_kind():

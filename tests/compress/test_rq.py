@@ -11,8 +11,8 @@ from quantised import bare, decoded, make_table, rel_error, run_step, train_step
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.rq import Rq
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.packed.pq import Pq
 from emb_tool.packed.rq import Rq as Packed
 from emb_tool.packed.rq import beam_search
@@ -73,7 +73,7 @@ def test_frequencies_seed_and_training() -> None:
     assert rel_error(TABLE, weighted.expand(), counts) < rel_error(TABLE, plain.expand(), counts)
     before, after = train_steps(plain, TABLE)
     assert after < before
-    scratch = Packed(Packed.settle((1200, 16), subvectors=8, stages=2, bits=4)).reset()
+    scratch = Packed(Packed.resolve_spec((1200, 16), subvectors=8, stages=2, bits=4)).reset()
     assert 0.8 < float(scratch.expand().std()) < 1.2
     before, after = train_steps(scratch, TABLE, 100)
     assert after < 0.9 * before
@@ -87,5 +87,5 @@ def test_step(tmp_path: Path) -> None:
     assert 0.15 < made.nbytes / (4 * TABLE.numel()) <= 0.25
     assert "iterations" not in made.spec
     np.testing.assert_allclose(made.expand().numpy(), decoded(made), rtol=1e-5, atol=1e-6)
-    with pytest.raises(Refused, match="rq takes"):  # codebooks as large as the table
-        Rq(budget=0.05).plan(Draft.of(Checkpoint.open(path)))
+    with pytest.raises(InvalidInput, match="rq takes"):  # codebooks as large as the table
+        Rq(budget=0.05).plan(CheckpointEditor.of(Checkpoint.open(path)))

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.checkpoint.result_cache import Kept
+from emb_tool.checkpoint.result_cache import ResultCache
 from emb_tool.compress import chains
-from emb_tool.compress.calibration import Work
+from emb_tool.compress.calibration import CalibrationContext
 from emb_tool.compress.chains import Family
-from emb_tool.compress.search import CLOSE, Search
-from emb_tool.compress.step import Surgery, carry_out
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.compress.search import CLOSE_TO_TARGET, ChainSearch
+from emb_tool.compress.step import CompressStep, run_steps
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.progress import Progress
 from emb_tool.runtime.device import Runtime
 from tests.conftest import CliResult
@@ -50,23 +50,25 @@ def made_of_words(seed: int, count: int) -> list[str]:
     return [" ".join(f"w{i}" for i in rng.zipf(1.3, 8) % 3999) for _ in range(count)]
 
 
-def calibration(scratch: Path) -> Work:
+def calibration(scratch: Path) -> CalibrationContext:
     scratch.mkdir(exist_ok=True)
-    kept = Kept(scratch / "kept")
-    return Work(made_of_words(1, 200), Runtime.start("cpu"), Progress(0), scratch, kept=kept)
+    kept = ResultCache(scratch / "kept")
+    return CalibrationContext(
+        made_of_words(1, 200), Runtime.start("cpu"), Progress(0), scratch, kept=kept
+    )
 
 
 def search(
     model: Path, scratch: Path, measure: Callable[[Path], float], vocabulary: bool = False
-) -> Search:
-    start = Draft.of(Checkpoint.open(model))
-    return Search(start, calibration(scratch), measure, scratch, vocabulary=vocabulary)
+) -> ChainSearch:
+    start = CheckpointEditor.of(Checkpoint.open(model))
+    return ChainSearch(start, calibration(scratch), measure, scratch, vocabulary=vocabulary)
 
 
-def write(model: Path, steps: Sequence[Surgery], folder: Path) -> int:
+def write(model: Path, steps: Sequence[CompressStep], folder: Path) -> int:
     """Carry a chain out, without a search; bytes of the weight files."""
-    start = Draft.of(Checkpoint.open(model))
-    carry_out(steps, start, calibration(folder.with_suffix(".state"))).write(folder)
+    start = CheckpointEditor.of(Checkpoint.open(model))
+    run_steps(steps, start, calibration(folder.with_suffix(".state"))).write(folder)
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
@@ -85,7 +87,7 @@ def test_a_budget_is_solved_until_the_target_is_used_up(
     found = search(wide_table, tmp_path, lambda folder: 0.9)
     found.below(target)
     chain = next(c for c in found.measured() if "pq:budget" in c.spelled)
-    assert (1 - CLOSE) * target <= chain.bytes <= target
+    assert (1 - CLOSE_TO_TARGET) * target <= chain.bytes <= target
     assert chain.kept == 0.9
 
 
@@ -98,7 +100,7 @@ def test_a_share_is_solved_again_from_the_bytes_that_were_made(
     found = search(wide_table, tmp_path, lambda folder: 0.9)
     found.below(61_000)
     chain = next(c for c in found.measured() if "pq:budget" in c.spelled)
-    assert (1 - CLOSE) * 61_000 <= chain.bytes <= 61_000
+    assert (1 - CLOSE_TO_TARGET) * 61_000 <= chain.bytes <= 61_000
 
 
 def test_of_the_chains_that_fit_the_best_is_taken(wide_table: Path, tmp_path: Path) -> None:
@@ -182,9 +184,11 @@ def test_a_share_is_kept_by_the_smallest_chain_that_does(
 ) -> None:
     """The ladder from above: bytes and shares of each step are measured apart from the search."""
     known = {}
-    for number, steps in enumerate(chains.ladder(Draft.of(Checkpoint.open(wide_table)))):
+    for number, steps in enumerate(
+        chains.fixed_chains(CheckpointEditor.of(Checkpoint.open(wide_table)))
+    ):
         size = write(wide_table, steps, path := tmp_path / str(number))
-        known[chains.spelled(steps)] = (size, kept_of(path))
+        known[chains.chain_spec(steps)] = (size, kept_of(path))
     for share in (0.95, 0.6):
         chosen = search(wide_table, tmp_path / f"{share:.0%}", kept_of).keeping(share)
         assert chosen is not None
@@ -202,7 +206,7 @@ def test_bits_go_to_linear_layers_as_long_as_that_keeps_more(
 ) -> None:
     """The best of all families is found from the even one, and not all of them are measured."""
     monkeypatch.setattr(chains, "LINEAR", LINEAR)
-    start = Draft.of(Checkpoint.open(tiny_bert))
+    start = CheckpointEditor.of(Checkpoint.open(tiny_bert))
     size = chains.file_bytes(start.copy()) // 5
 
     def measure(folder: Path) -> float:
@@ -235,7 +239,7 @@ def test_a_chain_that_cannot_be_made_is_passed_over_and_told(
     from emb_tool.compress.pq import Pq
 
     def refuse(*_: object) -> None:
-        raise Refused("no codebooks today", None)
+        raise InvalidInput("no codebooks today", None)
 
     monkeypatch.setattr(Pq, "apply", refuse)
     found = search(wide_table, tmp_path, lambda folder: 0.9)
@@ -244,10 +248,10 @@ def test_a_chain_that_cannot_be_made_is_passed_over_and_told(
     assert "int:budget" in chosen.spelled
     assert "no codebooks today" in {told["refused"] for told in found.told()}
     monkeypatch.setattr(chains, "families", lambda draft: [Family(None, "pq")])
-    monkeypatch.setattr(chains, "ladder", lambda draft, vocabulary=False: [])
+    monkeypatch.setattr(chains, "fixed_chains", lambda draft, vocabulary=False: [])
     none = search(wide_table, tmp_path / "none", lambda folder: 0.9)
     assert none.below(61_000) is None
-    with pytest.raises(Refused, match="no chain fits this model: no codebooks today"):
+    with pytest.raises(InvalidInput, match="no chain fits this model: no codebooks today"):
         none.measured()
 
 

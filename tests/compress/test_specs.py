@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from emb_tool import packed
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from tests.faults.strangers import ODD
 
 ROWS, COLUMNS = 40, 16
@@ -36,7 +36,7 @@ def changed(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("kind", packed.KINDS)
 def test_an_odd_spec_is_refused_or_gives_a_matrix(kind: str) -> None:
     cls = packed.kind(kind)
-    made = cls(cls.settle((ROWS, COLUMNS), **SETTINGS[kind], role="table")).reset()
+    made = cls(cls.resolve_spec((ROWS, COLUMNS), **SETTINGS[kind], role="table")).reset()
     stored = made.state_dict()
     sizes = {name: data.shape for name, data in stored.items()}
     kept, refused = 0, 0
@@ -44,7 +44,7 @@ def test_an_odd_spec_is_refused_or_gives_a_matrix(kind: str) -> None:
         try:
             with torch.device("meta"):
                 again = packed.empty(spec)
-        except Refused:
+        except InvalidInput:
             refused += 1
             continue
         if {name: data.shape for name, data in again.state_dict().items()} == sizes:

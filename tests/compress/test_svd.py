@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emb_tool.compress.svd import Svd as Method
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.packed.svd import Svd
 from tests.tables import check_drop_in, check_trains, error, table
 
@@ -44,7 +44,7 @@ def test_weighted_fit_is_the_svd_of_weighted_rows():
 def test_any_shape_keeps_the_budget(rows: int, columns: int, budget: float, seed: int):
     x = table(rows, columns, seed)
     if 2 * (rows + columns) > budget * 4 * rows * columns:
-        with pytest.raises(Refused, match="budget"):
+        with pytest.raises(InvalidInput, match="budget"):
             Svd.fit(x, budget=budget)
         return
     made = Svd.fit(x, budget=budget)
@@ -54,12 +54,12 @@ def test_any_shape_keeps_the_budget(rows: int, columns: int, budget: float, seed
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(Refused, match="rank 9"):
-        Svd.settle((20, 8), rank=9)
-    with pytest.raises(Refused, match="takes 1,120 bytes"):
-        Svd.settle((132, 8), 0.1, rank=4)
-    with pytest.raises(Refused, match="neither rank nor a budget"):
-        Svd.settle((20, 8))
+    with pytest.raises(InvalidInput, match="rank 9"):
+        Svd.resolve_spec((20, 8), rank=9)
+    with pytest.raises(InvalidInput, match="takes 1,120 bytes"):
+        Svd.resolve_spec((132, 8), 0.1, rank=4)
+    with pytest.raises(InvalidInput, match="neither rank nor a budget"):
+        Svd.resolve_spec((20, 8))
 
 
 def test_as_a_linear_layer_it_is_two_thin_ones():
@@ -73,7 +73,7 @@ def test_as_a_linear_layer_it_is_two_thin_ones():
 
 
 def test_trains_from_scratch():
-    check_trains(Svd(Svd.settle((40, 12), rank=6)))
+    check_trains(Svd(Svd.resolve_spec((40, 12), rank=6)))
 
 
 def test_settings_reach_the_kind():

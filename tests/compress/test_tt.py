@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emb_tool.compress.tt import Tt as Method
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.packed.tt import TensorTrain, radix
 from tests.tables import check_drop_in, check_trains, error, table
 
@@ -57,18 +57,18 @@ def test_radices_cover_a_size_closely(size: int):
 @given(st.integers(1, 50), st.integers(1, 15), st.floats(0.1, 1.0))
 def test_any_shape_keeps_the_budget(rows: int, columns: int, budget: float):
     x = table(rows, columns)
-    least = TensorTrain.settle((rows, columns), rank=1)
+    least = TensorTrain.resolve_spec((rows, columns), rank=1)
     needed = sum(part.nbytes for part in TensorTrain.parts(least).values())
     if needed > int(budget * 4 * rows * columns):
-        with pytest.raises(Refused, match="budget"):
+        with pytest.raises(InvalidInput, match="budget"):
             TensorTrain.fit(x, budget=budget)
         return
     check_drop_in(TensorTrain.fit(x, budget=budget), budget)
 
 
 def test_rank_below_1_is_refused():
-    with pytest.raises(Refused, match="rank 0"):
-        TensorTrain.settle((20, 4), rank=0)
+    with pytest.raises(InvalidInput, match="rank 0"):
+        TensorTrain.resolve_spec((20, 4), rank=0)
 
 
 def test_many_ids_are_done_in_parts(monkeypatch):
@@ -80,7 +80,7 @@ def test_many_ids_are_done_in_parts(monkeypatch):
 
 
 def test_trains_from_scratch():
-    check_trains(TensorTrain(TensorTrain.settle((40, 12), rank=8)))
+    check_trains(TensorTrain(TensorTrain.resolve_spec((40, 12), rank=8)))
 
 
 def test_settings_reach_the_kind():

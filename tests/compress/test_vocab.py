@@ -14,10 +14,10 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.compress.calibration import Work
+from emb_tool.compress.calibration import CalibrationContext
 from emb_tool.compress.vocab import Vocab
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
 from emb_tool.model.encoder import Encoder
 from emb_tool.progress import Progress
 from emb_tool.registry import build
@@ -27,8 +27,8 @@ from tests.conftest import make_sentences, save_model
 CORPUS = [*make_sentences(30, seed=5), "Ünknown ☃ [SEP] words", ""]
 
 
-def planned(model: Path, **settings: object) -> tuple[Vocab, Draft]:
-    draft = Draft.of(Checkpoint.open(model))
+def planned(model: Path, **settings: object) -> tuple[Vocab, CheckpointEditor]:
+    draft = CheckpointEditor.of(Checkpoint.open(model))
     step: Vocab = build(Vocab, settings)
     step.plan(draft)
     draft.history.append("vocab")
@@ -42,15 +42,15 @@ def trim(
     unseen: list[str] | None = None,
     progress: Progress | None = None,
     **settings: object,
-) -> Draft:
+) -> CheckpointEditor:
     """Into `tmp_path / "out"`; what becomes of texts is told of the corpus unless others are."""
     step, draft = planned(model, **settings)
     corpus = CORPUS if texts is None else texts
-    work = Work(
+    work = CalibrationContext(
         corpus, Runtime.start("cpu"), progress or Progress(0), tmp_path / "scratch",
         unseen=corpus if unseen is None else unseen,
     )  # fmt: skip
-    step.apply(draft, Draft.of(draft.checkpoint), work)
+    step.apply(draft, CheckpointEditor.of(draft.checkpoint), work)
     draft.write(tmp_path / "out")
     return draft
 
@@ -219,7 +219,7 @@ def test_positions_counted_from_the_padding_id(tmp_path: Path) -> None:
     folder = save_model(
         tmp_path / "model", model, tokenizer, pooling="mean", max_length=40, prompts={}
     )
-    with pytest.raises(Refused, match=r"padding id \d+ would become \d+") as refused:
+    with pytest.raises(InvalidInput, match=r"padding id \d+ would become \d+") as refused:
         trim(folder, tmp_path)
     assert "size above" in str(refused.value.hint)
 
@@ -273,10 +273,10 @@ def test_list_keep_and_characters(tmp_path: Path, tiny_bert: Path) -> None:
         ({"list": str(path), "min_count": 2}, "give one of them"),
         ({"size": 20}, r"size=20: \d+ tokens must stay"),
     ):
-        with pytest.raises(Refused, match=says):
+        with pytest.raises(InvalidInput, match=says):
             planned(tiny_bert, **settings)
     path.write_text("###\n")
-    with pytest.raises(Refused, match="none of its 1 lines"):
+    with pytest.raises(InvalidInput, match="none of its 1 lines"):
         planned(tiny_bert, list=str(path))
 
 
@@ -314,7 +314,7 @@ def test_rows_without_a_token_go(tmp_path: Path, tiny_bert: Path) -> None:
     model = edited(tiny_bert, tmp_path / "model", pad)
     rows = Checkpoint.open(model).tensors[name].shape[0]
     config = json.loads((model / "config.json").read_text())
-    with pytest.raises(Refused, match=rf"vocab_size {rows - 7}, .* has {rows} rows"):
+    with pytest.raises(InvalidInput, match=rf"vocab_size {rows - 7}, .* has {rows} rows"):
         planned(model)
     config |= {"vocab_size": rows, "forced_bos_token_id": rows - 1, "far_token_id": 99_999}
     (model / "config.json").write_text(json.dumps(config))
@@ -333,10 +333,10 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, tiny_bert: Path
     model = edited(tiny_bert, tmp_path / "model", lambda t: t.update({name: t[name][:99].clone()}))
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "vocab_size": 99}))
-    with pytest.raises(Refused, match=r"has the id \d+, .* has 99 rows"):
+    with pytest.raises(InvalidInput, match=r"has the id \d+, .* has 99 rows"):
         planned(model)
     (model / "tokenizer.json").write_text("{}")
-    with pytest.raises(Refused, match="no fast tokenizer"):
+    with pytest.raises(InvalidInput, match="no fast tokenizer"):
         planned(model)
 
 
@@ -347,7 +347,7 @@ def test_a_sentencepiece_model_alone_says_what_reads_it(
     model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
     (model / "tokenizer.json").rename(model / "spiece.model")
     for attempt in (planned, lambda model: Encoder.open(model, Runtime.start("cpu"))):
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(InvalidInput) as refused:
             attempt(model)
         assert "pip install sentencepiece" in str(refused.value.hint)
 
@@ -386,9 +386,9 @@ def test_model2vec_rows_by_map_and_weights_by_token(tmp_path: Path, tiny_static:
 
 
 def test_packed_tables_come_later(tiny_bert: Path) -> None:
-    draft = Draft.of(Checkpoint.open(tiny_bert))
+    draft = CheckpointEditor.of(Checkpoint.open(tiny_bert))
     draft.packed["embeddings.word_embeddings"] = {"kind": "int"}
-    with pytest.raises(Refused, match="word_embeddings is packed already") as refused:
+    with pytest.raises(InvalidInput, match="word_embeddings is packed already") as refused:
         Vocab().plan(draft)
     assert "-m vocab first" in str(refused.value.hint)
 

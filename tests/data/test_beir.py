@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from emb_tool.data.beir import load_beir
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 CORPUS = [
     {"_id": "d1", "title": "Wing", "text": "in a slipstream"},
@@ -32,8 +32,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def refusal(folder: Path) -> Refused:
-    with pytest.raises(Refused) as caught:
+def refusal(folder: Path) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught:
         load_beir(folder)
     return caught.value
 

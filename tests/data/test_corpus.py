@@ -11,7 +11,7 @@ import pytest
 
 from emb_tool.data.corpus import Corpus, text_key
 from emb_tool.data.text_options import TextOptions
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 
 def jsonl(path: Path, texts: list[str]) -> str:
@@ -163,11 +163,11 @@ def test_a_refusal_leaves_nothing_and_keeps_the_earlier_corpus(tmp_path: Path) -
     good = jsonl(tmp_path / "d.jsonl", ["a"])
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\nbroken\n')
     folder = tmp_path / "c"
-    with pytest.raises(Refused, match=r"bad\.jsonl:2"):
+    with pytest.raises(InvalidInput, match=r"bad\.jsonl:2"):
         Corpus.build(folder, [str(tmp_path / "bad.jsonl")])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl", "d.jsonl"]
     Corpus.build(folder, [good])
-    with pytest.raises(Refused, match=r"bad\.jsonl:2"):
+    with pytest.raises(InvalidInput, match=r"bad\.jsonl:2"):
         Corpus.build(folder, [str(tmp_path / "bad.jsonl")])
     corpus = Corpus.open(folder)
     assert corpus is not None
@@ -184,13 +184,13 @@ def test_leavings_of_a_killed_run_do_not_matter(tmp_path: Path) -> None:
 def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "thesis.tex").write_text("x")
-    with pytest.raises(Refused, match="holds no corpus"):
+    with pytest.raises(InvalidInput, match="holds no corpus"):
         Corpus.build(tmp_path / "c", [jsonl(tmp_path / "d.jsonl", ["a"])])
     assert (tmp_path / "c" / "thesis.tex").exists()
 
 
 def test_nothing_but_empty_texts(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="2 records, all empty"):
+    with pytest.raises(InvalidInput, match="2 records, all empty"):
         Corpus.build(tmp_path / "c", [jsonl(tmp_path / "d.jsonl", ["", " "])])
 
 

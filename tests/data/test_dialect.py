@@ -23,7 +23,7 @@ from emb_tool.data.sts import load_sts
 from emb_tool.data.text_field import Source
 from emb_tool.data.text_options import DEFAULT, DELIMITERS, TextOptions
 from emb_tool.data.texts import read_texts, scan
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.evaluate.sts import Sts
 from emb_tool.evaluate.task import parse_task
 
@@ -69,7 +69,7 @@ def outcome(read: Reader, path: Path, options: TextOptions) -> Outcome:
     """The texts, or the refusal without the file's own name."""
     try:
         return "texts", read(path, options)
-    except Refused as error:
+    except InvalidInput as error:
         said = f"{error.message} || {error.hint}"
         for name in (f"memory:///tables/{path.name}", str(path), "stdin"):
             said = said.replace(name, "FILE")
@@ -173,7 +173,7 @@ def test_what_is_no_text_is_named(tmp_path: Path, content: bytes, said: str, end
         kind, words = outcome(read, path, DEFAULT)
         assert kind == "refused"
         assert said in str(words), read.__name__
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInput) as caught:
         load_sts(path.rename(tmp_path / "t.tsv"))
     assert said in f"{caught.value.message} {caught.value.hint}"
 
@@ -231,11 +231,11 @@ def test_stdin_is_lines_a_table_or_json_and_never_a_guess(
 def test_files_of_one_source_have_one_column(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,title\n1,a\n")
     (tmp_path / "b.csv").write_text("id,body\n1,b\n")
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInput) as caught:
         by_texts(tmp_path, DEFAULT)
     assert "its text would be field 'body', that of" in caught.value.message
     assert "--text-field NAME" in (caught.value.hint or "")
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidInput):
         scan([str(tmp_path)])
 
 
@@ -261,7 +261,7 @@ def test_a_setting_that_nothing_heeds_is_refused(tmp_path: Path) -> None:
     path.write_text("1\ta\n")
     assert by_texts(path, DEFAULT) == ["1\ta"]
     for options in (TextOptions("2"), TextOptions(header=False), TextOptions(delimiter="tab")):
-        with pytest.raises(Refused, match="nothing is a table"):
+        with pytest.raises(InvalidInput, match="nothing is a table"):
             scan([str(path)], options)
 
 
@@ -353,7 +353,7 @@ def test_judgements_with_and_without_a_header(beir: Path, content: str) -> None:
 )
 def test_judgements_that_nothing_tells_are_refused(beir: Path, content: str, said: str) -> None:
     (beir / "qrels.tsv").write_text(content)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInput) as caught:
         load_beir(beir)
     assert said in caught.value.message
     assert "--" not in (caught.value.hint or "")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from emb_tool.data.pairs import Example, read_pairs
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 
 def write(path: Path, *rows: object) -> str:
@@ -42,14 +42,14 @@ def test_every_spelling(tmp_path: Path) -> None:
 )
 def test_a_fault_is_told_with_its_line(tmp_path: Path, row: object, said: str) -> None:
     file = write(tmp_path / "a.jsonl", {"query": "q", "positive": "p"}, row)
-    with pytest.raises(Refused, match=r"a\.jsonl:2: ") as caught:
+    with pytest.raises(InvalidInput, match=r"a\.jsonl:2: ") as caught:
         read_pairs([file])
     assert said in str(caught.value)
 
 
 def test_what_cannot_be_pairs(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("query,positive\n")
-    with pytest.raises(Refused, match=r"\.jsonl"):
+    with pytest.raises(InvalidInput, match=r"\.jsonl"):
         read_pairs([str(tmp_path / "a.csv")])
-    with pytest.raises(Refused, match="1 pairs are too few"):
+    with pytest.raises(InvalidInput, match="1 pairs are too few"):
         read_pairs([write(tmp_path / "b.jsonl", {"query": "q", "positive": "p"})])

@@ -12,7 +12,7 @@ import pytest
 
 from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import Record, read_texts, scan
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 
 AWKWARD = ["a, b", 'say "hi"', "two\nlines", "naïve café 🜚", "", "  edges  ", "line\u2028separator"]
 
@@ -33,8 +33,8 @@ def write_parquet(path: Path, **columns: list) -> Path:
     return path
 
 
-def refusal(*sources: Path | str, field: str | None = None) -> Refused:
-    with pytest.raises(Refused) as caught:
+def refusal(*sources: Path | str, field: str | None = None) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught:
         texts(*sources, field=field)
     return caught.value
 
@@ -148,7 +148,7 @@ def test_a_missing_field_says_which_there_are(tmp_path: Path, kind: str) -> None
         lambda: texts(path, field="sentense"),
         lambda: scan([str(path)], TextOptions("sentense")),
     ):
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(InvalidInput) as caught:
             source()
         assert "there are: sentence, title" in caught.value.message
         assert caught.value.hint == "did you mean sentence?"
@@ -233,7 +233,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, name: str, content: bytes) -> 
     path = tmp_path / name
     path.write_bytes(content)
     assert refusal(path).message == f"{path} is empty: it holds no texts"
-    with pytest.raises(Refused, match="is empty"):
+    with pytest.raises(InvalidInput, match="is empty"):
         scan([str(path)])
 
 
@@ -277,7 +277,7 @@ def test_texts_are_streamed(tmp_path: Path) -> None:
     path.write_text('{"text": "a"}\n' * 1000 + "broken\n")
     stream = read_texts([str(path)])
     assert [next(stream).row for _ in range(1000)] == list(range(1000))
-    with pytest.raises(Refused, match=re.escape("t.jsonl:1001")):
+    with pytest.raises(InvalidInput, match=re.escape("t.jsonl:1001")):
         next(stream)
 
 
@@ -315,7 +315,7 @@ def test_hub_sets_are_streamed(tmp_path: Path) -> None:
 
 
 def test_hub_names_are_checked_before_work() -> None:
-    with pytest.raises(Refused, match="no hub set"):
+    with pytest.raises(InvalidInput, match="no hub set"):
         scan(["hub:a:b:c:d"])
     assert "cannot be opened" in refusal("hub:nobody/no-such-set").message
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from emb_tool.config import resolve
-from emb_tool.distill.leaf import Leaf, spread_out
-from emb_tool.errors import Refused
+from emb_tool.distill.leaf import Leaf, gor_loss
+from emb_tool.errors import InvalidInput
 from tests.conftest import CliResult
 from tests.runs import check_here, unit_vectors, write_texts
 
@@ -74,9 +74,9 @@ def test_between_unit_vectors_it_is_twice_the_cosine_distance() -> None:
 
 def test_the_spread_out_term_knows_no_length_and_is_least_for_a_basis() -> None:
     vectors = torch.from_numpy(unit_vectors(6, 8))
-    torch.testing.assert_close(spread_out(vectors), spread_out(5 * vectors))
-    assert float(spread_out(torch.eye(8))) == pytest.approx(0)
-    assert float(spread_out(torch.ones(4, 8))) == pytest.approx(1)
+    torch.testing.assert_close(gor_loss(vectors), gor_loss(5 * vectors))
+    assert float(gor_loss(torch.eye(8))) == pytest.approx(0)
+    assert float(gor_loss(torch.ones(4, 8))) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_presets(preset: str, expected: tuple[float, int, float]) -> None:
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     given = {"teacher": "t", "student": "s", "texts": ["x"], "output": "o", **settings}
-    with pytest.raises(Refused, match=next(iter(settings))):
+    with pytest.raises(InvalidInput, match=next(iter(settings))):
         resolve("distill", flags=given)
 
 

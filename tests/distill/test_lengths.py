@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from emb_tool.distill.truncation import Encoded, report_truncated
+from emb_tool.distill.truncation import TruncationCounter, report_truncated
 from emb_tool.progress import Progress
 from emb_tool.report import Report
 from tests.conftest import CliResult
@@ -45,8 +45,8 @@ def test_what_is_said() -> None:
 
 def test_what_a_teacher_encoded_is_known_to_the_run_that_goes_on(tmp_path: Path) -> None:
     for rank, texts in enumerate((5, 6)):
-        Encoded(tmp_path, rank).add(texts, rank)
-    again = Encoded(tmp_path, 0)
+        TruncationCounter(tmp_path, rank).add(texts, rank)
+    again = TruncationCounter(tmp_path, 0)
     again.add(2, 1)
     again.add(1, 1)
     assert again.all() == (14, 3)

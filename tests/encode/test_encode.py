@@ -10,7 +10,7 @@ import pytest
 from emb_tool.encode import run
 from emb_tool.encode.job import EncodeJob
 from emb_tool.encode.run import check, encode
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.model.encoder import Encoder
 from emb_tool.registry import build
 from emb_tool.runtime.device import Runtime
@@ -103,7 +103,7 @@ def test_prompts_and_the_limit(
     assert report.tables[-1].title == "prompts: texts 'query: '"
     expected = by_sentence_transformers(tiny_bert, WORDS[:2], prompt="query: ")
     np.testing.assert_allclose(np.load(tmp_path / "q.npy"), expected, atol=2e-5)
-    with pytest.raises(Refused, match="no prompt named 'qeury'"):
+    with pytest.raises(InvalidInput, match="no prompt named 'qeury'"):
         encode(job(tiny_bert, texts, tmp_path / "x.npy", prompt_name="qeury"), runtime)
     assert not (tmp_path / "x.npy").exists()
 
@@ -124,14 +124,14 @@ def test_an_output_that_cannot_be_is_refused_before_work(
     """The model does not exist: whatever is refused first was looked at before it."""
     taken = tmp_path / "taken.npy"
     taken.write_bytes(b"mine")
-    with pytest.raises(Refused, match="exists already"):
+    with pytest.raises(InvalidInput, match="exists already"):
         encode(job(tmp_path / "no-model", texts, taken), runtime)
-    with pytest.raises(Refused, match="there is no folder"):
+    with pytest.raises(InvalidInput, match="there is no folder"):
         encode(job(tmp_path / "no-model", texts, tmp_path / "no" / "x.npy"), runtime)
     (tmp_path / "folder.npy").mkdir()
-    with pytest.raises(Refused, match="is a folder"):
+    with pytest.raises(InvalidInput, match="is a folder"):
         encode(job(tmp_path / "no-model", texts, tmp_path / "folder.npy"), runtime)
-    with pytest.raises(Refused, match="no-model does not exist"):
+    with pytest.raises(InvalidInput, match="no-model does not exist"):
         check(job(tmp_path / "no-model", texts, tmp_path / "x.npy"))
     assert taken.read_bytes() == b"mine"
 
@@ -158,7 +158,7 @@ def test_a_fault_far_down_leaves_nothing(
     monkeypatch.setattr(run, "BLOCK_TEXTS", 4)
     source = tmp_path / "in.jsonl"
     source.write_text('{"text": "river"}\n' * 9 + "broken\n")
-    with pytest.raises(Refused, match=r"in\.jsonl:10: not JSON"):
+    with pytest.raises(InvalidInput, match=r"in\.jsonl:10: not JSON"):
         encode(job(tiny_bert, source, tmp_path / name), runtime)
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
@@ -178,7 +178,7 @@ def test_nan_is_refused_by_row(
     monkeypatch.setattr(Encoder, "open", classmethod(spoilt))
     source = tmp_path / "in.txt"
     source.write_text("river\nthe bear\nthe wolf sings\n")
-    with pytest.raises(Refused, match=r"in.txt:3: .* NaN or infinity for this text \(row 2\)"):
+    with pytest.raises(InvalidInput, match=r"in.txt:3: .* NaN or infinity for this text \(row 2\)"):
         encode(job(tiny_bert, source, tmp_path / "out.npy"), runtime)
     assert not (tmp_path / "out.npy").exists()
 
@@ -195,6 +195,6 @@ def test_nan_is_refused_by_row(
 def test_settings_are_checked(fields: dict[str, Any], said: str) -> None:
     whole = {"model": "m", "texts": "t.txt", "output": "v.npy"}
     assert build(EncodeJob, whole).texts == ("t.txt",)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInput) as caught:
         build(EncodeJob, whole | fields)
     assert said in caught.value.message

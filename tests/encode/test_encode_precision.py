@@ -16,7 +16,7 @@ from emb_tool.encode import run
 from emb_tool.encode.job import EncodeJob
 from emb_tool.encode.run import encode
 from emb_tool.encode.vector_files import read_vectors
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops.precisions import PRECISIONS
 from emb_tool.registry import build
 from emb_tool.report import Report
@@ -131,7 +131,7 @@ def test_ranges_come_from_the_model_where_it_stores_them(
     assert any("numbers lie outside the ranges" in w for w in clipped.warnings)
 
     write_ranges(model, Ranges.of(np.zeros((2, 31), np.float32)))
-    with pytest.raises(Refused, match=r"ranges of 31 dimensions, the vectors have 32"):
+    with pytest.raises(InvalidInput, match=r"ranges of 31 dimensions, the vectors have 32"):
         go("x.npy", "int8", model=str(model))
     assert not (tmp_path / "x.npy").exists()
 
@@ -166,10 +166,10 @@ def test_the_file_beside_codes_goes_and_comes_with_them(
     go: Callable[..., Report], tmp_path: Path
 ) -> None:
     go("v.npy", "ubinary")
-    with pytest.raises(Refused, match="exists already"):
+    with pytest.raises(InvalidInput, match="exists already"):
         go("v.npy", "ubinary")
     (tmp_path / "v.npy").unlink()
-    with pytest.raises(Refused, match=r"v\.codes\.json exists already"):
+    with pytest.raises(InvalidInput, match=r"v\.codes\.json exists already"):
         go("v.npy", "float32")
     go("v.npy", "float16", overwrite=True)
     assert not (tmp_path / "v.codes.json").exists()
@@ -182,15 +182,15 @@ def test_codes_that_cannot_be_read_are_refused(go: Callable[..., Report], tmp_pa
     side = tmp_path / "v.codes.json"
     said = side.read_text()
     side.unlink()
-    with pytest.raises(Refused, match=r"no v\.codes\.json says how to read them"):
+    with pytest.raises(InvalidInput, match=r"no v\.codes\.json says how to read them"):
         read_vectors(tmp_path / "v.npy")
     side.write_text(json.dumps(json.loads(said) | {"precision": "uint8"}))
-    with pytest.raises(Refused, match="is not the uint8 of 32 dimensions"):
+    with pytest.raises(InvalidInput, match="is not the uint8 of 32 dimensions"):
         read_vectors(tmp_path / "v.npy")
     side.write_text("{}")
-    with pytest.raises(Refused, match="does not say how vectors were coded"):
+    with pytest.raises(InvalidInput, match="does not say how vectors were coded"):
         read_vectors(tmp_path / "v.npy")
-    with pytest.raises(Refused, match="no such file"):
+    with pytest.raises(InvalidInput, match="no such file"):
         read_vectors(tmp_path / "w.npy")
 
 
@@ -210,7 +210,7 @@ def test_codes_that_cannot_be_read_are_refused(go: Callable[..., Report], tmp_pa
     ],
 )
 def test_settings_that_do_not_go_together(fields: dict[str, Any], message: str, hint: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInput) as caught:
         build(EncodeJob, {"model": "m", "texts": "t.txt", "output": "v.npy"} | fields)
     assert message in caught.value.message
     assert hint in str(caught.value.hint)

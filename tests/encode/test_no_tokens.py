@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emb_tool.errors import Failed
-from emb_tool.evaluate.model_pair import Pair
+from emb_tool.errors import RunFailed
+from emb_tool.evaluate.model_pair import ModelPair
 from emb_tool.model.encoder import Encoder
 from emb_tool.runtime.device import Runtime
 from tests.conftest import CliResult, bert_tokenizer, save_model
@@ -56,9 +56,9 @@ def test_weights_are_blamed_where_there_are_tokens(max_pooling: Path) -> None:
         "try --dtype fp32; if that does not help, the model's weights are broken",
     )
     assert model.explain_not_finite("", "a ")[0] == ""  # the prompt's tokens are pooled, too
-    pair = Pair.of(model, "broken")
+    pair = ModelPair.of(model, "broken")
     vectors = np.full((1, 16), np.nan, np.float32)
-    with pytest.raises(Failed, match=r"broken gives NaN .* for 'a rose' and 0 other texts$"):
+    with pytest.raises(RunFailed, match=r"broken gives NaN .* for 'a rose' and 0 other texts$"):
         pair.document.remember(["a rose"], None, vectors)
-    with pytest.raises(Failed, match=NO_TOKENS):
+    with pytest.raises(RunFailed, match=NO_TOKENS):
         pair.document.remember([""], None, vectors)

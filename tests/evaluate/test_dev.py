@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.evaluate import dev
 from emb_tool.evaluate.task import Score, Task
 
@@ -45,12 +45,14 @@ def test_a_copy_of_the_reported_file_is_refused(tmp_path: Path) -> None:
     reported = sts(tmp_path / "test.tsv", range(20))
     shutil.copy(tmp_path / "test.tsv", tmp_path / "dev.tsv")
     with pytest.raises(
-        Refused, match=r"test.tsv, the same as .*dev.tsv, is under --dev and --eval"
+        InvalidInput, match=r"test.tsv, the same as .*dev.tsv, is under --dev and --eval"
     ):
         checked(f"sts:{tmp_path / 'dev.tsv'}", reported)
-    with pytest.raises(Refused, match=r"test.tsv is under --dev and --eval"):
+    with pytest.raises(InvalidInput, match=r"test.tsv is under --dev and --eval"):
         checked(reported, reported)
-    with pytest.raises(Refused, match=r"test.tsv, the same as"):  # whatever is measured with it
+    with pytest.raises(
+        InvalidInput, match=r"test.tsv, the same as"
+    ):  # whatever is measured with it
         checked(
             f"sts:{tmp_path / 'dev.tsv'}", f"agreement:{tmp_path / 'test.tsv'},text_field=sentence1"
         )
@@ -62,7 +64,7 @@ def test_the_same_pairs_in_another_order_or_packing_are_refused(tmp_path: Path) 
     packed = tmp_path / "other.tsv.gz"
     packed.write_bytes(gzip.compress((tmp_path / "test.tsv").read_bytes()))
     for spec in (chooses, f"sts:{packed}", sts(tmp_path / "part.tsv", range(5))):
-        with pytest.raises(Refused, match="judge the same"):
+        with pytest.raises(InvalidInput, match="judge the same"):
             checked(spec, reported)
 
 
@@ -75,21 +77,21 @@ def test_splits_of_one_collection_may_choose_and_report_and_a_copy_may_not(tmp_p
     reported = beir(tmp_path / "test", range(5))
     assert checked(beir(tmp_path / "dev", range(5, 9), "dev"), reported) == []
     shutil.copytree(tmp_path / "test", tmp_path / "copy")
-    with pytest.raises(Refused, match="is under --dev and --eval"):
+    with pytest.raises(InvalidInput, match="is under --dev and --eval"):
         checked(f"retrieval:{tmp_path / 'copy'}", reported)
-    with pytest.raises(Refused, match="judge the same 2 items"):
+    with pytest.raises(InvalidInput, match="judge the same 2 items"):
         checked(beir(tmp_path / "part", range(2), "dev"), reported)
 
 
 def test_made_up_tasks_are_told_apart_by_their_seed() -> None:
     assert checked("passkey:sample_seed=1", "passkey") == []
-    with pytest.raises(Refused, match="judge the same 200 items"):
+    with pytest.raises(InvalidInput, match="judge the same 200 items"):
         checked("passkey:lengths=256", "passkey")
 
 
 @pytest.mark.parametrize("spec", ["speed", "perplexity:texts.txt"])
 def test_what_is_no_better_for_being_more_does_not_choose(spec: str) -> None:
-    with pytest.raises(Refused, match="has no figure to choose by"):
+    with pytest.raises(InvalidInput, match="has no figure to choose by"):
         dev.Tasks([spec], []).check(lambda sentence: None)
 
 
@@ -102,10 +104,10 @@ def test_a_reference_that_is_not_there_and_few_items_are_told(tmp_path: Path) ->
     ]
     (tmp_path / "texts.txt").write_text("a\nb\nc\nd\n")
     tasks = dev.Tasks([f"agreement:{tmp_path / 'texts.txt'}"], [])
-    with pytest.raises(Refused, match="compares with a reference model"):
+    with pytest.raises(InvalidInput, match="compares with a reference model"):
         tasks.check(said.append)
     tasks.check(said.append, reference=True)
-    with pytest.raises(Refused, match="has no figure to choose by"):
+    with pytest.raises(InvalidInput, match="has no figure to choose by"):
         tasks.check(said.append, reference=True, retained=True)
 
 

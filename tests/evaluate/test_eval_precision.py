@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from emb_tool.checkpoint.ranges import Ranges, write_ranges
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.evaluate.job import EvalJob
-from emb_tool.evaluate.model_pair import Pair
+from emb_tool.evaluate.model_pair import ModelPair
 from emb_tool.evaluate.nearest_neighbors import rescore, search
 from emb_tool.evaluate.precision import overlap
 from emb_tool.evaluate.run import evaluate
@@ -58,7 +58,7 @@ def test_every_precision_beside_float32(
         "ubinary": np.where(documents > 0, 1.0, -1.0),
     }
     task = parse_task(f"retrieval:{beir},precision={','.join(stored)},rescore=0")
-    measures = task.run(Pair.of(static, "m"))
+    measures = task.run(ModelPair.of(static, "m"))
     exact = by_hand(queries, documents, beir)
     assert figure(measures, "ndcg@10") == pytest.approx(exact["ndcg@10"])
     assert figure(measures, "bytes per vector") == 128
@@ -82,7 +82,7 @@ def test_hamming_ties_are_broken_by_id(
     bits = np.where(queries > 0, 1.0, -1.0), np.where(documents > 0, 1.0, -1.0)
     wanted = by_hand(*bits, beir)
     task = parse_task(f"retrieval:{beir},precision=binary,hamming=true")
-    assert figure(task.run(Pair.of(static)), "ndcg@10", "binary") == pytest.approx(
+    assert figure(task.run(ModelPair.of(static)), "ndcg@10", "binary") == pytest.approx(
         wanted["ndcg@10"]
     )
 
@@ -106,13 +106,13 @@ def test_rescoring_puts_the_candidates_in_float_order(
         judged = {row[1]: int(row[2]) for row in rows if row[0] == f"q{i}"}
         values.append(trec_eval(ranked, judged)["ndcg@10"])
     task = parse_task(f"retrieval:{beir},precision=binary,rescore=0,2,4")
-    measures = task.run(Pair.of(static))
+    measures = task.run(ModelPair.of(static))
     assert figure(measures, "ndcg@10", "binary, rescore 2") == pytest.approx(np.mean(values))
     assert figure(measures, "ndcg@10", "binary, rescore 4") == figure(measures, "ndcg@10")
     assert figure(measures, "overlap@10", "binary, rescore 4") == 1
     assert figure(measures, "overlap@10", "binary") < 1
     with_int8 = parse_task(f"retrieval:{beir},precision=rabitq,rescore=4,rescore_with=int8")
-    found = with_int8.run(Pair.of(static))
+    found = with_int8.run(ModelPair.of(static))
     assert figure(found, "overlap@10", "rabitq, rescore 4") > 0.9
     notes = {m.note for m in found}
     assert "ranges: of these documents; 32 more to rescore with" in notes
@@ -148,7 +148,7 @@ def test_ranges_stored_with_the_model_are_those_measured(
 
     def measured() -> tuple[float, str]:
         encoder = Encoder.open(model, Runtime.start("cpu"))
-        found = parse_task(f"retrieval:{beir},precision=int8").run(Pair.of(encoder))
+        found = parse_task(f"retrieval:{beir},precision=int8").run(ModelPair.of(encoder))
         note = next(m.note for m in found if m.name == "bytes per vector" and "[" in m.of)
         return figure(found, "overlap@10", "int8"), note
 
@@ -211,7 +211,7 @@ def test_the_report_and_its_gate(
 def test_what_cannot_be_measured_is_refused_at_once(
     fields: dict[str, object], message: str, hint: str | None
 ) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInput) as caught:
         EvalJob(**{"models": ["m"], "task": ["retrieval:x"], **fields})
     assert message in caught.value.message
     assert hint is None or hint in str(caught.value.hint)

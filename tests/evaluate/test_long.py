@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from emb_tool.data import passkey
-from emb_tool.evaluate.length_baselines import Windows, limited
-from emb_tool.evaluate.model_pair import Pair
+from emb_tool.evaluate.length_baselines import WindowedEncoder, limit_length
+from emb_tool.evaluate.model_pair import ModelPair
 from emb_tool.evaluate.task import parse_task
 from emb_tool.model.encoder import Encoder
 from emb_tool.runtime.device import Runtime
@@ -23,16 +23,16 @@ RUNTIME = Runtime.start("cpu")
 
 
 def test_documents_are_of_their_length_and_hold_their_needle_at_its_depth() -> None:
-    needles = passkey.passkeys(50, 0)
-    hidden = passkey.hide(needles.sentences, passkey.FILLER, 512, 0)
+    needles = passkey.make_passkeys(50, 0)
+    hidden = passkey.hide_needles(needles.sentences, passkey.FILLER, 512, 0)
     for needle, text, end in zip(needles.sentences, hidden.documents, hidden.ends, strict=True):
         assert text.count(needle) == 1
         assert text[:end].endswith(needle)
         assert 512 * 0.75 - 5 < len(text.split()) <= 512 * 0.75
     assert np.histogram(hidden.depths, 5, (0, 1))[0].tolist() == pytest.approx([10] * 5, abs=2)
-    assert hidden == passkey.hide(needles.sentences, passkey.FILLER, 512, 0)
-    assert hidden != passkey.hide(needles.sentences, passkey.FILLER, 512, 1)
-    assert len({*passkey.facts(200, 0).queries}) == 200
+    assert hidden == passkey.hide_needles(needles.sentences, passkey.FILLER, 512, 0)
+    assert hidden != passkey.hide_needles(needles.sentences, passkey.FILLER, 512, 1)
+    assert len({*passkey.make_facts(200, 0).queries}) == 200
 
 
 def test_windows_hold_each_token_once_and_are_of_one_length() -> None:
@@ -49,9 +49,9 @@ def test_windows_hold_each_token_once_and_are_of_one_length() -> None:
 def test_chunk_and_mean_is_the_mean_of_windows_without_their_norms(tiny_bert: Path) -> None:
     encoder = Encoder.open(tiny_bert, RUNTIME)
     text = " ".join(make_sentences(12))
-    made = Windows(encoder, 20).encode([text, "a cat"], "query: ")
+    made = WindowedEncoder(encoder, 20).encode([text, "a cat"], "query: ")
     lead, trail = encoder.frame("query: ")
-    ids = limited(encoder, 10**6).tokenize([text], "query: ")[0][len(lead) : -len(trail)]
+    ids = limit_length(encoder, 10**6).tokenize([text], "query: ")[0][len(lead) : -len(trail)]
     model = encoder.model
     total = torch.zeros(32, dtype=torch.float64)
     room = 20 - len(lead) - len(trail)
@@ -69,7 +69,7 @@ def test_chunk_and_mean_is_the_mean_of_windows_without_their_norms(tiny_bert: Pa
 def test_a_passkey_has_its_baselines_and_its_floor(tiny_bert: Path) -> None:
     task = parse_task("passkey:lengths=24,48,512,queries=8,window=16")
     assert task.check() == []
-    pair = Pair.of(limited(Encoder.open(tiny_bert, RUNTIME), 48), "tiny")
+    pair = ModelPair.of(limit_length(Encoder.open(tiny_bert, RUNTIME), 48), "tiny")
     rows = {m.name: m for m in task.run(pair)}
     assert "accuracy@512" not in rows  # the model reads 48
     assert {"accuracy@48", "accuracy@48 truncation", "accuracy@48 chunk-and-mean"} <= rows.keys()
@@ -108,7 +108,7 @@ def test_a_reference_that_is_short_brings_its_baselines_alone(
 def test_ties_are_shared(tiny_bert: Path) -> None:
     task = parse_task("passkey:lengths=512,queries=8,window=16")
     encoder = Encoder.open(tiny_bert, RUNTIME)
-    pair = Pair.of(encoder, "tiny")
+    pair = ModelPair.of(encoder, "tiny")
     same = np.tile(encoder.encode(["same"]), (8, 1))
     hidden = task._hidden(512)  # type: ignore[attr-defined]
     pair.document.remember(hidden.documents, "document", same)
@@ -134,7 +134,7 @@ def test_perplexity_is_that_of_transformers_loss(tmp_path: Path, sentences: list
     tokenizer.save_pretrained(tmp_path / "model")
     texts = write_texts(tmp_path / "t.jsonl", sentences[:30])
     task = parse_task(f"perplexity:{texts},lengths=32,128,tokens=128,window=64")
-    pair = Pair.of(Encoder.open(tmp_path / "model", RUNTIME), "tiny")
+    pair = ModelPair.of(Encoder.open(tmp_path / "model", RUNTIME), "tiny")
     rows = {m.name: m.value for m in task.run(pair)}
     ids = tokenizer("\n".join(sentences[:30]), return_tensors="pt")["input_ids"][:, :128]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -159,9 +159,9 @@ def test_long_retrieval_has_its_baselines(tmp_path: Path, tiny_bert: Path) -> No
     (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
     task = parse_task(f"long-retrieval:{tmp_path},window=12")
     assert task.check() == []
-    pair = Pair.of(Encoder.open(tiny_bert, RUNTIME), "tiny")
+    pair = ModelPair.of(Encoder.open(tiny_bert, RUNTIME), "tiny")
     found = {m.name: m.value for m in task.run(pair)}
-    short = Pair.of(limited(pair.document.encoder, 12), "short")
+    short = ModelPair.of(limit_length(pair.document.encoder, 12), "short")
     retrieval = parse_task(f"retrieval:{tmp_path}")
     assert found["ndcg@10 truncation"] == retrieval.score(short).figures["ndcg@10"]
     assert found["ndcg@10"] == retrieval.score(pair).figures["ndcg@10"]

@@ -15,10 +15,10 @@ import rich.table
 import rich.text
 
 from emb_tool import registry
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.evaluate import plot
 from emb_tool.evaluate.job import EvalJob
-from emb_tool.evaluate.model_pair import Pair
+from emb_tool.evaluate.model_pair import ModelPair
 from emb_tool.evaluate.run import evaluate
 from emb_tool.evaluate.short_names import short_names
 from emb_tool.model.encoder import Encoder
@@ -145,7 +145,7 @@ def test_a_query_model_makes_it_asymmetric(
     assert crossed.value("ndcg@10", model=str(tiny_bert)) == student.value(
         "ndcg@10", model=str(tiny_bert)
     )
-    with pytest.raises(Refused, match="48 dimensions"):
+    with pytest.raises(InvalidInput, match="48 dimensions"):
         run(models=[str(tiny_bert)], task=[task], query_model=tiny_bert_wide)
 
 
@@ -167,7 +167,7 @@ def test_texts_that_are_cut_are_counted(tiny_bert: Path, sts_file: Path) -> None
 
 def test_sets_of_one_name_are_counted_together_and_each_once(tiny_bert: Path) -> None:
     encoder = Encoder.open(tiny_bert, Runtime.start("cpu"), max_length=6)
-    document = Pair.of(encoder).document
+    document = ModelPair.of(encoder).document
     short, long = "a b", " ".join("abcdefghij")  # 4 and 12 tokens with the special ones
     for texts in ([short, long], [long, long + " k", short], [short, long]):
         document.vectors(texts, what="documents")
@@ -188,17 +188,17 @@ def test_sets_of_one_name_are_counted_together_and_each_once(tiny_bert: Path) ->
 def test_what_cannot_be_measured_is_refused_at_once(
     fields: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(InvalidInput, match=message):
         registry.build(EvalJob, {"models": ["m"], "task": ["sts:x"], **fields})
 
 
 def test_a_picture_that_cannot_be_made_is_refused_before_the_work(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(Refused, match="there is no folder"):
+    with pytest.raises(InvalidInput, match="there is no folder"):
         run(models=["nowhere"], task=["speed"], plot=tmp_path / "no" / "p.png")
     monkeypatch.setattr(plot, "find_spec", lambda name: None)
-    with pytest.raises(Refused, match="matplotlib is not installed") as caught:
+    with pytest.raises(InvalidInput, match="matplotlib is not installed") as caught:
         run(models=["nowhere"], task=["speed"], plot=tmp_path / "p.png")
     assert caught.value.hint == "run: pip install './embtool[plot]'"
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emb_tool.errors import Failed, Refused
-from emb_tool.evaluate.agreement import Agreement, likeness, sample_by_content
-from emb_tool.evaluate.model_pair import Embedder, Pair
+from emb_tool.errors import InvalidInput, RunFailed
+from emb_tool.evaluate.agreement import Agreement, sample_by_content, similarity_metrics
+from emb_tool.evaluate.model_pair import CachedEncoder, ModelPair
 from emb_tool.evaluate.retrieval import Retrieval
 from emb_tool.evaluate.speed import Speed
 from emb_tool.evaluate.sts import Sts
@@ -77,7 +77,7 @@ def test_sts_is_scipys_spearman_of_the_models_own_cosines(bert: Encoder, sts_fil
     rows = [line.split("\t") for line in sts_file.read_text().splitlines()[1:]]
     left, right = (bert.model.encode([row[i] for row in rows]) for i in (0, 1))
     wanted = stats.spearmanr((left * right).sum(1), [float(row[2]) for row in rows]).statistic
-    measures = Sts(path=str(sts_file)).run(Pair.of(bert, "m"))
+    measures = Sts(path=str(sts_file)).run(ModelPair.of(bert, "m"))
     assert value(measures, "spearman") == pytest.approx(wanted, abs=1e-6)
     assert value(measures, "pairs") == 60
     assert {m.of for m in measures} == {"sts:pairs"}
@@ -105,7 +105,7 @@ def test_retrieval_is_trec_evals_on_the_models_own_vectors(bert: Encoder, beir: 
     task = Retrieval(path=str(beir))
     queries = bert.model.encode(beir_texts(beir, "queries.jsonl")[:10], prompt_name="query")
     documents = bert.model.encode(beir_texts(beir, "corpus.jsonl"))
-    measures = task.run(Pair.of(bert, "m"))
+    measures = task.run(ModelPair.of(bert, "m"))
     for name, wanted in by_hand(queries, documents, beir).items():
         assert value(measures, name) == pytest.approx(wanted, abs=1e-9), name
     assert value(measures, "queries") == 10
@@ -121,15 +121,15 @@ def test_prompts_default_to_their_roles_and_can_be_set(bert: Encoder, beir: Path
     documents = bert.model.encode(beir_texts(beir, "corpus.jsonl"))
     bare = by_hand(bert.model.encode(queries), documents, beir)
     task = parse_task(f"retrieval:{beir}", query_prompt="none", document_prompt="none")
-    assert value(task.run(Pair.of(bert)), "ndcg@10") == pytest.approx(bare["ndcg@10"])
-    with pytest.raises(Refused, match="no prompt named 'qery'"):
-        Retrieval(path=str(beir), query_prompt="qery").run(Pair.of(bert))
+    assert value(task.run(ModelPair.of(bert)), "ndcg@10") == pytest.approx(bare["ndcg@10"])
+    with pytest.raises(InvalidInput, match="no prompt named 'qery'"):
+        Retrieval(path=str(beir), query_prompt="qery").run(ModelPair.of(bert))
 
 
 def test_a_model_keeps_all_of_itself(bert: Encoder, beir: Path, sts_file: Path) -> None:
-    reference = Pair.of(bert, "teacher")
+    reference = ModelPair.of(bert, "teacher")
     for task in (Retrieval(path=str(beir)), Sts(path=str(sts_file))):
-        measures = task.run(Pair.of(bert, "student"), reference)
+        measures = task.run(ModelPair.of(bert, "student"), reference)
         for end in ("", " low", " high"):
             assert value(measures, f"retention{end}") == pytest.approx(100)
 
@@ -144,17 +144,17 @@ def test_asymmetric_is_own_queries_against_the_references_documents(
     documents = bert.model.encode(texts[1])
     wanted = by_hand(static.model.encode(texts[0]), documents, beir)["ndcg@10"]
     base = by_hand(bert.model.encode(texts[0], prompt_name="query"), documents, beir)["ndcg@10"]
-    measures = task.run(Pair.of(static, "student"), Pair.of(bert, "teacher"))
+    measures = task.run(ModelPair.of(static, "student"), ModelPair.of(bert, "teacher"))
     assert value(measures, "ndcg@10 asymmetric") == pytest.approx(wanted)
     assert value(measures, "retention asymmetric") == pytest.approx(100 * wanted / base)
     low, high = (value(measures, f"retention asymmetric {end}") for end in ("low", "high"))
     assert low < 100 * wanted / base < high
-    crossed = Pair(Embedder(static), Embedder(bert), "by hand")
+    crossed = ModelPair(CachedEncoder(static), CachedEncoder(bert), "by hand")
     assert value(task.run(crossed), "ndcg@10") == pytest.approx(wanted)
-    other = task.run(Pair.of(wide, "wide"), Pair.of(bert, "teacher"))
+    other = task.run(ModelPair.of(wide, "wide"), ModelPair.of(bert, "teacher"))
     assert not [m for m in other if "asymmetric" in m.name]
-    with pytest.raises(Refused, match=r"wide has 48 dimensions, bert has 32"):
-        Pair(Embedder(wide, "wide"), Embedder(bert, "bert"))
+    with pytest.raises(InvalidInput, match=r"wide has 48 dimensions, bert has 32"):
+        ModelPair(CachedEncoder(wide, "wide"), CachedEncoder(bert, "bert"))
 
 
 def test_an_answer_with_the_querys_id_can_be_left_out(bert: Encoder, tmp_path: Path) -> None:
@@ -164,8 +164,10 @@ def test_an_answer_with_the_querys_id_can_be_left_out(bert: Encoder, tmp_path: P
     (tmp_path / "queries.jsonl").write_text('{"_id": "a", "text": "red dog"}\n')
     (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\na\tb\t1\n")
     bare = {"query_prompt": "none"}
-    plain = Retrieval(path=str(tmp_path), **bare).run(Pair.of(bert))
-    without = Retrieval(path=str(tmp_path), ignore_identical_ids=True, **bare).run(Pair.of(bert))
+    plain = Retrieval(path=str(tmp_path), **bare).run(ModelPair.of(bert))
+    without = Retrieval(path=str(tmp_path), ignore_identical_ids=True, **bare).run(
+        ModelPair.of(bert)
+    )
     assert [value(m, "mrr@10") for m in (plain, without)] == [0.5, 1.0]
 
 
@@ -192,12 +194,12 @@ def test_without_the_querys_id_a_ranking_is_as_deep(tmp_path: Path) -> None:
 def test_agreement_with_itself_and_with_noise(sentences: list[str]) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(300, 24)).astype(np.float32)
-    same = likeness(vectors, 3 * vectors)  # the norm plays no part
+    same = similarity_metrics(vectors, 3 * vectors)  # the norm plays no part
     assert same["neighbour overlap"] == 1
     for name in ("cosine mean", "cosine p5", "cosine p1"):
         assert same[name] == pytest.approx(1)
     assert abs(same["cosine floor"]) < 0.05
-    noise = likeness(vectors, rng.normal(size=vectors.shape).astype(np.float32))
+    noise = similarity_metrics(vectors, rng.normal(size=vectors.shape).astype(np.float32))
     assert noise["neighbour overlap"] == pytest.approx(10 / 299, abs=0.02)
     assert noise["cosine mean"] == pytest.approx(noise["cosine floor"], abs=0.05)
 
@@ -205,7 +207,7 @@ def test_agreement_with_itself_and_with_noise(sentences: list[str]) -> None:
 def test_the_floor_pairs_no_text_with_itself() -> None:
     """Orthogonal vectors: a single text met with itself would show."""
     eye = np.eye(50, dtype=np.float32)
-    assert likeness(eye, eye)["cosine floor"] == 0
+    assert similarity_metrics(eye, eye)["cosine floor"] == 0
 
 
 def test_neighbour_overlap_is_a_share_of_sets() -> None:
@@ -220,7 +222,7 @@ def test_neighbour_overlap_is_a_share_of_sets() -> None:
         ]
 
     shared = [len(a & b) / 10 for a, b in zip(nearest(mine), nearest(theirs), strict=True)]
-    figures = likeness(mine.astype(np.float32), theirs.astype(np.float32))
+    figures = similarity_metrics(mine.astype(np.float32), theirs.astype(np.float32))
     assert figures == {"neighbour overlap": pytest.approx(np.mean(shared))}
 
 
@@ -238,10 +240,10 @@ def test_texts_are_sampled_by_content(tmp_path: Path, sentences: list[str]) -> N
 def test_tasks_need_files_that_are_there(tmp_path: Path) -> None:
     few = tmp_path / "few.txt"
     few.write_text("one\ntwo\n")
-    with pytest.raises(Refused, match="2 distinct texts are too few"):
+    with pytest.raises(InvalidInput, match="2 distinct texts are too few"):
         Agreement(path=str(few)).check()
     for text in ("sts:nowhere.tsv", "retrieval:nowhere", "agreement:nowhere.txt", "speed:nowhere"):
-        with pytest.raises(Refused, match="nowhere"):
+        with pytest.raises(InvalidInput, match="nowhere"):
             parse_task(text).check()
 
 
@@ -275,7 +277,7 @@ def test_a_task_as_typed(text: str, spec: str | None, label: str) -> None:
     ],
 )
 def test_a_task_misspelt(text: str, message: str, hint: str | None) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInput) as caught:
         parse_task(text)
     assert message in caught.value.message
     assert hint is None or hint in str(caught.value.hint)
@@ -311,12 +313,12 @@ def test_every_list_of_texts_is_encoded_once(bert: Encoder, beir: Path, sts_file
     student, teacher = Counting(bert), Counting(bert)
     same = Agreement(path=str(sts_file), text_field="sentence1")  # the first of sts's two lists
     tasks = [Retrieval(path=str(beir)), Sts(path=str(sts_file)), same]
-    reference = Pair.of(teacher, "teacher")
+    reference = ModelPair.of(teacher, "teacher")
     for _ in range(3):  # as a training run does
-        run_tasks(tasks, Pair.of(student, "student"), reference)
+        run_tasks(tasks, ModelPair.of(student, "student"), reference)
     assert student.calls == 3 * 4
     assert teacher.calls == 4
-    known = Pair.of(Counting(bert))
+    known = ModelPair.of(Counting(bert))
     known.document.remember(["a dog"], None, np.ones((1, 32), np.float32))
     np.testing.assert_array_equal(known.document.vectors(["a dog"]), np.ones((1, 32)))
     assert known.document.encoder.calls == 0
@@ -324,14 +326,14 @@ def test_every_list_of_texts_is_encoded_once(bert: Encoder, beir: Path, sts_file
 
 def test_without_a_reference_agreement_is_passed_over(bert: Encoder, sts_file: Path) -> None:
     tasks = [Sts(path=str(sts_file)), Agreement(path=str(sts_file))]
-    assert {m.of for m in run_tasks(tasks, Pair.of(bert))} == {"sts:pairs"}
+    assert {m.of for m in run_tasks(tasks, ModelPair.of(bert))} == {"sts:pairs"}
 
 
 def test_vectors_that_are_not_finite_are_named(bert: Encoder) -> None:
     vectors = np.ones((3, 32), np.float32)
     vectors[1, 4] = np.nan
-    with pytest.raises(Failed, match=r"broken gives NaN or infinity for 'b'"):
-        Pair.of(bert, "broken").document.remember(["a", "b", "c"], None, vectors)
+    with pytest.raises(RunFailed, match=r"broken gives NaN or infinity for 'b'"):
+        ModelPair.of(bert, "broken").document.remember(["a", "b", "c"], None, vectors)
 
 
 @pytest.mark.parametrize("family", ["tiny_bert", "tiny_decoder", "tiny_static"])
@@ -339,7 +341,7 @@ def test_speed_of_every_family(family: str, request: pytest.FixtureRequest, beir
     model = encoder(request.getfixturevalue(family))
     model.max_length = {"tiny_bert": 8}.get(family)
     task = Speed(texts=str(beir / "corpus.jsonl"), lengths=(4, 48), batch_tokens=96, repeats=2)
-    pair = Pair.of(model, "m")
+    pair = ModelPair.of(model, "m")
     measures = task.run(pair)
     assert value(measures, "throughput@4") > 0
     ratio = value(measures, "token throughput@4") / value(measures, "throughput@4")

@@ -164,7 +164,7 @@ def test_parallel_windows_load_with_the_package_and_are_chunk_and_mean(
     from sentence_transformers import SentenceTransformer
 
     import emb_tool.hub  # noqa: F401
-    from emb_tool.evaluate.length_baselines import Windows
+    from emb_tool.evaluate.length_baselines import WindowedEncoder
     from emb_tool.model.encoder import Encoder
     from emb_tool.runtime.device import Runtime
     from tests.conftest import make_sentences
@@ -182,6 +182,6 @@ def test_parallel_windows_load_with_the_package_and_are_chunk_and_mean(
         before, after = (Encoder.open(folder, runtime) for folder in (model, out))
         stock = SentenceTransformer(str(out), device="cpu")
         for prompt in ("", "a query: ")[: 1 + (type_ == "bert")]:
-            wanted = Windows(before, LENGTH).encode(texts, prompt)
+            wanted = WindowedEncoder(before, LENGTH).encode(texts, prompt)
             assert np.allclose(stock.encode(texts, prompt=prompt), wanted, atol=1e-5)
             assert np.allclose(after.encode(texts, prompt), wanted, atol=1e-5)

@@ -98,16 +98,16 @@ def test_types_that_are_not_known_or_cannot(
     [(4096, False, 195), (8192, False, 375), (4096, True, 1686), (8192, True, 6426)],
 )
 def test_memory_is_estimated_as_it_was_measured(tokens: int, eager: bool, mebibytes: int) -> None:
-    assert cost.memory(BASE, tokens, eager) == pytest.approx(mebibytes * 2**20, rel=0.1)
+    assert cost.attention_bytes(BASE, tokens, eager) == pytest.approx(mebibytes * 2**20, rel=0.1)
 
 
 def test_the_longest_text_checked_is_soon_done_and_beyond_what_was_trained() -> None:
     small = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12}
-    assert cost.affordable(small, 512, 4096, eager=False) == 4096
-    assert cost.affordable(BASE, 512, 8192, eager=False) == 2048
-    assert cost.affordable(BASE, 512, 8192, eager=True) == 2048
-    assert cost.affordable(BASE, 4096, 8192, eager=False) == 4104
-    assert cost.affordable(BASE, 512, 513, eager=False) == 513
+    assert cost.max_checkable_length(small, 512, 4096, eager=False) == 4096
+    assert cost.max_checkable_length(BASE, 512, 8192, eager=False) == 2048
+    assert cost.max_checkable_length(BASE, 512, 8192, eager=True) == 2048
+    assert cost.max_checkable_length(BASE, 4096, 8192, eager=False) == 4104
+    assert cost.max_checkable_length(BASE, 512, 513, eager=False) == 513
 
 
 def test_a_family_without_fast_attention_is_warned_of(

@@ -88,7 +88,7 @@ def test_thetas_that_no_config_names_are_those_of_transformers() -> None:
 def test_ntk_slows_the_slowest_pair_s_times_and_the_fastest_not_at_all() -> None:
     made = rotary.ntk(ROPE, rotary.ntk_factor(ROPE))
     assert rotary.ntk_factor(ROPE) == pytest.approx(8.556, abs=1e-3)
-    share = rotary.plain(ROPE) / made
+    share = rotary.plain_frequencies(ROPE) / made
     assert share[0] == 1
     assert share[-1] == pytest.approx(8)
 
@@ -100,10 +100,10 @@ def test_factors_of_the_carrier_turn_long_inputs_as_the_scheme_does_at_every_bit
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    from emb_tool.extend_context.rotary import Rotary, carrier
+    from emb_tool.extend_context.rotary import RotaryPositions, longrope_equivalent
 
     method = registry.load("extend-context", scheme)()
-    assert isinstance(method, Rotary)
+    assert isinstance(method, RotaryPositions)
 
     def turned(settings: dict[str, Any]) -> torch.Tensor:
         config = LlamaConfig(hidden_size=64, num_attention_heads=1, rope_parameters=settings)
@@ -112,7 +112,7 @@ def test_factors_of_the_carrier_turn_long_inputs_as_the_scheme_does_at_every_bit
         return module.inv_freq
 
     plain = turned(method.parameters(ROPE))
-    carried = turned(carrier(ROPE, method.parameters(ROPE)))
+    carried = turned(longrope_equivalent(ROPE, method.parameters(ROPE)))
     assert (carried == plain).float().mean() > 0.85
     assert torch.allclose(carried, plain, rtol=1.3e-7, atol=0)  # the others by their last bit
 

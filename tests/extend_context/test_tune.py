@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from emb_tool.extend_context import position_tables, tuning
-from emb_tool.extend_context.base import Context
+from emb_tool.extend_context.base import ExtensionContext
 from emb_tool.extend_context.family import FAMILIES, Positions
 from tests.conftest import CliResult, make_sentences
 from tests.forks import ended, fork, killed_at
@@ -113,8 +113,8 @@ def test_gaps_keep_beginnings_order_and_padding(monkeypatch: pytest.MonkeyPatch)
         def collate(self, ids: list[np.ndarray], prompt_length: int = 0) -> None: ...
 
     encoder = Collates()
-    context = Context(Positions(FAMILIES["roberta"], "t", 2, 34), 32, 128)
-    skips = tuning.Skips(encoder, context, 0)  # type: ignore[arg-type]
+    context = ExtensionContext(Positions(FAMILIES["roberta"], "t", 2, 34), 32, 128)
+    skips = tuning.PoSEPositions(encoder, context, 0)  # type: ignore[arg-type]
     encoder.collate([np.zeros(20), np.zeros(5), np.zeros(40)])
     ids = torch.arange(2, 42).repeat(3, 1)
     ids[1, 5:] = 1  # padding

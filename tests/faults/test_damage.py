@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from emb_tool.checkpoint.result_cache import Kept, Result
-from emb_tool.errors import Refused
+from emb_tool.checkpoint.result_cache import Result, ResultCache
+from emb_tool.errors import InvalidInput
 from emb_tool.training.state import States
 from tests.faults.jobs import Job, results
 from tests.faults.test_kills import Point
@@ -32,7 +32,7 @@ def test_a_damaged_result_is_made_again(tmp_path: Path, damage: float | str) -> 
         made.append(name)
         return Result({name: torch.arange(50.0)}, {"name": name})
 
-    kept = Kept(tmp_path)
+    kept = ResultCache(tmp_path)
     for name in "ab":
         kept.result("numbers", [name], lambda name=name: make(name))
     path = sorted(tmp_path.glob("*.safetensors"))[0]
@@ -40,7 +40,7 @@ def test_a_damaged_result_is_made_again(tmp_path: Path, damage: float | str) -> 
         flip(path, damage)
     else:
         path.write_bytes(path.read_bytes()[: 60 if damage == "cut" else 0])
-    again = Kept(tmp_path)
+    again = ResultCache(tmp_path)
     for name in "ab":
         found = again.result("numbers", [name], lambda name=name: make(name))
         assert torch.equal(found.tensors[name], torch.arange(50.0))
@@ -64,7 +64,7 @@ def test_a_damaged_state_is_refused_by_its_name(tmp_path: Path, file: str) -> No
         path.write_text(path.read_text()[:-9])
     else:
         flip(path, 0.9)
-    with pytest.raises(Refused, match=rf"{file}: the saved state") as caught:
+    with pytest.raises(InvalidInput, match=rf"{file}: the saved state") as caught:
         states.load(module, [optimizer])
     assert "--overwrite" in str(caught.value.hint)
 

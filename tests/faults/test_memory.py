@@ -165,7 +165,7 @@ def test_calibration_of_gptq(
     check_here(monkeypatch)
     every, first = layer_inputs.second_moments, []
 
-    def recorded(*args: Any) -> Iterator[layer_inputs.Seen]:
+    def recorded(*args: Any) -> Iterator[layer_inputs.InputMoments]:
         for number, seen in enumerate(every(*args)):
             if number == 0:  # nothing is rounded yet
                 first.append(seen.moments.clone())

@@ -16,9 +16,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertForMaskedLM
 
-from emb_tool.checkpoint.elements import Files
+from emb_tool.checkpoint.elements import OpenFiles
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.merge import lora
 from emb_tool.merge.adapter import LowRank, open_model
 from emb_tool.merge.lora import read_lora
@@ -53,7 +53,7 @@ def by_peft(base: Path, adapter: Path, kind: Any = AutoModel) -> dict[str, torch
 def merged(base: Path, adapter: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """What the merge reads of an adapter by canonical name, and which of it is changed."""
     model = open_model(str(adapter), Checkpoint.open(base))
-    files, found, changed = Files(), {}, []
+    files, found, changed = OpenFiles(), {}, []
     for short, stored in canonical(model.tensors).items():
         source = model.source(stored, short, files)  # type: ignore[attr-defined]
         values = source.raw if isinstance(source, LowRank) else source.values
@@ -141,7 +141,7 @@ def test_what_peft_writes_of_a_pissa_adapter_as_plain_lora(tiny_bert: Path, tmp_
     model.save_pretrained(
         tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "initial")
     )
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InvalidInput) as refused:
         open_model(str(tmp_path / "pissa"), Checkpoint.open(tiny_bert))
     assert 'init_lora_weights "pissa"' in refused.value.message
     assert "path_initial_model_for_weight_conversion" in str(refused.value.hint)
@@ -174,7 +174,7 @@ def test_what_peft_writes_of_a_pissa_adapter_as_plain_lora(tiny_bert: Path, tmp_
     ids=str,
 )
 def test_whatever_else_is_refused_by_name(stated: Any, said: str, hint: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InvalidInput) as refused:
         read_lora({**PLAIN, **stated}, "an adapter")
     assert said in refused.value.message
     assert hint in str(refused.value.hint)
@@ -195,7 +195,7 @@ def test_every_setting_of_the_installed_peft_is_known_or_refused() -> None:
     fields = {field.name for field in dataclasses.fields(LoraConfig)}
     assert fields >= lora._READ | lora._FREE  # none that is misspelled
     for key in fields - lora._READ - lora._FREE:
-        with pytest.raises(Refused, match=key):
+        with pytest.raises(InvalidInput, match=key):
             read_lora({**PLAIN, key: True}, "an adapter")
 
 
@@ -220,7 +220,7 @@ def test_every_setting_of_the_installed_peft_is_known_or_refused() -> None:
     ids=str,
 )
 def test_values_that_cannot_be_are_refused(stated: Any, said: str) -> None:
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInput, match=said):
         read_lora({**PLAIN, **stated}, "an adapter")
 
 
@@ -252,10 +252,10 @@ def test_files_that_do_not_agree_are_refused(
     shapes = {A: (4, 32), B: (32, 4), **change}
     tensors = {name: torch.zeros(shape) for name, shape in shapes.items() if shape}
     write(tmp_path, tensors, stated)
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInput, match=said):
         open_model(str(tmp_path), Checkpoint.open(tiny_bert))
     (tmp_path / "adapter_config.json").unlink()
-    with pytest.raises(Refused, match=r"without adapter_config\.json"):
+    with pytest.raises(InvalidInput, match=r"without adapter_config\.json"):
         open_model(str(tmp_path), Checkpoint.open(tiny_bert))
 
 
@@ -271,7 +271,7 @@ def test_square_matrices_of_a_base_that_stores_them_transposed(
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "adapter").mkdir()
     write(tmp_path / "adapter", {A: torch.zeros(4, 32), B: torch.zeros(32, 4)})
-    with pytest.raises(Refused, match=r"stores matrices as \(in, out\)"):
+    with pytest.raises(InvalidInput, match=r"stores matrices as \(in, out\)"):
         open_model(str(tmp_path / "adapter"), Checkpoint.open(base))
 
 

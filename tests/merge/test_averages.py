@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.merge.weights import Weights
 from tests.merge.siblings import expect, make_files, merge
 
@@ -39,7 +39,7 @@ def test_weights_differ_by_layer_and_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("weights", ["1", "1,2,3", "1,-1", "1,x", "1,nan", "1,1;typo*:0,1"])
 def test_weights_that_fit_no_merge_are_refused(tmp_path: Path, weights: str) -> None:
     models, _ = make_files(tmp_path, 2)
-    with pytest.raises(Refused, match="weights"):
+    with pytest.raises(InvalidInput, match="weights"):
         merge(tmp_path / "a", f"linear:weights={weights}", models)
 
 

@@ -9,8 +9,13 @@ from typing import Any
 
 import pytest
 
-from emb_tool.errors import Refused
-from emb_tool.merge.weight_search import Found, average, found_before, keep_found
+from emb_tool.errors import InvalidInput
+from emb_tool.merge.weight_search import (
+    SearchResult,
+    linear_method,
+    load_search_result,
+    save_search_result,
+)
 from emb_tool.model.encoder import Encoder
 from emb_tool.report import Table
 from emb_tool.runtime.device import Runtime
@@ -101,12 +106,14 @@ def test_what_is_missing_is_told_before_work(
 
 
 def test_a_resume_goes_on_with_what_was_found(tmp_path: Path) -> None:
-    assert found_before(tmp_path) is None
+    assert load_search_result(tmp_path) is None
     import numpy as np
 
-    found = Found(average(np.array([0.25, 0.75])), {"a": 1}, Table("t", ["x"], [["y"]]))
-    keep_found(tmp_path, found)
-    assert found_before(tmp_path) == found
+    found = SearchResult(
+        linear_method(np.array([0.25, 0.75])), {"a": 1}, Table("t", ["x"], [["y"]])
+    )
+    save_search_result(tmp_path, found)
+    assert load_search_result(tmp_path) == found
 
 
 def test_bare_files_are_refused(family: dict[str, Any], tmp_path: Path) -> None:
@@ -119,5 +126,5 @@ def test_bare_files_are_refused(family: dict[str, Any], tmp_path: Path) -> None:
         "merge", method="greedy-soup",
         flags={"models": bare, "dev": (family["sts"],), "output": str(tmp_path / "x")},
     )  # fmt: skip
-    with pytest.raises(Refused, match="files of tensors cannot be run"):
+    with pytest.raises(InvalidInput, match="files of tensors cannot be run"):
         Setup(job, Progress(-1)).plan()

@@ -19,14 +19,14 @@ from safetensors.torch import save_file as save_torch
 
 from emb_tool import registry
 from emb_tool.checkpoint.elements import FLOATS, all_finite, from_float64, to_float64
-from emb_tool.errors import Interrupted, Refused
+from emb_tool.errors import Interrupted, InvalidInput
 from emb_tool.merge import write
 from emb_tool.merge.base import Merge
-from emb_tool.merge.weight_search import Looking
+from emb_tool.merge.weight_search import DataDrivenMerge
 from tests.merge.siblings import make_files, merge
 
 METHODS = list(registry.methods("merge"))
-DATA_FREE = [n for n in METHODS if not issubclass(registry.load("merge", n), Looking)]
+DATA_FREE = [n for n in METHODS if not issubclass(registry.load("merge", n), DataDrivenMerge)]
 
 
 @pytest.mark.parametrize("name", DATA_FREE)
@@ -109,7 +109,7 @@ def test_whole_numbers_are_the_same_in_all_models_or_refused(tmp_path: Path) -> 
         names.append(str(tmp_path / f"{number}.safetensors"))
         save_file({"x": np.ones(4, np.float32), "ids": np.arange(4) + number // 2}, names[-1])
     assert merge(tmp_path / "a", "linear", names[:2])["ids"].tolist() == [0, 1, 2, 3]
-    with pytest.raises(Refused, match="ids is I64"):
+    with pytest.raises(InvalidInput, match="ids is I64"):
         merge(tmp_path / "b", "linear", names[1:])
 
 
@@ -130,7 +130,7 @@ def test_a_number_that_is_not_finite_is_refused_by_name(tmp_path: Path, value: f
     broken["table.weight"].reshape(-1)[70_001] = value
     save_file(broken, models[1])
     for method in ("linear", "ties"):
-        with pytest.raises(Refused, match=r"m1.*table.weight, element 70,001") as caught:
+        with pytest.raises(InvalidInput, match=r"m1.*table.weight, element 70,001") as caught:
             merge(tmp_path / method, method, models, base if method == "ties" else None)
         assert caught.value.exit_code == 2
 

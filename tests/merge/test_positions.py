@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from emb_tool.merge.positions import direction, even
+from emb_tool.merge.positions import direction, uniform_position
 
 
 def vectors(count: int, seed: int = 0) -> np.ndarray:
@@ -43,7 +43,7 @@ def test_only_ratios_matter_and_gradients_are_right() -> None:
 @pytest.mark.parametrize("count", [2, 3, 6])
 def test_the_start_is_the_plain_average(count: int) -> None:
     gram = torch.from_numpy(vectors(count) @ vectors(count).T)
-    ratios, scale = even(gram)
+    ratios, scale = uniform_position(gram)
     expected = torch.full((count,), 1 / count, dtype=torch.float64)
     torch.testing.assert_close(scale * direction(gram, ratios), expected)
 
@@ -51,7 +51,7 @@ def test_the_start_is_the_plain_average(count: int) -> None:
 def test_equal_and_missing_task_vectors_are_no_fault() -> None:
     held = np.stack([vectors(1)[0], vectors(1)[0], np.zeros(7)])
     gram = torch.from_numpy(held @ held.T)
-    ratios, scale = even(gram)
+    ratios, scale = uniform_position(gram)
     ratios.requires_grad_()
     found = scale * direction(gram, ratios)
     torch.testing.assert_close(found.detach(), torch.full((3,), 1 / 3, dtype=torch.float64))

@@ -9,9 +9,9 @@ import pytest
 
 from emb_tool.merge.base import Block
 from emb_tool.merge.della import keep_chance
-from emb_tool.merge.random_bits import bernoulli, key_of, random_bits
+from emb_tool.merge.random_bits import bernoulli, random_bits, rng_key
 from emb_tool.merge.sce import sce
-from emb_tool.merge.top_k import Cut
+from emb_tool.merge.top_k import MagnitudeThreshold
 from tests.merge.siblings import SHAPES, expect, make_files, merge
 
 
@@ -76,7 +76,7 @@ def test_sce(tmp_path: Path, density: float) -> None:
 
 def test_sce_takes_the_positive_side_where_changes_cancel() -> None:
     block = Block(0, [np.array([1.0, 3.0]), np.array([-1.0, 1.0])], np.zeros(2))
-    cut = Cut(everything=True)
+    cut = MagnitudeThreshold(everything=True)
     got = sce(block, cut, np.array([0.75, 0.25]), 1.0)
     np.testing.assert_allclose(got, [1.0, 0.75 * 3 + 0.25])
 
@@ -92,7 +92,7 @@ def test_dare_keeps_a_share_and_divides_by_it(tmp_path: Path, how: str) -> None:
     def formula(d: list[np.ndarray], b: np.ndarray, n: str) -> np.ndarray:
         parts = []
         for number in order_of(models, base):
-            kept = bernoulli(key_of("dare", 5, len(parts), n), 0, b.size, 0.3).reshape(b.shape)
+            kept = bernoulli(rng_key("dare", 5, len(parts), n), 0, b.size, 0.3).reshape(b.shape)
             expect_masks[n, number] = kept.mean()
             parts.append(np.where(kept, d[number] / 0.3, 0))
         return np.asarray(b + (sum(parts) if how == "linear" else elect(parts)))
@@ -125,7 +125,7 @@ def test_della_drops_small_changes_first(tmp_path: Path) -> None:
             x = d[number].reshape(-1, SHAPES[n][-1])
             ranks = np.abs(x).argsort(1, kind="stable").argsort(1, kind="stable")
             chance = 0.4 - 0.15 + 0.3 * ranks / (x.shape[1] - 1)
-            kept = bernoulli(key_of("della", 1, len(parts), n), 0, x.size, chance.ravel())
+            kept = bernoulli(rng_key("della", 1, len(parts), n), 0, x.size, chance.ravel())
             parts.append(np.where(kept.reshape(x.shape), x / chance, 0).reshape(b.shape))
         return np.asarray(b + 0.5 * sum(parts))
 
@@ -135,6 +135,6 @@ def test_della_drops_small_changes_first(tmp_path: Path) -> None:
 
 
 def test_random_bits_belong_to_their_place() -> None:
-    whole = random_bits(key_of("x", 1), 0, 1000)
-    assert np.array_equal(random_bits(key_of("x", 1), 401, 99), whole[401:500])
-    assert not np.array_equal(random_bits(key_of("x", 2), 0, 1000), whole)
+    whole = random_bits(rng_key("x", 1), 0, 1000)
+    assert np.array_equal(random_bits(rng_key("x", 1), 401, 99), whole[401:500])
+    assert not np.array_equal(random_bits(rng_key("x", 2), 0, 1000), whole)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.merge.sphere import gram, mean_shares, slerp_shares
 from tests.merge.siblings import expect, make_files, merge
 
@@ -114,5 +114,5 @@ def test_opposite_directions_have_no_mean(tmp_path: Path) -> None:
         save_file({"x": sign * x}, tmp_path / f"{name}.safetensors")
     models = [str(tmp_path / f"{name}.safetensors") for name in "ab"]
     for method in ("slerp", "karcher"):
-        with pytest.raises(Refused, match="opposite"):
+        with pytest.raises(InvalidInput, match="opposite"):
             merge(tmp_path / method, method, models)

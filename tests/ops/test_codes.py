@@ -18,7 +18,7 @@ from emb_tool.checkpoint.ranges import (
     read_ranges_file,
     write_ranges,
 )
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.ops import codes as codes_module
 from emb_tool.ops.codes import code_from_json, hamming, make_code, random_rotation
 from emb_tool.ops.precisions import PRECISIONS
@@ -189,7 +189,7 @@ def test_float16_refuses_what_it_cannot_hold() -> None:
     np.testing.assert_array_equal(
         code.encode(np.array([[1, 2.0009]], np.float32)), np.array([[1, 2.0009]], np.float16)
     )
-    with pytest.raises(Refused, match="float16 ends at 65504"):
+    with pytest.raises(InvalidInput, match="float16 ends at 65504"):
         code.encode(np.array([[1, 70000]], np.float32))
 
 
@@ -224,9 +224,9 @@ def test_ranges_that_cannot_be(tmp_path: Path, change: dict[str, Any], message: 
     value = {"schema": 1, "dim": 4, "texts": 9, "low": [0.0] * 4, "high": [1.0] * 4}
     value["mean"] = [0.5] * 4
     (tmp_path / RANGES_FILE).write_text(json.dumps(value | change))
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInput) as caught:
         read_ranges(tmp_path, 6)
     assert message in caught.value.message
     assert str(tmp_path / RANGES_FILE) in caught.value.message
-    with pytest.raises(Refused, match="no such file"):
+    with pytest.raises(InvalidInput, match="no such file"):
         read_ranges_file(tmp_path / "other.json")

@@ -7,21 +7,21 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from emb_tool.checkpoint.third_party_errors import refusing
-from emb_tool.errors import EmbToolError, Failed, Refused
+from emb_tool.checkpoint.third_party_errors import translate_errors
+from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
 from emb_tool.ops.hashing import universal
 from emb_tool.packed.hash import Hash
 
 
 def raised_by(work: Callable[[], object]) -> BaseException:
-    with pytest.raises(BaseException) as caught, refusing("m: fails", "restore it"):  # noqa: PT011
+    with pytest.raises(BaseException) as caught, translate_errors("m: fails", "restore it"):  # noqa: PT011
         work()
     return caught.value
 
 
 def test_what_libraries_raise_is_a_refusal_that_keeps_its_cause() -> None:
     found = raised_by(lambda: torch.zeros(3)[5])
-    assert isinstance(found, Refused)
+    assert isinstance(found, InvalidInput)
     assert found.message.startswith("m: fails: IndexError: index 5 is out of bounds")
     assert isinstance(found.__cause__, IndexError)
 
@@ -34,13 +34,13 @@ def test_a_title_is_told_with_what_it_stands_over() -> None:
 
 def test_packed_bytes_are_the_checkpoints_own() -> None:
     packed = Hash({"shape": [9, 4], "buckets": 2, "function": "mod", "seed": 0})
-    assert isinstance(raised_by(lambda: packed.bucket(None)), Refused)  # type: ignore[arg-type]
+    assert isinstance(raised_by(lambda: packed.bucket(None)), InvalidInput)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        Failed("ours"), KeyboardInterrupt(), SystemExit(3), MemoryError(),
+        RunFailed("ours"), KeyboardInterrupt(), SystemExit(3), MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("CUDA error: uncorrectable ECC error encountered"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from emb_tool.ops import gptq as module
 from emb_tool.ops.gptq import gptq, gptq_codes, output_error, refit
 from emb_tool.ops.layer_inputs import Batch, second_moments
-from emb_tool.ops.rounding import Rounded, dequantize, quantize_groups
+from emb_tool.ops.rounding import QuantizedGroups, dequantize, quantize_groups
 from emb_tool.runtime.device import Runtime
 
 
@@ -27,8 +27,8 @@ def correlated(rows: int, columns: int, tokens: int, seed: int) -> tuple[torch.T
     return weight, x, x.T @ x
 
 
-def naive(weight: np.ndarray, hessian: np.ndarray, order: np.ndarray, made: Rounded, bits: int,
-          group: int) -> np.ndarray:  # fmt: skip
+def naive(weight: np.ndarray, hessian: np.ndarray, order: np.ndarray, made: QuantizedGroups,
+          bits: int, group: int) -> np.ndarray:  # fmt: skip
     """Optimal brain quantization in a fixed order (arXiv:2210.17323, equations 2 and 3)."""
     weight, inverse = weight.astype(np.float64).copy(), np.linalg.inv(hessian)
     scale, minimum = made.scale.double().numpy(), made.minimum.double().numpy()
@@ -72,7 +72,7 @@ def test_ranges_weigh_a_column_by_what_its_error_costs(monkeypatch: pytest.Monke
         expected[column] = 1 / np.linalg.inv(damped[np.ix_(rest, rest)])[0, 0]
     weights = []
 
-    def searched(*args: object, importance: torch.Tensor, **settings: object) -> Rounded:
+    def searched(*args: object, importance: torch.Tensor, **settings: object) -> QuantizedGroups:
         weights.append(importance.double().numpy())
         return quantize_groups(*args, importance=importance, **settings)  # type: ignore[arg-type]
 

@@ -11,25 +11,25 @@ import pytest
 import torch
 
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.editing import Draft
-from emb_tool.errors import Refused
-from emb_tool.ops.layers import group_layers, keep_layers, plan_cut, spread
+from emb_tool.editing import CheckpointEditor
+from emb_tool.errors import InvalidInput
+from emb_tool.ops.layers import group_layers, keep_layers, plan_cut, spread_layers
 
 
 def test_spread() -> None:
-    assert spread(3, 6) == (0, 2, 5)
-    assert spread(2, 6) == (0, 5)
-    assert spread(1, 6) == (5,)
-    assert spread(4, 12) == (0, 4, 7, 11)
+    assert spread_layers(3, 6) == (0, 2, 5)
+    assert spread_layers(2, 6) == (0, 5)
+    assert spread_layers(1, 6) == (5,)
+    assert spread_layers(4, 12) == (0, 4, 7, 11)
     for total in range(1, 30):
         for count in range(1, total + 1):
-            kept = spread(count, total)
+            kept = spread_layers(count, total)
             assert list(kept) == sorted(set(kept))
             assert len(kept) == count
             assert kept[-1] == total - 1
     for count in (0, 7):
-        with pytest.raises(Refused, match=f"{count} layers of 6"):
-            spread(count, 6)
+        with pytest.raises(InvalidInput, match=f"{count} layers of 6"):
+            spread_layers(count, 6)
 
 
 def test_only_the_first_number_is_a_layer() -> None:
@@ -41,7 +41,7 @@ def test_only_the_first_number_is_a_layer() -> None:
 
 
 def cut(checkpoint: Checkpoint, keep: Sequence[int], folder: Path) -> None:
-    draft = Draft.of(checkpoint)
+    draft = CheckpointEditor.of(checkpoint)
     draft.keep_layers(keep)
     draft.write(folder)
 
@@ -190,13 +190,15 @@ def test_refusals(tiny_bert: Path, tiny_static: Path, tmp_path: Path) -> None:
     assert keep_layers(checkpoint, (1, 2)) == (1, 2)
     for keep, says in (((0, 4), "layer 4 does not exist"), ((1, 1), "layer 1 is named twice"),
                        ((-1,), "layer -1"), ((), "no layer")):  # fmt: skip
-        with pytest.raises(Refused, match=says) as refused:
+        with pytest.raises(InvalidInput, match=says) as refused:
             plan_cut(checkpoint, keep)
         assert refused.value.hint
-    with pytest.raises(Refused, match="it has no layers"):
+    with pytest.raises(InvalidInput, match="it has no layers"):
         keep_layers(Checkpoint.open(tiny_static), 1)
     folder = make("modernbert", tmp_path / "modernbert")
-    with pytest.raises(Refused, match=r"layer 2 cannot take place 0: it has attn_norm\.weight"):
+    with pytest.raises(
+        InvalidInput, match=r"layer 2 cannot take place 0: it has attn_norm\.weight"
+    ):
         plan_cut(Checkpoint.open(folder, need_tokenizer=False), (2, 5))
 
 
@@ -213,5 +215,5 @@ def test_config_that_lies(tiny_bert: Path, tmp_path: Path) -> None:
         ({"model_type": "nvembed"}, "does not know the model type 'nvembed'"),
     ):  # fmt: skip
         (model / "config.json").write_text(json.dumps(config | changes))
-        with pytest.raises(Refused, match=says):
+        with pytest.raises(InvalidInput, match=says):
             plan_cut(Checkpoint.open(model), (0,))

@@ -37,7 +37,7 @@ def test_values_and_gradients_are_those_of_float64(
     torch.manual_seed(0)
     layer = nn.Linear(24, 40, bias=bias)
     exact = copy.deepcopy(layer).double()
-    assert products.quicken(layer) == 1
+    assert products.use_onednn_linear(layer) == 1
     x = torch.randn(shape)
     found, wanted = run(layer, x), run(exact, x.double())
     assert len(found) == len(wanted) == 3 + bias
@@ -49,7 +49,7 @@ def test_values_and_gradients_are_those_of_float64(
 def test_what_it_cannot_take_is_torchs_own(quick: None) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4).half(), nn.ReLU())
     names = list(model.state_dict())
-    assert products.quicken(model) == 1
+    assert products.use_onednn_linear(model) == 1
     assert list(model.state_dict()) == names
     first = model[0]
     assert isinstance(first, nn.Linear)
@@ -68,5 +68,5 @@ def test_what_it_cannot_take_is_torchs_own(quick: None) -> None:
 def test_elsewhere_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "has_slow_products", lambda: False)
     layer = nn.Linear(4, 4)
-    assert products.quicken(layer) == 0
+    assert products.use_onednn_linear(layer) == 0
     assert type(layer) is nn.Linear

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from emb_tool.merge import top_k
-from emb_tool.merge.top_k import largest, magnitude_keys
+from emb_tool.merge.top_k import largest_k, magnitude_keys
 
 BLOCK = 1 << 16
 
@@ -38,7 +38,7 @@ class InMemory:
 
 
 def taken(blocks: InMemory, ks: list[int]) -> list[np.ndarray]:
-    (cuts,) = largest(blocks, lambda piece: [magnitude_keys(piece.values)], [ks])
+    (cuts,) = largest_k(blocks, lambda piece: [magnitude_keys(piece.values)], [ks])
     starts = range(0, blocks.size, BLOCK)
     pieces = [(start, magnitude_keys(blocks.values[start : start + BLOCK])) for start in starts]
     return [

@@ -23,7 +23,7 @@ from tokenizers import (
 from emb_tool.checkpoint import tokenizer_files as ops
 from emb_tool.compress import vocabulary as vo
 from emb_tool.compress.token_ids import config_ids, renumber_config, rewrite
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from tests.conftest import make_sentences
 
 TEXTS = [*make_sentences(150), "Über naïve cafés", "a1 b22 c333", "x-ray, e.g. (this)"]
@@ -106,12 +106,12 @@ def trim(
     pair: Pair, texts: list[str], characters: bool = True, **given: Any
 ) -> tuple[Tokenizer, dict[int, int]]:
     tokenizer, vocabulary, files = pair
-    counts, hidden = vo.survey(tokenizer, vocabulary, texts, True, lambda _: None)
+    counts, hidden = vo.count_ids(tokenizer, vocabulary, texts, True, lambda _: None)
     wanted = [*map(int, counts.nonzero()[0]), *hidden]
     wanted.sort(key=lambda i: -int(counts[i]))
-    must = vo.fixed_ids(vocabulary, characters=characters)
-    kept = vo.choose(vocabulary, must, wanted, **given)
-    ids = vo.number(vocabulary, kept)
+    must = vo.required_ids(vocabulary, characters=characters)
+    kept = vo.choose_ids(vocabulary, must, wanted, **given)
+    ids = vo.renumber_ids(vocabulary, kept)
     made = rewrite(vocabulary, ids, files)["tokenizer.json"]
     assert made is not None
     return Tokenizer.from_str(made.decode()), ids
@@ -168,14 +168,16 @@ def test_wordpiece_keeps_what_it_gives_words_up_with() -> None:
     vocabulary = ops.read_vocabulary(tokenizer, files, "x")
     must = {0, 1, 2, 4, 6, 7}  # that `##b©` is among them is what makes the trap snap
     for hidden_kept in (False, True):
-        _, hidden = vo.survey(tokenizer, vocabulary, ["ab© z"], False, lambda _: None)
+        _, hidden = vo.count_ids(tokenizer, vocabulary, ["ab© z"], False, lambda _: None)
         assert hidden == {3}
-        kept = vo.choose(vocabulary, must, hidden if hidden_kept else ())
-        ids = vo.number(vocabulary, kept)
+        kept = vo.choose_ids(vocabulary, must, hidden if hidden_kept else ())
+        ids = vo.renumber_ids(vocabulary, kept)
         made = rewrite(vocabulary, ids, files)["tokenizer.json"]
         assert made is not None
         after = Tokenizer.from_str(made.decode())
-        trial = vo.compare(tokenizer, after, ids, 0, ["ab© z", "zz"], False, lambda _: None)
+        trial = vo.compare_tokenizations(
+            tokenizer, after, ids, 0, ["ab© z", "zz"], False, lambda _: None
+        )
         assert trial.differ == (1 if hidden_kept else 2)  # zz was not in the corpus
         assert trial.first == ("zz" if hidden_kept else "ab© z")
         assert trial.tokens == (3, 4 if hidden_kept else 5)
@@ -188,7 +190,7 @@ def test_unigram_keeps_the_lowest_score() -> None:
     tokenizer = Tokenizer(models.Unigram([*vocab, ("rare", -40.0)], 0, False))
     files = {"tokenizer.json": tokenizer.to_str().encode()}
     pair = (tokenizer, ops.read_vocabulary(tokenizer, files, "x"), files)
-    assert vo.fixed_ids(pair[1], characters=True) == {0, 1, 2, 5}
+    assert vo.required_ids(pair[1], characters=True) == {0, 1, 2, 5}
     assert tokenizer.encode("xyz☃").ids == [1, 2, 3]
     assert Tokenizer(models.Unigram(vocab, 0, False)).encode("xyz☃").ids == [4, 0]
     new, ids = trim(pair, ["xyz☃", "xyz"])
@@ -199,10 +201,10 @@ def test_unigram_keeps_the_lowest_score() -> None:
 def test_size_keeps_the_most_frequent_with_what_they_are_made_of(pairs: dict[str, Pair]) -> None:
     for kind in ("wordpiece", "unigram", "bytes"):
         tokenizer, vocabulary, _ = pairs[kind]
-        least = len(vo.fixed_ids(vocabulary, characters=True))
-        with pytest.raises(Refused, match=f"{least:,} tokens must stay"):
+        least = len(vo.required_ids(vocabulary, characters=True))
+        with pytest.raises(InvalidInput, match=f"{least:,} tokens must stay"):
             trim(pairs[kind], TEXTS, size=least - 1)
-        counts, _ = vo.survey(tokenizer, vocabulary, TEXTS, True, lambda _: None)
+        counts, _ = vo.count_ids(tokenizer, vocabulary, TEXTS, True, lambda _: None)
         seen = 0
         for size in range(least, least + 25, 6):
             new, ids = trim(pairs[kind], TEXTS, size=size)
@@ -228,8 +230,10 @@ def test_files_beside_tokenizer_json_agree(pairs: dict[str, Pair]) -> None:
         held = dict.fromkeys((*names, "sentencepiece.bpe.model"), b"old")
         held |= {"tokenizer_config.json": json.dumps(config).encode(), "added_tokens.json": b"{}"}
         caption = vocabulary.added["CAPTION"]
-        kept = vo.choose(vocabulary, vo.fixed_ids(vocabulary, characters=True), [caption, 280])
-        ids = vo.number(vocabulary, kept)
+        kept = vo.choose_ids(
+            vocabulary, vo.required_ids(vocabulary, characters=True), [caption, 280]
+        )
+        ids = vo.renumber_ids(vocabulary, kept)
         made = rewrite(vocabulary, ids, files | held)
         assert made.keys() == {*names, *files, *held}
         assert made["sentencepiece.bpe.model"] is None
@@ -302,9 +306,9 @@ def test_config_ids() -> None:
 )  # fmt: skip
 def test_strange_files_are_refused(content: bytes, says: str) -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(InvalidInput, match=says):
         ops.read_vocabulary(tokenizer, {"tokenizer.json": content}, "x")
-    with pytest.raises(Refused, match="x: no fast tokenizer can be made of") as refused:
+    with pytest.raises(InvalidInput, match="x: no fast tokenizer can be made of") as refused:
         ops.open_tokenizer({"tokenizer.json": content}, {}, "x", plain=True)
     assert refused.value.hint
 
@@ -316,4 +320,4 @@ def test_what_transformers_adds_counts_too() -> None:
     found = ops.read_vocabulary(tokenizer, files, "x")
     assert found.ids == {"a": 0, "b": 1, "[NEW]": 2}
     assert vo.special_ids(found) == {0, 2}
-    assert np.array_equal(next(vo.encode(tokenizer, ["[NEW] b"], False)), [2, 0])
+    assert np.array_equal(next(vo.encode_ids(tokenizer, ["[NEW] b"], False)), [2, 0])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from emb_tool.training.store import Space, SpaceStore, VectorStore
+from emb_tool.training.store import EmbeddingCache, EmbeddingCacheKey, VectorStore
 
-SPACE = Space("fingerprint", "query: ", "mean", 128, "float32", 4, normalised=False)
+SPACE = EmbeddingCacheKey("fingerprint", "query: ", "mean", 128, "float32", 4, normalised=False)
 
 
 def keys_of(numbers: list[int] | range | np.ndarray) -> np.ndarray:
@@ -25,19 +25,23 @@ def vectors_of(numbers: list[int] | range | np.ndarray, dim: int = 4) -> np.ndar
     return np.asarray(numbers, np.float32).reshape(-1, 1) + np.arange(dim, dtype=np.float32) / 8
 
 
-def open_space(root: Path, space: Space = SPACE, warn: list[str] | None = None) -> SpaceStore:
+def open_space(
+    root: Path, space: EmbeddingCacheKey = SPACE, warn: list[str] | None = None
+) -> EmbeddingCache:
     """The space as another process would see it."""
     return VectorStore(root, None if warn is None else warn.append).space(space)
 
 
-def fill(root: Path, *shards: list[int] | range, space: Space = SPACE) -> SpaceStore:
+def fill(
+    root: Path, *shards: list[int] | range, space: EmbeddingCacheKey = SPACE
+) -> EmbeddingCache:
     store = open_space(root, space)
     for numbers in shards:
         store.append(keys_of(numbers), vectors_of(numbers, space.dim))
     return store
 
 
-def shards_of(root: Path, space: Space = SPACE) -> list[Path]:
+def shards_of(root: Path, space: EmbeddingCacheKey = SPACE) -> list[Path]:
     return sorted((root / space.id).glob("shard-*.safetensors"))
 
 

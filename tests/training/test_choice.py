@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from emb_tool.data.corpus import check_parts
-from emb_tool.distill.measure import score_student, tell_choice
-from emb_tool.errors import Interrupted, Refused
+from emb_tool.distill.measure import record_choice, score_student
+from emb_tool.errors import Interrupted, InvalidInput
 from emb_tool.evaluate.task import Score as TaskScore
 from emb_tool.evaluate.task import Task
 from emb_tool.model.encoder import Encoder
@@ -138,7 +138,7 @@ def test_a_score_that_is_no_number_is_not_the_best() -> None:
 )  # fmt: skip
 def test_a_state_before_the_last_is_warned_of(keys: tuple[Any, ...], warned: str) -> None:
     report, progress = Report("distill"), Progress(0)
-    tell_choice(report, progress, after(*keys), 200)
+    record_choice(report, progress, after(*keys), 200)
     assert report.tables[-1].title == "which state was written"
     assert [warned in sentence for sentence in progress.warnings] == [True] * bool(warned)
 
@@ -178,7 +178,7 @@ def test_a_saved_state_carries_the_choice(
      ((0, 0, 0), "no text is left to fit to")],
 )  # fmt: skip
 def test_too_few_texts_to_hold_any_out_are_refused(parts: tuple[int, ...], said: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InvalidInput) as refused:
         check_parts("--texts", *parts)
     assert said in refused.value.message
 

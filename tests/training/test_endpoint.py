@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from stores import keys_of
 
-from emb_tool.errors import EmbToolError, Failed, Refused
+from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
 from emb_tool.training.embeddings_client import find_key, is_endpoint, parse_endpoint
 from emb_tool.training.endpoint import EndpointTeacher
 from emb_tool.training.store import VectorStore
@@ -243,7 +243,7 @@ def test_gives_up_and_says_why(server: Server) -> None:
         handler.say(503, {"error": {"message": "loading\nthe model"}}) or True
     )
     teacher = open_teacher(server, attempts=3, concurrency=2)
-    with pytest.raises(Failed, match=r"after 3 attempts.* 503: loading the model") as caught:
+    with pytest.raises(RunFailed, match=r"after 3 attempts.* 503: loading the model") as caught:
         teacher.vectors(TEXTS, "document")
     assert "--resume" in str(caught.value.hint)
     time.sleep(0.05)
@@ -254,13 +254,13 @@ def test_no_patience_with_an_empty_purse(server: Server) -> None:
     body = {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}
     server.trouble = lambda handler, n, texts: bool(handler.say(429, body) or True)
     teacher = open_teacher(server, concurrency=1)
-    with pytest.raises(Failed, match="exceeded your quota"):
+    with pytest.raises(RunFailed, match="exceeded your quota"):
         teacher.vectors(TEXTS, "document")
     assert len(server.requests) == 1
 
 
 def test_nobody_there() -> None:
-    with pytest.raises(Failed, match=r"127\.0\.0\.1:9/v1#m: gave up after 3 .* refused"):
+    with pytest.raises(RunFailed, match=r"127\.0\.0\.1:9/v1#m: gave up after 3 .* refused"):
         EndpointTeacher("http://127.0.0.1:9/v1#m", backoff=0.001)
 
 
@@ -271,7 +271,7 @@ def test_other_answers_are_refused_at_once(server: Server, status: int, sentence
     body = {"error": {"message": "no such key"}}
     headers = {"Location": "http://elsewhere.example/v1"} if status == 302 else {}
     server.trouble = lambda handler, n, texts: bool(handler.say(status, body, **headers) or True)
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(InvalidInput, match=sentence):
         EndpointTeacher(f"{server.url}#tiny")
     assert len(server.requests) == 1
 
@@ -285,7 +285,9 @@ def test_the_text_at_fault_is_found(server: Server) -> None:
 
     server.trouble = trouble
     teacher = open_teacher(server, concurrency=1)
-    with pytest.raises(Refused, match=r"text 13 \('sentence number 13'\).*400: input is too long"):
+    with pytest.raises(
+        InvalidInput, match=r"text 13 \('sentence number 13'\).*400: input is too long"
+    ):
         teacher.vectors(TEXTS, "document")
 
 
@@ -356,14 +358,14 @@ def test_answers_that_do_not_fit_are_refused(
 ) -> None:
     server.trouble = bad_rows(change)
     teacher = open_teacher(server, concurrency=1)
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(InvalidInput, match=sentence):
         teacher.vectors(TEXTS, "document")
 
 
 @pytest.mark.parametrize("body", [[], {}, {"data": 3}, {"data": [3]}, {"data": [{"index": 0}]}])
 def test_answers_without_vectors_are_refused(server: Server, body: Any) -> None:
     server.trouble = lambda handler, n, texts: bool(handler.say(200, body) or True)
-    with pytest.raises(Refused, match="no embeddings"):
+    with pytest.raises(InvalidInput, match="no embeddings"):
         EndpointTeacher(f"{server.url}#tiny")
 
 
@@ -412,10 +414,10 @@ def test_which_key_is_sent_where(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not warned
     assert key("http://gpu-3:8000/v1") == ""
     assert "plain http" in warned[0]
-    with pytest.raises(Refused, match="ABSENT is not set"):
+    with pytest.raises(InvalidInput, match="ABSENT is not set"):
         key("https://a/v1", "ABSENT")
     monkeypatch.setenv("OTHER", "sch\u00f6n")
-    with pytest.raises(Refused, match="OTHER holds characters") as caught:
+    with pytest.raises(InvalidInput, match="OTHER holds characters") as caught:
         key("https://a/v1", "OTHER")
     assert "sch" not in str(caught.value)
 
@@ -428,13 +430,13 @@ def test_addresses() -> None:
     assert parse_endpoint("https://a/v1/embeddings#m:latest") == ("https://a/v1", "m:latest")
     assert is_endpoint("https://a/v1#m")
     assert not is_endpoint("BAAI/bge-m3")
-    with pytest.raises(Refused, match="the model is missing"):
+    with pytest.raises(InvalidInput, match="the model is missing"):
         parse_endpoint("http://localhost:8000/v1")
-    with pytest.raises(Refused, match="the host is missing"):
+    with pytest.raises(InvalidInput, match="the host is missing"):
         parse_endpoint("http:///v1#m")
-    with pytest.raises(Refused, match="not a URL"):
+    with pytest.raises(InvalidInput, match="not a URL"):
         parse_endpoint("http://a:port/v1#m")
     for secret in ("https://user:hunter2@a/v1#m", "https://a/v1?key=hunter2#m"):
-        with pytest.raises(Refused, match="user, password or query") as caught:
+        with pytest.raises(InvalidInput, match="user, password or query") as caught:
             parse_endpoint(secret)
         assert "hunter2" not in f"{caught.value} {caught.value.hint}"

@@ -12,7 +12,7 @@ import pytest
 from test_endpoint import TEXTS, Handler, Server, open_teacher
 from test_endpoint import server as _server
 
-from emb_tool.errors import Failed
+from emb_tool.errors import RunFailed
 from emb_tool.training import embeddings_client
 from emb_tool.training.endpoint import EndpointTeacher
 from tests.conftest import CliResult
@@ -115,5 +115,5 @@ def test_answers_without_measure_are_given_up(
     if fault is drops:  # each byte may take a minute, as on a loaded machine, all of them 0.3 s
         monkeypatch.setattr(embeddings_client, "_PATIENCE", 0.005)
     teacher = open_teacher(server, concurrency=1, attempts=1, timeout=60)
-    with pytest.raises(Failed, match=said):
+    with pytest.raises(RunFailed, match=said):
         teacher.vectors(TEXTS[:8], "document")

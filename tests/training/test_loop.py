@@ -15,17 +15,17 @@ import pytest
 import torch
 
 from emb_tool.distill.leaf import Leaf
-from emb_tool.errors import Failed, Interrupted, Refused
+from emb_tool.errors import Interrupted, InvalidInput, RunFailed
 from emb_tool.method import Training
 from emb_tool.model.encoder import Encoder
-from emb_tool.training.batches import Batch, Place
+from emb_tool.training.batches import Batch, DataCursor
 from emb_tool.training.loop import Trainer, rate
 from emb_tool.training.outcome import Score
 from tests.runs import make_trainer, unit_vectors
 
 
 def first_batch(trainer: Trainer) -> Batch:
-    return next(iter(trainer.stream.batches(Place())))
+    return next(iter(trainer.stream.batches(DataCursor())))
 
 
 def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -252,7 +252,7 @@ def test_no_room_for_one_text_is_a_failure_that_can_be_resumed(
     tiny_bert: Path, sentences: list[str], tmp_path: Path
 ) -> None:
     trainer, _ = split_run(tiny_bert, sentences[:8], tmp_path, room=0)
-    with pytest.raises(Failed, match=r"memory ran out for one text of \d+ tokens") as caught:
+    with pytest.raises(RunFailed, match=r"memory ran out for one text of \d+ tokens") as caught:
         trainer.run()
     assert "--max-length" in str(caught.value.hint)
     assert "--resume" in str(caught.value.hint)
@@ -283,7 +283,7 @@ def test_a_student_that_fails_on_later_texts_keeps_what_it_has_learnt(
         return real(*args, **kwargs) if calls < 4 else torch.zeros(2)[torch.tensor(5)]
 
     body.forward = fails
-    with pytest.raises(Failed, match=r"its forward pass fails .*IndexError") as caught:
+    with pytest.raises(RunFailed, match=r"its forward pass fails .*IndexError") as caught:
         trainer.run()
     assert "--resume" in str(caught.value.hint)
 
@@ -411,7 +411,7 @@ def test_the_best_state_is_the_one_taken(
     data = bytearray(file.read_bytes())
     data[-9] ^= 1
     file.write_bytes(data)
-    with pytest.raises(Refused, match=r"best-\d+.safetensors: the saved state is damaged"):
+    with pytest.raises(InvalidInput, match=r"best-\d+.safetensors: the saved state is damaged"):
         trainer.take_best()
 
 
@@ -442,7 +442,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_text(
         tiny_bert, sentences[:60], tmp_path, targets=targets, show=lambda i: sentences[i]
     )
     trainer.score = lambda: Score(0.0, {"score": 0.0})
-    with pytest.raises(Failed, match="loss is not finite after") as caught:
+    with pytest.raises(RunFailed, match="loss is not finite after") as caught:
         trainer.run()
     assert f"has no loss for text 17 '{sentences[17][:60]}' (counted" in str(caught.value)
     assert "--lr" in str(caught.value.hint)
@@ -465,7 +465,7 @@ def test_a_step_that_breaks_the_weights_is_named_and_the_state_before_it_kept(
             next(trainer.student.parameters()).data.fill_(float("inf"))
 
     trainer._step = breaks  # type: ignore[method-assign]
-    with pytest.raises(Failed, match="step 3 broke the weights, with text") as caught:
+    with pytest.raises(RunFailed, match="step 3 broke the weights, with text") as caught:
         trainer.run()
     assert f"with text {taken[2].indices[0]} '" in str(caught.value)
     before = taken[1].after.texts
@@ -485,7 +485,7 @@ def test_a_state_with_nan_is_never_saved(
     targets[17] = np.nan
     trainer = make_trainer(tiny_bert, sentences[:60], tmp_path, targets=targets)
     trainer.score = lambda: Score(0.0, {"score": 0.0})
-    with pytest.raises(Failed, match="weights are not finite after"):
+    with pytest.raises(RunFailed, match="weights are not finite after"):
         trainer.run()
     again = make_trainer(tiny_bert, sentences[:60], tmp_path)
     again.states.load(again.student, again.optimizer.optimizers)
@@ -500,7 +500,7 @@ def test_of_streamed_texts_the_words_are_told(
     targets[17] = np.nan
     trainer = make_trainer(tiny_bert, sentences[:60], tmp_path, targets=targets)
     trainer.score = lambda: Score(0.0, {"score": 0.0})
-    with pytest.raises(Failed, match="has no loss for text '") as caught:
+    with pytest.raises(RunFailed, match="has no loss for text '") as caught:
         trainer.run()
     told = str(caught.value).partition("for text '")[2].partition("'")[0]
     assert told == trainer.encoder.text(trainer.encoder.tokenize([sentences[17]])[0])[:60]

@@ -15,8 +15,8 @@ import torch
 
 from emb_tool.distill.leaf import Leaf
 from emb_tool.runtime.device import Runtime
-from emb_tool.training.batches import Batch, Place
-from emb_tool.training.cuda_graph_step import Recorded, Shape, shape
+from emb_tool.training.batches import Batch, DataCursor
+from emb_tool.training.cuda_graph_step import CudaGraphStep, Shape, shape
 from emb_tool.training.loop import Trainer
 from tests.runs import make_trainer, unit_vectors
 
@@ -43,7 +43,7 @@ def batch_of(trainer: Trainer, lengths: list[int], seed: int) -> Batch:
     assert table is not None
     ids = [rng.integers(0, table.num_embeddings, n).astype(np.int32) for n in lengths]
     targets = unit_vectors(len(ids), trainer.encoder.dim)
-    return Batch(np.arange(len(ids)), ids, 2 * len(ids), Place(), targets)
+    return Batch(np.arange(len(ids)), ids, 2 * len(ids), DataCursor(), targets)
 
 
 def taken(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -54,7 +54,7 @@ def taken(trainer: Trainer) -> dict[str, torch.Tensor]:
     return found
 
 
-def compare(trainer: Trainer, *, prompt: int = 0, near: float = 1e-5) -> Recorded:
+def compare(trainer: Trainer, *, prompt: int = 0, near: float = 1e-5) -> CudaGraphStep:
     """Batches of two shapes, replayed and plain."""
     gradients = trainer.gradients
     recorded, gradients.recorded = gradients.recorded, None
@@ -98,7 +98,7 @@ def test_batches_filled_up_have_the_gradients_of_those_that_are_not(
 ) -> None:
     trainer = make_trainer(request.getfixturevalue(model), sentences[:9], tmp_path)
     assert trainer.gradients.recorded is None  # on a CPU
-    trainer.gradients.recorded = Recorded(trainer.gradients, Again())  # type: ignore[arg-type]
+    trainer.gradients.recorded = CudaGraphStep(trainer.gradients, Again())  # type: ignore[arg-type]
     compare(trainer)
 
 
@@ -106,7 +106,7 @@ def test_a_prompt_that_pooling_leaves_out_is_part_of_the_shape(
     tiny_bert: Path, sentences: list[str], tmp_path: Path
 ) -> None:
     trainer = make_trainer(tiny_bert, sentences[:9], tmp_path, prompt_length=lambda which: 2)
-    trainer.gradients.recorded = Recorded(trainer.gradients, Again())  # type: ignore[arg-type]
+    trainer.gradients.recorded = CudaGraphStep(trainer.gradients, Again())  # type: ignore[arg-type]
     compare(trainer, prompt=2)
 
 
@@ -118,7 +118,7 @@ def test_work_that_waits_for_the_device_is_run_as_it_is(
             raise RuntimeError("operation not permitted when stream is capturing")
 
     trainer = make_trainer(tiny_bert, sentences, tmp_path / "a")
-    trainer.gradients.recorded = Recorded(trainer.gradients, Refuses())  # type: ignore[arg-type]
+    trainer.gradients.recorded = CudaGraphStep(trainer.gradients, Refuses())  # type: ignore[arg-type]
     trainer.run()
     assert trainer.gradients.recorded.made
     assert not any(trainer.gradients.recorded.made.values())
@@ -132,7 +132,7 @@ def test_where_memory_runs_out_recordings_are_let_go(
     tiny_bert: Path, sentences: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(tiny_bert, sentences[:60], tmp_path)
-    trainer.gradients.recorded = Recorded(trainer.gradients, Again())  # type: ignore[arg-type]
+    trainer.gradients.recorded = CudaGraphStep(trainer.gradients, Again())  # type: ignore[arg-type]
     add, calls = trainer.gradients.add, []
 
     def scarce(*args: Any) -> torch.Tensor:
@@ -157,7 +157,7 @@ def test_what_a_recording_would_not_repeat_is_not_recorded(
     assert made.gradients.recorded is None
     hooked = make_trainer(tiny_bert, sentences[:9], tmp_path / "c").gradients
     hooked.encoder.model.register_forward_pre_hook(lambda module, args: None)
-    assert Recorded.of(hooked) is None
+    assert CudaGraphStep.of(hooked) is None
 
 
 @pytest.mark.gpu

@@ -13,8 +13,8 @@ from stores import SPACE, open_space
 
 from emb_tool.data.corpus import text_key
 from emb_tool.training import vector_space as space_module
-from emb_tool.training.cached_teacher import RememberedTeacher
-from emb_tool.training.store import Space, VectorStore
+from emb_tool.training.cached_teacher import CachedTeacher
+from emb_tool.training.store import EmbeddingCacheKey, VectorStore
 from emb_tool.training.teacher import Teacher
 
 HALF = replace(SPACE, dtype="float16")
@@ -28,7 +28,7 @@ class Counted:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def space(self, role: str) -> Space:
+    def space(self, role: str) -> EmbeddingCacheKey:
         return replace(HALF, prompt=role)
 
     def vectors(self, texts: Sequence[str], role: str) -> np.ndarray:
@@ -38,9 +38,9 @@ class Counted:
         return numbers / 3 + np.arange(4, dtype=np.float32)
 
 
-def remembered(root: Path, teacher: Counted, shard_texts: int = 8) -> RememberedTeacher:
+def remembered(root: Path, teacher: Counted, shard_texts: int = 8) -> CachedTeacher:
     """As another process would open it."""
-    return RememberedTeacher(cast(Teacher, teacher), VectorStore(root), shard_texts)
+    return CachedTeacher(cast(Teacher, teacher), VectorStore(root), shard_texts)
 
 
 def test_what_was_said_once_is_not_asked_again(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_what_was_not_stored_yet_is_asked_again(tmp_path: Path) -> None:
 def test_texts_in_a_row_are_found_in_a_large_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    monkeypatch.setattr(space_module, "FEW", 3)
+    monkeypatch.setattr(space_module, "FEW_MISSING", 3)
     texts = np.array([text_key(str(i)) for i in range(40_000)], dtype="V16").view(np.uint8)
     keys = texts.reshape(-1, 16)
     store = open_space(tmp_path)

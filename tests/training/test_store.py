@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import SPACE, fill, keys_of, open_space, run_python, shards_of, vectors_of
 
-from emb_tool.errors import Refused
-from emb_tool.training.shards import TEMPORARY, sweep
+from emb_tool.errors import InvalidInput
+from emb_tool.training.shards import TEMPORARY, remove_temporary_files
 from emb_tool.training.store import VectorStore, store_report
 
 numbers = st.lists(st.integers(0, 40), max_size=12)
@@ -40,7 +40,9 @@ def test_what_goes_in_comes_out(
         assert read.dtype == np.float32
         np.testing.assert_array_equal(read, vectors_of(there))  # exact in float16 too
         if missing.any():
-            with pytest.raises(Refused, match=f"{missing.sum()} of {len(asked)} texts have no"):
+            with pytest.raises(
+                InvalidInput, match=f"{missing.sum()} of {len(asked)} texts have no"
+            ):
                 store.rows(keys_of(asked))
 
 
@@ -134,7 +136,7 @@ def test_what_is_not_finite_is_refused(tmp_path: Path, value: float, dtype: str)
     store = open_space(tmp_path, replace(SPACE, dtype=dtype))
     vectors = vectors_of(range(5))
     vectors[3, 1] = value
-    with pytest.raises(Refused, match="vector 3 of 5 is not finite"):
+    with pytest.raises(InvalidInput, match="vector 3 of 5 is not finite"):
         store.append(keys_of(range(5))[::-1], vectors)
     assert not tmp_path.joinpath(store.space.id).exists()
 
@@ -216,23 +218,23 @@ def test_temporary_files_of_living_writers_are_left_alone(tmp_path: Path) -> Non
         fcntl.flock(first, fcntl.LOCK_EX)
         fcntl.flock(second, fcntl.LOCK_EX)
         os.utime(old, (0, time.time() - 2 * 86400))
-        sweep(tmp_path)
+        remove_temporary_files(tmp_path)
         assert held.exists()
         assert not old.exists()
-    sweep(tmp_path)
+    remove_temporary_files(tmp_path)
     assert not held.exists()
 
 
 def test_a_full_disk_ends_resumable(tmp_path: Path) -> None:
     code = """
         import resource
-        from emb_tool.errors import Failed
+        from emb_tool.errors import RunFailed
         store = open_space(Path(sys.argv[1]))
         store.append(keys_of([1]), vectors_of([1]))
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         try:
             store.append(keys_of(range(10_000)), vectors_of(range(10_000)))
-        except Failed as error:
+        except RunFailed as error:
             print(error, "|", error.hint, "|", error.exit_code)
     """
     process = run_python(code, tmp_path)
@@ -273,7 +275,7 @@ def test_prune_takes_what_is_old_and_its_own(tmp_path: Path) -> None:
     assert [entry.id for entry in store.spaces()] == [new.id, old.id]
     assert not shards_of(tmp_path, old)
     assert len(list(tmp_path.rglob("notes.txt"))) == 2
-    with pytest.raises(Refused, match="no space 'ffff'"):
+    with pytest.raises(InvalidInput, match="no space 'ffff'"):
         store.prune(space="ffff")
     assert store.prune(space=new.id) == sizes[new.id]
     assert not (tmp_path / new.id).exists()
@@ -313,5 +315,5 @@ def test_default_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(Refused, match="is not a folder"):
+    with pytest.raises(InvalidInput, match="is not a folder"):
         VectorStore(tmp_path / "file")

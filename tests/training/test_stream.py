@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from emb_tool.data.batches import Tokens
 from emb_tool.training import batches as module
-from emb_tool.training.batches import Batch, Place, Stream, TokenCache
+from emb_tool.training.batches import Batch, BatchStream, DataCursor, TokenCache
 
 FAST = settings(max_examples=40, deadline=None)
 
@@ -39,7 +39,7 @@ def make(
     batch_tokens: int = 30,
     total: int | None = None,
     **settings: object,
-) -> Stream:
+) -> BatchStream:
     """A stream over numbered texts: text i has the tokens [i, i, ...] and the target [i]."""
     count = documents + queries
     lengths = lengths_of(count)
@@ -47,7 +47,7 @@ def make(
     def tokenize(indices: np.ndarray) -> Tokens:
         return Tokens([np.full(lengths[i], i, np.int32) for i in indices], lengths[indices] > 9)
 
-    return Stream(
+    return BatchStream(
         [np.arange(documents), np.arange(documents, count)],
         TokenCache(Path(tempfile.mkdtemp()) / "tokens.bin", count, tokenize),
         lambda indices: indices[:, None].astype(np.float32),
@@ -78,7 +78,7 @@ def test_each_text_once_an_epoch_under_the_budget(
     documents: int, queries: int, separate: bool
 ) -> None:
     stream = make(documents, queries, epochs=2, separate=separate)
-    batches = list(stream.batches(Place()))
+    batches = list(stream.batches(DataCursor()))
     size = documents + queries
     for epoch in (0, 1):
         seen = indices_of([b for b in batches if b.after.epoch == epoch])
@@ -102,7 +102,7 @@ def test_epochs_and_seeds_differ_in_order_and_length_decides_the_company() -> No
     other = make(64, epochs=2)
     other.seed = 1
     assert not np.array_equal(first, other.order(0))
-    batches = list(stream.batches(Place()))
+    batches = list(stream.batches(DataCursor()))
     padded = sum(len(b.ids) * max(map(len, b.ids)) for b in batches)
     assert sum(len(row) for b in batches for row in b.ids) / padded > 0.8
 
@@ -119,10 +119,10 @@ def test_a_run_goes_on_from_any_place(
     documents: int, queries: int, share: float | None, separate: bool, data: st.DataObject
 ) -> None:
     settings = {"share": share, "separate": separate, "epochs": 2.5}
-    whole = list(make(documents, queries, **settings).batches(Place()))
+    whole = list(make(documents, queries, **settings).batches(DataCursor()))
     at = data.draw(st.integers(0, len(whole)))
-    place = whole[at - 1].after if at else Place()
-    rest = list(make(documents, queries, **settings).batches(Place(*list(place))))
+    place = whole[at - 1].after if at else DataCursor()
+    rest = list(make(documents, queries, **settings).batches(DataCursor(*list(place))))
     assert len(rest) == len(whole) - at
     assert all(map(same, whole[at:], rest))
 
@@ -130,9 +130,9 @@ def test_a_run_goes_on_from_any_place(
 @FAST
 @given(documents=st.integers(1, 40), queries=st.integers(0, 20), world=st.sampled_from([1, 2, 4]))
 def test_processes_share_the_very_same_batches(documents: int, queries: int, world: int) -> None:
-    alone = list(make(documents, queries, separate=True).batches(Place()))
+    alone = list(make(documents, queries, separate=True).batches(DataCursor()))
     ranks = [
-        list(make(documents, queries, separate=True, rank=rank, world=world).batches(Place()))
+        list(make(documents, queries, separate=True, rank=rank, world=world).batches(DataCursor()))
         for rank in range(world)
     ]
     assert all(len(batches) == len(alone) for batches in ranks)
@@ -146,7 +146,7 @@ def test_processes_share_the_very_same_batches(documents: int, queries: int, wor
 
 @pytest.mark.parametrize(("epochs", "texts"), [(0.3, 30), (1.5, 150), (3, 300)])
 def test_fractional_epochs_end_at_their_count(epochs: float, texts: int) -> None:
-    batches = list(make(100, epochs=epochs).batches(Place()))
+    batches = list(make(100, epochs=epochs).batches(DataCursor()))
     assert batches[-1].after.texts == texts == len(indices_of(batches))
     last = indices_of(batches)[texts - texts % 100 or None :]
     assert len(set(last)) == len(last)  # none twice in the part of an epoch either
@@ -195,10 +195,10 @@ def test_texts_that_were_cut_are_known_to_the_run_that_goes_on() -> None:
     wanted = lengths_of(count) > 9
     assert 0 < wanted.sum() < count
     whole = make(count, epochs=3, rank=1, world=2)
-    list(whole.batches(Place()))
+    list(whole.batches(DataCursor()))
     assert (whole.cache.cut == wanted).all()
     first = make(count, batch_tokens=12)
-    batches = first.batches(Place())
+    batches = first.batches(DataCursor())
     place = [next(batches) for _ in range(4)][-1].after
     first.flush()
     file = Path(first.cache._file.name)
@@ -209,16 +209,16 @@ def test_texts_that_were_cut_are_known_to_the_run_that_goes_on() -> None:
 
 def test_ahead_gives_the_same_batches_and_hands_errors_over() -> None:
     stream = make(50, epochs=2)
-    assert all(map(same, stream.ahead(Place()), make(50, epochs=2).batches(Place())))
+    assert all(map(same, stream.ahead(DataCursor()), make(50, epochs=2).batches(DataCursor())))
     broken = make(50)
     broken.read_targets = lambda indices: 1 / 0  # type: ignore[assignment, return-value]
     with pytest.raises(ZeroDivisionError):
-        list(broken.ahead(Place()))
+        list(broken.ahead(DataCursor()))
 
 
 def test_a_stopped_run_leaves_no_thread() -> None:
     before = threading.active_count()
-    batches = make(200, epochs=50).ahead(Place())
+    batches = make(200, epochs=50).ahead(DataCursor())
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     deadline = time.monotonic() + 300  # a guard against hanging

@@ -16,13 +16,13 @@ import pytest
 
 from emb_tool.data.batches import Tokens
 from emb_tool.data.streams import Shards
-from emb_tool.errors import Failed, Refused
-from emb_tool.training.batches import Batch, Place
-from emb_tool.training.streaming import Source, StreamedTexts
+from emb_tool.errors import InvalidInput, RunFailed
+from emb_tool.training.batches import Batch, DataCursor
+from emb_tool.training.streaming import StreamedTexts, StreamSource
 
 COUNT = 200
 QUERIES = 15
-BEGINNING = Place()
+BEGINNING = DataCursor()
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def make(shards: Shards, queries: Shards | None = None, **settings: Any) -> Stre
         "batch_tokens": 30, "epoch_texts": COUNT, "total": 2 * COUNT + 20, "seed": 0, "buffer": 48,
     }  # fmt: skip
     teach = settings.pop("teach", teach)
-    sources = [Source(shards, tokenize, teach)]
+    sources = [StreamSource(shards, tokenize, teach)]
     if queries:
-        sources.append(Source(queries, tokenize, teach, role=1))
+        sources.append(StreamSource(queries, tokenize, teach, role=1))
         options["share"] = 0.25
     return StreamedTexts(*sources, **{**options, **settings})
 
@@ -74,7 +74,7 @@ def numbers(batch: Batch) -> list[int]:
 
 
 def together(
-    shards: Shards, queries: Shards | None, world: int, place: Place = BEGINNING
+    shards: Shards, queries: Shards | None, world: int, place: DataCursor = BEGINNING
 ) -> list[list[Batch]]:
     """The batches of each of several processes, here threads that tell one another."""
     barrier, told = threading.Barrier(world), [None] * world
@@ -103,7 +103,7 @@ def together(
 
 
 def test_each_epoch_takes_every_text_once_in_an_order_of_its_own(shards: Shards) -> None:
-    batches = list(make(shards).ahead(Place()))
+    batches = list(make(shards).ahead(DataCursor()))
     assert batches[-1].after.texts == 2 * COUNT + 20
     seen = [numbers(batch) for batch in batches]
     flat = [number for batch in seen for number in batch]
@@ -113,14 +113,14 @@ def test_each_epoch_takes_every_text_once_in_an_order_of_its_own(shards: Shards)
     for batch, found in zip(batches, seen, strict=True):
         assert len(found) == batch.texts
         assert len(found) == 1 or max(n % 7 + 1 for n in found) * len(found) <= 30
-    assert [numbers(b) for b in make(shards, seed=1).ahead(Place())] != seen
+    assert [numbers(b) for b in make(shards, seed=1).ahead(DataCursor())] != seen
 
 
 @pytest.mark.parametrize("separate", [False, True])
 def test_queries_come_by_in_their_share_each_once_before_any_again(
     shards: Shards, queries: Shards, separate: bool
 ) -> None:
-    batches = list(make(shards, queries, separate=separate).ahead(Place()))
+    batches = list(make(shards, queries, separate=separate).ahead(DataCursor()))
     seen = [numbers(batch) for batch in batches]
     asked = [n for batch in seen for n in batch if n >= 1000]
     told = [n for batch in seen for n in batch if n < 1000]
@@ -141,7 +141,7 @@ def test_each_window_has_its_share_of_queries(queries: Shards, tmp_path: Path) -
     (tmp_path / "a.txt").write_text("".join(f"{i}\n" for i in range(COUNT)))
     shards = Shards([str(tmp_path / "a.txt")])
     counts: dict[int, list[int]] = {}
-    for batch in make(shards, queries, buffer=64, epoch_texts=COUNT + 66).ahead(Place()):
+    for batch in make(shards, queries, buffer=64, epoch_texts=COUNT + 66).ahead(DataCursor()):
         if batch.after.epoch == 0:
             ours = counts.setdefault(batch.after.window, [0, 0])
             ours[0] += int((batch.indices == 0).sum())
@@ -150,8 +150,8 @@ def test_each_window_has_its_share_of_queries(queries: Shards, tmp_path: Path) -
 
 
 def test_queries_that_are_all_held_out_are_refused(shards: Shards, queries: Shards) -> None:
-    with pytest.raises(Refused, match="no query"):
-        list(make(shards, queries, wanted=lambda text: int(text) < 1000).ahead(Place()))
+    with pytest.raises(InvalidInput, match="no query"):
+        list(make(shards, queries, wanted=lambda text: int(text) < 1000).ahead(DataCursor()))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_processes_share_the_very_same_batches(
     shards: Shards, queries: Shards, world: int, asked: bool
 ) -> None:
     second = queries if asked else None
-    alone = list(make(shards, second).ahead(Place()))
+    alone = list(make(shards, second).ahead(DataCursor()))
     ranks = together(shards, second, world)
     assert {len(batches) for batches in ranks} == {len(alone)}
     for whole, *parts in zip(alone, *ranks, strict=True):
@@ -175,9 +175,9 @@ def test_a_run_is_taken_up_at_any_place_by_any_number(
     shards: Shards, queries: Shards, asked: bool
 ) -> None:
     second = queries if asked else None
-    alone = list(make(shards, second).ahead(Place()))
+    alone = list(make(shards, second).ahead(DataCursor()))
     for at in (0, 3, len(alone) // 3, len(alone) // 2, len(alone) - 2):
-        place = Place(*json.loads(json.dumps(list(alone[at].after))))
+        place = DataCursor(*json.loads(json.dumps(list(alone[at].after))))
         rest = list(make(shards, second).ahead(place))
         assert [numbers(b) for b in rest] == [numbers(b) for b in alone[at + 1 :]]
     both = together(shards, second, 2, place)
@@ -191,7 +191,7 @@ def test_texts_that_are_cut_are_counted_once(shards: Shards, queries: Shards, as
     """Over epochs, and by a run that is taken up anywhere; processes agree by `Place`, above."""
     second = queries if asked else None
     whole = make(shards, second)
-    alone = list(whole.ahead(Place()))
+    alone = list(whole.ahead(DataCursor()))
     first = {n for batch in alone if batch.after.epoch == 0 for n in numbers(batch) if n < 1000}
     first |= {n for batch in alone for n in numbers(batch) if n >= 1000}
     long = [n for n in first if n % 7 == 6]
@@ -201,27 +201,29 @@ def test_texts_that_are_cut_are_counted_once(shards: Shards, queries: Shards, as
     assert whole.cut[1] == sum(n >= 1000 for n in long)
     for at in (0, 3, len(alone) // 3, len(alone) // 2, len(alone) - 1):
         rest = make(shards, second)
-        list(rest.ahead(Place(*json.loads(json.dumps(list(alone[at].after))))))
+        list(rest.ahead(DataCursor(*json.loads(json.dumps(list(alone[at].after))))))
         assert list(rest.cut) == list(whole.cut)
 
 
 def test_what_is_held_out_does_not_come_by_and_limits_are_kept(shards: Shards) -> None:
-    flat = [n for b in make(shards, wanted=lambda text: int(text) % 2).ahead(Place())
+    flat = [n for b in make(shards, wanted=lambda text: int(text) % 2).ahead(DataCursor())
             for n in numbers(b)]  # fmt: skip
     assert len(flat) == 2 * COUNT + 20
     assert all(n % 2 for n in flat)
-    few = [n for b in make(shards, epoch_texts=60, total=120).ahead(Place()) for n in numbers(b)]
+    few = [
+        n for b in make(shards, epoch_texts=60, total=120).ahead(DataCursor()) for n in numbers(b)
+    ]
     assert len(few) == 120
     assert len(set(few[:60])) == len(set(few[60:])) == 60
-    with pytest.raises(Refused, match="no text"):
-        list(make(shards, wanted=lambda text: False).ahead(Place()))
+    with pytest.raises(InvalidInput, match="no text"):
+        list(make(shards, wanted=lambda text: False).ahead(DataCursor()))
 
 
 def test_a_place_is_reached_without_reading_what_came_before(
     shards: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each lane opens the one shard that it stands in, not those behind it."""
-    whole = list(make(shards).ahead(Place()))
+    whole = list(make(shards).ahead(DataCursor()))
     late = next(b.after for b in whole if b.after.epoch == 0 and b.after.texts > 150)
     opened: list[int] = []
     real = Shards.open
@@ -236,7 +238,7 @@ def test_a_place_is_reached_without_reading_what_came_before(
     assert len(opened) < len(shards)
 
 
-@pytest.mark.parametrize(("window", "kind"), [(1, Refused), (3, Failed)])
+@pytest.mark.parametrize(("window", "kind"), [(1, InvalidInput), (3, RunFailed)])
 def test_a_text_at_fault_takes_nothing_with_it_that_is_learnt(
     shards: Shards, window: int, kind: type[Exception]
 ) -> None:
@@ -247,14 +249,14 @@ def test_a_text_at_fault_takes_nothing_with_it_that_is_learnt(
         nonlocal calls
         calls += 1
         if calls == window:
-            raise Refused("row 9 holds 3, not a string", "correct or remove the record")
+            raise InvalidInput("row 9 holds 3, not a string", "correct or remove the record")
         return np.zeros((len(texts), 1), np.float32)
 
     with pytest.raises(kind, match="row 9 holds 3") as caught:
         list(make(shards, teach=teach).ahead(BEGINNING))
     hint = str(caught.value.hint)  # type: ignore[attr-defined]
     assert hint.startswith("correct or remove the record")
-    assert ("--resume" in hint) == (kind is Failed)
+    assert ("--resume" in hint) == (kind is RunFailed)
 
 
 def test_a_folder_of_texts_is_counted(shards: Shards, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.model.encoder import Encoder
 from emb_tool.runtime.device import Runtime
 from emb_tool.training.student import (
@@ -129,7 +129,7 @@ def test_heads(
 
 
 def test_no_head_between_different_widths_is_refused(tiny_static: Path) -> None:
-    with pytest.raises(Refused, match="the student is 32 wide and the teacher 48") as caught:
+    with pytest.raises(InvalidInput, match="the student is 32 wide and the teacher 48") as caught:
         open_student(tiny_static, 48, "none")
     assert "--head linear" in str(caught.value.hint)
 

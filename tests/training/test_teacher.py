@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from emb_tool.data.corpus import Corpus
-from emb_tool.errors import Failed, Refused
+from emb_tool.errors import InvalidInput, RunFailed
 from emb_tool.model.encoder import Encoder
 from emb_tool.runtime.device import Runtime
-from emb_tool.training.store import Space, VectorStore
+from emb_tool.training.store import EmbeddingCacheKey, VectorStore
 from emb_tool.training.targets import StoredTargets, gather_targets
 from emb_tool.training.teacher import CheckpointTeacher
 
@@ -46,8 +46,10 @@ class Stand:
         self.seen: list[str] = []
         self.change: Callable[[list[str], np.ndarray], np.ndarray] = lambda texts, vectors: vectors
 
-    def space(self, role: str) -> Space:
-        return Space("stand-in", self.prompts[role], "", None, "float32", 6, self.normalises)
+    def space(self, role: str) -> EmbeddingCacheKey:
+        return EmbeddingCacheKey(
+            "stand-in", self.prompts[role], "", None, "float32", 6, self.normalises
+        )
 
     def vectors(
         self, texts: Sequence[str], role: str, progress: Callable[[int], None] | None = None
@@ -112,12 +114,12 @@ def test_what_was_done_before_a_failure_is_kept(corpus: Corpus, tmp_path: Path) 
 
     def fail(texts: list[str], vectors: np.ndarray) -> np.ndarray:
         if DOCUMENTS[20] in texts:
-            raise Failed("the endpoint is gone")
+            raise RunFailed("the endpoint is gone")
         return vectors
 
     teacher = Stand()
     teacher.change = fail
-    with pytest.raises(Failed, match="is gone"):
+    with pytest.raises(RunFailed, match="is gone"):
         gather_targets(corpus, teacher, VectorStore(part))
     assert len(shard_names(part)) == 2
     again = Stand()
@@ -173,7 +175,7 @@ def test_a_prefix_is_a_vector_of_its_own(corpus: Corpus, tmp_path: Path, normali
         cut = cut / np.linalg.norm(cut, axis=1, keepdims=True)
     assert (targets.dim, targets.normalises) == (4, normalised)
     np.testing.assert_allclose(targets.read(np.arange(52)), cut, rtol=1e-6)
-    with pytest.raises(Refused, match="--teacher-dim 7: stand-in has vectors of 6"):
+    with pytest.raises(InvalidInput, match="--teacher-dim 7: stand-in has vectors of 6"):
         gather_targets(corpus, teacher, store, dims=7)
 
 
@@ -186,7 +188,7 @@ def test_a_store_that_disagrees_is_refused(corpus: Corpus, tmp_path: Path) -> No
         return np.where(changed[:, None], vectors[:, ::-1], vectors)
 
     teacher.change = other
-    with pytest.raises(Refused, match=r"text 36 \('document 36 of many'\).*cosine") as caught:
+    with pytest.raises(InvalidInput, match=r"text 36 \('document 36 of many'\).*cosine") as caught:
         gather_targets(corpus, teacher, store)
     assert f"--space {teacher.space('document').id}" in str(caught.value.hint)
     teacher.change = lambda texts, vectors: vectors * 0.99 + 0.001  # rounding, so to speak
@@ -208,7 +210,7 @@ def test_vectors_that_do_not_fit_are_refused(
 ) -> None:
     teacher = Stand()
     teacher.change = lambda texts, vectors: change(vectors)
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(InvalidInput, match=sentence):
         gather_targets(corpus, teacher, VectorStore(tmp_path / "store"))
     assert not shard_names(tmp_path)
 

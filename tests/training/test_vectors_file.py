@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from emb_tool.data.corpus import Corpus
-from emb_tool.errors import Refused
+from emb_tool.errors import InvalidInput
 from emb_tool.training.vectors_file import FileVectors, read_shape
 
 DOCUMENTS = ["a", "", "b", "a", "c"]
@@ -104,34 +104,34 @@ def test_columns_and_tensors_by_name(corpus: Corpus, tmp_path: Path) -> None:
     for path in (parquet, tensors):
         targets = FileVectors(path, corpus, column="other")
         np.testing.assert_array_equal(targets.read(np.array([0])), 2 * VECTORS[[0]])
-        with pytest.raises(Refused, match=r"vector.*other|other, vectors"):
+        with pytest.raises(InvalidInput, match=r"vector.*other|other, vectors"):
             FileVectors(path, corpus)
-        with pytest.raises(Refused, match=r"no .* 'none'; it h"):
+        with pytest.raises(InvalidInput, match=r"no .* 'none'; it h"):
             FileVectors(path, corpus, column="none")
-    with pytest.raises(Refused, match="'text' is string, not a list"):
+    with pytest.raises(InvalidInput, match="'text' is string, not a list"):
         FileVectors(parquet, corpus, column="text")
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".parquet"])
 def test_counts_and_values_are_checked(corpus: Corpus, tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"v{suffix}", VECTORS[:8])
-    with pytest.raises(Refused, match=f"v{suffix}: 8 vectors for 9 texts"):
+    with pytest.raises(InvalidInput, match=f"v{suffix}: 8 vectors for 9 texts"):
         FileVectors(path, corpus)
     for value in (np.nan, np.inf):
         bad = VECTORS.copy()
         bad[7, 3] = value
-        with pytest.raises(Refused, match=f"v{suffix}: row 7 .*NaN or infinity"):
+        with pytest.raises(InvalidInput, match=f"v{suffix}: row 7 .*NaN or infinity"):
             FileVectors(write(path, bad), corpus)
-    with pytest.raises(Refused, match=r"--teacher-dim 7: .* 6 numbers"):
+    with pytest.raises(InvalidInput, match=r"--teacher-dim 7: .* 6 numbers"):
         FileVectors(write(path, VECTORS), corpus, dims=7)
-    with pytest.raises(Refused, match=r"int32|0 columns|not float16"):
+    with pytest.raises(InvalidInput, match=r"int32|0 columns|not float16"):
         FileVectors(write(path, VECTORS.astype(np.int32)), corpus)
 
 
 def test_numbers_beyond_float32_are_refused(corpus: Corpus, tmp_path: Path) -> None:
     bad = VECTORS.astype(np.float64)
     bad[3, 0] = 1e300
-    with pytest.raises(Refused, match=r"row 3 .*NaN or infinity"):
+    with pytest.raises(InvalidInput, match=r"row 3 .*NaN or infinity"):
         FileVectors(write(tmp_path / "v.npy", bad), corpus)
 
 
@@ -145,7 +145,7 @@ def test_parquet_rows_must_be_whole(corpus: Corpus, tmp_path: Path) -> None:
         import pyarrow as pa
 
         bad = pa.array([*rows[:row], value, *rows[row + 1 :]])
-        with pytest.raises(Refused, match=sentence):
+        with pytest.raises(InvalidInput, match=sentence):
             FileVectors(write(tmp_path / "v.parquet", bad), corpus)
 
 
@@ -166,7 +166,7 @@ def test_files_of_other_kinds_are_refused(corpus: Corpus, tmp_path: Path) -> Non
         ("cut.npy", "not a whole .npy file"),
         ("v.parquet", "not a parquet file"),
     ):
-        with pytest.raises(Refused, match=sentence):
+        with pytest.raises(InvalidInput, match=sentence):
             FileVectors(tmp_path / name, corpus)
 
 
