@@ -274,7 +274,7 @@ def test_finished_shards_of_the_store_are_not_encoded_again(
             "--texts", write_texts(tmp_path / "texts.jsonl", sentences),
             "--batch-tokens", "1000", "--store", str(tmp_path / "store")]  # fmt: skip
     job = Job(tmp_path, argv)
-    stop = killed_at("emb_tool.training.vector_space", "SpaceStore.append", 8)
+    stop = killed_at("emb_tool.training.vector_space", "EmbeddingCache.append", 8)
     assert job.run("out", prepare=stop) == -signal.SIGKILL
     shards = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("shard-*.safetensors")}
     assert len(shards) == 7

@@ -319,7 +319,7 @@ def test_a_target_that_turns_out_too_small_writes_the_smallest_and_ends_with_3(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Only the texts tell what `vocab` leaves: the plan could not know."""
-    monkeypatch.setattr("emb_tool.compress.setup.outlook", lambda *given: [("-m vocab", 1)])
+    monkeypatch.setattr("emb_tool.compress.setup.preview_chains", lambda *given: [("-m vocab", 1)])
     done = compress(tiny_bert, "--target", "20kB")
     assert done.code == 3, done.err
     report = json.loads(done.out)

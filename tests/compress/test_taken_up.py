@@ -81,9 +81,12 @@ POINTS: dict[str, tuple[Callable[[], None], dict[str, int]]] = {
         killed_at("emb_tool.compress.table_method", "TableMethod._fitted"),
         {LAYERS: 25, "vocabularies": 1},
     ),
-    "the files are being written": (killed_at("emb_tool.editing", "Draft.write", 4), {TABLES: 1}),
+    "the files are being written": (
+        killed_at("emb_tool.editing", "CheckpointEditor.write", 4),
+        {TABLES: 1},
+    ),
     "the tuned files are being written": (
-        killed_at("emb_tool.compress.tuning", "take"),
+        killed_at("emb_tool.compress.tuning", "load_state_into_draft"),
         {LAYERS: 25, TABLES: 1},
     ),
     "the output is being checked": (killed_at("emb_tool.evaluate.check", "check"), {TABLES: 1}),
