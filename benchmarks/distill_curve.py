@@ -82,7 +82,7 @@ def main() -> int:
     report = embtool(
         "distill", "--teacher", args.model, "--student-layers", args.layers,
         "--texts", write_texts(args.work / "everything.jsonl", texts), "--epochs", epochs,
-        "--store", args.work / "store", "--scores", args.scores,
+        "--store", args.work / "store", "--num-evals", args.scores,
         "--eval", f"sts:{args.data / 'stsbenchmark' / 'sts-dev.csv'}",
         "--eval", f"retrieval:{args.data / 'cranfield'}", "-o", args.work / "curve", "--overwrite",
     )  # fmt: skip

@@ -30,7 +30,7 @@ from emb_tool.training.step import Gradients
 
 LOOKUPS = (
     *(f"int:bits={bits}" for bits in (8, 7, 4, 2)),
-    "int:bits=4,group=64", "pq:subvectors=96", "pq:subvectors=48", "pq:budget=0.092",
+    "int:bits=4,group_size=64", "pq:subvectors=96", "pq:subvectors=48", "pq:budget=0.092",
     "opq:subvectors=96", "rq:stages=8",
 )  # fmt: skip
 

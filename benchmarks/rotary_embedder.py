@@ -85,7 +85,7 @@ def heal(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         "distill", "-r", HEAL, "--teacher", args.model, "--teacher-max-length", args.length,
         "--student", began, "--texts", texts,
         "--texts", paragraphs(texts, args.work / f"paragraphs-{words}.jsonl", words),
-        "--sample", f"{args.sentences},{args.paragraphs}", "-o", out, "--overwrite",
+        "--fraction", f"{args.sentences},{args.paragraphs}", "-o", out, "--overwrite",
     )  # fmt: skip
     cosine = figure(report, "cosine mean")
     print(f"healed: cosine {cosine:.3f} to the original on held-out texts", file=sys.stderr)

@@ -32,7 +32,7 @@ def main() -> int:
     for name, more in runs.items():
         report = embtool(
             "distill", "--stream", "--texts", texts, "--limit", args.texts, "--teacher", args.model,
-            "--student-layers", "5,", "--epochs", 2, "--buffer", 1024, "--scores", 1,
+            "--student-layers", "5,", "--epochs", 2, "--shuffle-buffer", 1024, "--num-evals", 1,
             "--holdout", 100, *more, "-o", work / "student", "--overwrite",
         )  # fmt: skip
         training, timings = report["facts"]["training"], report["timings"]

@@ -40,8 +40,8 @@ BATCHES = ((32, 128), (8, 64), (1, 16))
 """Texts and tokens of each."""
 
 REFERENCE = {
-    "int:bits=4": 0.0107, "int:bits=4,group=64": 0.0074, "int:bits=4,group=32": 0.0057,
-    "int:bits=3": 0.0375, "int:bits=2": 0.124, "int:bits=2,group=32": 0.098,
+    "int:bits=4": 0.0107, "int:bits=4,group_size=64": 0.0074, "int:bits=4,group_size=32": 0.0057,
+    "int:bits=3": 0.0375, "int:bits=2": 0.124, "int:bits=2,group_size=32": 0.098,
     "pq:subvectors=192": 0.0108, "pq:subvectors=96": 0.098, "pq:subvectors=48": 0.310,
     "opq:subvectors=96": 0.067, "opq:subvectors=48": 0.220, "cce:subvectors=48": 0.100,
     "svd:rank=192": 0.207, "svd:rank=96": 0.428, "hash:budget=0.25": 0.498,

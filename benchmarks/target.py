@@ -19,15 +19,15 @@ GRID = (
     "int:bits=3",
     "int:bits=4,tables=0 pq:budget=0.08 int:bits=8",
     "gptq:bits=5 pq:budget=0.05 int:bits=8",
-    "gptq:bits=4,group=128 int:bits=3,group=32",
+    "gptq:bits=4,group_size=128 int:bits=3,group_size=32",
     "gptq:bits=4 pq:budget=0.07 int:bits=8",
     "gptq:bits=3 pq:budget=0.1 int:bits=8",
     "gptq:bits=3 int:bits=3",
-    "gptq:bits=2,group=32 int:bits=4",
+    "gptq:bits=2,group_size=32 int:bits=4",
     "vocab gptq:bits=5 int:bits=6",
-    "vocab gptq:bits=4,group=128 int:bits=3,group=32",
-    "vocab gptq:bits=4,group=128 pq:budget=0.1 int:bits=8",
-    "vocab gptq:bits=3,group=64 int:bits=4,group=64",
+    "vocab gptq:bits=4,group_size=128 int:bits=3,group_size=32",
+    "vocab gptq:bits=4,group_size=128 pq:budget=0.1 int:bits=8",
+    "vocab gptq:bits=3,group_size=64 int:bits=4,group_size=64",
 )
 """Chains that one would type, of 8 to 15 MB where the model is all-MiniLM-L6-v2."""
 

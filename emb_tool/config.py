@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
-from keyword import iskeyword
 from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -159,9 +158,8 @@ class ChainJob(Job):
 
 
 def field_name(key: str) -> str:
-    """The field that a key or flag means: `min-retention` is min_retention, `with` is with_."""
-    name = key.strip().replace("-", "_")
-    return f"{name}_" if iskeyword(name) else name
+    """The field that a key or flag means: `min-retention` is min_retention."""
+    return key.strip().replace("-", "_")
 
 
 def dump(method: Method) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def flag_info(field: FieldInfo, panel: str = "") -> FlagInfo:
 
 
 def flag(name: str) -> str:
-    """The option that sets a field: `-o/--output`, `--min-retention`; `with_` is `--with`."""
+    """The option that sets a field: `-o/--output`, `--min-retention`."""
     long = f"--{name.rstrip('_').replace('_', '-')}"
     return f"{SHORT[name]}/{long}" if name in SHORT else long
 

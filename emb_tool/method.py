@@ -73,11 +73,13 @@ class Training(Method):
         float, Field(ge=0, lt=1, description="share of a cycle over which the rate rises")
     ] = 0.1
     weight_decay: Annotated[float, Field(ge=0, description="AdamW's weight decay")] = 0.01
-    clip: Annotated[float, Field(ge=0, description="largest gradient norm; 0 leaves it free")] = 1.0
+    max_grad_norm: Annotated[
+        float, Field(ge=0, description="largest gradient norm; 0 leaves it free")
+    ] = 1.0
     batch_tokens: Annotated[
         int, Field(ge=1, description="tokens of one optimiser step, over all processes")
     ] = 1024
-    accumulate: Annotated[
+    grad_accumulation: Annotated[
         int, Field(ge=1, description="parts into which a step is split to save memory")
     ] = 1
     max_length: Annotated[

@@ -22,11 +22,11 @@ SETTINGS: dict[str, str] = {
     "save_dir save_path save_to",
     "batch_tokens": "batch_size train_batch_size eval_batch_size per_device_train_batch_size "
     "per_device_eval_batch_size mini_batch_size bs",
-    "accumulate": "gradient_accumulation_steps grad_accum",
+    "grad_accumulation": "accumulate gradient_accumulation_steps grad_accum",
     "max_length": "max_seq_length max_seq_len max_len max_tokens sequence_length seq_length",
     "to": "max_seq_length max_position_embeddings max_length target_length context_length length",
     "warmup": "warmup_ratio warmup_steps num_warmup_steps",
-    "clip": "max_grad_norm grad_clip gradient_clip_val",
+    "max_grad_norm": "clip grad_clip gradient_clip_val",
     "weight_decay": "wd",
     "dims": "matryoshka_dims truncate_dim dim dimensions",
     "teacher": "teacher_model teacher_name teacher_model_name_or_path",

@@ -27,7 +27,8 @@ from tests.runs import check_here, write_texts
 
 NAMES = (*CLASSES, "static")
 SETTINGS = {
-    "truncate": "dim=24", "layers": "count=1", "int": "bits=8,group=16", "gptq": "bits=8,group=16",
+    "truncate": "dim=24", "layers": "count=1", "int": "bits=8,group_size=16",
+    "gptq": "bits=8,group_size=16",
     "dedup": "allow_lossy=true,tolerance=0.99", "dhe": "allow_lossy=true,budget=0.6,epochs=1",
     "search": "trials=4", "self-positioning": "steps=2", "leaf": "batch_tokens=400",
 }  # fmt: skip
@@ -79,7 +80,7 @@ def command(verb: str, name: str, model: Path, data: Data, out: Path) -> list[ob
     if verb == "merge":
         return [verb, *inputs(registry.load(verb, name), model, data), *method]
     if name == "compressed-tensors":
-        method = ["-m", "int:bits=8,group=16", "--format", name, "-o", out]
+        method = ["-m", "int:bits=8,group_size=16", "--format", name, "-o", out]
     elif issubclass(registry.load(verb, name), TableMethod) and not settings:
         budget = ",budget=0.6" if name != "cce" else ""
         method[1] = f"{name}:allow_lossy=true{budget}"

@@ -236,8 +236,8 @@ def test_a_name_that_no_earlier_job_has_is_refused(tmp_path: Path, swap: tuple[s
 
 
 def test_settings_of_a_step_may_have_hyphens_as_flags_do() -> None:
-    step = {"name": "pq", "hot-bits": 4}
+    step = {"name": "pq", "frequent-bits": 4}
     for method in (step, [step]):
         recipe = {"model": "m", "output": "o", "texts": ["t"], "method": method}
         (made,) = resolve("compress", recipe=recipe).recipe()["method"]
-        assert made["hot_bits"] == 4
+        assert made["frequent_bits"] == 4

@@ -77,7 +77,7 @@ def argv(
             "--texts", write_texts(folder / "documents.jsonl", [*sentences[:60], *long]),
             "--queries", write_texts(folder / "queries.jsonl", sentences[60:100]),
             "--batch-tokens", "48", "--head", "linear", "--weight-decay", "0.1",
-            "--gor", "0.3", "--from-scratch"]  # fmt: skip
+            "--gor-weight", "0.3", "--from-scratch"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +293,7 @@ def test_streamed_texts_and_added_positions_are_trained_on_by_both(
                 "--texts", *(str(tmp_path / f"{i}.jsonl") for i in range(5)), "--stream",
                 "--queries", queries, "--query-share", "0.25", "--query-prompt", "query: ",
                 "--limit", "150", "--holdout", "20", "--batch-tokens", "200",
-                "--buffer", "64", "--from-scratch"]  # fmt: skip
+                "--shuffle-buffer", "64", "--from-scratch"]  # fmt: skip
     texts = write_texts(tmp_path / "texts.jsonl", sentences[:60])
     longer = ["extend-context", str(tiny_bert), "--to", "160", "--tune", texts, "--holdout", "20",
               "--batch-tokens", "200", "--lr", "0.02", "--device", "cpu"]  # fmt: skip

@@ -25,8 +25,8 @@ Cli = Callable[..., CliResult]
 
 def command(name: str) -> Any:
     """A command as Typer has made it."""
-    group: Any = typer.main.get_command(app.build(name)[0])
-    return group.commands[name]
+    group_size: Any = typer.main.get_command(app.build(name)[0])
+    return group_size.commands[name]
 
 
 def parameters() -> Iterator[tuple[str, Any]]:
@@ -71,8 +71,10 @@ def test_what_a_setting_takes_in_words() -> None:
     assert said(leaf, "dims") == "whole numbers, as 0,2,5"
     assert said(leaf, "bias") == "true or false"
     assert said(ties, "density") == "a number at least 0 and at most 1"
-    assert said(registry.load("compress", "int"), "group").startswith("a whole number at least 0")
-    assert said(IntSpec, "group") == (
+    assert said(registry.load("compress", "int"), "group_size").startswith(
+        "a whole number at least 0"
+    )
+    assert said(IntSpec, "group_size") == (
         "a whole number at least 1 and below 2,147,483,648 and a multiple of 8"
     )
     assert said(IntSpec, "shape") == "a list of whole numbers"
@@ -82,7 +84,7 @@ def test_what_a_setting_takes_in_words() -> None:
 def test_sizes_models_tasks_and_paths_are_called_so(run_cli: Cli) -> None:
     said = run_cli("compress", "--help").out
     for shown in ("--target SIZE", "--max-bytes SIZE", "--texts PATH...", "--eval TASK...",
-                  "--with MODEL", "--plot PATH", "-o, --output PATH", "\n  MODEL "):  # fmt: skip
+                  "--partner MODEL", "--plot PATH", "-o, --output PATH", "\n  MODEL "):  # fmt: skip
         assert shown in said, shown
 
 

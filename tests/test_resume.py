@@ -80,7 +80,8 @@ def job(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, sentences: li
     argv = ["distill", "--teacher", str(tiny_bert), "--student-layers", "2", "--epochs", "2",
             "--texts", write_texts(folder / "documents.jsonl", sentences[:70]),
             "--queries", write_texts(folder / "queries.jsonl", sentences[70:100]),
-            "--batch-tokens", "128", "--scores", "2", "--dropout", "--head", "mlp", "--seed", "1",
+            "--batch-tokens", "128",
+            "--num-evals", "2", "--dropout", "--head", "mlp", "--seed", "1",
             "--store", str(folder / "store")]  # fmt: skip
     return Job(folder, argv)
 

@@ -143,7 +143,7 @@ def test_what_a_flag_takes_can_be_kept_from_a_list(verb: str) -> None:
     [
         ("distill", "--dev --eval --queries --texts"),
         ("compress", "--dev --eval --texts --tune"),
-        ("merge", "--dev --eval --pairs --take --texts"),
+        ("merge", "--dev --eval --pairs --copy-from --texts"),
         ("extend-context", "--dev --eval --texts --tune"),
         ("eval", "--precision"),
         ("encode", ""),

@@ -27,7 +27,7 @@ TEXT_OUTPUTS = {"last_hidden_state": True, "pooler_output": False, "text_embeds"
 
 _ATTENTION = {
     "embtool_logn": ("original",),
-    "embtool_self_extend": ("original", "group", "window", "dim", "theta"),
+    "embtool_self_extend": ("original", "group_size", "window", "dim", "theta"),
 }
 """Of `ops.attention`, and what each reads of `embtool_attention`."""
 

@@ -25,10 +25,10 @@ WEIGHTS = (
     ("gptq:bits=5", "int:bits=6"),
     ("gptq:bits=4", "int:bits=8"),
     ("gptq:bits=4", "int:bits=6"),
-    ("gptq:bits=4", "int:bits=4,group=32"),
-    ("gptq:bits=3,group=32", "int:bits=4,group=64"),
-    ("gptq:bits=3,group=32", "pq:budget=0.1", "int:bits=8"),
-    ("gptq:bits=2,group=32", "pq:budget=0.08", "int:bits=8"),
+    ("gptq:bits=4", "int:bits=4,group_size=32"),
+    ("gptq:bits=3,group_size=32", "int:bits=4,group_size=64"),
+    ("gptq:bits=3,group_size=32", "pq:budget=0.1", "int:bits=8"),
+    ("gptq:bits=2,group_size=32", "pq:budget=0.08", "int:bits=8"),
 )
 """How the weights of a transformer are kept, the largest first: linear layers, then tables."""
 
@@ -36,7 +36,7 @@ TABLES = (
     ("cast:dtype=fp16",),
     ("int:bits=8",),
     ("int:bits=6",),
-    ("int:bits=4,group=32",),
+    ("int:bits=4,group_size=32",),
     ("int:bits=4",),
     ("pq:budget=0.1",),
     ("pq:budget=0.07",),
@@ -48,8 +48,8 @@ LINEAR = (
     "gptq:bits=6",
     "gptq:bits=5",
     "gptq:bits=4",
-    "gptq:bits=3,group=32",
-    "gptq:bits=2,group=32",
+    "gptq:bits=3,group_size=32",
+    "gptq:bits=2,group_size=32",
 )
 """How linear layers are kept where the table's share is solved for, the largest first."""
 

@@ -22,10 +22,12 @@ class CodebookMethod(TableMethod):
 class FrequentRowsMethod(CodebookMethod):
     """A method that keeps some rows as whole numbers."""
 
-    hot: Annotated[
+    frequent_rows: Annotated[
         int | None,
         Field(
             ge=0, description="most frequent rows kept as whole numbers [by budget and frequencies]"
         ),
     ] = None
-    hot_bits: Annotated[int, Field(ge=2, le=8, description="bits of a number of these rows")] = 5
+    frequent_bits: Annotated[
+        int, Field(ge=2, le=8, description="bits of a number of these rows")
+    ] = 5

@@ -1,8 +1,8 @@
 """Export of linear layers to compressed-tensors' pack-quantized layout.
 
 A weight there is w = s (q - z): codes of 2, 4 or 8 bits in int32 words, a scale and a whole zero
-point for each group. `int` and `gptq` round to that form with `aligned=true`. Tables stay as they
-are: transformers would read them packed, vLLM's token tables of encoders do not.
+point for each group. `int` and `gptq` round to that form with `integer_zero_point=true`. Tables
+stay as they are: transformers would read them packed, vLLM's token tables of encoders do not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def adapt_step(step: CompressStep) -> CompressStep:
             " linear layers alone, since loaders of the format do not read packed tables",
             "leave tables= out: tables stay as they are, and -m cast before it halves them",
         )
-    settings = {"aligned": True, "tables": 0}
+    settings = {"integer_zero_point": True, "tables": 0}
     return step.model_copy(
         update={key: value for key, value in settings.items() if key in type(step).model_fields}
     )
@@ -88,14 +88,16 @@ def export(draft: CheckpointEditor) -> None:
             )
     schemes = dict.fromkeys((spec["bits"], _group(spec)) for spec in draft.packed.values())
     if len(schemes) > 1:
-        told = ", ".join(f"{bits} bits in groups of {group or 'a row'}" for bits, group in schemes)
+        told = ", ".join(
+            f"{bits} bits in groups of {group_size or 'a row'}" for bits, group_size in schemes
+        )
         raise InvalidInput(
             f"--format compressed-tensors: {told} in one checkpoint, of which transformers reads"
             " one alone",
             "give all linear layers the same bits and group, or leave some out with skip=",
         )
-    ((bits, group),) = schemes
-    draft.config["quantization_config"] = _config(draft, bits, group)
+    ((bits, group_size),) = schemes
+    draft.config["quantization_config"] = _config(draft, bits, group_size)
     for module, spec in draft.packed.items():
         _rewrite(draft, module, spec)
     draft.packed = {}
@@ -115,8 +117,8 @@ def _unfit(spec: Mapping[str, Any]) -> str | None:
     if spec["bits"] not in BITS:
         return f"{spec['bits']} bits"
     if spec["shape"][1] % (_group(spec) or 1):
-        return f"{spec['shape'][1]} columns are not whole groups of {spec['group']}"
-    if not spec.get("aligned"):
+        return f"{spec['shape'][1]} columns are not whole groups of {spec['group_size']}"
+    if not spec.get("integer_zero_point"):
         return "its groups have no whole zero points"
     if spec["bits"] == 4 and spec["shape"][0] <= 8 and _group(spec):
         return (
@@ -126,8 +128,8 @@ def _unfit(spec: Mapping[str, Any]) -> str | None:
 
 
 def _group(spec: Mapping[str, Any]) -> int | None:
-    group, columns = spec["group"], spec["shape"][1]
-    return None if group is None or group >= columns else int(group)
+    group_size, columns = spec["group_size"], spec["shape"][1]
+    return None if group_size is None or group_size >= columns else int(group_size)
 
 
 def _rewrite(draft: CheckpointEditor, module: str, spec: Mapping[str, Any]) -> None:
@@ -193,7 +195,7 @@ def _words(columns: int, bits: int) -> int:
     return -(-columns * bits // 32)
 
 
-def _config(draft: CheckpointEditor, bits: int, group: int | None) -> dict[str, Any]:
+def _config(draft: CheckpointEditor, bits: int, group_size: int | None) -> dict[str, Any]:
     """The `quantization_config`: modules by class, those that are not packed by name.
 
     `dequantize` is for transformers: left compressed, it expects zero points that are not packed.
@@ -208,7 +210,7 @@ def _config(draft: CheckpointEditor, bits: int, group: int | None) -> dict[str, 
     every = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     weights: dict[str, Any] = {
         "num_bits": bits, "type": "int", "symmetric": False,
-        "strategy": "group" if group else "channel", "group_size": group,
+        "strategy": "group" if group_size else "channel", "group_size": group_size,
     }  # fmt: skip
     return {
         "quant_method": "compressed-tensors",

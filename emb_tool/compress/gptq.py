@@ -41,16 +41,16 @@ class Gptq(MatrixMethod):
     calibrated: ClassVar[bool] = True
 
     bits: Annotated[int, Field(ge=2, le=8, description="bits of a weight")] = 4
-    group: Annotated[
+    group_size: Annotated[
         int,
         Field(ge=0, multiple_of=8, description="weights that share a scale; row or 0 is a row"),
         BeforeValidator(lambda value: 0 if value == "row" else value),
     ] = 64
-    damp: Annotated[
+    damping: Annotated[
         float, Field(gt=0, le=1, description="added to the diagonal, relative to its mean")
     ] = 0.01
     tokens: Annotated[int, Field(ge=1, description="tokens to calibrate on, about")] = 32768
-    aligned: Annotated[
+    integer_zero_point: Annotated[
         bool, Field(description="whole zero points, which the compressed-tensors format needs")
     ] = False
 
@@ -58,8 +58,8 @@ class Gptq(MatrixMethod):
         """Of linear layers alone."""
         if matrix.role != "linear":
             return None
-        rest = {"aligned": True} if self.aligned else {}
-        return {"bits": self.bits, "group": self.group or None, **rest}
+        rest = {"integer_zero_point": True} if self.integer_zero_point else {}
+        return {"bits": self.bits, "group_size": self.group_size or None, **rest}
 
     def plan(self, draft: CheckpointEditor) -> None:
         """Announce a packed module for each linear layer, rounded to nearest as yet."""
@@ -91,7 +91,7 @@ class Gptq(MatrixMethod):
             def take(name: str, result: Result, count: Callable[[int], None] = advance) -> None:
                 found, weight = QuantizedGroups(**result.tensors), layers[name].weight.data
                 there = QuantizedGroups(*(part.to(place) for part in found))
-                weight.copy_(dequantize(*there, self.group or None))
+                weight.copy_(dequantize(*there, self.group_size or None))
                 made = Int(draft.packed[names[name]])
                 made.store(found)
                 draft.repack(names[name], made)
@@ -137,7 +137,11 @@ class Gptq(MatrixMethod):
         from emb_tool.ops.gptq import gptq, output_error
         from emb_tool.ops.rounding import quantize_groups
 
-        bits, group, aligned = self.bits, self.group or None, self.aligned
+        bits, group_size, integer_zero_point = (
+            self.bits,
+            self.group_size or None,
+            self.integer_zero_point,
+        )
         if not seen.moments.isfinite().all():
             raise InvalidInput(
                 f"{where}: its inputs on the calibration texts are not finite (NaN or infinity)",
@@ -145,15 +149,22 @@ class Gptq(MatrixMethod):
                 " or restore the original files",
             )
         try:
-            found = gptq(weight, seen.moments, bits, group, damp=self.damp, aligned=aligned)
+            found = gptq(
+                weight,
+                seen.moments,
+                bits,
+                group_size,
+                damping=self.damping,
+                integer_zero_point=integer_zero_point,
+            )
         except LinAlgError:  # sums of float32 products are positive to 1e-7 of their size
             raise InvalidInput(
-                f"{where}: damp={self.damp:g} is too little for its inputs, whose second moments"
-                " are singular",
-                f"give more: -m gptq:damp={max(10 * self.damp, 0.01):g}",
+                f"{where}: damping={self.damping:g} is too little for its inputs, whose second"
+                " moments are singular",
+                f"give more: -m gptq:damping={max(10 * self.damping, 0.01):g}",
             ) from None
-        plain = quantize_groups(weight, bits, group, aligned=aligned)
-        errors = [output_error(weight, seen.moments, x, group) for x in (found, plain)]
+        plain = quantize_groups(weight, bits, group_size, integer_zero_point=integer_zero_point)
+        errors = [output_error(weight, seen.moments, x, group_size) for x in (found, plain)]
         facts = {"errors": [float(error.sum()) for error in errors], "tokens": seen.tokens}
         return Result(found._asdict(), facts)
 

@@ -50,7 +50,7 @@ class Int(MatrixMethod):
         int | None,
         Field(ge=0, le=8, description="bits of the tables; 0 leaves them as they are [as bits]"),
     ] = None
-    group: Annotated[
+    group_size: Annotated[
         int | None,
         Field(
             ge=0,
@@ -60,7 +60,7 @@ class Int(MatrixMethod):
         BeforeValidator(_group),
     ] = None
 
-    aligned: Annotated[
+    integer_zero_point: Annotated[
         bool, Field(description="whole zero points, which the compressed-tensors format needs")
     ] = False
 
@@ -70,12 +70,12 @@ class Int(MatrixMethod):
         bits = self.tables if is_table else self.bits
         if is_table and not bits:
             return None
-        group = self.group or None
+        group_size = self.group_size or None
         if self.budget is None:
             bits = bits or 8
-            group = 64 if self.group is None and bits < 6 else group
-        rest = {"aligned": True} if self.aligned else {}
-        return {"bits": bits, "group": group, **rest}
+            group_size = 64 if self.group_size is None and bits < 6 else group_size
+        rest = {"integer_zero_point": True} if self.integer_zero_point else {}
+        return {"bits": bits, "group_size": group_size, **rest}
 
     @property
     def share(self) -> float | None:

@@ -80,7 +80,7 @@ class CompressJob(ChainJob):
         ),
         FlagInfo(EVALUATION),
     ] = 500
-    with_: Annotated[
+    partner: Annotated[
         str | None,
         Field(description="model of the same space that gets the same vectors' steps: OUT/partner"),
         FlagInfo(DATA, "MODEL"),

@@ -10,7 +10,7 @@ from emb_tool.compress.codebooks import CodebookMethod
 
 
 class Mgqe(CodebookMethod):
-    """Product quantisation; rows that are not among the `hot` use the first codewords alone.
+    """Product quantization; rows outside `frequent_rows` use the first codewords alone.
 
     Without frequencies the first rows are taken for the frequent ones, as in tables that are sorted
     by them. Four parts, the paper's default, suit tables of 16 to 64 dimensions.
@@ -23,7 +23,7 @@ class Mgqe(CodebookMethod):
     subvectors: Annotated[
         int | None, Field(ge=1, description="parts of a row [by budget, else 4]")
     ] = None
-    hot: Annotated[
+    frequent_rows: Annotated[
         int | None, Field(ge=0, description="rows that may use every codeword [a tenth]")
     ] = None
     tail_bits: Annotated[

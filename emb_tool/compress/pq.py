@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Pq(FrequentRowsMethod):
-    """x[j] ≈ C[j, code[j]], codebooks by k-means weighted by frequency; hot rows are whole numbers.
+    """x[j] ≈ C[j, code[j]], weighted k-means codebooks; frequent rows are integers.
 
-    Of a budget, what codes leave goes to hot rows: in 5 bits there are about twice as many of them
-    as in int8. `hot_bits=8` has the quickest look-ups of few tokens.
+    Of a budget, what codes leave goes to frequent rows: in 5 bits there are about twice as many of
+    them as in int8. `frequent_bits=8` has the quickest look-ups of few tokens.
     """
 
     name: ClassVar[str] = "pq"

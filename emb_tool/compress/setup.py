@@ -48,7 +48,7 @@ class Setup:
     @cached_property
     def partner(self) -> Checkpoint | None:
         """The model that gets the same rotation."""
-        return Checkpoint.open(self.job.with_) if self.job.with_ else None
+        return Checkpoint.open(self.job.partner) if self.job.partner else None
 
     @property
     def inputs(self) -> dict[str, Checkpoint]:
@@ -117,12 +117,12 @@ class Setup:
             return
         if self.partner.layout.dim != self.body.layout.dim:
             raise InvalidInput(
-                f"--with {self.partner.name} has vectors of {self.partner.layout.dim} "
+                f"--partner {self.partner.name} has vectors of {self.partner.layout.dim} "
                 f"dimensions, {self.body.name} of {self.body.layout.dim}",
                 "name a model whose vectors live in the same space",
             )
         if not any(step.stage == "vectors" for step in self.steps):
-            raise InvalidInput("--with: no step shapes vectors", "add -m rotate or -m truncate")
+            raise InvalidInput("--partner: no step shapes vectors", "add -m rotate or -m truncate")
 
     def _check_plain(self, draft: CheckpointEditor) -> None:
         """Refuse a search among ways to pack what is packed already."""

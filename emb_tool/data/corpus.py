@@ -268,7 +268,7 @@ def _gather(
             per_role.append((records, records - empty - left_out))
         flush()
     if position == 0 and left_out:
-        raise InvalidInput(f"--sample takes none of {left_out} texts", "take a larger share")
+        raise InvalidInput(f"--fraction takes none of {left_out} texts", "take a larger share")
     if position == 0:
         raise InvalidInput(
             f"no texts: {records} records, all empty", "name sources that hold texts"

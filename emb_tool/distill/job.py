@@ -71,7 +71,7 @@ class DistillJob(MethodJob):
         ),
         FlagInfo(DATA),
     ] = False
-    buffer: Annotated[
+    shuffle_buffer: Annotated[
         int,
         Field(ge=16, description="texts of a stream that are shuffled together"),
         FlagInfo(DATA),
@@ -94,7 +94,7 @@ class DistillJob(MethodJob):
         Field(ge=1, description="read this many texts at most; of a stream, in each epoch"),
         FlagInfo(DATA),
     ] = None
-    sample: Annotated[
+    fraction: Annotated[
         FloatList,
         Field(
             description="share of --texts to take, drawn by content and --seed; one for all of"
@@ -126,7 +126,7 @@ class DistillJob(MethodJob):
         ),
         FlagInfo(EVALUATION, "TASK"),
     ] = ()
-    scores: Annotated[
+    num_evals: Annotated[
         int, Field(ge=1, description="how often it is measured on the way"), FlagInfo(EVALUATION)
     ] = 4
     min_retention: Annotated[
@@ -209,13 +209,13 @@ class DistillJob(MethodJob):
     def _whole(self) -> DistillJob:
         if not self.texts and not self.queries:
             raise ValueError("no texts: give --texts or --queries")
-        if not all(0 < share <= 1 for share in self.sample):
-            raise ValueError("--sample: a share is above 0 and at most 1")
-        if len(self.sample) > 1 and len(self.sample) != len(self.texts):
+        if not all(0 < share <= 1 for share in self.fraction):
+            raise ValueError("--fraction: a share is above 0 and at most 1")
+        if len(self.fraction) > 1 and len(self.fraction) != len(self.texts):
             raise ValueError(
-                f"--sample: {len(self.sample)} shares for {len(self.texts)} sources of --texts"
+                f"--fraction: {len(self.fraction)} shares for {len(self.texts)} sources of --texts"
             )
-        against = {"--sample": self.sample, "--fsdp": self.fsdp}
+        against = {"--fraction": self.fraction, "--fsdp": self.fsdp}
         against["texts from stdin"] = "-" in (*self.texts, *self.queries)
         for name, given in against.items():
             if self.stream and given:

@@ -19,7 +19,8 @@ class Leaf(Training):
 
     y = Norm(W_out · Pool(student(x))), Norm only if the teacher normalises, and for each text
 
-        L = ‖y − t‖² + Σ_m ‖Norm(y[:m]) − Norm(t[:m])‖² + cosine · (1 − cos(y, t)) + gor · G
+        L = ‖y − t‖² + Σ_m ‖Norm(y[:m]) − Norm(t[:m])‖² + cosine_weight · (1 − cos(y, t)) +
+        gor_weight · G
 
     with the sum over `dims` and G the spread-out term. For vectors of norm 1 the first term is
     2 (1 − cos(y, t)).
@@ -43,10 +44,10 @@ class Leaf(Training):
         Field(description="Matryoshka prefixes that are trained too, as 256,128,64"),
         FlagInfo(METHOD),
     ] = ()
-    cosine: Annotated[
+    cosine_weight: Annotated[
         float, Field(ge=0, description="weight of an added 1 - cosine"), FlagInfo(METHOD)
     ] = 0.0
-    gor: Annotated[
+    gor_weight: Annotated[
         float,
         Field(ge=0, description="weight of the spread-out term, which helps binary codes"),
         FlagInfo(METHOD),
@@ -77,10 +78,10 @@ class Leaf(Training):
             if dim < vectors.shape[-1]:
                 prefix = normalize(vectors[:, :dim], dim=-1) - normalize(targets[:, :dim], dim=-1)
                 losses = losses + prefix.square().sum(-1)
-        if self.cosine:
-            losses = losses + self.cosine * (1 - cosine_similarity(vectors, targets, dim=-1))
-        if self.gor and moment is not None and count is not None and count > 1:
-            losses = losses + self.gor * gor_share(vectors, moment, count)
-        elif self.gor and moment is None and len(vectors) > 1:
-            losses = losses + self.gor * gor_loss(vectors)
+        if self.cosine_weight:
+            losses = losses + self.cosine_weight * (1 - cosine_similarity(vectors, targets, dim=-1))
+        if self.gor_weight and moment is not None and count is not None and count > 1:
+            losses = losses + self.gor_weight * gor_share(vectors, moment, count)
+        elif self.gor_weight and moment is None and len(vectors) > 1:
+            losses = losses + self.gor_weight * gor_loss(vectors)
         return losses

@@ -133,7 +133,7 @@ class DistillRunner(CheckpointRunner):
             limit=job.limit,
             holdout=job.holdout,
             share=share,
-            sample=job.sample,
+            sample=job.fraction,
             seed=job.seed,
         )
 
@@ -235,7 +235,7 @@ class DistillRunner(CheckpointRunner):
                 runtime,
                 state / "train",
                 score=score,
-                scores=self.job.scores,
+                scores=self.job.num_evals,
                 progress=lambda texts, loss: advance(
                     texts, "" if isnan(loss) else f"loss {loss:.4f}"
                 ),

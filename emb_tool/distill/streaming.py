@@ -131,7 +131,7 @@ def streamed_batches(
         epoch_texts=setup.epoch_texts,
         total=max(1, round(method.epochs * method.cycles * setup.epoch_texts)),
         seed=runtime.seed,
-        buffer=job.buffer,
+        buffer=job.shuffle_buffer,
         rank=runtime.rank,
         world=runtime.world,
     )

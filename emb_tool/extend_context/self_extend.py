@@ -24,7 +24,7 @@ class SelfExtend(Extension):
     kinds: ClassVar[tuple[Kind, ...]] = ("rotary",)
     keeps_short: ClassVar[tuple[Kind, ...]] = ("rotary",)
 
-    group: Annotated[
+    group_size: Annotated[
         int | None, Field(ge=2, description="g, tokens that far off count as one [⌈s⌉ + 1]")
     ] = None
     window: Annotated[
@@ -42,12 +42,13 @@ class SelfExtend(Extension):
                 "for these: ntk, pi, yarn, longrope",
             )
         times = -(-context.target // context.original)
-        group = self.group or times + 1
+        group_size = self.group_size or times + 1
         window = self.window or max(context.original // times, 1)
-        reach = (context.original - window) * group + window
+        reach = (context.original - window) * group_size + window
         if reach < context.target:
             raise InvalidInput(
-                f"--to {context.target}: group={group} and window={window} reach {reach:,} tokens",
+                f"--to {context.target}: group_size={group_size} and window={window} reach"
+                f" {reach:,} tokens",
                 "a larger group or a smaller window reaches further",
             )
         rope = rope_of(draft.config, context)
@@ -55,11 +56,11 @@ class SelfExtend(Extension):
             "max_position_embeddings": context.target,
             "attn_implementation": SELF_EXTEND,
             KEY: {
-                "group": group, "window": window, "original": context.original,
+                "group_size": group_size, "window": window, "original": context.original,
                 "theta": rope.theta, "dim": rope.dim,
             },
         }  # fmt: skip
         expect_frequencies(draft, plain_frequencies(rope), 1.0)
         draft.notes.append(
-            f"self-extend: group {group}, window {window}; import emb_tool.hub first"
+            f"self-extend: group {group_size}, window {window}; import emb_tool.hub first"
         )

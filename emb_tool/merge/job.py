@@ -37,7 +37,7 @@ class MergeJob(MethodJob):
         Field(description="model that the others were trained from: task vectors"),
         FlagInfo(DATA, "MODEL"),
     ] = None
-    take: Annotated[
+    copy_from: Annotated[
         tuple[str, ...],
         Field(
             description="where models differ, whose to take, counted from 0: pooling=1, "

@@ -75,7 +75,7 @@ def refuse_differences(found: Sequence[Difference], names: Sequence[str], taken:
         hint = "models can be merged if they were trained from the same one"
     else:
         hint = "say which model's to take, counted from 0: " + " ".join(
-            f"--take {key}=0" for key in keys
+            f"--copy-from {key}=0" for key in keys
         )
     raise InvalidInput(f"not like {names[0]}:" + "".join(f"\n  {line}" for line in shown), hint)
 
@@ -91,7 +91,7 @@ def parse_copy_from(texts: Sequence[str], names: Sequence[str]) -> dict[str, int
         key, sep, value = text.partition("=")
         key = key.strip().replace("-", "_")
         if not sep or key not in CHOICES:
-            raise InvalidInput(f"--take {text}: not KEY=MODEL", did_you_mean(key, CHOICES))
+            raise InvalidInput(f"--copy-from {text}: not KEY=MODEL", did_you_mean(key, CHOICES))
         value = value.strip()
         if value in names:
             taken[key] = names.index(value)
@@ -99,7 +99,7 @@ def parse_copy_from(texts: Sequence[str], names: Sequence[str]) -> dict[str, int
             taken[key] = int(value)
         else:
             raise InvalidInput(
-                f"--take {text}: there is no model {value!r}",
+                f"--copy-from {text}: there is no model {value!r}",
                 f"models are counted from 0 to {len(names) - 1}",
             )
     return taken

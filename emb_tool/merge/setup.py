@@ -77,7 +77,7 @@ class Setup:
     @cached_property
     def taken(self) -> dict[str, int]:
         """What is taken from which model."""
-        return parse_copy_from(self.job.take, self.job.models)
+        return parse_copy_from(self.job.copy_from, self.job.models)
 
     def copied_from(self, key: str) -> Checkpoint:
         """The model that something is taken from: the first unless chosen."""

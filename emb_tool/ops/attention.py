@@ -64,7 +64,7 @@ def self_extend_attention(
     tokens = key.shape[2]
     if tokens <= held["original"] or query.shape[2] != tokens:
         return _sdpa(module, query, key, value, mask, scaling=scaling, dropout=dropout, **more)
-    group, window = int(held["group"]), int(held["window"])
+    group, window = int(held["group_size"]), int(held["window"])
     speed = torch.tensor(
         plain_frequencies(Rope(held["theta"], held["dim"], 2, 2)),
         device=query.device,

@@ -24,10 +24,10 @@ def gptq(
     weight: Tensor,
     hessian: Tensor,
     bits: int,
-    group: int | None = None,
+    group_size: int | None = None,
     *,
-    damp: float = 0.01,
-    aligned: bool = False,
+    damping: float = 0.01,
+    integer_zero_point: bool = False,
     passes: int = 2,
 ) -> QuantizedGroups:
     """Round a layer's weight for the least change of its outputs.
@@ -42,49 +42,53 @@ def gptq(
         weight: (out, in) float.
         hessian: (in, in) float64, Σ x xᵀ times any factor; 0 rounds to nearest.
         bits: 2 to 8.
-        group: Columns of a group; None is a whole row.
-        damp: Relative to the mean of the diagonal.
-        aligned: As for `quantize_groups`.
+        group_size: Columns of a group; None is a whole row.
+        damping: Relative to the mean of the diagonal.
+        integer_zero_point: As for `quantize_groups`.
         passes: How often the codes are made; what is best of them, row by row, is kept.
 
     References:
         Frantar et al., arXiv:2210.17323.
     """
-    factor, order = _factor(hessian, damp)
+    factor, order = _factor(hessian, damping)
     importance = torch.empty_like(factor.diagonal())
     importance[order] = factor.diagonal() ** -2
     weight = weight.to(factor.dtype)
-    damped = hessian + _ridge(hessian, damp) * torch.eye(len(hessian)).to(hessian)
-    best = quantize_groups(weight, bits, group, importance=importance, aligned=aligned)
+    damped = hessian + _ridge(hessian, damping) * torch.eye(len(hessian)).to(hessian)
+    best = quantize_groups(
+        weight, bits, group_size, importance=importance, integer_zero_point=integer_zero_point
+    )
     least = torch.full((len(weight),), torch.inf).to(damped)
     for _ in range(passes):
-        made = best._replace(codes=gptq_codes(weight, factor, order, best, bits, group))
-        fitted = refit(weight, damped, made, bits, group, aligned=aligned)
+        made = best._replace(codes=gptq_codes(weight, factor, order, best, bits, group_size))
+        fitted = refit(
+            weight, damped, made, bits, group_size, integer_zero_point=integer_zero_point
+        )
         for found in (made, fitted):
-            error = output_error(weight, damped, found, group)
+            error = output_error(weight, damped, found, group_size)
             best, least = _better(found, error, best, least)
     return best
 
 
 def output_error(
-    weight: Tensor, hessian: Tensor, made: QuantizedGroups, group: int | None
+    weight: Tensor, hessian: Tensor, made: QuantizedGroups, group_size: int | None
 ) -> Tensor:
     """(out,) float64: the change of each output, (w - q) H (w - q)ᵀ."""
-    off = (weight - dequantize(*made, group)).to(hessian)
+    off = (weight - dequantize(*made, group_size)).to(hessian)
     return ((off @ hessian) * off).sum(1)
 
 
-def _ridge(hessian: Tensor, damp: float) -> float:
+def _ridge(hessian: Tensor, damping: float) -> float:
     mean = float(hessian.diagonal().mean())
-    return damp * mean if mean > 0 else 1.0
+    return damping * mean if mean > 0 else 1.0
 
 
-def _factor(hessian: Tensor, damp: float) -> tuple[Tensor, Tensor]:
+def _factor(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """U float32 and the order of the columns."""
     diagonal = hessian.diagonal()
     order = torch.argsort(diagonal, descending=True, stable=True)
     damped = hessian[order][:, order]
-    damped.diagonal().add_(_ridge(hessian, damp))
+    damped.diagonal().add_(_ridge(hessian, damping))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     return torch.linalg.cholesky(inverse, upper=True).float(), order
 
@@ -95,7 +99,7 @@ def gptq_codes(
     order: Tensor,
     made: QuantizedGroups,
     bits: int,
-    group: int | None,
+    group_size: int | None,
 ) -> Tensor:
     """The recursion of GPTQ: codes under given scales, (out, in) uint8.
 
@@ -105,11 +109,11 @@ def gptq_codes(
         order: (in,) int64, the columns as they are rounded.
         made: Scales and minima.
         bits: 2 to 8.
-        group: Columns of a group; None is a whole row.
+        group_size: Columns of a group; None is a whole row.
     """
     rows, columns = weight.shape
     rest = weight.T[order]  # one column a row, so that each lies in one piece
-    groups = (order // min(group or columns, columns)).tolist()
+    groups = (order // min(group_size or columns, columns)).tolist()
     scale, minimum = made.scale.float().T.contiguous(), made.minimum.float().T.contiguous()
     codes = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
     for start in range(0, columns, BLOCK):
@@ -132,9 +136,9 @@ def refit(
     hessian: Tensor,
     made: QuantizedGroups,
     bits: int,
-    group: int | None,
+    group_size: int | None,
     *,
-    aligned: bool = False,
+    integer_zero_point: bool = False,
 ) -> QuantizedGroups:
     """Scales and minima of least output error for given codes: least squares, row by row.
 
@@ -146,11 +150,11 @@ def refit(
         hessian: (in, in) float64, positive definite.
         made: Codes, scales and minima so far.
         bits: 2 to 8.
-        group: Columns of a group; None is a whole row.
-        aligned: Keep each minimum a whole multiple of its scale.
+        group_size: Columns of a group; None is a whole row.
+        integer_zero_point: Keep each minimum a whole multiple of its scale.
     """
     rows, columns = weight.shape
-    width = min(group or columns, columns)
+    width = min(group_size or columns, columns)
     groups = -(-columns // width)
     missing = groups * width - columns
     hessian = pad(hessian, (0, missing, 0, missing))
@@ -158,7 +162,11 @@ def refit(
         torch.eye(groups).to(hessian).repeat_interleave(width, 0)[:columns], (0, 0, 0, missing)
     )
     sums = hessian @ ones  # (in, groups)
-    centre = _zero(made) if aligned else torch.full_like(made.scale, (2**bits - 1) / 2).double()
+    centre = (
+        _zero(made)
+        if integer_zero_point
+        else torch.full_like(made.scale, (2**bits - 1) / 2).double()
+    )
     scales, minima = [], []
     step = max(1, PIECE // (len(hessian) * groups))
     for start in range(0, rows, step):
@@ -168,7 +176,7 @@ def refit(
         about = codes - centre[part].unsqueeze(-1)
         if missing:
             about[:, -1, -missing:] = 0
-        decoded = dequantize(made.codes[part], made.scale[part], made.minimum[part], group)
+        decoded = dequantize(made.codes[part], made.scale[part], made.minimum[part], group_size)
         off = pad(weight[part] - decoded, (0, missing))
         pull = (off.to(hessian) @ hessian).view_as(about)
         weighed = torch.stack(
@@ -176,7 +184,7 @@ def refit(
         ).view(*about.shape, groups)
         normal = torch.einsum("rgw,rgwh->rgh", about, weighed)
         right = (about * pull).sum(-1)
-        if not aligned:
+        if not integer_zero_point:
             cross = torch.einsum("rgw,gwh->rgh", about, sums.view(groups, width, groups))
             below = torch.cat([cross.mT, (ones.T @ sums).expand_as(cross)], 2)
             normal = torch.cat([torch.cat([normal, cross], 2), below], 1)
@@ -185,7 +193,7 @@ def refit(
         diagonal.add_(1e-6 * diagonal.mean(1, keepdim=True) + 1e-30)
         move = torch.linalg.solve(normal, right)
         scale = (s + move[:, :groups]).half()
-        level = 0 if aligned else m + centre[part] * s + move[:, groups:]
+        level = 0 if integer_zero_point else m + centre[part] * s + move[:, groups:]
         scales.append(scale)
         minima.append((level - centre[part] * scale).half())
     return made._replace(scale=torch.cat(scales), minimum=torch.cat(minima))

@@ -43,11 +43,11 @@ class QuantizedGroups(NamedTuple):
 def quantize_groups(
     weight: Tensor,
     bits: int,
-    group: int | None = None,
+    group_size: int | None = None,
     *,
     clip: bool = True,
     importance: Tensor | None = None,
-    aligned: bool = False,
+    integer_zero_point: bool = False,
 ) -> QuantizedGroups:
     """Round a matrix to `bits` bits, with a scale and a minimum for each group of a row.
 
@@ -57,29 +57,30 @@ def quantize_groups(
     Args:
         weight: (rows, columns), any float dtype or integers; read in slices of rows.
         bits: 2 to 8.
-        group: Columns of a group; None is a whole row. The last one may be shorter.
+        group_size: Columns of a group; None is a whole row. The last one may be shorter.
         clip: Without it, the range is that of the values.
         importance: (columns,), what a squared error counts in the search; None weighs all alike.
-        aligned: Let each minimum be a whole multiple of its scale, -z s with z in 0 .. 2^bits - 1
-            (up to its own rounding to float16): formats with whole zero points then hold it.
+        integer_zero_point: Let each minimum be a whole multiple of its scale, -z s with z in 0 ..
+            2^bits - 1 (up to its own rounding to float16): formats with whole zero points then hold
+            it.
 
     References:
         Guan et al., arXiv:1911.02079, section 3 (row-wise ranges by greedy search).
     """
     rows, columns = weight.shape
-    group = min(group or columns, columns)
-    groups = -(-columns // group)
+    group_size = min(group_size or columns, columns)
+    groups = -(-columns // group_size)
     codes = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
     scale = torch.empty(rows, groups, dtype=torch.float16, device=weight.device)
     minimum = torch.empty_like(scale)
     step = max(1, CHUNK // columns)
     shares = GRID if clip else (1.0,)
     if importance is not None:
-        filled = torch.nn.functional.pad(importance.float(), (0, groups * group - columns))
-        importance = filled.to(weight.device).view(groups, group)
+        filled = torch.nn.functional.pad(importance.float(), (0, groups * group_size - columns))
+        importance = filled.to(weight.device).view(groups, group_size)
     for start in range(0, rows, step):
-        piece = _grouped(weight[start : start + step].float(), group)
-        s, m = _range(piece, bits, shares, importance, aligned)
+        piece = _grouped(weight[start : start + step].float(), group_size)
+        s, m = _range(piece, bits, shares, importance, integer_zero_point)
         stop = start + len(piece)
         scale[start:stop], minimum[start:stop] = s, m
         rounded = nearest(piece, s.unsqueeze(-1), m.unsqueeze(-1), bits)
@@ -103,20 +104,22 @@ def nearest(weight: Tensor, scale: Tensor, minimum: Tensor, bits: int) -> Tensor
     return codes.round_().clamp_(0, 2**bits - 1).to(torch.uint8)
 
 
-def dequantize(codes: Tensor, scale: Tensor, minimum: Tensor, group: int | None = None) -> Tensor:
+def dequantize(
+    codes: Tensor, scale: Tensor, minimum: Tensor, group_size: int | None = None
+) -> Tensor:
     """The matrix that codes stand for, (rows, columns) float32: see `quantize_groups`."""
     columns = codes.shape[1]
-    grouped = _grouped(codes.float(), min(group or columns, columns))
+    grouped = _grouped(codes.float(), min(group_size or columns, columns))
     grouped = grouped * scale.float().unsqueeze(-1) + minimum.float().unsqueeze(-1)
     return grouped.flatten(1)[:, :columns]
 
 
-def _grouped(matrix: Tensor, group: int) -> Tensor:
+def _grouped(matrix: Tensor, group_size: int) -> Tensor:
     """(rows, groups, group); a last group that is shorter is filled with its own last value."""
-    missing = -matrix.shape[1] % group
+    missing = -matrix.shape[1] % group_size
     if missing:
         matrix = torch.cat([matrix, matrix[:, -1:].expand(-1, missing)], 1)
-    return matrix.reshape(len(matrix), -1, group)
+    return matrix.reshape(len(matrix), -1, group_size)
 
 
 def _range(
@@ -124,7 +127,7 @@ def _range(
     bits: int,
     shares: tuple[float, ...],
     importance: Tensor | None,
-    aligned: bool,
+    integer_zero_point: bool,
 ) -> tuple[Tensor, Tensor]:
     """Scale and minimum, (rows, groups) float16, of least squared error.
 
@@ -134,7 +137,7 @@ def _range(
     """
     low, high = groups.aminmax(dim=-1)
     spread = high - low
-    if aligned:  # 0 is one of the values
+    if integer_zero_point:  # 0 is one of the values
         low, high = low.clamp(max=0), high.clamp(min=0)
     middle, half = (high + low) / 2, (high - low) / 2
     weight = 1.0 if importance is None else importance.amin(-1)
@@ -147,7 +150,7 @@ def _range(
             if (settled | (half == 0)).all():
                 break
         minimum = (middle - share * half).clamp_(-_LARGEST, _LARGEST).half()
-        if aligned:
+        if integer_zero_point:
             zero = (-minimum.float() * _inverse(scale)).round_().clamp_(0, 2**bits - 1)
             minimum = (-zero * scale.float()).half()
         s, m = scale.float().unsqueeze(-1), minimum.float().unsqueeze(-1)

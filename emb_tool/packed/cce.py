@@ -32,7 +32,7 @@ class Cce(Rq):
             frequencies: (rows,), how often each row is used; None weighs all alike.
             seed: Of k-means and of h.
         """
-        assert not self.spec["hot"], "hot rows are not trained"
+        assert not self.spec["frequent_rows"], "frequent rows are not trained"
         m, k = self.spec["subvectors"], 1 << self.spec["bits"]
         with torch.no_grad():
             table = self.expand()

@@ -1,4 +1,4 @@
-"""What quantisers with codebooks share: codes, a fused look-up, hot rows kept as whole numbers."""
+"""What quantizers with codebooks share: codes, a fused look-up, frequent rows as integers."""
 
 from __future__ import annotations
 
@@ -46,17 +46,18 @@ class TrainedCodebooks(NamedTuple):
 class Codebooks(Sized):
     """Each sub-vector of a row is a sum of `stages` codewords, one of each stage's codebook.
 
-    x[j] ≈ Σ_s C[j, s, code[j, s]]. The `hot` most frequent rows have no codes: they are whole
-    numbers of `hot_bits` with a float16 scale and minimum each (see `Groups`), in int8 with a
-    scale alone. Bytes: (rows - hot) sub-vectors · stages · bits / 8
-    + 2 · 2^bits · stages · columns + hot (columns · hot_bits / 8 + 8), in int8 hot (columns + 6).
+    x[j] ≈ Σ_s C[j, s, code[j, s]]. The `frequent_rows` most frequent rows have no codes: they are
+    whole numbers of `frequent_bits` with a float16 scale and minimum each (see `Groups`), in int8
+    with a scale alone. Bytes: (rows - f) sub-vectors · stages · bits / 8
+    + 2 · 2^bits · stages · columns + f (columns · frequent_bits / 8 + 8), in int8 f (columns + 6).
 
-    Settings: `subvectors`, `stages`, `bits`, `hot`, `hot_bits`; for `fit` alone `iterations` of
-    k-means. The spec may also hold `scale`, a power of two that codebooks and hot rows are
+    Settings: `subvectors`, `stages`, `bits`, `frequent_rows`, `frequent_bits`; for `fit` alone
+        `iterations` of
+    k-means. The spec may also hold `scale`, a power of two that codebooks and frequent rows are
     multiplied by, and `shared_with`, the module whose codebooks are used.
     """
 
-    frozen: ClassVar[tuple[str, ...]] = ("hot_scales",)
+    frozen: ClassVar[tuple[str, ...]] = ("frequent_scales",)
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         super().__init__(spec)
@@ -74,18 +75,18 @@ class Codebooks(Sized):
         seed: int = 0,
         **settings: Any,
     ) -> Self:
-        """See `Packed.fit`; with frequencies, a budget's rest goes to hot rows where that helps."""
+        """See `Packed.fit`; the rest of a budget goes to frequent rows where that helps."""
         rows, columns = table.shape
         weights = row_weights(frequencies)
         specs = cls._within((rows, columns), budget, settings)
         spec = specs[-1]
-        if budget is not None and weights is not None and settings.get("hot") is None:
+        if budget is not None and weights is not None and settings.get("frequent_rows") is None:
             spec = cls._best(specs, budget, weights)
-        hot = most_frequent(frequencies, spec["hot"], rows)
-        trained = cls._train(spec, table, weights, hot, seed)
+        frequent = most_frequent(frequencies, spec["frequent_rows"], rows)
+        trained = cls._train(spec, table, weights, frequent, seed)
         made = cls({**cls._stored(spec), **trained.scale}).to(device_of(table))
         made._put_trained(trained)
-        made._encode_table(table, hot, spec)
+        made._encode_table(table, frequent, spec)
         return made
 
     @classmethod
@@ -94,7 +95,7 @@ class Codebooks(Sized):
         spec: Mapping[str, Any],
         table: Tensor,
         weights: Tensor | None,
-        hot: Tensor,
+        frequent: Tensor,
         seed: int,
     ) -> TrainedCodebooks:
         """Codebooks for a table.
@@ -103,7 +104,7 @@ class Codebooks(Sized):
             spec: The sizes, and the settings of `only_fit`.
             table: (rows, columns).
             weights: (rows,), or None.
-            hot: Ids of the hot rows.
+            frequent: Ids of the frequent rows.
             seed: Of everything random.
         """
         raise NotImplementedError
@@ -111,33 +112,33 @@ class Codebooks(Sized):
     def _put_trained(self, trained: TrainedCodebooks) -> None:
         self.put("codebooks", trained.codebooks / self.scale)
 
-    def _encode_table(self, table: Tensor, hot: Tensor, how: Mapping[str, Any]) -> None:
-        """Codes of all rows, with the codebooks as stored, and the hot rows; in one pass."""
-        if len(hot):
-            self.put("hot_ids", hot.to(self._device()))
-        is_hot = torch.zeros(len(table), dtype=torch.bool)
-        is_hot[hot] = True
+    def _encode_table(self, table: Tensor, frequent: Tensor, how: Mapping[str, Any]) -> None:
+        """Codes of all rows, with the codebooks as stored, and the frequent rows; in one pass."""
+        if len(frequent):
+            self.put("frequent_ids", frequent.to(self._device()))
+        is_frequent = torch.zeros(len(table), dtype=torch.bool)
+        is_frequent[frequent] = True
         bits = self._bits(self.spec)
         codes, done, kept = self.value("codes"), 0, 0
         for start, piece in iterate_chunks(table, "encoding"):
-            mask = is_hot[start : start + len(piece)].to(piece.device)
+            mask = is_frequent[start : start + len(piece)].to(piece.device)
             piece = piece / self.scale
             rest, chosen = (piece[~mask], piece[mask]) if mask.any() else (piece, piece[:0])
             if len(rest):
                 codes[done : done + len(rest)] = pack_codes(self._encode(rest, bits, how), bits)
                 done += len(rest)
             if len(chosen):
-                for name, value in self._encode_hot(chosen, how).items():
+                for name, value in self._encode_frequent(chosen, how).items():
                     self.value(name)[kept : kept + len(chosen)] = value
                 kept += len(chosen)
 
-    def _encode_hot(self, rows: Tensor, how: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The parts of hot rows, (n, columns) float32 divided by `scale`."""
-        if groups := self._hot_groups(self.spec):
-            return {"hot_rows": groups.pack(groups.round(rows))}
+    def _encode_frequent(self, rows: Tensor, how: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The parts of frequent rows, (n, columns) float32 divided by `scale`."""
+        if groups := self._frequent_groups(self.spec):
+            return {"frequent_values": groups.pack(groups.round(rows))}
         scales = (rows.abs().amax(dim=1) / 127).clamp(2.0**-24, 65504).half()
         rounded = (rows / scales.float().unsqueeze(1)).round().clamp(-127, 127)
-        return {"hot_rows": rounded.to(torch.int8), "hot_scales": scales}
+        return {"frequent_values": rounded.to(torch.int8), "frequent_scales": scales}
 
     def _encode(self, rows: Tensor, bits: int, how: Mapping[str, Any]) -> Tensor:
         """Codes of rows, (n, columns) float32 to (n, sub-vectors · stages) uint8 below 2^bits.
@@ -151,7 +152,7 @@ class Codebooks(Sized):
 
     @property
     def scale(self) -> float:
-        """What codebooks and hot rows are multiplied by."""
+        """What codebooks and frequent rows are multiplied by."""
         return float(self.spec.get("scale", 1.0))
 
     # -- looking up -------------------------------------------------------------------------------
@@ -161,32 +162,32 @@ class Codebooks(Sized):
         if self._is_fused():
             return self._together(ids)
         found = torch.empty(len(ids), self.embedding_dim, dtype=self.dtype)
-        if "hot_ids" not in self._parts:
+        if "frequent_ids" not in self._parts:
             self._fill(found, self._cold, ids)
             return found
-        slot, is_hot, place = self._places(ids)
-        hot = is_hot.nonzero().flatten()
+        slot, is_frequent, place = self._places(ids)
+        frequent = is_frequent.nonzero().flatten()
         make: Callable[[Tensor], Tensor]
-        if 2 * len(hot) < len(ids):  # all as if they were of the kind that most are
+        if 2 * len(frequent) < len(ids):  # all as if they were of the kind that most are
             self._fill(found, self._cold, place)
-            make, at, rest = self._hot, slot, hot
+            make, at, rest = self._frequent, slot, frequent
         else:
-            self._fill(found, self._hot, slot)
-            make, at, rest = self._cold, place, (~is_hot).nonzero().flatten()
+            self._fill(found, self._frequent, slot)
+            make, at, rest = self._cold, place, (~is_frequent).nonzero().flatten()
         for some in rest.split(self._step) if len(rest) else ():
             found.index_copy_(0, some, make(at.index_select(0, some)))
         return found
 
     def sorted_rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Packed.rows_in_any_order`: hot rows last, so that none is copied."""
-        if "hot_ids" not in self._parts or self._is_fused():
+        """See `Packed.rows_in_any_order`: frequent rows last, so that none is copied."""
+        if "frequent_ids" not in self._parts or self._is_fused():
             return super().sorted_rows(ids)
-        slot, is_hot, place = self._places(ids)
-        cold, hot = (~is_hot).nonzero().flatten(), is_hot.nonzero().flatten()
+        slot, is_frequent, place = self._places(ids)
+        cold, frequent = (~is_frequent).nonzero().flatten(), is_frequent.nonzero().flatten()
         found = torch.empty(len(ids), self.embedding_dim, dtype=self.dtype)
         self._fill(found[: len(cold)], self._cold, place.index_select(0, cold))
-        self._fill(found[len(cold) :], self._hot, slot.index_select(0, hot))
-        return ids.index_select(0, torch.cat([cold, hot])), found
+        self._fill(found[len(cold) :], self._frequent, slot.index_select(0, frequent))
+        return ids.index_select(0, torch.cat([cold, frequent])), found
 
     def _is_fused(self) -> bool:
         """Whether no row is made in a place of its own: for gradients, and on GPUs."""
@@ -206,21 +207,21 @@ class Codebooks(Sized):
         return max(1, BLOCK // self.embedding_dim)
 
     def _together(self, ids: Tensor) -> Tensor:
-        """`rows` without waiting for counts: rows with codes and hot ones are made for every id."""
-        if "hot_ids" not in self._parts:
+        """Places of ids among frequent rows, whether they are frequent, places among the others."""
+        if "frequent_ids" not in self._parts:
             return self._cold(ids)
-        slot, is_hot, place = self._places(ids)
+        slot, is_frequent, place = self._places(ids)
         if not self._parts["codes"].shape[0]:
-            return self._hot(slot)
-        return torch.where(is_hot.unsqueeze(1), self._hot(slot), self._cold(place))
+            return self._frequent(slot)
+        return torch.where(is_frequent.unsqueeze(1), self._frequent(slot), self._cold(place))
 
     def _places(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where ids would stand among the hot rows, whether they do, and where among the others."""
-        hot_ids, narrow = self.value("hot_ids"), ids.to(torch.int32)
-        before = torch.searchsorted(hot_ids, narrow, out_int32=True)
-        slot = before.clamp(max=len(hot_ids) - 1)
+        """Places of ids among the frequent rows, whether they are there, and among the others."""
+        frequent_ids, narrow = self.value("frequent_ids"), ids.to(torch.int32)
+        before = torch.searchsorted(frequent_ids, narrow, out_int32=True)
+        slot = before.clamp(max=len(frequent_ids) - 1)
         place = (narrow - before).clamp_(max=max(0, self._parts["codes"].shape[0] - 1))
-        return slot, hot_ids.index_select(0, slot) == narrow, place
+        return slot, frequent_ids.index_select(0, slot) == narrow, place
 
     def _cold(self, place: Tensor, out: Tensor | None = None) -> Tensor:
         """Rows by their places among those that have codes; into `out` if there is one."""
@@ -231,14 +232,14 @@ class Codebooks(Sized):
             return self._turn(codeword_rows(codes, books, place, bits, self.dtype, self.scale))
         return self._decode_codes(self._unpack(codes.index_select(0, place), bits), out)
 
-    def _hot(self, slot: Tensor, out: Tensor | None = None) -> Tensor:
-        """Rows by their places among the hot ones; into `out` if there is one."""
-        if groups := self._hot_groups(self.spec):
-            made = groups.rows(self.value("hot_rows"), slot, self.dtype, out)
+    def _frequent(self, slot: Tensor, out: Tensor | None = None) -> Tensor:
+        """Rows by their places among the frequent rows; into `out` if there is one."""
+        if groups := self._frequent_groups(self.spec):
+            made = groups.rows(self.value("frequent_values"), slot, self.dtype, out)
             return made.mul_(self.scale) if "scale" in self.spec else made
-        scales = self.value("hot_scales").index_select(0, slot).to(self.dtype)
+        scales = self.value("frequent_scales").index_select(0, slot).to(self.dtype)
         scales = scales * self.scale if "scale" in self.spec else scales
-        found = self.value("hot_rows").index_select(0, slot)
+        found = self.value("frequent_values").index_select(0, slot)
         found = found.to(self.dtype) if out is None else out.copy_(found)
         return found.mul_(scales.unsqueeze(1))
 
@@ -280,14 +281,14 @@ class Codebooks(Sized):
     # -- from scratch -----------------------------------------------------------------------------
 
     def reset(self, seed: int = 0) -> Self:
-        """See `Packed.reset`; rows get random codes, and no row is hot yet."""
+        """See `Packed.reset`; rows get random codes, and no row is a frequent row yet."""
         super().reset(seed)
         generator = torch.Generator().manual_seed(seed)
-        groups = self._hot_groups(self.spec)
+        groups = self._frequent_groups(self.spec)
         for name, part in self._parts.items():
-            if name == "hot_ids":
+            if name == "frequent_ids":
                 self.put(name, torch.arange(part.shape[0]).to(self._device()))
-            elif name == "hot_rows" and groups:
+            elif name == "frequent_values" and groups:
                 held = groups.pack(groups.random(part.shape[0], generator))
                 self.put(name, held.to(self._device()))
             elif not part.dtype.is_floating_point:
@@ -298,4 +299,4 @@ class Codebooks(Sized):
 
     def spread(self, name: str) -> float:
         """See `Packed.spread`."""
-        return 1 / 127 if name == "hot_scales" else float(self.spec["stages"] ** -0.5)
+        return 1 / 127 if name == "frequent_scales" else float(self.spec["stages"] ** -0.5)

@@ -68,9 +68,9 @@ class Groups(NamedTuple):
         """What so many rows are stored as, (rows, groups, bytes of a group)."""
         return Part((rows, self.of_row, packed_bytes(self.size, self.bits) + SIDE), _U8)
 
-    def round(self, rows: Tensor, *, aligned: bool = False) -> QuantizedGroups:
+    def round(self, rows: Tensor, *, integer_zero_point: bool = False) -> QuantizedGroups:
         """Rows rounded to nearest, with a search for the range of each group: `quantize_groups`."""
-        return quantize_groups(rows, self.bits, self.size, aligned=aligned)
+        return quantize_groups(rows, self.bits, self.size, integer_zero_point=integer_zero_point)
 
     def random(self, rows: int, generator: torch.Generator) -> QuantizedGroups:
         """Codes drawn evenly, with sides that make the variance 1."""

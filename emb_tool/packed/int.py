@@ -24,13 +24,14 @@ class IntSpec(Spec):
     """See `Int`."""
 
     bits: Annotated[int, Field(strict=True, ge=2, le=8)]
-    group: Annotated[Size, Field(multiple_of=8)] | None
+    group_size: Annotated[Size, Field(multiple_of=8)] | None
 
 
 class Int(Packed):
-    """w = s c + m, c of `bits` bits, s and m for each `group` columns of a row: see `Groups`.
+    """w = s c + m, c of `bits` bits, s and m for each `group_size` columns of a row: see `Groups`.
 
-    Settings: `bits` 2 to 8, `group` (None is a whole row), `aligned` (m = -z s with whole z).
+    Settings: `bits` 2 to 8, `group_size` (None is a whole row), `integer_zero_point` (m = -z s with
+        whole z).
     Within a budget: as many bits as fit, then the finest group.
     """
 
@@ -50,24 +51,26 @@ class Int(Packed):
         budget: float | None = None,
         *,
         bits: int | None = None,
-        group: int | None = None,
+        group_size: int | None = None,
         **rest: Any,
     ) -> dict[str, Any]:
         """See `Packed.settle`; 8 bits where neither settings nor budget say otherwise."""
         if bits is not None and not 2 <= bits <= 8:
             raise InvalidInput(f"int: bits={bits}", "2 to 8")
-        if group is not None and (group < 8 or group % 8):
-            raise InvalidInput(f"int: group={group}", "a multiple of 8, or none for a whole row")
+        if group_size is not None and (group_size < 8 or group_size % 8):
+            raise InvalidInput(
+                f"int: group_size={group_size}", "a multiple of 8, or none for a whole row"
+            )
         spec = {"kind": cls.kind, "shape": [*shape], **rest}
         if budget is None:
-            return {**spec, "bits": bits or 8, "group": group}
+            return {**spec, "bits": bits or 8, "group_size": group_size}
         allowed = byte_budget(shape, budget, "bits and group")
         for b in [bits] if bits else range(8, 1, -1):
-            for g in [group] if group else GROUPS:
-                found = {**spec, "bits": b, "group": g}
+            for g in [group_size] if group_size else GROUPS:
+                found = {**spec, "bits": b, "group_size": g}
                 if (g or 0) < shape[1] and cls.parts(found)["weight"].nbytes <= allowed:
                     return found
-        return cls.within({**spec, "bits": bits or 2, "group": group}, budget)
+        return cls.within({**spec, "bits": bits or 2, "group_size": group_size}, budget)
 
     @classmethod
     def parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
@@ -86,9 +89,9 @@ class Int(Packed):
     ) -> Self:
         """Round to nearest with a search for the range: `quantize_groups`; rows are independent."""
         packed = cls(cls.resolve_spec((table.shape[0], table.shape[1]), budget, **settings))
-        aligned = bool(packed.spec.get("aligned"))
+        integer_zero_point = bool(packed.spec.get("integer_zero_point"))
         for start, piece in iterate_chunks(table, "rounding"):
-            packed.store(packed.groups.round(piece, aligned=aligned), start)
+            packed.store(packed.groups.round(piece, integer_zero_point=integer_zero_point), start)
         return packed
 
     def store(self, rounded: QuantizedGroups, start: int = 0) -> None:
@@ -163,4 +166,4 @@ class Int(Packed):
 
 
 def _groups(spec: Mapping[str, Any]) -> Groups:
-    return Groups.of(int(spec["shape"][1]), int(spec["bits"]), spec["group"])
+    return Groups.of(int(spec["shape"][1]), int(spec["bits"]), spec["group_size"])

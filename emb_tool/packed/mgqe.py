@@ -35,9 +35,9 @@ class MgqeSpec(SizedSpec):
 class Mgqe(Codebooks):
     """Product quantisation in which only the frequent rows may use every codeword.
 
-    The `hot` most frequent rows (a tenth, unless given) have codes of `bits`, the others codes of
-    `tail_bits`, into the first 2^tail_bits codewords of the same codebooks (section 3.3, shared
-    centroids).
+    The `frequent_rows` most frequent rows (a tenth, unless given) have codes of `bits`, the others
+    codes of `tail_bits`, into the first 2^tail_bits codewords of the same codebooks (section 3.3,
+    shared centroids).
     """
 
     kind: ClassVar[str] = "mgqe"
@@ -48,7 +48,7 @@ class Mgqe(Codebooks):
     def _within(
         cls, shape: tuple[int, int], budget: float | None, settings: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
-        settings = {"hot": ceil(shape[0] / 10), "tail_bits": 6, **settings}
+        settings = {"frequent_rows": ceil(shape[0] / 10), "tail_bits": 6, **settings}
         if budget is None:
             settings = {"subvectors": 4, **settings}
         return super()._within(shape, budget, settings)
@@ -62,9 +62,9 @@ class Mgqe(Codebooks):
         return int(spec["tail_bits"])
 
     @classmethod
-    def _hot_parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
+    def _frequent_parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
         size = packed_bytes(spec["subvectors"], spec["bits"])
-        return {"hot_codes": Part((spec["hot"], size), torch.uint8)}
+        return {"frequent_codes": Part((spec["frequent_rows"], size), torch.uint8)}
 
     @classmethod
     def _train(
@@ -72,21 +72,23 @@ class Mgqe(Codebooks):
         spec: Mapping[str, Any],
         table: Tensor,
         weights: Tensor | None,
-        hot: Tensor,
+        frequent: Tensor,
         seed: int,
     ) -> TrainedCodebooks:
         """Codewords for the tail first; then the others, and all together."""
-        data, tail_weights = training_rows(table, weights, hot, seed)
+        data, tail_weights = training_rows(table, weights, frequent, seed)
         m, k, few = spec["subvectors"], 1 << spec["bits"], 1 << spec["tail_bits"]
         tail = subspaces(data, m)
         rounds = spec["iterations"]
         c = kmeans(tail, few, tail_weights, iterations=rounds, seed=seed, what="k-means, tail")
-        if few == k or not len(hot):
+        if few == k or not len(frequent):
             return TrainedCodebooks(
                 torch.cat([c, c[:, :1].expand(-1, k - few, -1)], dim=1).unsqueeze(1)
             )
-        drawn, v = sample(len(hot), TRAIN_ROWS, None if weights is None else weights[hot], seed)
-        head = subspaces(take_rows(table, hot[drawn]), m)
+        drawn, v = sample(
+            len(frequent), TRAIN_ROWS, None if weights is None else weights[frequent], seed
+        )
+        head = subspaces(take_rows(table, frequent[drawn]), m)
         w = torch.ones(tail.shape[1]) if tail_weights is None else tail_weights
         v = torch.ones(head.shape[1]) if v is None else v
         w = torch.cat([w, v]).to(data)
@@ -106,10 +108,10 @@ class Mgqe(Codebooks):
         parts = subspaces(rows, self.spec["subvectors"])
         return nearest_codes(parts, self.books()[:, 0, : 1 << bits].float())
 
-    def _encode_hot(self, rows: Tensor, how: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _encode_frequent(self, rows: Tensor, how: Mapping[str, Any]) -> dict[str, Tensor]:
         bits = self.spec["bits"]
-        return {"hot_codes": pack_codes(self._encode(rows, bits, how), bits)}
+        return {"frequent_codes": pack_codes(self._encode(rows, bits, how), bits)}
 
-    def _hot(self, slot: Tensor, out: Tensor | None = None) -> Tensor:
-        codes = self.value("hot_codes").index_select(0, slot)
+    def _frequent(self, slot: Tensor, out: Tensor | None = None) -> Tensor:
+        codes = self.value("frequent_codes").index_select(0, slot)
         return self._decode_codes(self._unpack(codes, self.spec["bits"]), out)

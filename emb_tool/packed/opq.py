@@ -43,10 +43,10 @@ class Opq(Pq):
         spec: Mapping[str, Any],
         table: Tensor,
         weights: Tensor | None,
-        hot: Tensor,
+        frequent: Tensor,
         seed: int,
     ) -> TrainedCodebooks:
-        data, w = training_rows(table, weights, hot, seed)
+        data, w = training_rows(table, weights, frequent, seed)
         w = torch.ones(len(data), device=data.device) if w is None else w.to(data)
         m, k = spec["subvectors"], 1 << spec["bits"]
         rotation = balanced(data, w, m)

@@ -13,16 +13,16 @@ TRAIN_ROWS = 256 * 256
 
 
 def training_rows(
-    table: Tensor, weights: Tensor | None, hot: Tensor, seed: int, limit: int = TRAIN_ROWS
+    table: Tensor, weights: Tensor | None, frequent: Tensor, seed: int, limit: int = TRAIN_ROWS
 ) -> tuple[Tensor, Tensor | None]:
-    """Rows to train on, without the hot ones, and their weights.
+    """Rows to train on, without the frequent rows, and their weights.
 
     Of many rows some are drawn by weight.
 
     Args:
         table: (rows, columns).
         weights: (rows,), or None.
-        hot: Ids of the hot rows.
+        frequent: Ids of the frequent rows.
         seed: Of the draw.
         limit: Rows at most.
 
@@ -30,8 +30,8 @@ def training_rows(
         (n, columns) float32 on the computing device; (n,) or None.
     """
     free = torch.ones(len(table)) if weights is None else weights.cpu().clone()
-    if 0 < len(hot) < len(table):
-        free[hot] = 0
+    if 0 < len(frequent) < len(table):
+        free[frequent] = 0
     there = free.nonzero().flatten()
     drawn, counted = sample(len(there), limit, None if weights is None else free[there], seed)
     return take_rows(table, there[drawn]), counted

@@ -32,10 +32,10 @@ class Pq(Codebooks):
         spec: Mapping[str, Any],
         table: Tensor,
         weights: Tensor | None,
-        hot: Tensor,
+        frequent: Tensor,
         seed: int,
     ) -> TrainedCodebooks:
-        return cls._from(spec, *training_rows(table, weights, hot, seed), seed)
+        return cls._from(spec, *training_rows(table, weights, frequent, seed), seed)
 
     @classmethod
     def _from(
@@ -61,7 +61,7 @@ class Pq(Codebooks):
         Args:
             shapes: Module name to (rows, columns).
             budget: Share of the float32 bytes of all tables together.
-            settings: As for `settle`; `hot` counts for each table.
+            settings: As for `settle`; `frequent_rows` counts for each table.
 
         Raises:
             InvalidInput: Tables of different widths; else as `settle`.
@@ -74,15 +74,16 @@ class Pq(Codebooks):
                 f"tables of different widths share no codebook: {told}",
                 "pack them with one -m pq for each width",
             )
-        hot = settings.get("hot") or 0
-        small = [name for name, shape in shapes.items() if shape[0] < hot]
+        frequent = settings.get("frequent_rows") or 0
+        small = [name for name, shape in shapes.items() if shape[0] < frequent]
         if small:
             raise InvalidInput(
-                f"hot={hot}: {small[0]} has {shapes[small[0]][0]:,} rows", "hot is a part"
+                f"frequent_rows={frequent}: {small[0]} has {shapes[small[0]][0]:,} rows",
+                f"at most {shapes[small[0]][0]:,}; they are counted for each table",
             )
         total = (sum(shape[0] for shape in shapes.values()), widths.pop())
-        settings = {**settings, "hot": hot * len(shapes)}
-        spec = {**cls._within(total, budget, settings)[-1], "hot": hot}
+        settings = {**settings, "frequent_rows": frequent * len(shapes)}
+        spec = {**cls._within(total, budget, settings)[-1], "frequent_rows": frequent}
         found = {name: {**spec, "shape": [*shape]} for name, shape in shapes.items()}
         for name in list(found)[1:]:
             found[name]["shared_with"] = first
@@ -106,11 +107,15 @@ class Pq(Codebooks):
         specs = cls.resolve_shared_specs(shapes, budget, **settings)
         how = {**cls.only_fit, **{k: settings[k] for k in cls.only_fit if k in settings}}
         total = sum(rows for rows, _ in shapes.values())
-        hot, data, weights = {}, [], []
+        frequent, data, weights = {}, [], []
         for name, table in tables.items():
-            hot[name] = most_frequent(frequencies[name], specs[name]["hot"], len(table))
+            frequent[name] = most_frequent(
+                frequencies[name], specs[name]["frequent_rows"], len(table)
+            )
             count = max(1, TRAIN_ROWS * len(table) // total)
-            held, w = training_rows(table, row_weights(frequencies[name]), hot[name], seed, count)
+            held, w = training_rows(
+                table, row_weights(frequencies[name]), frequent[name], seed, count
+            )
             data.append(held)
             weights.append(torch.ones(len(held)) if w is None else w)
         first = next(iter(tables))
@@ -121,5 +126,5 @@ class Pq(Codebooks):
             made[name].link(made)
             if name == first:
                 made[name]._put_trained(trained)
-            made[name]._encode_table(table, hot[name], how)
+            made[name]._encode_table(table, frequent[name], how)
         return made

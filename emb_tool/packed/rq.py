@@ -46,10 +46,10 @@ class Rq(Codebooks):
         spec: Mapping[str, Any],
         table: Tensor,
         weights: Tensor | None,
-        hot: Tensor,
+        frequent: Tensor,
         seed: int,
     ) -> TrainedCodebooks:
-        data, w = training_rows(table, weights, hot, seed)
+        data, w = training_rows(table, weights, frequent, seed)
         left = subspaces(data, spec["subvectors"])
         books = []
         for stage in range(spec["stages"]):

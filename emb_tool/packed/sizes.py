@@ -16,7 +16,7 @@ from emb_tool.packed.groups import Groups
 from emb_tool.packed.spec import Bits, Count, Size, Spec
 
 INT8 = 8
-"""Bits of hot rows in int8, without a minimum: those of specs that do not say."""
+"""Bits of frequent rows in int8, without a minimum: those of specs that do not say."""
 
 
 class SizedSpec(Spec):
@@ -25,22 +25,26 @@ class SizedSpec(Spec):
     subvectors: Size
     stages: Size
     bits: Bits
-    hot: Count
-    hot_bits: Annotated[int, Field(strict=True, ge=2, le=8)] = INT8
+    frequent_rows: Count
+    frequent_bits: Annotated[int, Field(strict=True, ge=2, le=8)] = INT8
     scale: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.0
 
     def fault(self, rows: int, columns: int) -> str | None:
         """See `Spec.fault`."""
         if columns % self.subvectors:
             return f"subvectors={self.subvectors} does not divide {columns} columns"
-        return f"hot={self.hot:,} of {rows:,} rows" if self.hot > rows else None
+        return (
+            f"frequent_rows={self.frequent_rows:,} of {rows:,} rows"
+            if self.frequent_rows > rows
+            else None
+        )
 
 
 class Sized(Packed):
-    """Sub-vectors, stages, bits and hot rows, see `Codebooks`."""
+    """Sub-vectors, stages, bits and frequent rows, see `Codebooks`."""
 
     stored: ClassVar[type[Spec]] = SizedSpec
-    defaults: ClassVar[dict[str, Any]] = {"bits": 8, "hot": 0, "hot_bits": 5}
+    defaults: ClassVar[dict[str, Any]] = {"bits": 8, "frequent_rows": 0, "frequent_bits": 5}
     """Settings that the stored spec needs, where neither settings nor budget say."""
 
     only_fit: ClassVar[dict[str, Any]] = {"iterations": 10}
@@ -56,24 +60,25 @@ class Sized(Packed):
     def resolve_spec(
         cls, shape: tuple[int, int], budget: float | None = None, **settings: Any
     ) -> dict[str, Any]:
-        """See `Packed.settle`; as many codes as the budget allows, hot rows as `fit` finds them."""
+        """See `Packed.settle`; as many codes as the budget allows."""
         return cls._stored(cls._within(shape, budget, settings)[-1])
 
     @classmethod
     def _stored(cls, spec: Mapping[str, Any]) -> dict[str, Any]:
-        left_out = {*cls.only_fit} | (set() if spec["hot"] else {"hot_bits"})
+        left_out = {*cls.only_fit} | (set() if spec["frequent_rows"] else {"frequent_bits"})
         return {key: value for key, value in spec.items() if key not in left_out}
 
     @classmethod
     def _within(
         cls, shape: tuple[int, int], budget: float | None, settings: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
-        """The specs that keep the budget, fewest codes first; hot rows only where they are set."""
+        """The specs that keep the budget, fewest codes first; frequent rows only if set."""
         rows, columns = shape
         settings = {**cls.defaults, **cls.only_fit, **settings}
-        if settings["hot"] > rows:
+        if settings["frequent_rows"] > rows:
             raise InvalidInput(
-                f"hot={settings['hot']}: there are {rows:,} rows", f"at most {rows:,}"
+                f"frequent_rows={settings['frequent_rows']}: there are {rows:,} rows",
+                f"at most {rows:,}",
             )
         found = []
         for subvectors, stages in cls._sizes(columns, settings, budget is not None):
@@ -121,45 +126,45 @@ class Sized(Packed):
 
     @classmethod
     def parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
-        """`codes`, `codebooks`; for hot rows `hot_ids`, ascending, and `hot_rows`.
+        """`codes`, `codebooks`; for frequent rows `frequent_ids`, ascending, and `frequent_values`.
 
-        In int8 these have `hot_scales`; in fewer bits each holds its scale and minimum.
+        In int8 these have `frequent_scales`; in fewer bits each holds its scale and minimum.
         """
         rows, columns = spec["shape"]
-        m, s, hot = spec["subvectors"], spec["stages"], spec["hot"]
-        found = {"codes": Part((rows - hot, cls._row_bytes(spec)), torch.uint8)}
+        m, s, frequent = spec["subvectors"], spec["stages"], spec["frequent_rows"]
+        found = {"codes": Part((rows - frequent, cls._row_bytes(spec)), torch.uint8)}
         if "shared_with" not in spec:
             shape = (m, s, 1 << spec["bits"], columns // m)
             found["codebooks"] = Part(shape, torch.float16)
-        if hot:
-            found["hot_ids"] = Part((hot,), torch.int32)
-            found |= cls._hot_parts(spec)
+        if frequent:
+            found["frequent_ids"] = Part((frequent,), torch.int32)
+            found |= cls._frequent_parts(spec)
         return found
 
     @classmethod
     def _row_bytes(cls, spec: Mapping[str, Any]) -> int:
-        """Bytes of the codes of a row that is not hot."""
+        """Bytes of the codes of a row that is not a frequent row."""
         return packed_bytes(spec["subvectors"] * spec["stages"], cls._bits(spec))
 
     @classmethod
     def _bits(cls, spec: Mapping[str, Any]) -> int:
-        """Bits of a code of a row that is not hot."""
+        """Bits of a code of a row that is not a frequent row."""
         return int(spec["bits"])
 
     @classmethod
-    def _hot_groups(cls, spec: Mapping[str, Any]) -> Groups | None:
-        """How hot rows lie, each a group; None for int8."""
-        bits = int(spec.get("hot_bits", INT8))
+    def _frequent_groups(cls, spec: Mapping[str, Any]) -> Groups | None:
+        """How frequent rows lie, each a group; None for int8."""
+        bits = int(spec.get("frequent_bits", INT8))
         return None if bits == INT8 else Groups.of(spec["shape"][1], bits)
 
     @classmethod
-    def _hot_parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
-        """What hot rows are stored as, their ids apart."""
-        if groups := cls._hot_groups(spec):
-            return {"hot_rows": groups.part(spec["hot"])}
+    def _frequent_parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
+        """What frequent rows are stored as, their ids apart."""
+        if groups := cls._frequent_groups(spec):
+            return {"frequent_values": groups.part(spec["frequent_rows"])}
         return {
-            "hot_rows": Part((spec["hot"], spec["shape"][1]), torch.int8),
-            "hot_scales": Part((spec["hot"],), torch.float16),
+            "frequent_values": Part((spec["frequent_rows"], spec["shape"][1]), torch.int8),
+            "frequent_scales": Part((spec["frequent_rows"],), torch.float16),
         }
 
     @classmethod
@@ -167,19 +172,19 @@ class Sized(Packed):
         """Sizes of the least weighted error, by a rule for it.
 
         A bit a weight lowers the relative error of codes about 3-fold (measured on token tables),
-        that of the hot rows, which fill the rest of the budget, 4-fold.
+        that of the frequent rows, which fill the rest of the budget, 4-fold.
         """
         rows, columns = specs[0]["shape"]
         kept = weights.sort(descending=True).values.double().cumsum(0)
         best, least = specs[-1], float("inf")
         for spec in specs:
-            more = cls.bytes_of({**spec, "hot": 1}) - cls.bytes_of(spec)  # for a row that is hot
+            more = cls.bytes_of({**spec, "frequent_rows": 1}) - cls.bytes_of(spec)
             left = int(budget * 4 * rows * columns) - cls.bytes_of(spec)
-            hot = min(rows, max(0, left // max(1, more)))
-            share = float(kept[hot - 1] / kept[-1]) if hot else 0.0
+            frequent = min(rows, max(0, left // max(1, more)))
+            share = float(kept[frequent - 1] / kept[-1]) if frequent else 0.0
             of_codes = 3.0 ** -(8 * cls._row_bytes(spec) / columns)
-            of_hot = 3 * 4.0 ** -int(spec["hot_bits"])
-            error = (1 - share) * of_codes + share * of_hot
+            of_frequent = 3 * 4.0 ** -int(spec["frequent_bits"])
+            error = (1 - share) * of_codes + share * of_frequent
             if error < least:
-                best, least = {**spec, "hot": hot}, error
+                best, least = {**spec, "frequent_rows": frequent}, error
         return best

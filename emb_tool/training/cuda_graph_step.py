@@ -105,7 +105,7 @@ class CudaGraphStep:
         method, encoder, student = gradients.method, gradients.encoder, gradients.student
         plain = gradients.module is student and not (encoder.sharded or encoder.static)
         hooked = any(m._forward_pre_hooks or m._forward_hooks for m in student.modules())
-        if not plain or hooked or method.dropout or bool(getattr(method, "gor", 0)):
+        if not plain or hooked or method.dropout or bool(getattr(method, "gor_weight", 0)):
             return None
         recorder = gradients.runtime.recorder()
         if recorder is None or gradients.optimizer.scaler.is_enabled():

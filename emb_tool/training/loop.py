@@ -101,7 +101,7 @@ class Trainer:
         self.progress, self.on_warning, self.skip = progress, on_warning, skip
         self.metrics, self.log = metrics, log
         self.signals = DeferredSignals()
-        self.outcome = Outcome(split=method.accumulate)
+        self.outcome = Outcome(split=method.grad_accumulation)
         self.place = DataCursor()
         self.gradients = Gradients(
             encoder, method, runtime, stream.sample(), prompt_length, fsdp=fsdp

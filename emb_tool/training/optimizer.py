@@ -111,7 +111,7 @@ class Optimizer:
 
     def _clip(self) -> None:
         """Scale the gradients so that the norm of all of them together is at most `clip`."""
-        if not self.method.clip:
+        if not self.method.max_grad_norm:
             return
         gradients = [local_shard(p.grad) for p in self.dense if p.grad is not None]
         if self.rows is not None and self.rows.grad is not None:
@@ -121,5 +121,5 @@ class Optimizer:
             squared = norm.square()
             self.runtime.all_reduce([squared])
             norm = squared.sqrt()
-        scale = (self.method.clip / (norm + 1e-6)).clamp(max=1.0)
+        scale = (self.method.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, scale)

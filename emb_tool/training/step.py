@@ -26,8 +26,8 @@ class Loss(Protocol):
     def loss(self, vectors: Tensor, targets: Tensor, *of_all: Any) -> Tensor:
         """Loss of each text: (batch,) from (batch, dim) vectors and targets.
 
-        A method with a weight `gor` that is not 0 has a term over all pairs of a step: where a step
-        is in parts, `loss` is also given the second moment of all vectors, and their number.
+        A method with a weight `gor_weight` that is not 0 has a term over all pairs of a step: where
+        a step is in parts, `loss` is also given the second moment of all vectors, and their number.
         """
 
 
@@ -103,7 +103,7 @@ class Gradients:
 
     def needs_moment(self, split: int) -> bool:
         """Whether a loss over pairs is made in parts, which then need to know of one another."""
-        return self.runtime.world * split > 1 and bool(getattr(self.method, "gor", 0))
+        return self.runtime.world * split > 1 and bool(getattr(self.method, "gor_weight", 0))
 
     @torch.no_grad()
     def moment(self, batch: Batch, split: int) -> Tensor:

@@ -53,7 +53,7 @@ def unpack(packed: np.ndarray, bits: int, columns: int) -> np.ndarray:
 
 
 def decoded(module: Packed) -> np.ndarray:
-    """The matrix that codes, codebooks and hot rows stand for, in float64."""
+    """The matrix that codes, codebooks and frequent rows stand for, in float64."""
     spec = module.spec
     rows, columns = spec["shape"]
     m, s = spec["subvectors"], spec["stages"]
@@ -66,23 +66,23 @@ def decoded(module: Packed) -> np.ndarray:
 
     bits = spec.get("tail_bits", spec["bits"])
     out = np.zeros((rows, columns))
-    hot = stored(module, "hot_ids") if spec["hot"] else np.zeros(0, int)
-    cold = np.setdiff1d(np.arange(rows), hot)
+    frequent = stored(module, "frequent_ids") if spec["frequent_rows"] else np.zeros(0, int)
+    cold = np.setdiff1d(np.arange(rows), frequent)
     out[cold] = sums(unpack(stored(module, "codes"), bits, m * s))
     if "rotation" in module._parts:
         out = out @ stored(module, "rotation").astype(np.float64).T
-    if "hot_codes" in module._parts:
-        out[hot] = sums(unpack(stored(module, "hot_codes"), spec["bits"], m * s))
-    elif len(hot):
-        out[hot] = hot_rows(module) * spec.get("scale", 1.0)
+    if "frequent_codes" in module._parts:
+        out[frequent] = sums(unpack(stored(module, "frequent_codes"), spec["bits"], m * s))
+    elif len(frequent):
+        out[frequent] = frequent_values(module) * spec.get("scale", 1.0)
     return out
 
 
-def hot_rows(module: Packed) -> np.ndarray:
+def frequent_values(module: Packed) -> np.ndarray:
     """Rows that are whole numbers, in float64: int8 with a scale, or c s + m."""
-    bits, data = module.spec.get("hot_bits", 8), stored(module, "hot_rows")
+    bits, data = module.spec.get("frequent_bits", 8), stored(module, "frequent_values")
     if bits == 8:
-        return data * stored(module, "hot_scales").astype(np.float64)[:, None]
+        return data * stored(module, "frequent_scales").astype(np.float64)[:, None]
     (data,) = data.swapaxes(0, 1)
     scale, minimum = np.ascontiguousarray(data[:, -4:]).view("<f2").astype(np.float64).T
     codes = unpack(data[:, :-4], bits, module.embedding_dim)

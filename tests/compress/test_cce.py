@@ -14,7 +14,7 @@ TABLE = make_table()
 
 
 def test_look_up_is_what_the_bytes_say() -> None:
-    made = Packed.fit(TABLE, zipf(1200), subvectors=4, bits=5, hot=10)
+    made = Packed.fit(TABLE, zipf(1200), subvectors=4, bits=5, frequent_rows=10)
     np.testing.assert_allclose(made.expand().numpy(), decoded(made), rtol=1e-5, atol=1e-6)
     # two codes of 5 bits for each of 4 parts; two codebooks
     assert made.nbytes == 1190 * 5 + 2 * 32 * 16 * 2 + 10 * 18

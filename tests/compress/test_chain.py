@@ -175,7 +175,7 @@ def test_nothing_is_tuned_on_that_is_reported(
         (["-m", "int:bits=8", "--plot", "x.png"], "give --target"),
         (["-m", "int:bits=8", "-m", "rotate"], "comes too late"),
         (["-m", "gptq", "--budget", 0.1], "unknown setting 'budget'"),
-        (["-m", "truncate:dim=4", "--with", "nowhere"], "nowhere"),
+        (["-m", "truncate:dim=4", "--partner", "nowhere"], "nowhere"),
     ],
 )
 def test_refused(

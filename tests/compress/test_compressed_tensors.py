@@ -63,9 +63,9 @@ def exported(model: Path, folder: Path, step: Int) -> tuple[CheckpointEditor, Ch
 @pytest.mark.parametrize(
     "step",
     [
-        Int(bits=4, group=8),
-        Int(bits=8, group=0),
-        Int(bits=2, group=16),
+        Int(bits=4, group_size=8),
+        Int(bits=8, group_size=0),
+        Int(bits=2, group_size=16),
     ],
     ids=lambda value: f"{value.bits}-bit" if isinstance(value, Int) else "",
 )
@@ -111,27 +111,27 @@ def test_unpacked_by_the_rules_of_the_format_it_is_the_rounded_weight(
 
 
 def test_the_config_names_what_is_packed(tiny_bert: Path, tmp_path: Path) -> None:
-    step = Int(bits=4, group=16, skip=("pooler.dense", "*.0.attention.self.key"))
+    step = Int(bits=4, group_size=16, skip=("pooler.dense", "*.0.attention.self.key"))
     exported(tiny_bert, tmp_path / "out", step)
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "compressed-tensors"
     assert config["format"] == "pack-quantized"
-    (group,) = config["config_groups"].values()
-    assert group["targets"] == ["Linear"]
+    (group_size,) = config["config_groups"].values()
+    assert group_size["targets"] == ["Linear"]
     weights = {
         "num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 16,
     }  # fmt: skip
-    assert group["weights"] == weights
+    assert group_size["weights"] == weights
     assert config["ignore"] == ["encoder.layer.0.attention.self.key", "pooler.dense"]
 
 
 @pytest.mark.parametrize(
     ("step", "said"),
     [
-        (Int(bits=4, group=16, tables=0), "no whole zero points"),
-        (adapt_step(Int(bits=3, group=16)), "3 bits"),
-        (adapt_step(Int(bits=4, group=24)), "32 columns are not whole groups of 24"),
-        (Int(bits=4, group=16, aligned=True), "word_embeddings: it is a table"),
+        (Int(bits=4, group_size=16, tables=0), "no whole zero points"),
+        (adapt_step(Int(bits=3, group_size=16)), "3 bits"),
+        (adapt_step(Int(bits=4, group_size=24)), "32 columns are not whole groups of 24"),
+        (Int(bits=4, group_size=16, integer_zero_point=True), "word_embeddings: it is a table"),
     ],
     ids=lambda value: f"{value.bits}-bit" if isinstance(value, Int) else "",
 )
@@ -148,7 +148,7 @@ def test_without_packed_modules_or_for_a_static_model_it_is_refused(
     with pytest.raises(InvalidInput, match="nothing is packed"):
         export(CheckpointEditor.of(Checkpoint.open(tiny_bert)))
     draft = CheckpointEditor.of(Checkpoint.open(tiny_static))
-    Int(bits=8, aligned=True).plan(draft)
+    Int(bits=8, integer_zero_point=True).plan(draft)
     with pytest.raises(InvalidInput, match="static embedding"):
         export(draft)
     draft = CheckpointEditor.of(Checkpoint.open(tiny_bert))
@@ -156,26 +156,26 @@ def test_without_packed_modules_or_for_a_static_model_it_is_refused(
     with pytest.raises(InvalidInput, match="its format is pq"):
         export(draft)
     draft = CheckpointEditor.of(Checkpoint.open(tiny_bert))
-    adapt_step(Int(bits=4, group=16, skip=("pooler.dense",))).plan(draft)
-    adapt_step(Int(bits=8, group=0, only=("pooler.dense",))).plan(draft)
+    adapt_step(Int(bits=4, group_size=16, skip=("pooler.dense",))).plan(draft)
+    adapt_step(Int(bits=8, group_size=0, only=("pooler.dense",))).plan(draft)
     with pytest.raises(InvalidInput, match="4 bits in groups of 16, 8 bits in groups of a row"):
         export(draft)
 
 
 @pytest.mark.parametrize(
-    ("rows", "bits", "group", "fits"),
+    ("rows", "bits", "group_size", "fits"),
     [(8, 4, 16, False), (9, 4, 16, True), (8, 4, 0, True), (4, 8, 16, True), (2, 2, 16, True)],
 )
 def test_few_rows_are_refused_where_the_package_does_not_unpack_them(
-    rows: int, bits: int, group: int, fits: bool
+    rows: int, bits: int, group_size: int, fits: bool
 ) -> None:
     """Whether it does is asked of the package: a release that does shows here."""
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
-    spec = {"kind": "int", "role": "linear", "bits": bits, "group": group or None,
-            "shape": [rows, 32], "aligned": True}  # fmt: skip
+    spec = {"kind": "int", "role": "linear", "bits": bits, "group_size": group_size or None,
+            "shape": [rows, 32], "integer_zero_point": True}  # fmt: skip
     assert (compressed_tensors._unfit(spec) is None) == fits
-    codes = torch.arange(rows * (32 // group if group else 1)).reshape(rows, -1) % 2**bits
+    codes = torch.arange(rows * (32 // group_size if group_size else 1)).reshape(rows, -1) % 2**bits
     packed = compressed_tensors.pack_words(codes.T.to(torch.uint8), bits).T.contiguous()
     try:
         zeros = unpack_from_int32(packed, bits, codes.shape, packed_dim=0)
@@ -188,7 +188,7 @@ def test_few_rows_are_refused_where_the_package_does_not_unpack_them(
 def test_bits_for_tables_are_refused_and_gptq_has_none() -> None:
     with pytest.raises(InvalidInput, match=r"int:tables=8: .*linear layers alone"):
         adapt_step(Int(bits=4, tables=8))
-    assert adapt_step(Gptq(bits=4)).aligned
+    assert adapt_step(Gptq(bits=4)).integer_zero_point
     assert adapt_step(Int(bits=4, tables=0)).tables == 0
 
 
@@ -197,7 +197,7 @@ def test_the_command_writes_what_opens_and_says_what_is_packed(
 ) -> None:
     check_here(monkeypatch)
     out = tmp_path / "out"
-    steps = ["-m", "cast:dtype=fp16", "-m", "int:bits=4,group=16"]
+    steps = ["-m", "cast:dtype=fp16", "-m", "int:bits=4,group_size=16"]
     said = run_cli("compress", tiny_bert, *steps, "--format", "compressed-tensors", "-o", out)
     assert said.code == 0, said.err
     report = json.loads((out / "report.json").read_text())

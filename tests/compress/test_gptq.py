@@ -55,8 +55,8 @@ def test_vectors_are_nearer_than_by_rounding_to_nearest(
     reference = vectors(source, held)
     cosines = []
     for name, step in (
-        ("gptq", Gptq(bits=bits, group=16)),
-        ("int", RoundToNearest(bits=bits, group=16, tables=0)),
+        ("gptq", Gptq(bits=bits, group_size=16)),
+        ("int", RoundToNearest(bits=bits, group_size=16, tables=0)),
     ):
         draft = written(source, tmp_path / name, sentences[:300], step)
         cosines.append(float((vectors(tmp_path / name / "out", held) * reference).sum(1).mean()))
@@ -69,11 +69,13 @@ def test_what_is_written_is_what_calibration_saw(
     tiny_bert: Path, tmp_path: Path, sentences
 ) -> None:
     """Each layer's codes come from the inputs of the model as written, up to that layer."""
-    draft = written(tiny_bert, tmp_path / "a", sentences[:200], Gptq(bits=3, group=8, tokens=500))
+    draft = written(
+        tiny_bert, tmp_path / "a", sentences[:200], Gptq(bits=3, group_size=8, tokens=500)
+    )
     encoder = Encoder.open(str(tmp_path / "a" / "out"), Runtime.start("cpu"), training=True)
     model = encoder.model[0].auto_model
     name = "encoder.layer.3.intermediate.dense"
-    step = Gptq(bits=3, group=8, tokens=500)
+    step = Gptq(bits=3, group_size=8, tokens=500)
     work = CalibrationContext(sentences[:200], Runtime.start("cpu"), Progress(0), tmp_path)
     batches = list(step._batches(encoder, work))
     layer = model.get_submodule(name)
@@ -105,7 +107,10 @@ def test_twice_the_same_bytes_and_prefixed_names(
 def test_after_packed_tables_it_calibrates_on_what_they_give(
     tiny_bert: Path, tmp_path: Path, sentences: list[str]
 ) -> None:
-    steps = RoundToNearest(bits=2, group=8, only=("embeddings.*",)), Gptq(bits=4, group=16)
+    steps = (
+        RoundToNearest(bits=2, group_size=8, only=("embeddings.*",)),
+        Gptq(bits=4, group_size=16),
+    )
     draft = written(tiny_bert, tmp_path / "out", sentences[:200], *steps)
     alone = written(tiny_bert, tmp_path / "alone", sentences[:200], steps[1])
     roles = {spec["role"] for spec in draft.packed.values()}
@@ -127,8 +132,8 @@ def test_layers_that_no_text_reaches_are_rounded_to_nearest(
         return every(model, {n: x for n, x in layers.items() if ".0." in n}, *rest)
 
     monkeypatch.setattr(layer_inputs, "second_moments", few)
-    written(tiny_bert, tmp_path / "gptq", sentences[:100], Gptq(bits=4, group=16))
-    step = RoundToNearest(bits=4, group=16, tables=0)
+    written(tiny_bert, tmp_path / "gptq", sentences[:100], Gptq(bits=4, group_size=16))
+    step = RoundToNearest(bits=4, group_size=16, tables=0)
     written(tiny_bert, tmp_path / "int", sentences[:100], step)
     files = [load_file(tmp_path / x / "out" / "model.safetensors") for x in ("gptq", "int")]
     for layer, same in ((0, False), (1, True)):
@@ -139,15 +144,15 @@ def test_layers_that_no_text_reaches_are_rounded_to_nearest(
 def test_inputs_without_a_factor_are_refused(
     tiny_decoder: Path, tmp_path: Path, sentences: list[str]
 ) -> None:
-    few = Gptq(tokens=1, damp=1e-15)
-    with pytest.raises(InvalidInput, match=r"q_proj: damp=1e-15 is too little") as told:
+    few = Gptq(tokens=1, damping=1e-15)
+    with pytest.raises(InvalidInput, match=r"q_proj: damping=1e-15 is too little") as told:
         written(tiny_decoder, tmp_path / "few", sentences[:1], few)
-    assert told.value.hint == "give more: -m gptq:damp=0.01"
+    assert told.value.hint == "give more: -m gptq:damping=0.01"
     model = Path(shutil.copytree(tiny_decoder, tmp_path / "model"))
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.0}))  # of padding
     with pytest.raises(InvalidInput, match=rf"{model}: layers\.0\..*: its inputs .* not finite"):
-        written(model, tmp_path / "nan", sentences[:20], Gptq(group=8))
+        written(model, tmp_path / "nan", sentences[:20], Gptq(group_size=8))
 
 
 def test_what_does_not_fit_is_refused(tiny_static: Path, tiny_bert: Path) -> None:

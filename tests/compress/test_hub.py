@@ -48,7 +48,7 @@ def packed(
 
 def pack(model: Path, out: Path, **settings: Any) -> Path:
     draft = CheckpointEditor.of(Checkpoint.open(model))
-    Int(**({"bits": 8, "tables": 4, "group": 16} | settings)).plan(draft)
+    Int(**({"bits": 8, "tables": 4, "group_size": 16} | settings)).plan(draft)
     draft.write(out)
     return out
 
@@ -276,7 +276,7 @@ def test_a_table_in_two_places(tmp_path: Path, sentences: list[str]) -> None:
     held = load_file(folder / "model.safetensors")
     held["encoder.embed_tokens.weight"] = held["shared.weight"].clone()
     save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
-    out = pack(folder, tmp_path / "out", tables=8, group=0)
+    out = pack(folder, tmp_path / "out", tables=8, group_size=0)
     tensors = load_file(out / "model.safetensors")
     assert tensors["shared.weight"].dtype == torch.uint8
     assert "encoder.embed_tokens.weight" not in tensors
@@ -305,7 +305,7 @@ def test_a_table_that_is_scaled_after_the_look_up(tmp_path: Path, sentences: lis
         tmp_path / "gemma", model, tokenizer, pooling="lasttoken", max_length=32, prompts={}
     )
     wanted = encode(folder, sentences[:20])
-    out = pack(folder, tmp_path / "out", tables=8, group=0)
+    out = pack(folder, tmp_path / "out", tables=8, group_size=0)
     assert load_file(out / "model.safetensors")["embed_tokens.weight"].dtype == torch.uint8
     assert (encode(out, sentences[:20]) * wanted).sum(1).min() > 0.999
 

@@ -47,13 +47,13 @@ def table(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 # -- the module -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("group", [None, 8, 16])
+@pytest.mark.parametrize("group_size", [None, 8, 16])
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_module_is_what_it_stands_for(bits: int, group: int | None) -> None:
+def test_module_is_what_it_stands_for(bits: int, group_size: int | None) -> None:
     """Equal to nn.Embedding, nn.Linear and nn.EmbeddingBag of the expanded matrix."""
     cls = packed.kind("int")
     weight = table(50, 21)
-    made = cls.fit(weight, bits=bits, group=group)
+    made = cls.fit(weight, bits=bits, group_size=group_size)
     plain = made.expand()
     assert plain.shape == (50, 21)
     ids = torch.tensor([[3, 0, 49], [7, 7, 1]])
@@ -61,14 +61,14 @@ def test_module_is_what_it_stands_for(bits: int, group: int | None) -> None:
     assert torch.equal(made(ids[:1, :1]), plain[ids[:1, :1]])
     assert made(ids[:0]).shape == (0, 3, 21)
 
-    linear = cls.fit(weight, bits=bits, group=group, role="linear", bias=True)
+    linear = cls.fit(weight, bits=bits, group_size=group_size, role="linear", bias=True)
     with torch.no_grad():
         linear.bias.copy_(table(1, 50)[0])
     x = table(4, 21, seed=1)
     torch.testing.assert_close(
         linear(x), nn.functional.linear(x, plain, linear.bias), rtol=0, atol=0
     )
-    bag = cls.fit(weight, bits=bits, group=group, role="bag")
+    bag = cls.fit(weight, bits=bits, group_size=group_size, role="bag")
     flat, offsets = torch.tensor([4, 9, 9, 30, 2]), torch.tensor([0, 2, 2])
     wanted = nn.EmbeddingBag.from_pretrained(plain, mode="mean")(flat, offsets)
     torch.testing.assert_close(bag(flat, offsets), wanted)
@@ -78,7 +78,7 @@ def test_module_is_what_it_stands_for(bits: int, group: int | None) -> None:
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_torch_kernel_reads_what_we_decode(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = packed.kind("int").fit(table(40, 48), bits=bits, group=16)
+    made = packed.kind("int").fit(table(40, 48), bits=bits, group_size=16)
     ids = torch.arange(40)
     quick = made.rows(ids)
     monkeypatch.setattr("emb_tool.packed.groups.has_fused_kernel", lambda device: False)
@@ -95,9 +95,9 @@ def test_rows_of_a_large_look_up_are_decoded_in_blocks(monkeypatch: pytest.Monke
     assert torch.equal(made.rows(ids), whole)
 
 
-@pytest.mark.parametrize("group", [None, 8])
-def test_scales_and_minima_are_trained(group: int | None) -> None:
-    made = packed.kind("int").fit(table(30, 16), bits=4, group=group)
+@pytest.mark.parametrize("group_size", [None, 8])
+def test_scales_and_minima_are_trained(group_size: int | None) -> None:
+    made = packed.kind("int").fit(table(30, 16), bits=4, group_size=group_size)
     before = made.expand().clone()
     scale, minimum = made.unlock()
     assert torch.equal(made.expand().detach(), before)
@@ -128,16 +128,21 @@ def test_a_table_to_be_trained_from_scratch() -> None:
 def test_sizes_from_a_budget() -> None:
     settle = packed.kind("int").resolve_spec
     shape = (1000, 128)
-    for budget, bits, group in ((0.26, 8, None), (0.27, 8, 64), (0.1, 2, 32), (0.135, 4, None)):
+    for budget, bits, group_size in (
+        (0.26, 8, None),
+        (0.27, 8, 64),
+        (0.1, 2, 32),
+        (0.135, 4, None),
+    ):
         spec = settle(shape, budget)
-        assert (spec["bits"], spec["group"]) == (bits, group), budget
+        assert (spec["bits"], spec["group_size"]) == (bits, group_size), budget
         assert packed.empty(spec).nbytes <= budget * 4 * 1000 * 128
     with pytest.raises(InvalidInput, match=r"the budget 0\.05 allows"):
         settle(shape, 0.05)
     with pytest.raises(InvalidInput, match="bits=9"):
         settle(shape, bits=9)
-    with pytest.raises(InvalidInput, match="group=12"):
-        settle(shape, group=12)
+    with pytest.raises(InvalidInput, match="group_size=12"):
+        settle(shape, group_size=12)
 
 
 # -- the method -----------------------------------------------------------------------------------
@@ -163,7 +168,7 @@ def test_vectors_stay_and_bytes_go(
 
 def test_what_is_packed(tiny_bert: Path, tmp_path: Path) -> None:
     """Matrices of linear layers and tables; norms and biases keep dtype and bytes."""
-    pack(tiny_bert, tmp_path / "out", bits=4, tables=8, group=16)
+    pack(tiny_bert, tmp_path / "out", bits=4, tables=8, group_size=16)
     old = load_file(tiny_bert / "model.safetensors")
     new = load_file(tmp_path / "out/model.safetensors")
     stated = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
@@ -282,7 +287,7 @@ def test_what_is_lost_is_told_and_bounded(tmp_path: Path) -> None:
     """A table of numbers that float16 scales cannot hold is refused, not written as noise."""
     weight = table(100, 32)
     save_file({"table": weight}, tmp_path / "good.safetensors")
-    draft = pack(tmp_path / "good.safetensors", tmp_path / "out", bits=4, group=0)
+    draft = pack(tmp_path / "good.safetensors", tmp_path / "out", bits=4, group_size=0)
     new = load_file(tmp_path / "out/model.safetensors")["table.weight"]
     made = packed.empty(draft.packed["table"])
     made.load_state_dict({"weight": new})
@@ -330,7 +335,7 @@ def test_a_budget_chooses_bits_and_group(tiny_bert: Path) -> None:
     Int(budget=0.2, tensor=("embeddings.word_embeddings.weight",)).plan(draft)
     ((module, spec),) = draft.packed.items()
     assert module == "embeddings.word_embeddings"
-    assert (spec["bits"], spec["group"]) == (5, None)
+    assert (spec["bits"], spec["group_size"]) == (5, None)
     rows, columns = spec["shape"]
     assert (
         sum(s.nbytes for s in draft.specs() if s.name.startswith(module))

@@ -24,7 +24,7 @@ from emb_tool.packed.int import Int as PackedInt
 from emb_tool.runtime.device import Runtime
 from tests.classes import make
 
-WHOLE = {"bits": 8, "group": 0}
+WHOLE = {"bits": 8, "group_size": 0}
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ COUNTS = zipf(1200)
 def test_look_up_is_what_the_bytes_say() -> None:
     made = Packed.fit(TABLE, COUNTS)
     assert made.spec["subvectors"] == 4
-    assert made.spec["hot"] == 120
+    assert made.spec["frequent_rows"] == 120
     # 4 codes of 6 bits, or of 8 with a row's number; codebooks of 256
     assert made.nbytes == 1080 * 3 + 120 * (4 + 4) + 256 * 16 * 2
     true = decoded(made)
@@ -36,15 +36,15 @@ def test_look_up_is_what_the_bytes_say() -> None:
     ids = torch.tensor([[3, 3], [0, 1199]])
     assert torch.equal(made(ids), made.expand()[ids])
     top = COUNTS.argsort(descending=True)[:120].sort().values
-    assert made.value("hot_ids").tolist() == top.tolist()
+    assert made.value("frequent_ids").tolist() == top.tolist()
 
 
 def test_every_row_has_its_nearest_codeword() -> None:
     made = Packed.fit(TABLE, COUNTS, bits=7, tail_bits=4, subvectors=2)
     books = stored(made, "codebooks")[:, 0].astype(np.float64)
-    hot = stored(made, "hot_ids")
-    tail = np.setdiff1d(np.arange(1200), hot)
-    for ids, part, bits in ((hot, "hot_codes", 7), (tail, "codes", 4)):
+    frequent = stored(made, "frequent_ids")
+    tail = np.setdiff1d(np.arange(1200), frequent)
+    for ids, part, bits in ((frequent, "frequent_codes", 7), (tail, "codes", 4)):
         codes = unpack(stored(made, part), bits, 2)
         for j in range(2):
             x = TABLE.numpy()[ids, 8 * j : 8 * j + 8]
@@ -59,13 +59,13 @@ def test_frequent_rows_are_kept_better() -> None:
     fine = Pq.fit(TABLE, COUNTS, subvectors=4, bits=8).expand()
     errors = [rel_error(TABLE, m, COUNTS) for m in (fine, made, coarse)]
     assert errors == sorted(errors)
-    hot = COUNTS.argsort(descending=True)[:120]
-    assert rel_error(TABLE[hot], made[hot]) < 0.5 * rel_error(TABLE, made)
+    frequent = COUNTS.argsort(descending=True)[:120]
+    assert rel_error(TABLE[frequent], made[frequent]) < 0.5 * rel_error(TABLE, made)
 
 
 def test_without_counts_the_first_rows_are_the_frequent_ones() -> None:
-    made = Packed.fit(TABLE, hot=50)
-    assert made.value("hot_ids").tolist() == list(range(50))
+    made = Packed.fit(TABLE, frequent_rows=50)
+    assert made.value("frequent_ids").tolist() == list(range(50))
 
 
 def test_seed_and_training() -> None:

@@ -15,13 +15,18 @@ from emb_tool.packed.pq import Pq
 TABLE = make_table()
 
 
-@pytest.mark.parametrize("hot", [0, 30])
-def test_look_up_is_what_the_bytes_say(hot: int) -> None:
-    made = Packed.fit(TABLE, zipf(1200), subvectors=4, bits=5, hot=hot, iterations=2)
+@pytest.mark.parametrize("frequent_rows", [0, 30])
+def test_look_up_is_what_the_bytes_say(frequent_rows: int) -> None:
+    made = Packed.fit(
+        TABLE, zipf(1200), subvectors=4, bits=5, frequent_rows=frequent_rows, iterations=2
+    )
     np.testing.assert_allclose(made.expand().numpy(), decoded(made), rtol=1e-3, atol=1e-4)
     ids = torch.tensor([[5, 5], [0, 1199]])
     torch.testing.assert_close(made(ids), made.expand()[ids])
-    assert made.nbytes == (1200 - hot) * 3 + 4 * 32 * 4 * 2 + hot * 18 + 16 * 16 * 2
+    assert (
+        made.nbytes
+        == (1200 - frequent_rows) * 3 + 4 * 32 * 4 * 2 + frequent_rows * 18 + 16 * 16 * 2
+    )
 
 
 def test_less_error_than_pq() -> None:

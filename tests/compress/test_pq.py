@@ -38,18 +38,28 @@ COUNTS = zipf(len(TABLE))
 @settings(max_examples=16, deadline=None)
 @given(
     bits=st.integers(4, 8), sizes=st.sampled_from([(12, 1), (12, 6), (15, 3), (7, 7)]),
-    hot=st.sampled_from([0, 1, 17, 40]), hot_bits=st.integers(2, 8),
+    frequent=st.sampled_from([0, 1, 17, 40]), frequent_bits=st.integers(2, 8),
     factor=st.sampled_from([1.0, 1e-7, 1e6]),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.float64]),
 )  # fmt: skip
 def test_look_up_is_what_the_bytes_say(
-    bits: int, sizes: tuple[int, int], hot: int, hot_bits: int, factor: float, dtype: torch.dtype
+    bits: int,
+    sizes: tuple[int, int],
+    frequent: int,
+    frequent_bits: int,
+    factor: float,
+    dtype: torch.dtype,
 ) -> None:
     columns, subvectors = sizes
     factor = 1.0 if dtype == torch.float16 else factor
     table = (make_table(40, columns) * factor).to(dtype)
     made = Packed.fit(
-        table, subvectors=subvectors, bits=bits, hot=hot, hot_bits=hot_bits, iterations=2
+        table,
+        subvectors=subvectors,
+        bits=bits,
+        frequent_rows=frequent,
+        frequent_bits=frequent_bits,
+        iterations=2,
     )
     true = decoded(made)
     ids = torch.tensor([[0, 39], [7, 7], [16, 17]])
@@ -58,37 +68,41 @@ def test_look_up_is_what_the_bytes_say(
     assert torch.equal(made.expand(), made(torch.arange(40)))
     assert made.nbytes == sum(len(b.numpy().tobytes()) for b in made.buffers())
     of_codes = sum(-(-subvectors * part // 8) for part in PARTS[bits])
-    of_hot = sum(-(-columns * part // 8) for part in PARTS[hot_bits]) + (6 if hot_bits == 8 else 8)
-    assert made.nbytes == (40 - hot) * of_codes + 2 * columns * 2**bits + hot * of_hot
-    if hot:  # without counts the first rows are the hot ones
-        exact = table.double().numpy()[:hot]
-        low, step = exact.min(1, keepdims=True), np.ptp(exact, axis=1) / (2**hot_bits - 1)
+    of_frequent = sum(-(-columns * part // 8) for part in PARTS[frequent_bits]) + (
+        6 if frequent_bits == 8 else 8
+    )
+    assert (
+        made.nbytes == (40 - frequent) * of_codes + 2 * columns * 2**bits + frequent * of_frequent
+    )
+    if frequent:  # without counts the first rows are the frequent ones
+        exact = table.double().numpy()[:frequent]
+        low, step = exact.min(1, keepdims=True), np.ptp(exact, axis=1) / (2**frequent_bits - 1)
         plain = low + np.round((exact - low) / step[:, None]) * step[:, None]
-        at_most = 1e-4 if hot_bits == 8 else 1.05 * rel_error(exact, plain) + 1e-5
-        assert rel_error(exact, true[:hot]) < at_most
+        at_most = 1e-4 if frequent_bits == 8 else 1.05 * rel_error(exact, plain) + 1e-5
+        assert rel_error(exact, true[:frequent]) < at_most
     assert rel_error(table.double(), true) < 1
 
 
 PARTS = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 
 
-def test_specs_of_before_have_hot_rows_in_int8() -> None:
-    made = Packed.fit(TABLE, COUNTS, subvectors=4, bits=5, hot=30, hot_bits=8)
-    spec = {key: value for key, value in made.spec.items() if key != "hot_bits"}
+def test_frequent_rows_are_int8_by_default_in_a_spec() -> None:
+    made = Packed.fit(TABLE, COUNTS, subvectors=4, bits=5, frequent_rows=30, frequent_bits=8)
+    spec = {key: value for key, value in made.spec.items() if key != "frequent_bits"}
     old = Packed(spec)
     assert {name: part.dtype for name, part in old._parts.items()} == {
-        "codes": torch.uint8, "codebooks": torch.float16, "hot_ids": torch.int32,
-        "hot_rows": torch.int8, "hot_scales": torch.float16,
+        "codes": torch.uint8, "codebooks": torch.float16, "frequent_ids": torch.int32,
+        "frequent_values": torch.int8, "frequent_scales": torch.float16,
     }  # fmt: skip
     old.load_state_dict(made.state_dict())
     assert torch.equal(old.expand(), made.expand())
     np.testing.assert_allclose(old.expand().numpy(), decoded(old), rtol=1e-5)
-    # without hot rows a spec is what it was
-    assert "hot_bits" not in Packed.resolve_spec((1200, 16), subvectors=4)
+    # without frequent rows a spec is what it was
+    assert "frequent_bits" not in Packed.resolve_spec((1200, 16), subvectors=4)
 
 
 def test_other_dtypes_and_roles() -> None:
-    made = Packed.fit(TABLE, COUNTS, subvectors=4, hot=50, role="bag")
+    made = Packed.fit(TABLE, COUNTS, subvectors=4, frequent_rows=50, role="bag")
     whole = made.expand()
     ids, offsets = torch.tensor([3, 5, 5, 9, 1]), torch.tensor([0, 2, 2])
     dense = torch.nn.EmbeddingBag.from_pretrained(whole, mode="mean")
@@ -127,25 +141,27 @@ def test_error_of_scikit_learn(weighted: bool) -> None:
 def test_frequent_rows_are_kept_better() -> None:
     plain = Packed.fit(TABLE, subvectors=4, bits=5)
     weighted = Packed.fit(TABLE, COUNTS, subvectors=4, bits=5)
-    hot = Packed.fit(TABLE, COUNTS, subvectors=4, bits=5, hot=100)
-    errors = [rel_error(TABLE, m.expand(), COUNTS) for m in (plain, weighted, hot)]
+    frequent = Packed.fit(TABLE, COUNTS, subvectors=4, bits=5, frequent_rows=100)
+    errors = [rel_error(TABLE, m.expand(), COUNTS) for m in (plain, weighted, frequent)]
     assert errors == sorted(errors, reverse=True)
     assert errors[2] < 0.5 * errors[0]
     top = COUNTS.argsort(descending=True)[:100].sort().values
-    assert hot.value("hot_ids").tolist() == top.tolist()
+    assert frequent.value("frequent_ids").tolist() == top.tolist()
     mostly_hot = torch.cat([top[:60], torch.arange(40)])
-    assert torch.equal(hot.rows(mostly_hot), hot.expand()[mostly_hot])
+    assert torch.equal(frequent.rows(mostly_hot), frequent.expand()[mostly_hot])
 
 
-@pytest.mark.parametrize("hot_bits", [4, 5, 8])
-def test_look_ups_are_alike_however_made(hot_bits: int) -> None:
+@pytest.mark.parametrize("frequent_bits", [4, 5, 8])
+def test_look_ups_are_alike_however_made(frequent_bits: int) -> None:
     """Of ids that come again, of one kind or both, with gradients, and in fp16."""
-    made = Packed.fit(TABLE, COUNTS, subvectors=4, bits=5, hot=300, hot_bits=hot_bits)
+    made = Packed.fit(
+        TABLE, COUNTS, subvectors=4, bits=5, frequent_rows=300, frequent_bits=frequent_bits
+    )
     true = torch.from_numpy(decoded(made)).float()
-    hot = made.value("hot_ids").long()
+    frequent = made.value("frequent_ids").long()
     some = torch.randint(1200, (700,), generator=torch.Generator().manual_seed(0))
-    again = torch.cat([hot, some]).repeat(2)
-    for ids in (again, hot[:9], some, torch.cat([hot, some[:40]]), hot[:0]):
+    again = torch.cat([frequent, some]).repeat(2)
+    for ids in (again, frequent[:9], some, torch.cat([frequent, some[:40]]), frequent[:0]):
         torch.testing.assert_close(made(ids), true[ids])
     torch.testing.assert_close(made.half()(again), true[again].half(), rtol=2e-3, atol=2e-3)
     (books,) = made.float().unlock()
@@ -153,32 +169,34 @@ def test_look_ups_are_alike_however_made(hot_bits: int) -> None:
     torch.testing.assert_close(found, true[again])
     found.sum().backward()
     # each of a sub-vector's 4 columns, for each row with codes
-    cold = (~torch.isin(again, hot)).sum()
+    cold = (~torch.isin(again, frequent)).sum()
     assert books.grad.sum() == 16 * cold
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Dynamo detected:UserWarning")
 def test_compiled() -> None:
-    made = Packed.fit(TABLE, COUNTS, subvectors=4, bits=5, hot=300)
+    made = Packed.fit(TABLE, COUNTS, subvectors=4, bits=5, frequent_rows=300)
     ids = torch.arange(1200).repeat(2).view(2, -1)
     compiled = torch.compile(made, backend="aot_eager")
     torch.testing.assert_close(compiled(ids), made(ids))
 
 
 @pytest.mark.parametrize("budget", [0.1, 0.15, 0.25])
-@pytest.mark.parametrize(("counts", "hot_bits"), [(None, 5), (COUNTS, 5), (COUNTS, 8)])
-def test_budget_is_kept_and_used(budget: float, counts: torch.Tensor | None, hot_bits: int) -> None:
+@pytest.mark.parametrize(("counts", "frequent_bits"), [(None, 5), (COUNTS, 5), (COUNTS, 8)])
+def test_budget_is_kept_and_used(
+    budget: float, counts: torch.Tensor | None, frequent_bits: int
+) -> None:
     table = make_table(4000, 16)
     counts = None if counts is None else zipf(4000)
-    made = Packed.fit(table, counts, budget, iterations=2, hot_bits=hot_bits)
+    made = Packed.fit(table, counts, budget, iterations=2, frequent_bits=frequent_bits)
     share = made.nbytes / (4 * table.numel())
     assert share <= budget
     assert (
         made.nbytes <= Packed(Packed.resolve_spec((4000, 16), budget)).nbytes or counts is not None
     )
     if counts is not None:
-        assert share > 0.9 * budget  # hot rows fill it
+        assert share > 0.9 * budget  # frequent rows fill it
 
 
 def test_many_rows_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,10 +213,12 @@ def test_many_rows_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_trainable() -> None:
-    made = Packed.fit(TABLE, COUNTS, subvectors=4, bits=4, hot=10)
+    made = Packed.fit(TABLE, COUNTS, subvectors=4, bits=4, frequent_rows=10)
     before, after = train_steps(made, TABLE)
     assert after < before
-    scratch = Packed(Packed.resolve_spec((1200, 16), subvectors=8, bits=4, hot=50)).reset(seed=1)
+    scratch = Packed(Packed.resolve_spec((1200, 16), subvectors=8, bits=4, frequent_rows=50)).reset(
+        seed=1
+    )
     assert 0.8 < float(scratch.rows(torch.arange(50)).std()) < 1.2
     assert 0.8 < float(scratch.expand().std()) < 1.2
     before, after = train_steps(scratch, TABLE, 200)
@@ -257,16 +277,16 @@ def test_token_table_of_a_model(
     sentences: list[str],
 ) -> None:
     source = request.getfixturevalue(model)
-    step = Pq(subvectors=16, bits=6, hot=20)
+    step = Pq(subvectors=16, bits=6, frequent_rows=20)
     draft = run_step(step, source, tmp_path / "w", sentences)
     out = written(draft, tmp_path / "out")
     made = out.modules[module]
     assert made.spec["role"] == role
     table = Checkpoint.open(source).tensor(f"{module}.weight").float()
     assert rel_error(table, made.expand()) < 0.3
-    # the words of the sentences are the hot rows
-    hot = made.value("hot_ids").long()
-    assert rel_error(table[hot], made.rows(hot)) < 3e-3
+    # the words of the sentences are the frequent rows
+    frequent = made.value("frequent_ids").long()
+    assert rel_error(table[frequent], made.rows(frequent)) < 3e-3
     tensors = read_header(tmp_path / "out" / "model.safetensors").tensors
     assert sum(s.nbytes for n, s in tensors.items() if n.startswith(f"{module}.")) == made.nbytes
     assert len(tensors[f"{module}.weight"].shape) == 1
@@ -329,7 +349,11 @@ def test_large_tables_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"tensor": ("itms",)}, "no tensor 'itms'", "items"),
         ({"tensor": ("items",), "subvectors": 5}, "items: subvectors=5.*width 16", "4, 8"),
         ({"tensor": ("items",), "budget": 0.001}, "items: pq takes", "budget"),
-        ({"tensor": ("items",), "hot": 5000}, "items: hot=5000.*1,200 rows", "1,200"),
+        (
+            {"tensor": ("items",), "frequent_rows": 5000},
+            "items: frequent_rows=5000.*1,200 rows",
+            "1,200",
+        ),
         ({"tensor": ("line",)}, r"shape \[7\]", "rows and columns"),
         ({"tensor": ("items",), "scale": 2.0}, "floats", "scale"),
         ({}, "holds 2 tables", "tensor="),

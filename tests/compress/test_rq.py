@@ -23,14 +23,16 @@ TABLE = make_table()
 @settings(max_examples=8, deadline=None)
 @given(
     bits=st.integers(4, 8), subvectors=st.sampled_from([1, 2, 4]), stages=st.integers(1, 3),
-    hot=st.sampled_from([0, 5]), hot_bits=st.sampled_from([3, 8]),
+    frequent_rows=st.sampled_from([0, 5]), frequent_bits=st.sampled_from([3, 8]),
 )  # fmt: skip
 def test_look_up_is_what_the_bytes_say(
-    bits: int, subvectors: int, stages: int, hot: int, hot_bits: int
+    bits: int, subvectors: int, stages: int, frequent_rows: int, frequent_bits: int
 ) -> None:
     table = make_table(60, 8)
     sizes = {"subvectors": subvectors, "stages": stages, "bits": bits}
-    made = Packed.fit(table, **sizes, hot=hot, hot_bits=hot_bits, iterations=1)
+    made = Packed.fit(
+        table, **sizes, frequent_rows=frequent_rows, frequent_bits=frequent_bits, iterations=1
+    )
     np.testing.assert_allclose(made.expand().numpy(), decoded(made), rtol=1e-5, atol=1e-6)
     assert torch.equal(made(torch.tensor([59, 3])), made.expand()[[59, 3]])
 

@@ -122,7 +122,7 @@ def test_of_the_chains_that_fit_the_best_is_taken(wide_table: Path, tmp_path: Pa
 # -- against a fixed grid, measured here ----------------------------------------------------------
 
 GRID = (
-    *("int:bits=8", "int:bits=5", "int:bits=4,group=16", "int:bits=4", "int:bits=3"),
+    *("int:bits=8", "int:bits=5", "int:bits=4,group_size=16", "int:bits=4", "int:bits=3"),
     *("pq:budget=0.2", "pq:budget=0.15", "pq:budget=0.1", "pq:budget=0.08"),
 )
 

@@ -14,8 +14,9 @@ from tests.faults.strangers import ODD
 
 ROWS, COLUMNS = 40, 16
 SETTINGS: dict[str, dict[str, Any]] = {
-    "int": {"group": 8}, "float8": {}, "pq": {"subvectors": 4, "bits": 4},
-    "opq": {"subvectors": 4, "bits": 4, "hot": 4}, "rq": {"stages": 2, "bits": 4, "scale": 2.0},
+    "int": {"group_size": 8}, "float8": {}, "pq": {"subvectors": 4, "bits": 4},
+    "opq": {"subvectors": 4, "bits": 4, "frequent_rows": 4},
+    "rq": {"stages": 2, "bits": 4, "scale": 2.0},
     "mgqe": {"bits": 4, "tail_bits": 3}, "cce": {"bits": 3}, "svd": {"rank": 3}, "tt": {"rank": 3},
     "hash": {"buckets": 8, "function": "universal"}, "qr": {"quotients": 5}, "robe": {"slots": 50},
     "dhe": {"hashes": 8, "hidden": 8}, "dedup": {"block": 2, "unique": 10}, "mde": {"width": 8},

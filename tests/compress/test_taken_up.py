@@ -35,7 +35,9 @@ def jobs(
     folder = tmp_path_factory.mktemp("jobs")
     texts = write_texts(folder / "texts.jsonl", sentences[:100])
     given = ["compress", str(tiny_bert), "--texts", texts, "--holdout", "10", "-q"]
-    chain = "vocab rotate truncate:dim=16 gptq:bits=6 pq:budget=0.5,hot=8 int:bits=8".split()
+    chain = (
+        "vocab rotate truncate:dim=16 gptq:bits=6 pq:budget=0.5,frequent_rows=8 int:bits=8".split()
+    )
     found = {
         "chain": [*given, *(word for step in chain for word in ("-m", step)),
                   "--tune", texts, "--batch-tokens", "128"],

@@ -115,7 +115,7 @@ def test_a_partner_stays_aligned(
     compress: Compress, tiny_bert: Path, tmp_path: Path, sentences: list[str]
 ) -> None:
     other = compress(tiny_bert, "-m", "rotate:basis=random", "--seed", 3, out="other")
-    argv = ["-m", "rotate", "-m", "truncate:dim=8", "--with", other]
+    argv = ["-m", "rotate", "-m", "truncate:dim=8", "--partner", other]
     out = compress(tiny_bert, *argv)
     mine, theirs = vectors(tiny_bert, sentences[:9]), vectors(other, sentences[:9])
     # both are turned by one matrix: what it is can be read from the model itself
@@ -146,7 +146,7 @@ def test_gates(compress: Compress, tiny_bert: Path, run_cli: Callable[..., CliRe
         ([], "no method", ""),
         (["-m", "rotate", "--max-bytes", "many"], "not a size", ""),
         (["-m", "rotate", "--dim", "3"], "no option --dim", "did you mean -m truncate:dim=INT"),
-        (["-m", "layers:count=1", "--with", "MODEL"], "no step shapes", "-m rotate"),
+        (["-m", "layers:count=1", "--partner", "MODEL"], "no step shapes", "-m rotate"),
     ],
 )
 def test_refused_before_anything_is_written(

@@ -32,9 +32,9 @@ def written_out(y: np.ndarray, t: np.ndarray, method: Leaf) -> np.ndarray:
             if m < len(a):
                 left, right = a[:m] / np.sqrt(a[:m] @ a[:m]), b[:m] / np.sqrt(b[:m] @ b[:m])
                 loss += sum((x - z) ** 2 for x, z in zip(left, right, strict=True))
-        losses.append(loss + method.cosine * (1 - cos(a, b)))
+        losses.append(loss + method.cosine_weight * (1 - cos(a, b)))
     pairs = [cos(y[i], y[j]) ** 2 for i in range(len(y)) for j in range(len(y)) if i != j]
-    return np.array(losses) + method.gor * (np.mean(pairs) if pairs else 0.0)
+    return np.array(losses) + method.gor_weight * (np.mean(pairs) if pairs else 0.0)
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,9 @@ def written_out(y: np.ndarray, t: np.ndarray, method: Leaf) -> np.ndarray:
         {},
         {"dims": (4, 8)},
         {"dims": (4, 16, 12)},
-        {"cosine": 0.7},
-        {"gor": 2.5},
-        {"dims": "8,2", "cosine": 1.0, "gor": 0.3},
+        {"cosine_weight": 0.7},
+        {"gor_weight": 2.5},
+        {"dims": "8,2", "cosine_weight": 1.0, "gor_weight": 0.3},
     ],
 )
 @pytest.mark.parametrize("unit", [True, False])
@@ -90,7 +90,8 @@ def test_presets(preset: str, expected: tuple[float, int, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"cosine": -1}, {"gor": -0.1}, {"head": "deep"}, {"dims": "8,x"}, {"lr": 0}]
+    "settings",
+    [{"cosine_weight": -1}, {"gor_weight": -0.1}, {"head": "deep"}, {"dims": "8,x"}, {"lr": 0}],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     given = {"teacher": "t", "student": "s", "texts": ["x"], "output": "o", **settings}
@@ -143,7 +144,8 @@ def test_a_prefix_of_a_wide_teacher_through_a_linear_head(
 
     out, report = distill(
         "--teacher", tiny_bert_wide, "--student", tiny_bert, "--teacher-dim", 24,
-        "--head", "linear", "--no-bias", "--dims", "8,16", "--gor", 0.1, "--cosine", 0.5,
+        "--head", "linear", "--no-bias", "--dims", "8,16", "--gor-weight", 0.1,
+        "--cosine-weight", 0.5,
     )  # fmt: skip
     assert kinds(out) == ["Transformer", "Pooling", "Dense", "Normalize"]
     dense = json.loads((out / "2_Dense" / "config.json").read_text())

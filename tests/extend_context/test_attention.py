@@ -64,7 +64,7 @@ def test_self_extend_scores_are_those_of_the_distances(causal: bool) -> None:
     weights = np.exp(scores - scores.max(1, keepdims=True))
     wanted = weights / weights.sum(1, keepdims=True) @ v
     found, _ = attention.self_extend_attention(
-        module(group=GROUP, window=WINDOW, causal=causal), as_rotated(q), as_rotated(k),
+        module(group_size=GROUP, window=WINDOW, causal=causal), as_rotated(q), as_rotated(k),
         torch.from_numpy(v).float()[None, None], None,
     )  # fmt: skip
     assert np.allclose(found[0, :, 0].numpy(), wanted, atol=1e-5)

@@ -175,7 +175,7 @@ def test_calibration_of_gptq(
     texts = write_texts(tmp_path / "in.jsonl", sentences[:60])
     for room, name in ((10**9, "whole"), (40, "split")):
         layers.room = room
-        spec = "gptq:bits=4,group=8,tokens=300"
+        spec = "gptq:bits=4,group_size=8,tokens=300"
         line = ["compress", tiny_bert, "-m", spec, "--texts", texts, "-o", tmp_path / name, "-q"]
         told = run_cli(*line)
         assert told.code == 0, told.err

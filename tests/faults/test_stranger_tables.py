@@ -19,7 +19,7 @@ from tests.faults.test_strangers import many, told
 from tests.runs import check_here, write_texts
 
 STEPS = (
-    "int:bits=8,group=16", "float8", "int:only=*embeddings*", "int:only=*rel*",
+    "int:bits=8,group_size=16", "float8", "int:only=*embeddings*", "int:only=*rel*",
     "pq:budget=0.9,tensor=*embeddings*", "pq:budget=0.9,tensor=*relative_attention_bias*",
 )  # fmt: skip
 

@@ -178,12 +178,12 @@ def test_differences_are_all_told_and_can_be_chosen(
     for fault in ("pooling", "prompts", "max_length"):
         FAULTS[fault](other)
     out = tmp_path / "out"
-    told = run_cli("merge", tiny_bert, other, "-o", out, "--take", "pooling=1")
+    told = run_cli("merge", tiny_bert, other, "-o", out, "--copy-from", "pooling=1")
     assert told.code == 2
     assert "prompts" in told.err
-    assert "--take prompts=0 --take max_length=0" in told.err
+    assert "--copy-from prompts=0 --copy-from max_length=0" in told.err
     assert "pooling:" not in told.err
-    takes = ["--take", "pooling=1", "prompts=1", "max_length=0"]
+    takes = ["--copy-from", "pooling=1", "prompts=1", "max_length=0"]
     told = run_cli("merge", tiny_bert, other, "-o", out, *takes)
     assert told.code == 0, told.err
     layout = read_layout(out, json.loads((out / "config.json").read_text()), {})
@@ -191,7 +191,7 @@ def test_differences_are_all_told_and_can_be_chosen(
     assert layout.prompts["query"] == "q: "
     assert layout.max_length == 32
     for wrong in ("pooling=2", "poolin=1", "pooling"):
-        assert run_cli("merge", tiny_bert, other, "-o", out, "--take", wrong).code == 2
+        assert run_cli("merge", tiny_bert, other, "-o", out, "--copy-from", wrong).code == 2
     told = run_cli("merge", tiny_bert, other, "--inspect")
     assert told.code == 0
     assert "pooling" in told.out

@@ -47,23 +47,30 @@ def assert_same(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("group", [None, 8])
-def test_integers(bits: int, group: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_same(Int.fit(table(columns=20), bits=bits, group=group), monkeypatch)
+@pytest.mark.parametrize("group_size", [None, 8])
+def test_integers(bits: int, group_size: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_same(Int.fit(table(columns=20), bits=bits, group_size=group_size), monkeypatch)
 
 
 @pytest.mark.parametrize("kind", [Pq, Rq, Opq])
-@pytest.mark.parametrize(("bits", "hot", "hot_bits"), [(4, 0, 8), (3, 9, 8), (6, 9, 5), (4, 9, 3)])
+@pytest.mark.parametrize(
+    ("bits", "frequent", "frequent_bits"), [(4, 0, 8), (3, 9, 8), (6, 9, 5), (4, 9, 3)]
+)
 def test_codewords(
-    kind: type[Pq], bits: int, hot: int, hot_bits: int, monkeypatch: pytest.MonkeyPatch
+    kind: type[Pq], bits: int, frequent: int, frequent_bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = torch.rand(67, generator=torch.Generator().manual_seed(4))
-    sizes = {"subvectors": 6, "bits": bits, "hot": hot, "hot_bits": hot_bits}
+    sizes = {
+        "subvectors": 6,
+        "bits": bits,
+        "frequent_rows": frequent,
+        "frequent_bits": frequent_bits,
+    }
     assert_same(kind.fit(table() * 5e3, weights, **sizes), monkeypatch)
 
 
 def test_wide_rows_take_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_same(Int.fit(table(columns=1100), bits=5, group=32), monkeypatch)
+    assert_same(Int.fit(table(columns=1100), bits=5, group_size=32), monkeypatch)
     assert_same(Pq.fit(table(columns=1100), subvectors=110, bits=4), monkeypatch)
 
 

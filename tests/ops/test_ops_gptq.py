@@ -28,13 +28,13 @@ def correlated(rows: int, columns: int, tokens: int, seed: int) -> tuple[torch.T
 
 
 def naive(weight: np.ndarray, hessian: np.ndarray, order: np.ndarray, made: QuantizedGroups,
-          bits: int, group: int) -> np.ndarray:  # fmt: skip
+          bits: int, group_size: int) -> np.ndarray:  # fmt: skip
     """Optimal brain quantization in a fixed order (arXiv:2210.17323, equations 2 and 3)."""
     weight, inverse = weight.astype(np.float64).copy(), np.linalg.inv(hessian)
     scale, minimum = made.scale.double().numpy(), made.minimum.double().numpy()
     codes = np.zeros(weight.shape, np.int64)
     for q in order:
-        s, m = scale[:, q // group], minimum[:, q // group]
+        s, m = scale[:, q // group_size], minimum[:, q // group_size]
         codes[:, q] = np.clip(np.rint((weight[:, q] - m) / s), 0, 2**bits - 1)
         error = (weight[:, q] - (s * codes[:, q] + m)) / inverse[q, q]
         weight -= error[:, None] * inverse[q]
@@ -43,18 +43,18 @@ def naive(weight: np.ndarray, hessian: np.ndarray, order: np.ndarray, made: Quan
     return codes
 
 
-@pytest.mark.parametrize(("bits", "group", "block"), [(4, 16, 8), (2, 8, 128), (3, 48, 7)])
+@pytest.mark.parametrize(("bits", "group_size", "block"), [(4, 16, 8), (2, 8, 128), (3, 48, 7)])
 def test_blocks_and_cholesky_give_the_naive_recursion(
-    bits: int, group: int, block: int, monkeypatch: pytest.MonkeyPatch
+    bits: int, group_size: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BLOCK", block)
     weight, _, hessian = correlated(24, 48, 200, seed=bits)
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(48)
-    made = quantize_groups(weight, bits, group)
+    made = quantize_groups(weight, bits, group_size)
     factor, order = module._factor(hessian, 0.01)
     assert order.tolist() == np.argsort(-np.diag(hessian.numpy())).tolist()
-    expected = naive(weight.numpy(), damped.numpy(), order.numpy(), made, bits, group)
-    codes = gptq_codes(weight.double(), factor.double(), order, made, bits, group).numpy()
+    expected = naive(weight.numpy(), damped.numpy(), order.numpy(), made, bits, group_size)
+    codes = gptq_codes(weight.double(), factor.double(), order, made, bits, group_size).numpy()
     # float32 inside `nearest` may decide a tie otherwise, and what follows it
     assert (codes == expected).mean() > 0.995
     exact = (codes == expected).all(axis=1)
@@ -89,13 +89,13 @@ def test_ranges_weigh_a_column_by_what_its_error_costs(monkeypatch: pytest.Monke
     st.booleans(), st.integers(0, 99),
 )  # fmt: skip
 def test_outputs_change_less_than_by_rounding_to_nearest(
-    rows: int, columns: int, group: int | None, bits: int, aligned: bool, seed: int
+    rows: int, columns: int, group_size: int | None, bits: int, integer_zero_point: bool, seed: int
 ) -> None:
     weight, _, hessian = correlated(rows, columns, 30, seed)  # fewer tokens than inputs, too
-    found = gptq(weight, hessian, bits, group, aligned=aligned)
-    plain = quantize_groups(weight, bits, group, aligned=aligned)
+    found = gptq(weight, hessian, bits, group_size, integer_zero_point=integer_zero_point)
+    plain = quantize_groups(weight, bits, group_size, integer_zero_point=integer_zero_point)
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(columns)
-    errors = [float(output_error(weight, damped, x, group).sum()) for x in (found, plain)]
+    errors = [float(output_error(weight, damped, x, group_size).sum()) for x in (found, plain)]
     assert errors[0] <= errors[1] * 1.02 + 1e-9
     assert found.codes.shape == weight.shape
     assert int(found.codes.max()) < 2**bits
@@ -117,8 +117,8 @@ def test_refit_is_the_least_squares_of_numpy() -> None:
     found = refit(weight, hessian, made, 3, 8)
     for row in range(6):
         columns = []
-        for group in range(3):
-            inside = np.arange(20) // 8 == group
+        for group_size in range(3):
+            inside = np.arange(20) // 8 == group_size
             columns += [made.codes[row].numpy() * inside, inside]
         design = x.numpy() @ np.stack(columns, axis=1).astype(np.float64)
         best = np.linalg.lstsq(design, x.numpy() @ weight[row].double().numpy(), rcond=None)[0]
@@ -130,7 +130,7 @@ def test_refit_is_the_least_squares_of_numpy() -> None:
 
 def test_whole_zero_points_stay_whole() -> None:
     weight, _, hessian = correlated(16, 32, 100, seed=5)
-    found = gptq(weight + 0.3, hessian, 4, 16, aligned=True)
+    found = gptq(weight + 0.3, hessian, 4, 16, integer_zero_point=True)
     zero = (-found.minimum.double() / found.scale.double()).round()
     assert ((zero >= 0) & (zero <= 15)).all()
     assert torch.equal((-zero * found.scale.double()).half(), found.minimum)

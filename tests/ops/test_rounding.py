@@ -54,13 +54,13 @@ def test_error_is_that_of_the_search_in_float64(bits: int) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    bits=BITS, columns=st.integers(1, 70), group=st.sampled_from([None, 1, 8, 33]),
+    bits=BITS, columns=st.integers(1, 70), group_size=st.sampled_from([None, 1, 8, 33]),
     offset=st.sampled_from([0.0, 3.0, -200.0]), heavy=st.booleans(), weighted=st.booleans(),
-    aligned=st.booleans(), seed=st.integers(0, 99),
+    integer_zero_point=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_ranges_that_are_not_tried_are_no_better(
-    bits: int, columns: int, group: int | None, offset: float, heavy: bool, weighted: bool,
-    aligned: bool, seed: int,
+    bits: int, columns: int, group_size: int | None, offset: float, heavy: bool, weighted: bool,
+    integer_zero_point: bool, seed: int,
 ) -> None:  # fmt: skip
     """The same to the bit as the first best of all shares, each rounded on its own."""
     draw = np.random.default_rng(seed)
@@ -68,15 +68,17 @@ def test_ranges_that_are_not_tried_are_no_better(
     values[0] = 0.25
     table = torch.from_numpy((values + offset).astype(np.float32))
     importance = torch.from_numpy(draw.uniform(0, 2, columns)) if weighted else None
-    made = quantize_groups(table, bits, group, importance=importance, aligned=aligned)
+    made = quantize_groups(
+        table, bits, group_size, importance=importance, integer_zero_point=integer_zero_point
+    )
 
-    size = min(group or columns, columns)
+    size = min(group_size or columns, columns)
     missing = -columns % size
     padded = torch.cat([table, table[:, -1:].expand(-1, missing)], 1).view(9, -1, size)
     weight = torch.ones(columns + missing)
     if importance is not None:
         weight = torch.nn.functional.pad(importance.float(), (0, missing))
-    each = [_range(padded, bits, (share,), None, aligned) for share in GRID]
+    each = [_range(padded, bits, (share,), None, integer_zero_point) for share in GRID]
     errors = []
     for scale, minimum in each:
         codes = nearest(padded, scale.unsqueeze(-1), minimum.unsqueeze(-1), bits).float()
@@ -117,13 +119,13 @@ def test_clipping_pays() -> None:
 @settings(max_examples=25, deadline=None)
 @given(BITS, st.integers(1, 70), st.sampled_from([None, 8, 16, 64]), st.integers(0, 99))
 def test_a_group_is_rounded_by_itself(
-    bits: int, columns: int, group: int | None, seed: int
+    bits: int, columns: int, group_size: int | None, seed: int
 ) -> None:
     table = torch.from_numpy(gaussian(5, columns, seed))
-    whole = quantize_groups(table, bits, group)
-    size = min(group or columns, columns)
+    whole = quantize_groups(table, bits, group_size)
+    size = min(group_size or columns, columns)
     assert whole.scale.shape == whole.minimum.shape == (5, -(-columns // size))
-    back = dequantize(*whole, group)
+    back = dequantize(*whole, group_size)
     for i in range(columns // size):
         part = table[:, i * size : (i + 1) * size].contiguous()
         alone = dequantize(*quantize_groups(part, bits))
@@ -149,7 +151,7 @@ def test_equal_values_and_zeros_are_kept() -> None:
 def test_whole_zero_points_reach_groups_on_one_side_of_0(shift: float) -> None:
     """Their range goes to 0, so that an error is at most half a step of it."""
     weight = torch.from_numpy(gaussian(20, 32)).clamp(-3, 3) + shift
-    made = quantize_groups(weight, 4, 8, clip=False, aligned=True)
+    made = quantize_groups(weight, 4, 8, clip=False, integer_zero_point=True)
     zero = -made.minimum.double() / made.scale.double()
     torch.testing.assert_close(zero, zero.round(), rtol=0, atol=0.01)
     groups = weight.view(20, 4, 8)

@@ -149,7 +149,7 @@ def split_run(model: Path, texts: list[str], folder: Path, room: int) -> tuple[T
     """A trainer in whose memory `room` texts fit."""
     said: list[str] = []
     trainer = make_trainer(
-        model, texts, folder, Leaf(batch_tokens=10_000, clip=0.0), on_warning=said.append
+        model, texts, folder, Leaf(batch_tokens=10_000, max_grad_norm=0.0), on_warning=said.append
     )
     real = trainer.gradients._losses
 
@@ -197,7 +197,7 @@ def test_accumulate_is_a_split_from_the_start(
 ) -> None:
     found = []
     for parts in (1, 3):
-        method = Leaf(batch_tokens=10_000, accumulate=parts)
+        method = Leaf(batch_tokens=10_000, grad_accumulation=parts)
         trainer = make_trainer(tiny_bert, sentences[:20], tmp_path / str(parts), method)
         accumulate(trainer, first_batch(trainer))
         found.append(gradients(trainer))
@@ -210,7 +210,7 @@ def test_a_loss_over_pairs_is_that_of_the_whole_step_in_any_parts(
 ) -> None:
     found, sums = [], []
     for parts in (1, 3, 20):
-        method = Leaf(batch_tokens=10_000, accumulate=parts, gor=20.0)
+        method = Leaf(batch_tokens=10_000, grad_accumulation=parts, gor_weight=20.0)
         trainer = make_trainer(tiny_bert, sentences[:20], tmp_path / str(parts), method)
         batch = first_batch(trainer)
         of_all = moment(trainer, batch)
@@ -292,7 +292,7 @@ def test_clipping_is_torchs_over_dense_and_sparse_alike(
     tiny_bert: Path, sentences: list[str], tmp_path: Path
 ) -> None:
     trainer = make_trainer(
-        tiny_bert, sentences[:30], tmp_path, Leaf(batch_tokens=10_000, clip=0.05)
+        tiny_bert, sentences[:30], tmp_path, Leaf(batch_tokens=10_000, max_grad_norm=0.05)
     )
     accumulate(trainer, first_batch(trainer))
     assert trainer.optimizer.rows.grad.is_sparse
@@ -336,7 +336,7 @@ def test_a_table_that_two_modules_look_up_in_is_trained_as_any_matrix(
 def test_gradients_stay_without_clipping_and_below_its_norm(
     clip: float, tiny_bert: Path, sentences: list[str], tmp_path: Path
 ) -> None:
-    method = Leaf(batch_tokens=10_000, clip=clip)
+    method = Leaf(batch_tokens=10_000, max_grad_norm=clip)
     trainer = make_trainer(tiny_bert, sentences[:9], tmp_path, method)
     accumulate(trainer, first_batch(trainer))
     before = gradients(trainer)
@@ -350,7 +350,7 @@ def test_steps_are_adams_written_out(
     family: str, request: pytest.FixtureRequest, sentences: list[str], tmp_path: Path
 ) -> None:
     """AdamW in float64, and for the token table Adam in the rows that occur, without decay."""
-    method = Leaf(batch_tokens=60, lr=1e-2, weight_decay=0.1, clip=0.0)
+    method = Leaf(batch_tokens=60, lr=1e-2, weight_decay=0.1, max_grad_norm=0.0)
     trainer = make_trainer(request.getfixturevalue(family), sentences[:40], tmp_path, method)
     named = dict(trainer.student.named_parameters())
     table = next(n for n, p in named.items() if p is trainer.optimizer.rows)

@@ -146,7 +146,7 @@ def test_where_memory_runs_out_recordings_are_let_go(
     assert trainer.gradients.recorded is None
 
 
-@pytest.mark.parametrize("method", [Leaf(gor=0.1), Leaf(dropout=True)])
+@pytest.mark.parametrize("method", [Leaf(gor_weight=0.1), Leaf(dropout=True)])
 def test_what_a_recording_would_not_repeat_is_not_recorded(
     method: Leaf, tiny_bert: Path, sentences: list[str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
