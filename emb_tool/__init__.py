@@ -1,3 +1,32 @@
-"""embtool: smaller, faster, longer-reading embedding models, and what each step cost."""
+"""embtool: smaller, faster, longer-reading embedding models, and what each step cost.
 
-__version__ = "0.1.0"
+Each verb is a function in its package, as `emb_tool.distill.distill`; `load` opens what they write.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from emb_tool.version import __version__
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["__version__", "load"]
+
+
+def load(model: str | PathLike[str], **settings: Any) -> SentenceTransformer:
+    """Open a model, packed or not, with sentence-transformers.
+
+    The same as `import emb_tool.hub` and then `SentenceTransformer(model, **settings)`.
+
+    Args:
+        model: Folder or hub id.
+        **settings: Of `SentenceTransformer`, as `device="cpu"`.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    import emb_tool.hub  # noqa: F401  (registers the packed format)
+
+    return SentenceTransformer(str(model), **settings)

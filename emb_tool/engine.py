@@ -17,11 +17,11 @@ from emb_tool import registry
 from emb_tool.checkpoint.output import OutputFolder, check_file_size, disk_full
 from emb_tool.config import Job
 from emb_tool.errors import EmbToolError, Interrupted, InvalidInput, RunFailed
-from emb_tool.evaluate import check_process
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
 from emb_tool.runner import CheckpointRunner, Options, ReportRunner, RunContext, Runner
+from emb_tool.runtime import check_process
 from emb_tool.runtime.host import several_processes
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -17,6 +17,24 @@ def is_hub_id(name: str) -> bool:
 def public_name(name: str) -> str:
     """A hub id as it is, of a path the last part."""
     return name if is_hub_id(name) else Path(name).name
+
+
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    """Each model's last path components, as many as tell it from the others."""
+    models = list(models)
+
+    def tail(model: str, parts: int) -> str:
+        return " > ".join(
+            "/".join(PurePath(side).parts[-parts:]) or side for side in model.split(" > ")
+        )
+
+    names = {}
+    for model in models:
+        parts = 1
+        while parts < 6 and sum(tail(model, parts) == tail(other, parts) for other in models) > 1:
+            parts += 1
+        names[model] = tail(model, parts)
+    return names
 
 
 def redact(value: Any) -> Any:

@@ -280,21 +280,6 @@ class _AfterImport(MetaPathFinder, Loader):
         self.then()
 
 
-# -- opening --------------------------------------------------------------------------------------
-
-
-def load(path: str | Path, **settings: Any) -> Any:
-    """`SentenceTransformer(path)`, of a folder or hub id.
-
-    Args:
-        path: A packed checkpoint, or any other.
-        settings: Of `SentenceTransformer`.
-    """
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(str(path), **settings)
-
-
 attention.register()
 if "sentence_transformers" in sys.modules:
     _teach()

@@ -97,9 +97,9 @@ def check_here(monkeypatch: pytest.MonkeyPatch) -> None:
             report = check(request, progress)
         return report.to_file()
 
-    monkeypatch.setattr("emb_tool.evaluate.check_process.ask", check)
+    monkeypatch.setattr("emb_tool.runtime.check_process.ask", check)
     monkeypatch.setattr(
-        "emb_tool.evaluate.check_process.start_check_process", lambda *_: nullcontext()
+        "emb_tool.runtime.check_process.start_check_process", lambda *_: nullcontext()
     )
 
 

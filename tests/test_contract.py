@@ -185,7 +185,7 @@ def test_extensions_write_nothing_dry_and_the_same_bytes_from_their_recipe(
 ) -> None:  # fmt: skip
     nothing = {"measures": [], "tables": [], "facts": {}, "warnings": [], "gate": None}
     monkeypatch.setattr(
-        "emb_tool.evaluate.check_process.ask", lambda *_: nothing
+        "emb_tool.runtime.check_process.ask", lambda *_: nothing
     )  # tested with each method
     kinds = registry.load("extend-context", name).kinds  # type: ignore[attr-defined]
     model = tiny_bert if "learned" in kinds else tiny_decoder

@@ -543,8 +543,8 @@ def test_memory_that_runs_out_is_told(
 def test_files_that_do_not_open_fail_their_check(
     tmp_path: Path, tiny_bert: Path, sentences: list[str]
 ) -> None:
-    from emb_tool.evaluate.check_process import ask
     from emb_tool.progress import Progress
+    from emb_tool.runtime.check_process import ask
     from emb_tool.runtime.device import Runtime
 
     broken = tmp_path / "broken"
@@ -563,7 +563,7 @@ def test_files_that_fail_as_their_input_does_are_no_bug(
 ) -> None:  # fmt: skip
     """A merge runs nothing before its check: whose fault it is, is found there."""
     from emb_tool.evaluate import check
-    from emb_tool.evaluate.check_process import ask
+    from emb_tool.runtime.check_process import ask
     from emb_tool.runtime.device import Runtime
 
     broken = Path(shutil.copytree(tiny_bert, tmp_path / "broken"))

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from emb_tool.evaluate.progress_relay import ProgressReceiver, ProgressSender
 from emb_tool.progress import Progress, bar
 from emb_tool.progress.rate import FEWEST, WINDOW, RateEstimator, rate
+from emb_tool.progress.relay import ProgressReceiver, ProgressSender
 from emb_tool.report import Report
 
 
@@ -271,7 +271,7 @@ def test_a_child_that_dies_leaves_no_task_open(clock: Clock) -> None:
 def test_what_a_library_prints_is_no_answer(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from emb_tool.evaluate import check_process
+    from emb_tool.runtime import check_process
     from emb_tool.runtime.host import Host
 
     script = tmp_path / "emb_tool" / "evaluate" / "check.py"

@@ -9,15 +9,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import emb_tool
 from emb_tool.checkpoint.files import write_json
+from emb_tool.version import __version__
 
 _PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "numpy")
 
 
 def versions() -> dict[str, str]:
     """Versions of what computes, from the packages' metadata (nothing is imported)."""
-    found = {"emb_tool": emb_tool.__version__, "python": platform.python_version()}
+    found = {"emb_tool": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = version(name)

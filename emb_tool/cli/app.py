@@ -10,11 +10,12 @@ from typing import Any
 
 import typer
 
-from emb_tool import __version__, registry
+from emb_tool import registry
 from emb_tool.cli import completion, output
 from emb_tool.cli.help import SETTINGS, Command, Group
 from emb_tool.errors import EmbToolError, Interrupted, PeerFailed
 from emb_tool.fields import HEADINGS, KNOWN, MADE, USED
+from emb_tool.version import __version__
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": (MADE, "carry out the jobs of a recipe"),

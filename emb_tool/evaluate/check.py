@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
-from emb_tool.evaluate.progress_relay import ProgressSender
 from emb_tool.evaluate.root_comparison import neighbor_overlap, resolve_root, warn_on_failure
 from emb_tool.progress import Progress
+from emb_tool.progress.relay import ProgressSender
 from emb_tool.report import Measure, Report, Table
 
 
@@ -159,7 +159,7 @@ def check_merged(request: dict[str, Any], progress: Progress) -> Report:
     from emb_tool.evaluate.agreement import similarity_metrics
     from emb_tool.evaluate.job import EvalJob
     from emb_tool.evaluate.run import evaluate
-    from emb_tool.evaluate.short_names import short_names
+    from emb_tool.formatting import short_names
     from emb_tool.runtime.device import Runtime
 
     name, folder = request["name"], request["folder"]

@@ -61,7 +61,7 @@ def table_of_prompts(report: Report) -> Table | None:
 
     None where no task takes prompts.
     """
-    from emb_tool.evaluate.short_names import short_names
+    from emb_tool.formatting import short_names
 
     rows: dict[tuple[str, str, str], list[str]] = {}
     models = report.facts["prompts"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from emb_tool.evaluate.short_names import short_names
+from emb_tool.formatting import short_names
 from emb_tool.report import Measure, Report, Table
 
 if TYPE_CHECKING:

@@ -239,7 +239,7 @@ def _gate(
 
 
 def _draw(report: Report, tasks: list[Task], reference: str | None, path: str) -> None:
-    from emb_tool.evaluate.short_names import short_names
+    from emb_tool.formatting import short_names
 
     names = short_names(dict.fromkeys(m.model for m in report.measures))
     panels: dict[tuple[str, str], list[plot.Point]] = {}

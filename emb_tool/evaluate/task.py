@@ -15,8 +15,8 @@ from emb_tool import method, registry
 from emb_tool.data.text_field import field_sentence
 from emb_tool.data.texts import is_local
 from emb_tool.errors import InvalidInput
-from emb_tool.evaluate.short_names import short_names
 from emb_tool.fields import FlagInfo
+from emb_tool.formatting import short_names
 from emb_tool.report import Measure
 
 if TYPE_CHECKING:

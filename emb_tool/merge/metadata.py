@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from threading import Thread
 
-import emb_tool
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.config import dump
 from emb_tool.errors import EmbToolError
 from emb_tool.merge.base import Merge
 from emb_tool.merge.setup import Setup
 from emb_tool.merge.stream import thread_count
+from emb_tool.version import __version__
 
 
 def hash_in_background(checkpoints: Iterable[Checkpoint]) -> list[Thread]:
@@ -52,7 +52,7 @@ def describe(setup: Setup, method: Merge, *, known: bool) -> dict[str, str]:
     for selector, numbers in (settings.get("weights") or {}).items():
         settings["weights"][selector] = [numbers[i] for i in order]
     said = {
-        "tool": f"embtool {emb_tool.__version__}",
+        "tool": f"embtool {__version__}",
         "method": json.dumps(settings),
         "models": ",".join(prints[i] for i in order),
         "seed": str(setup.job.seed),

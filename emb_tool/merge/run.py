@@ -10,7 +10,7 @@ from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import replace_metadata
 from emb_tool.config import Job
 from emb_tool.data.builtin_texts import sample_texts
-from emb_tool.evaluate.short_names import short_names
+from emb_tool.formatting import short_names
 from emb_tool.merge.adapter import Adapter
 from emb_tool.merge.base import Merge
 from emb_tool.merge.data import DATA

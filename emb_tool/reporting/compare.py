@@ -12,8 +12,7 @@ from typing import Any
 
 from emb_tool.checkpoint.files import read_json, write_atomically
 from emb_tool.errors import InvalidInput
-from emb_tool.evaluate.short_names import short_names
-from emb_tool.formatting import duration, format_value, percent, redact
+from emb_tool.formatting import duration, format_value, percent, redact, short_names
 from emb_tool.report import Measure, Report, Table
 from emb_tool.reporting.families import Family, Retention, group_outputs, of_input, of_root
 from emb_tool.reporting.summary import Summary, command, lowest_retention

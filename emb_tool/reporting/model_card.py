@@ -8,13 +8,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import emb_tool
 from emb_tool.checkpoint.layout import Layout
 from emb_tool.checkpoint.provenance import to_json_types
 from emb_tool.formatting import format_value, is_hub_id, public_name, redact
 from emb_tool.install import HUB, INSTALL, NEEDS_HUB, WHERE
 from emb_tool.report import Measure, Report, Table
 from emb_tool.reporting.summary import Summary, cost
+from emb_tool.version import __version__
 
 
 def write_model_card(
@@ -68,8 +68,7 @@ def write_model_card(
         "",
         f"# {title}",
         "",
-        f"Made by `embtool {report.verb}` {emb_tool.__version__}"
-        + (f" from {names}." if names else "."),
+        f"Made by `embtool {report.verb}` {__version__}" + (f" from {names}." if names else "."),
         "",
         *_cost(report),
         *_measures(report.measures),

@@ -16,12 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import emb_tool
 from emb_tool import registry
 from emb_tool.install import PLACE, WHERE
 from emb_tool.report import Measure, Report, Table
 from emb_tool.training.embeddings_client import KEY_VARIABLE
 from emb_tool.training.store import VectorStore
+from emb_tool.version import __version__
 
 ADDS = {
     "matplotlib": "pictures of quality against size: --plot",
@@ -60,7 +60,7 @@ def examine(quick: bool = False, say: Callable[[str], None] = lambda sentence: N
     packages = list(_packages())
     broken = [p for p in packages if not p.fits and p.extra is None]
     report.facts |= {
-        "embtool": emb_tool.__version__,
+        "embtool": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {p.name: p._asdict() for p in packages},
@@ -121,7 +121,7 @@ def _version(name: str) -> str | None:
 
 def _package_table(packages: list[Package]) -> Table:
     table = Table("versions", ["", "found", "needed", ""])
-    table.rows.append(["embtool", emb_tool.__version__, "", ""])
+    table.rows.append(["embtool", __version__, "", ""])
     table.rows.append(
         ["python", platform.python_version(), ">=3.11", _state(sys.version_info >= (3, 11))]
     )

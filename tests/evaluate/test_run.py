@@ -20,7 +20,7 @@ from emb_tool.evaluate import plot
 from emb_tool.evaluate.job import EvalJob
 from emb_tool.evaluate.model_pair import ModelPair
 from emb_tool.evaluate.run import evaluate
-from emb_tool.evaluate.short_names import short_names
+from emb_tool.formatting import short_names
 from emb_tool.model.encoder import Encoder
 from emb_tool.report import Report
 from emb_tool.runtime.device import Runtime

@@ -344,7 +344,7 @@ def test_no_torch_in_the_process_that_merges(tmp_path: Path) -> None:
     code = f"""
         import sys
         from pathlib import Path
-        from emb_tool.evaluate import check_process
+        from emb_tool.runtime import check_process
         check_process.ask = lambda *a: sys.exit(str("torch" in sys.modules))
         from emb_tool.cli.app import main
         main(["merge", *{models}, "--base", {base!r}, "-m", "ties", "-o", {str(tmp_path / "o")!r}])

@@ -12,8 +12,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from emb_tool.errors import InvalidInput, RunFailed
-from emb_tool.evaluate.progress_relay import ProgressReceiver
 from emb_tool.progress import Progress
+from emb_tool.progress.relay import ProgressReceiver
 
 if TYPE_CHECKING:
     from emb_tool.runtime.device import Runtime
