@@ -12,7 +12,7 @@ class EmbToolError(Exception):
 
     Args:
         message: What (name, value) and where from (flag, file and line, `--set`).
-        hint: What to do next, one sentence; printed after the message.
+        hint: What to do next, one sentence; printed after the message, also by a traceback.
     """
 
     exit_code = 1
@@ -21,6 +21,8 @@ class EmbToolError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint:
+            self.add_note(hint)
 
 
 class InvalidInput(EmbToolError):

@@ -64,9 +64,7 @@ def draw(
     """
     curves = curves or {}
     import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     count = len(panels) + len(curves)
     columns = 2 if count == 4 else min(count, 3)
@@ -80,9 +78,8 @@ def draw(
         "axes.titlelocation": "left",
     }
     with matplotlib.rc_context(style):
-        figure, axes = pyplot.subplots(
-            rows, columns, figsize=(5.6 * columns, 4.2 * rows), squeeze=False, layout="constrained"
-        )
+        figure = Figure(figsize=(5.6 * columns, 4.2 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
         try:
             for axis, (names, points) in zip(axes.flat, panels.items(), strict=False):
                 _panel(axis, *names, points)
@@ -99,8 +96,6 @@ def draw(
             write_atomically(target, picture.getvalue())
         except OSError as error:
             raise RunFailed(f"--plot {path}: {error.strerror}", "choose another place") from error
-        finally:
-            pyplot.close(figure)
 
 
 def _panel(axis: Any, title: str, figure: str, points: Sequence[Point]) -> None:
