@@ -180,6 +180,18 @@ def method_class(verb: str, name: str | None = None) -> type[Method] | None:
     return registry.load(verb, name) if name else None
 
 
+def flag_classes(verb: str) -> list[type[Any]]:
+    """The classes whose fields are flags: the job, its default method, what its steps share."""
+    job = job_class(verb)
+    classes: list[type[Any]] = [job]
+    if method := method_class(verb):
+        classes.append(method)
+    if issubclass(job, ChainJob) and job.shared:
+        module, attribute = job.shared
+        classes.append(getattr(import_module(module), attribute))
+    return classes
+
+
 def resolve(
     verb: str,
     *,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,9 @@ from emb_tool.report import Report, Table
 
 def job_command(verb: str) -> Callable[..., None]:
     """The command of a verb: the settings of its job and of its default method as options."""
-    cls = config.job_class(verb)
-    classes: list[tuple[str, Any]] = [("", cls)]
-    method = config.method_class(verb)
-    if method is not None:
-        classes.append((method.panel, method))
+    cls, *others = config.flag_classes(verb)
+    classes = [("", cls), *((other.panel, other) for other in others)]
     chain = issubclass(cls, config.ChainJob)
-    if issubclass(cls, config.ChainJob) and cls.shared:
-        module, attribute = cls.shared
-        shared = getattr(import_module(module), attribute)
-        classes.append((shared.panel, shared))
 
     def run(
         *,

@@ -1,6 +1,15 @@
 """`embtool compress`: fewer dimensions, layers, tokens and bits, in one chain."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Unpack
+
 from emb_tool.fields import MADE
+
+if TYPE_CHECKING:
+    from emb_tool.api import StrPath
+    from emb_tool.compress.kwargs import CompressKwargs
+    from emb_tool.report import Report
 
 PANEL = MADE
 SUMMARY = "fewer dimensions, layers, tokens and bits"
@@ -54,3 +63,22 @@ METHODS = tuple(
     )
     for name, summary in _SUMMARIES.items()
 )
+
+
+def compress(model: StrPath, **settings: Unpack[CompressKwargs]) -> Report:
+    """Make a model smaller by a chain of methods.
+
+    Args:
+        model: Folder, hub id, or a bare .safetensors file.
+        **settings: The options of `embtool compress`, as `method=["vocab", "int:bits=8"]`, and
+            `RunKwargs`.
+
+    Returns:
+        The report, as in `report.json`.
+
+    Raises:
+        EmbToolError: A setting or an input is at fault, or the work failed: see docs/api.md.
+    """
+    from emb_tool.api import run_verb
+
+    return run_verb("compress", {"model": model, **settings})

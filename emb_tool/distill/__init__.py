@@ -1,6 +1,14 @@
 """`embtool distill`: a small student whose vectors live in the teacher's space."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Unpack
+
 from emb_tool.fields import MADE
+
+if TYPE_CHECKING:
+    from emb_tool.distill.kwargs import DistillKwargs
+    from emb_tool.report import Report
 
 PANEL = MADE
 SUMMARY = "train a small student in the teacher's vector space"
@@ -24,3 +32,20 @@ METHODS = (
         "regress the student's vectors onto the teacher's, with the head inside the student",
     ),
 )
+
+
+def distill(**settings: Unpack[DistillKwargs]) -> Report:
+    """Train a small student whose vectors live in the teacher's space.
+
+    Args:
+        **settings: The options of `embtool distill`, as `student_layers=3`, and `RunKwargs`.
+
+    Returns:
+        The report, as in `report.json`.
+
+    Raises:
+        EmbToolError: A setting or an input is at fault, or the work failed: see docs/api.md.
+    """
+    from emb_tool.api import run_verb
+
+    return run_verb("distill", settings)

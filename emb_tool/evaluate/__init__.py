@@ -1,6 +1,17 @@
 """`embtool eval`: what a model is worth, how much of a reference it keeps, and how fast it is."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Unpack
+
 from emb_tool.fields import USED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from emb_tool.api import StrPath
+    from emb_tool.evaluate.kwargs import EvaluateKwargs
+    from emb_tool.report import Report
 
 PANEL = USED
 SUMMARY = "measure models: sts, retrieval, agreement, speed"
@@ -70,3 +81,21 @@ METHODS = (
     ),
 )
 """The tasks: name, module, class, summary."""
+
+
+def evaluate(models: StrPath | Sequence[StrPath], **settings: Unpack[EvaluateKwargs]) -> Report:
+    """Measure models side by side.
+
+    Args:
+        models: Folders or hub ids.
+        **settings: The options of `embtool eval`, as `task="sts:pairs.tsv"`, and `RunKwargs`.
+
+    Returns:
+        The report.
+
+    Raises:
+        EmbToolError: A setting or an input is at fault, or the work failed: see docs/api.md.
+    """
+    from emb_tool.api import run_verb
+
+    return run_verb("eval", {"models": models, **settings})

@@ -1,6 +1,15 @@
 """`embtool extend-context`: longer inputs, and short ones left as they were."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Unpack
+
 from emb_tool.fields import MADE
+
+if TYPE_CHECKING:
+    from emb_tool.api import StrPath
+    from emb_tool.extend_context.kwargs import ExtendContextKwargs
+    from emb_tool.report import Report
 
 PANEL = MADE
 SUMMARY = "let a model read longer texts"
@@ -31,3 +40,21 @@ METHODS = tuple(
     }.items()
 )
 """Method to what it does, in the order in which one would look for them."""
+
+
+def extend_context(model: StrPath, **settings: Unpack[ExtendContextKwargs]) -> Report:
+    """Let a model read longer texts.
+
+    Args:
+        model: Folder or hub id.
+        **settings: The options of `embtool extend-context`, as `to=2048`, and `RunKwargs`.
+
+    Returns:
+        The report, as in `report.json`.
+
+    Raises:
+        EmbToolError: A setting or an input is at fault, or the work failed: see docs/api.md.
+    """
+    from emb_tool.api import run_verb
+
+    return run_verb("extend-context", {"model": model, **settings})

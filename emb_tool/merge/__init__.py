@@ -1,6 +1,17 @@
 """`embtool merge`: several models of one family in one."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Unpack
+
 from emb_tool.fields import MADE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from emb_tool.api import StrPath
+    from emb_tool.merge.kwargs import MergeKwargs
+    from emb_tool.report import Report
 
 PANEL = MADE
 SUMMARY = "one model of several: soups, task vectors, ties"
@@ -43,3 +54,21 @@ METHODS = tuple(
     )
     for name, summary in _SUMMARIES.items()
 )
+
+
+def merge(models: StrPath | Sequence[StrPath], **settings: Unpack[MergeKwargs]) -> Report:
+    """Merge models of one family.
+
+    Args:
+        models: Folders, hub ids, LoRA adapters of the base, or bare .safetensors files.
+        **settings: The options of `embtool merge`, as `method="slerp:t=0.3"`, and `RunKwargs`.
+
+    Returns:
+        The report, as in `report.json`.
+
+    Raises:
+        EmbToolError: A setting or an input is at fault, or the work failed: see docs/api.md.
+    """
+    from emb_tool.api import run_verb
+
+    return run_verb("merge", {"models": models, **settings})
