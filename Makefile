@@ -42,6 +42,7 @@ format: $(VENV)/.test
 
 docs: $(VENV)/.test
 	$(BIN)/python docs/settings.py
+	$(BIN)/python docs/kwargs.py
 
 bench: $(VENV)/.test
 	@test -n '$(DATA)' || { echo 'say where the data is: make bench DATA=folder (see benchmarks/README.md)' >&2; exit 2; }

@@ -17,6 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from emb_tool import config, registry
 from emb_tool.recipe import read_recipe
+from tests.conftest import CliResult
+from tests.runs import check_here
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,12 +30,18 @@ TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 pytestmark = pytest.mark.skipif(not PAGES[0].exists(), reason="the pages are not installed")
 
 
-def commands(page: Path) -> Iterator[list[str]]:
-    """The `embtool` lines of a page's bash blocks, as words."""
-    for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("embtool "):
-                yield shlex.split(line)[1:]
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """The blocks of a page that a reader may run: `bash` or `python`, and the text."""
+    yield from re.findall(
+        r"```(bash|python)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
+    )
+
+
+def commands(block: str) -> Iterator[list[str]]:
+    """The `embtool` lines of a bash block, as words."""
+    for line in block.replace("\\\n", " ").splitlines():
+        if line.startswith("embtool "):
+            yield shlex.split(line)[1:]
 
 
 @pytest.fixture
@@ -63,23 +71,50 @@ def named_files(
     return tmp_path
 
 
-def test_the_commands_of_the_readme_run(
-    named_files: Path, tiny_bert: Path, run_cli: Callable[..., object]
+def test_the_blocks_of_the_readme_run(
+    named_files: Path, tiny_bert: Path, run_cli: Callable[..., CliResult]
 ) -> None:
-    ran = 0
-    for words in commands(ROOT / "README.md"):
-        words = [{TEACHER: str(tiny_bert), "passkey": FEW}.get(word, word) for word in words]
-        result = run_cli(words)
-        assert result.code == 0, (words, result.err)  # type: ignore[attr-defined]
-        ran += 1
-    assert ran >= 5
+    ran = []
+    names: dict[str, object] = {}
+    for language, block in blocks(ROOT / "README.md"):
+        ran.append(language)
+        if language == "python":
+            if 'output="student"' in block:  # what the command before it has written
+                shutil.rmtree("student")
+            with pytest.MonkeyPatch.context() as patch:
+                check_here(patch)
+                exec(block.replace(TEACHER, str(tiny_bert)), names)
+            continue
+        for words in commands(block):
+            words = [{TEACHER: str(tiny_bert), "passkey": FEW}.get(word, word) for word in words]
+            result = run_cli(words)
+            assert result.code == 0, (words, result.err)
+    assert ran.count("bash") >= 5
+    assert ran.count("python") >= 3
     assert (named_files / "student" / "recipe.yaml").exists()
     assert (named_files / "queries.npy").exists()
 
 
+def test_the_blocks_of_the_api_page_run(
+    named_files: Path,
+    tiny_bert: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    check_here(monkeypatch)
+    names: dict[str, object] = {}
+    for _, block in blocks(ROOT / "docs" / "api.md"):
+        exec(block.replace(TEACHER, str(tiny_bert)), names)
+    assert "did you mean student_layers" in capsys.readouterr().out
+    assert (named_files / "small" / "report.json").exists()
+    assert (named_files / "vectors.npy").exists()
+    assert not (named_files / "smaller").exists()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_on_a_page_exists(page: Path, run_cli: Callable[..., object]) -> None:
-    for words in commands(page):
+    found = (words for kind, block in blocks(page) if kind == "bash" for words in commands(block))
+    for words in found:
         help_text = run_cli([words[0], "--help"])
         assert help_text.code == 0, words  # type: ignore[attr-defined]
         for word in words[1:]:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from emb_tool import hub
+from emb_tool import hub, load
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.int import Int
 from emb_tool.editing import CheckpointEditor
@@ -54,7 +54,7 @@ def pack(model: Path, out: Path, **settings: Any) -> Path:
 
 
 def encode(folder: Path, texts: list[str], **settings: Any) -> np.ndarray:
-    return np.asarray(hub.load(folder, device="cpu", **settings).encode(texts), np.float32)
+    return np.asarray(load(folder, device="cpu", **settings).encode(texts), np.float32)
 
 
 def resident(model: torch.nn.Module) -> int:
@@ -91,7 +91,7 @@ def test_saved_again(
     """By sentence-transformers, by transformers and by us: the same bytes, the same vectors."""
     folder = packed(family)
     wanted = encode(folder, sentences[:20])
-    hub.load(folder, device="cpu").save(str(tmp_path / "again"))
+    load(folder, device="cpu").save(str(tmp_path / "again"))
     ours = tmp_path / "ours"
     ours.mkdir()
     Encoder.open(folder, Runtime.start("cpu", "fp32")).save(ours)
@@ -146,7 +146,7 @@ def test_dtypes_are_respected(
 ) -> None:
     folder = packed("tiny_bert")
     wanted = encode(folder, sentences[:10])
-    half = hub.load(folder, device="cpu", model_kwargs={"dtype": torch.float16})
+    half = load(folder, device="cpu", model_kwargs={"dtype": torch.float16})
     table = half[0].auto_model.embeddings.word_embeddings
     assert table(torch.tensor([1])).dtype == torch.float16
     assert {p.dtype for p in half.parameters()} == {torch.float16}
@@ -284,7 +284,7 @@ def test_a_table_in_two_places(tmp_path: Path, sentences: list[str]) -> None:
     wanted = encode(folder, sentences[:20])
     found = encode(out, sentences[:20])
     assert (found * wanted).sum(1).min() > 0.999
-    hub.load(out, device="cpu").save(str(tmp_path / "again"))
+    load(out, device="cpu").save(str(tmp_path / "again"))
     np.testing.assert_array_equal(encode(tmp_path / "again", sentences[:20]), found)
     assert load_file(tmp_path / "again/model.safetensors").keys() == tensors.keys()
 
