@@ -13,16 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emb_tool import config
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.engine import run
+from emb_tool.compress import compress
 from emb_tool.evaluate.agreement import similarity_metrics
-from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report
 from emb_tool.reporting.lineage import lineage
 from emb_tool.reporting.model_card import model_index
 from emb_tool.reporting.summary import Summary
-from emb_tool.runner import Options
 from tests.conftest import WORDS, CliResult
 from tests.merge.test_merge import sibling
 from tests.runs import check_here
@@ -53,9 +50,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, sts: str) -
     with pytest.MonkeyPatch.context() as patch:
         check_here(patch)
         for source, method, out in (("A", "layers:keep=1", "B"), ("B", "int:bits=3", "C")):
-            flags = {"model": str(folder / source), "output": str(folder / out), "eval": (sts,)}
-            job = config.resolve("compress", flags=flags, method=[method])
-            run(job, Options(progress=Progress(0)))
+            compress(folder / source, method=method, eval=[sts], output=folder / out)
         yield folder
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.calibration import CalibrationContext
-from emb_tool.compress.step import CompressStep
+from emb_tool.compress.step import CompressStep, run_steps
 from emb_tool.editing import CheckpointEditor
 from emb_tool.packed.base import Packed
 from emb_tool.progress import Progress
@@ -108,12 +108,8 @@ def run_step(
 ) -> CheckpointEditor:
     """A draft after one step."""
     folder.mkdir(exist_ok=True)
-    before = CheckpointEditor.of(Checkpoint.open(source, need_tokenizer=False))
-    draft = before.copy()
-    step.plan(draft)
-    draft.history.append(step.name)
-    step.apply(draft, before, make_work(folder, texts))
-    return draft
+    start = CheckpointEditor.of(Checkpoint.open(source, need_tokenizer=False))
+    return run_steps([step], start, make_work(folder, texts))
 
 
 def bare(folder: Path, **tables: torch.Tensor) -> Path:

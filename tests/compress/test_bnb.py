@@ -19,12 +19,14 @@ from emb_tool.compress.bnb_int8 import BnbInt8
 from emb_tool.compress.bnb_nf4 import BnbNf4
 from emb_tool.compress.cast import Cast
 from emb_tool.compress.rotate import Rotate
+from emb_tool.compress.step import run_steps
 from emb_tool.compress.svd import Svd
 from emb_tool.compress.truncate import Truncate
 from emb_tool.editing import CheckpointEditor
 from emb_tool.errors import InvalidInput
 from emb_tool.model.encoder import Encoder
 from emb_tool.runtime.device import Runtime
+from tests.compress.quantised import make_work
 from tests.conftest import make_bert
 
 METHODS = [BnbInt8(), BnbNf4(), BnbNf4(double_quant=True), BnbFp4()]
@@ -37,11 +39,8 @@ def bert_64(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def written(model: Path, folder: Path, *methods: Bnb | Cast) -> CheckpointEditor:
-    draft = CheckpointEditor.of(Checkpoint.open(model))
-    for method in methods:
-        method.plan(draft)
-        draft.history.append(method.name)
     folder.mkdir()
+    draft = run_steps(methods, CheckpointEditor.of(Checkpoint.open(model)), make_work(folder))
     draft.write(folder)
     return draft
 

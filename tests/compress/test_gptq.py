@@ -16,6 +16,7 @@ from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.calibration import CalibrationContext
 from emb_tool.compress.gptq import Gptq
 from emb_tool.compress.int import Int as RoundToNearest
+from emb_tool.compress.step import run_steps
 from emb_tool.editing import CheckpointEditor
 from emb_tool.errors import InvalidInput
 from emb_tool.model.encoder import Encoder
@@ -23,20 +24,14 @@ from emb_tool.ops import layer_inputs
 from emb_tool.packed.int import Int
 from emb_tool.progress import Progress
 from emb_tool.runtime.device import Runtime
+from tests.compress.quantised import make_work
 
 
 def written(
     model: Path, folder: Path, texts: list[str], *steps: Gptq | RoundToNearest
 ) -> CheckpointEditor:
     folder.mkdir()
-    runtime = Runtime.start("cpu")
-    work = CalibrationContext(texts, runtime, Progress(0), folder)
-    draft = CheckpointEditor.of(Checkpoint.open(model))
-    for step in steps:
-        before = draft.copy()
-        step.plan(draft)
-        draft.history.append(step.name)
-        step.apply(draft, before, work)
+    draft = run_steps(steps, CheckpointEditor.of(Checkpoint.open(model)), make_work(folder, texts))
     draft.write(folder / "out")
     return draft
 

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.calibration import CalibrationContext
+from emb_tool.compress.step import run_steps
 from emb_tool.compress.vocab import Vocab
 from emb_tool.editing import CheckpointEditor
 from emb_tool.errors import InvalidInput
@@ -44,13 +45,12 @@ def trim(
     **settings: object,
 ) -> CheckpointEditor:
     """Into `tmp_path / "out"`; what becomes of texts is told of the corpus unless others are."""
-    step, draft = planned(model, **settings)
     corpus = CORPUS if texts is None else texts
     work = CalibrationContext(
         corpus, Runtime.start("cpu"), progress or Progress(0), tmp_path / "scratch",
         unseen=corpus if unseen is None else unseen,
     )  # fmt: skip
-    step.apply(draft, CheckpointEditor.of(draft.checkpoint), work)
+    draft = run_steps([build(Vocab, settings)], CheckpointEditor.of(Checkpoint.open(model)), work)
     draft.write(tmp_path / "out")
     return draft
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emb_tool.encode import run
+from emb_tool.encode import encode, run
 from emb_tool.encode.job import EncodeJob
-from emb_tool.encode.run import check, encode
+from emb_tool.encode.run import check
 from emb_tool.errors import InvalidInput
 from emb_tool.model.encoder import Encoder
 from emb_tool.registry import build
@@ -24,11 +24,6 @@ def texts(tmp_path: Path, sentences: list[str]) -> Path:
     records = WORDS + sentences[:60]
     path.write_text("".join(json.dumps({"text": t}) + "\n" for t in records), "utf-8")
     return path
-
-
-@pytest.fixture
-def runtime() -> Runtime:
-    return Runtime.start("cpu")
 
 
 def job(model: Path, texts: Path | str, output: Path, **fields: Any) -> EncodeJob:
@@ -47,7 +42,6 @@ def test_a_row_for_every_record_in_order(
     tmp_path: Path,
     texts: Path,
     sentences: list[str],
-    runtime: Runtime,
     monkeypatch: pytest.MonkeyPatch,
     family: str,
 ) -> None:
@@ -55,8 +49,10 @@ def test_a_row_for_every_record_in_order(
     model = request.getfixturevalue(family)
     monkeypatch.setattr(run, "BLOCK_TEXTS", 16)
     done: list[int] = []
-    report = encode(
-        job(model, texts, tmp_path / "out.npy", batch_tokens=64), runtime, progress=done.append
+    report = run.encode(
+        job(model, texts, tmp_path / "out.npy", batch_tokens=64),
+        Runtime.start("cpu"),
+        progress=done.append,
     )
     vectors = np.load(tmp_path / "out.npy", mmap_mode="r")
     records = WORDS + sentences[:60]
@@ -75,14 +71,13 @@ def test_parquet_has_texts_and_vectors(
     tiny_bert: Path,
     tmp_path: Path,
     texts: Path,
-    runtime: Runtime,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(run, "BLOCK_TEXTS", 16)
-    encode(job(tiny_bert, texts, tmp_path / "out.parquet"), runtime)
-    encode(job(tiny_bert, texts, tmp_path / "out.npy"), runtime)
+    encode(tiny_bert, texts, output=tmp_path / "out.parquet")
+    encode(tiny_bert, texts, output=tmp_path / "out.npy")
     file = pq.ParquetFile(tmp_path / "out.parquet")
     assert file.num_row_groups == 5
     table = file.read()
@@ -93,57 +88,49 @@ def test_parquet_has_texts_and_vectors(
     np.testing.assert_array_equal(stacked, np.load(tmp_path / "out.npy"))
 
 
-def test_prompts_and_the_limit(
-    tiny_bert: Path, tmp_path: Path, texts: Path, runtime: Runtime
-) -> None:
-    report = encode(
-        job(tiny_bert, texts, tmp_path / "q.npy", prompt_name="query", limit=2), runtime
-    )
+def test_prompts_and_the_limit(tiny_bert: Path, tmp_path: Path, texts: Path) -> None:
+    report = encode(tiny_bert, texts, output=tmp_path / "q.npy", prompt_name="query", limit=2)
     assert report.facts["prompts"] == {"texts": "query: "}
     assert report.tables[-1].title == "prompts: texts 'query: '"
     expected = by_sentence_transformers(tiny_bert, WORDS[:2], prompt="query: ")
     np.testing.assert_allclose(np.load(tmp_path / "q.npy"), expected, atol=2e-5)
     with pytest.raises(InvalidInput, match="no prompt named 'qeury'"):
-        encode(job(tiny_bert, texts, tmp_path / "x.npy", prompt_name="qeury"), runtime)
+        encode(tiny_bert, texts, output=tmp_path / "x.npy", prompt_name="qeury")
     assert not (tmp_path / "x.npy").exists()
 
 
-def test_texts_that_are_cut_are_counted(tiny_bert: Path, tmp_path: Path, runtime: Runtime) -> None:
+def test_texts_that_are_cut_are_counted(tiny_bert: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.txt"
     source.write_text("short\n" + "river " * 50 + "\n" + "sea " * 50 + "\n")
-    report = encode(job(tiny_bert, source, tmp_path / "o.npy"), runtime)
+    report = encode(tiny_bert, source, output=tmp_path / "o.npy")
     assert report.value("truncated") == 2
     assert "2 of 3 texts were longer than 32 tokens" in report.warnings[0]
-    report = encode(job(tiny_bert, source, tmp_path / "p.npy", max_length=2), runtime)
+    report = encode(tiny_bert, source, output=tmp_path / "p.npy", max_length=2)
     assert report.value("truncated") == 3
 
 
-def test_an_output_that_cannot_be_is_refused_before_work(
-    tmp_path: Path, texts: Path, runtime: Runtime
-) -> None:
+def test_an_output_that_cannot_be_is_refused_before_work(tmp_path: Path, texts: Path) -> None:
     """The model does not exist: whatever is refused first was looked at before it."""
     taken = tmp_path / "taken.npy"
     taken.write_bytes(b"mine")
     with pytest.raises(InvalidInput, match="exists already"):
-        encode(job(tmp_path / "no-model", texts, taken), runtime)
+        encode(tmp_path / "no-model", texts, output=taken)
     with pytest.raises(InvalidInput, match="there is no folder"):
-        encode(job(tmp_path / "no-model", texts, tmp_path / "no" / "x.npy"), runtime)
+        encode(tmp_path / "no-model", texts, output=tmp_path / "no" / "x.npy")
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(InvalidInput, match="is a folder"):
-        encode(job(tmp_path / "no-model", texts, tmp_path / "folder.npy"), runtime)
+        encode(tmp_path / "no-model", texts, output=tmp_path / "folder.npy")
     with pytest.raises(InvalidInput, match="no-model does not exist"):
         check(job(tmp_path / "no-model", texts, tmp_path / "x.npy"))
     assert taken.read_bytes() == b"mine"
 
 
-def test_overwriting_and_repeating(
-    tiny_bert: Path, tmp_path: Path, texts: Path, runtime: Runtime
-) -> None:
+def test_overwriting_and_repeating(tiny_bert: Path, tmp_path: Path, texts: Path) -> None:
     output = tmp_path / "out.npy"
     output.write_bytes(b"old")
-    encode(job(tiny_bert, texts, output), runtime, overwrite=True)
+    encode(tiny_bert, texts, output=output, overwrite=True)
     first = output.read_bytes()
-    encode(job(tiny_bert, texts, output), runtime, overwrite=True)
+    encode(tiny_bert, texts, output=output, overwrite=True)
     assert output.read_bytes() == first
 
 
@@ -151,7 +138,6 @@ def test_overwriting_and_repeating(
 def test_a_fault_far_down_leaves_nothing(
     tiny_bert: Path,
     tmp_path: Path,
-    runtime: Runtime,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
@@ -159,12 +145,12 @@ def test_a_fault_far_down_leaves_nothing(
     source = tmp_path / "in.jsonl"
     source.write_text('{"text": "river"}\n' * 9 + "broken\n")
     with pytest.raises(InvalidInput, match=r"in\.jsonl:10: not JSON"):
-        encode(job(tiny_bert, source, tmp_path / name), runtime)
+        encode(tiny_bert, source, output=tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_nan_is_refused_by_row(
-    tiny_bert: Path, tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model one of whose word vectors is NaN: the texts with that word are at fault."""
     original = Encoder.open.__func__  # type: ignore[attr-defined]
@@ -179,7 +165,7 @@ def test_nan_is_refused_by_row(
     source = tmp_path / "in.txt"
     source.write_text("river\nthe bear\nthe wolf sings\n")
     with pytest.raises(InvalidInput, match=r"in.txt:3: .* NaN or infinity for this text \(row 2\)"):
-        encode(job(tiny_bert, source, tmp_path / "out.npy"), runtime)
+        encode(tiny_bert, source, output=tmp_path / "out.npy")
     assert not (tmp_path / "out.npy").exists()
 
 

@@ -12,15 +12,13 @@ import numpy as np
 import pytest
 
 from emb_tool.checkpoint.ranges import Ranges, read_ranges_file, write_ranges
-from emb_tool.encode import run
+from emb_tool.encode import encode, run
 from emb_tool.encode.job import EncodeJob
-from emb_tool.encode.run import encode
 from emb_tool.encode.vector_files import read_vectors
 from emb_tool.errors import InvalidInput
 from emb_tool.ops.precisions import PRECISIONS
 from emb_tool.registry import build
 from emb_tool.report import Report
-from emb_tool.runtime.device import Runtime
 from tests.conftest import CliResult
 
 TEXTS = 50
@@ -37,10 +35,9 @@ def texts(tmp_path: Path, sentences: list[str]) -> Path:
 def go(tiny_static: Path, texts: Path, tmp_path: Path) -> Callable[..., Report]:
     """Encode the texts; by default with the static model, whose vectors cost nothing."""
 
-    def run_job(name: str, precision: str, overwrite: bool = False, **fields: Any) -> Report:
-        values = {"model": str(tiny_static), "texts": (str(texts),)} | fields
-        job = EncodeJob(output=str(tmp_path / name), precision=precision, **values)
-        return encode(job, Runtime.start("cpu"), overwrite=overwrite)
+    def run_job(name: str, precision: str, **fields: Any) -> Report:
+        settings = {"model": tiny_static, "texts": texts, "output": tmp_path / name} | fields
+        return encode(**settings, precision=precision)
 
     return run_job
 

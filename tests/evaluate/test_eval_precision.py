@@ -12,14 +12,14 @@ import pytest
 
 from emb_tool.checkpoint.ranges import Ranges, write_ranges
 from emb_tool.errors import InvalidInput
+from emb_tool.evaluate import evaluate
 from emb_tool.evaluate.job import EvalJob
 from emb_tool.evaluate.model_pair import ModelPair
 from emb_tool.evaluate.nearest_neighbors import rescore, search
 from emb_tool.evaluate.precision import overlap
-from emb_tool.evaluate.run import evaluate
 from emb_tool.evaluate.task import parse_task
 from emb_tool.model.encoder import Encoder
-from emb_tool.report import Measure, Report
+from emb_tool.report import Measure
 from emb_tool.runtime.device import Runtime
 from tests.conftest import CliResult
 from tests.evaluate.test_metrics import trec_eval, trec_order
@@ -162,11 +162,6 @@ def test_ranges_stored_with_the_model_are_those_measured(
     assert stored[1] == "ranges: stored with the model"
 
 
-def run(**fields: object) -> Report:
-    job = EvalJob(**{k: str(v) if isinstance(v, Path) else v for k, v in fields.items()})
-    return evaluate(job, Runtime.start("cpu"))
-
-
 def test_the_report_and_its_gate(
     tiny_static: Path,
     tiny_bert: Path,
@@ -174,7 +169,7 @@ def test_the_report_and_its_gate(
 ) -> None:
     """Without a reference the gate is on what a precision keeps of the model's own float32."""
     fields = {"models": [str(tiny_static)], "task": [f"retrieval:{beir}"]}
-    report = run(**fields, precision="int8,ubinary", rescore="0,1", min_retention=0.999)
+    report = evaluate(**fields, precision="int8,ubinary", rescore="0,1", min_retention=0.999)
     of = "retrieval:toy [ubinary]"
     kept = report.value("retention", of)
     assert kept is not None
@@ -188,7 +183,7 @@ def test_the_report_and_its_gate(
         ["  ubinary", "4"], ["  ubinary, rescore 1", "4"],
     ]  # fmt: skip
     assert report.tables[0].columns[-1] == "toy"  # no retention where there is no reference
-    against = run(**fields, precision=["rabitq"], reference=tiny_bert)
+    against = evaluate(**fields, precision=["rabitq"], reference=tiny_bert)
     base = against.value("ndcg@10", "retrieval:toy", str(tiny_bert))
     mine = against.value("ndcg@10", "retrieval:toy [rabitq]", str(tiny_static))
     assert mine is not None

@@ -16,20 +16,14 @@ import rich.text
 
 from emb_tool import registry
 from emb_tool.errors import InvalidInput
-from emb_tool.evaluate import plot
+from emb_tool.evaluate import evaluate, plot
 from emb_tool.evaluate.job import EvalJob
 from emb_tool.evaluate.model_pair import ModelPair
-from emb_tool.evaluate.run import evaluate
 from emb_tool.formatting import short_names
 from emb_tool.model.encoder import Encoder
 from emb_tool.report import Report
 from emb_tool.runtime.device import Runtime
 from tests.evaluate.test_tasks import beir, sts_file  # noqa: F401  (fixtures)
-
-
-def run(**fields: object) -> Report:
-    job = EvalJob(**{k: str(v) if isinstance(v, Path) else v for k, v in fields.items()})
-    return evaluate(job, Runtime.start("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +36,7 @@ def compared(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Report:
     """Two students against a teacher, every task, with a picture."""
-    return run(
+    return evaluate(
         models=[str(tiny_static), str(tiny_bert_wide)],
         task=[
             f"sts:{sts_file}",
@@ -116,15 +110,15 @@ def test_the_gate_is_the_lowest_retention(
         "task": [f"sts:{sts_file}", f"retrieval:{beir}"],
         "reference": tiny_bert,
     }
-    free = run(**fields)
+    free = evaluate(**fields)
     kept = {(m.model, m.of): m.value for m in free.measures if m.name == "retention"}
     assert kept[str(tiny_bert), "retrieval:toy"] == pytest.approx(100)
     (model, task), worst = min(kept.items(), key=lambda item: item[1])
-    below = run(**fields, min_retention=worst / 100 + 0.001)
+    below = evaluate(**fields, min_retention=worst / 100 + 0.001)
     assert below.exit_code == 3
     assert below.gate is not None
     assert below.gate.startswith(f"{model} keeps {worst:.2f} % of the reference's figure in {task}")
-    assert run(**fields, min_retention=worst / 100 - 0.001).exit_code == 0
+    assert evaluate(**fields, min_retention=worst / 100 - 0.001).exit_code == 0
 
 
 def test_a_query_model_makes_it_asymmetric(
@@ -134,8 +128,8 @@ def test_a_query_model_makes_it_asymmetric(
     beir: Path,  # noqa: F811
 ) -> None:
     task = f"retrieval:{beir}"
-    student = run(models=[str(tiny_static)], task=[task], reference=tiny_bert)
-    crossed = run(
+    student = evaluate(models=[str(tiny_static)], task=[task], reference=tiny_bert)
+    crossed = evaluate(
         models=[str(tiny_bert)], task=[task], reference=tiny_bert, query_model=tiny_static
     )
     pair = f"{tiny_static} > {tiny_bert}"
@@ -146,12 +140,12 @@ def test_a_query_model_makes_it_asymmetric(
         "ndcg@10", model=str(tiny_bert)
     )
     with pytest.raises(InvalidInput, match="48 dimensions"):
-        run(models=[str(tiny_bert)], task=[task], query_model=tiny_bert_wide)
+        evaluate(models=[str(tiny_bert)], task=[task], query_model=tiny_bert_wide)
 
 
 def test_texts_that_are_cut_are_counted(tiny_bert: Path, sts_file: Path) -> None:  # noqa: F811
     models = [str(tiny_bert)] * 2
-    report = run(models=models, task=[f"sts:{sts_file}"], max_length=6, reference=tiny_bert)
+    report = evaluate(models=models, task=[f"sts:{sts_file}"], max_length=6, reference=tiny_bert)
     rows = [line.split("\t") for line in sts_file.read_text().splitlines()[1:]]
     encoder = Encoder.open(tiny_bert, Runtime.start("cpu"), max_length=6)
     for column, what in enumerate(("first", "second")):
@@ -196,10 +190,10 @@ def test_a_picture_that_cannot_be_made_is_refused_before_the_work(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidInput, match="there is no folder"):
-        run(models=["nowhere"], task=["speed"], plot=tmp_path / "no" / "p.png")
+        evaluate(models=["nowhere"], task=["speed"], plot=tmp_path / "no" / "p.png")
     monkeypatch.setattr(plot, "find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match="matplotlib is not installed") as caught:
-        run(models=["nowhere"], task=["speed"], plot=tmp_path / "p.png")
+        evaluate(models=["nowhere"], task=["speed"], plot=tmp_path / "p.png")
     assert caught.value.hint == "run: pip install './embtool[plot]'"
 
 
@@ -207,15 +201,15 @@ def test_labels_of_close_points_do_not_overlap(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Six models of like size and quality: boxes as drawn."""
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     boxes = []
 
-    def look(figure: Any) -> None:
+    def look(figure: Any, *_: object, **__: object) -> None:
         figure.draw_without_rendering()
         boxes.extend(text.get_window_extent() for text in figure.axes[0].texts)
 
-    monkeypatch.setattr(pyplot, "close", look)
+    monkeypatch.setattr(Figure, "savefig", look)
     points = [
         plot.Point(f"model-{i}", 10**7 + 10**5 * i, 0.8 + 0.01 * (i % 3), i == 0) for i in range(6)
     ]
