@@ -32,7 +32,7 @@ def run(job: Job, options: Options) -> Report:
     """Carry out one job.
 
     Raises:
-        Refused, Failed, Interrupted: See the design of each; a full disk is a Failed.
+        InvalidInput, RunFailed, Interrupted: See `emb_tool.errors`; a full disk is a `RunFailed`.
     """
     started = time.perf_counter()
     options.progress.warnings.clear()

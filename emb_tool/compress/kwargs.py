@@ -22,7 +22,7 @@ class CompressKwargs(RunKwargs, total=False):
     prompt_name: str
     limit: int | None
     holdout: int
-    with_: StrPath | None
+    partner: StrPath | None
     dev: Sequence[str]
     eval: Sequence[str]
     min_retention: float | None

@@ -22,18 +22,18 @@ class DistillKwargs(RunKwargs, total=False):
     texts: Sequence[StrPath]
     queries: Sequence[StrPath]
     stream: bool
-    buffer: int
+    shuffle_buffer: int
     text_field: str | None
     query_field: str | None
     delimiter: Literal["tab", "comma", "semicolon", "bar"] | None
     header: bool | None
     prompt_name: str
     limit: int | None
-    sample: Sequence[float] | str
+    fraction: Sequence[float] | str
     holdout: int
     dev: Sequence[str]
     eval: Sequence[str]
-    scores: int
+    num_evals: int
     min_retention: float | None
     output: Required[StrPath]
     router: bool
@@ -54,9 +54,9 @@ class DistillKwargs(RunKwargs, total=False):
     lr: float
     warmup: float
     weight_decay: float
-    clip: float
+    max_grad_norm: float
     batch_tokens: int
-    accumulate: int
+    grad_accumulation: int
     max_length: int | None
     query_share: float | None
     dropout: bool
@@ -64,6 +64,6 @@ class DistillKwargs(RunKwargs, total=False):
     head: Literal["auto", "none", "linear", "mlp"]
     bias: bool
     dims: Sequence[int] | str
-    cosine: float
-    gor: float
+    cosine_weight: float
+    gor_weight: float
     preset: Literal["leaf", "quick"]

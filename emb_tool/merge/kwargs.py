@@ -16,7 +16,7 @@ class MergeKwargs(RunKwargs, total=False):
     seed: int
     method: MethodSpec
     base: StrPath | None
-    take: Sequence[str]
+    copy_from: Sequence[str]
     out_dtype: Literal["auto", "fp32", "bf16", "fp16"]
     shard_mb: int
     eval: Sequence[str]
