@@ -226,13 +226,14 @@ def process_state() -> dict[str, Any]:
 
 
 def test_a_job_leaves_the_process_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasets import are_progress_bars_disabled
+    from datasets import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     monkeypatch.delenv("TOKENIZERS_PARALLELISM")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
     transformers_logging.enable_progress_bar()
+    enable_progress_bars()
     args, settings, _ = SAME["distill"]
     distill(*args, **settings, output="first")  # imports what it needs
     random.seed(5), np.random.seed(6), torch.manual_seed(7)
