@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 from common import Ratio, arguments, finish
 
+from emb_tool.checkpoint.own_files import REPORT
+
 COLUMNS = [
     "merge", "by", "s", "s without the check", "over copies", "over embtool's", "peak MB",
 ]  # fmt: skip
@@ -168,7 +170,7 @@ def contenders(
 
     def embtool() -> tuple[float, float, float]:
         took, peak = watched(ours, out)
-        timings = json.loads((out / "report.json").read_text(encoding="utf-8"))["timings"]
+        timings = json.loads((out / REPORT).read_text(encoding="utf-8"))["timings"]
         return took, took - timings["check_seconds"], peak
 
     def peer(command: list[str]) -> Callable[[], tuple[float, float, float]]:

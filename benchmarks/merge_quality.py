@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from common import arguments, documents, embtool, finish, seconds, write_texts
 
+from emb_tool.checkpoint.own_files import REPORT
 from emb_tool.registry import methods
 
 SEED = 0
@@ -122,7 +123,7 @@ def merge_all(
                              "-o", out, "--overwrite")  # fmt: skip
             print(f"{name}: {report['job']['method']}", flush=True)
         else:
-            report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+            report = json.loads((out / REPORT).read_text(encoding="utf-8"))
         made[name], took[name] = (
             out,
             sum(report["timings"].get(part, 0.0) for part in ("look_seconds", "merge_seconds")),

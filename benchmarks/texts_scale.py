@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from common import arguments, finish
 
+from emb_tool.checkpoint.own_files import METRICS
+
 WORDS = 2000
 FILES = 64
 
@@ -114,7 +116,7 @@ def main() -> int:
             env={**os.environ, "EMBTOOL_STORE": str(store)},
         )  # fmt: skip
         seen: list[tuple[float, int, int]] = []  # seconds, texts, bytes
-        metrics = out.with_name(out.name + ".partial") / "metrics.jsonl"
+        metrics = out.with_name(out.name + ".partial") / METRICS
         while child.poll() is None:
             texts = 0
             if metrics.exists():

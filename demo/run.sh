@@ -29,4 +29,4 @@ echo "== measure the teacher and the student" >&2
     --task "retrieval:$out/docstrings/retrieval" --task "agreement:$out/docstrings/heldout.jsonl" \
     --task "speed:lengths=32,batch_tokens=4096" --json > "$out/eval.json"
 "$python" "$here/table.py" "$out/eval.json" "$teacher" "$out/student"
-echo "page: $out/student/report.html" >&2
+echo "page: $out/student/embtool/report.html" >&2

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from emb_tool import registry
 from emb_tool.checkpoint.output import OutputFolder, check_file_size, disk_full
+from emb_tool.checkpoint.own_files import REPORT, own_file
 from emb_tool.config import Job
 from emb_tool.errors import EmbToolError, Interrupted, InvalidInput, RunFailed
 from emb_tool.plan import Plan
@@ -210,7 +211,7 @@ def _finish(
     # what is left takes milliseconds, and the report that is printed has to be the one on disk
     report.timings["total_seconds"] = time.perf_counter() - started
     text = json.dumps(report.to_file(), indent=2)
-    (partial / "report.json").write_text(text + "\n", encoding="utf-8")
+    own_file(partial, REPORT).write_text(text + "\n", encoding="utf-8")
     write_provenance(
         partial,
         job=job.recipe(),
@@ -289,4 +290,4 @@ def _planned(plan: Plan) -> list[Table]:
 
 def _read_report(out: Path) -> Report:
     """The report of a finished output."""
-    return Report.from_json(json.loads((out / "report.json").read_text(encoding="utf-8")))
+    return Report.from_json(json.loads((out / REPORT).read_text(encoding="utf-8")))

@@ -1,10 +1,12 @@
-"""How embtool is installed: the one place that says so.
+"""How embtool is installed and its outputs uploaded: the one place that says so.
 
 No package index has it, so its bare name is never given to pip: whoever registers that name there
 would be installed instead. What is named is a path: a clone of the repository.
 """
 
 from __future__ import annotations
+
+from shlex import quote
 
 PLACE = "./embtool"
 """What pip is given; `git+https://...` once the repository has a public address."""
@@ -24,6 +26,11 @@ NEEDS_HUB = (
     "brings its format, and refuse it without; `embtool expand` writes it out plain."
 )
 """Why that line is needed."""
+
+
+def upload(folder: str) -> str:
+    """The line that uploads an output to the Hugging Face Hub."""
+    return f"hf upload REPO {quote(folder)}"
 
 
 def install(extra: str) -> str:

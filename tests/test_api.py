@@ -25,6 +25,7 @@ import torch
 import emb_tool
 from emb_tool import config, registry
 from emb_tool.api import RunKwargs
+from emb_tool.checkpoint.own_files import PROVENANCE, REPORT
 from emb_tool.cli.jobs import job_command
 from emb_tool.compress import compress
 from emb_tool.compress.int import Int
@@ -125,9 +126,7 @@ def test_a_function_writes_the_bytes_of_its_command(
         assert Path("python.npy").read_bytes() == Path("command.npy").read_bytes()
     else:
         assert weight_files(Path("python")) == weight_files(Path("command"))
-        facts = [
-            json.loads(Path(out, "provenance.json").read_text()) for out in ("python", "command")
-        ]
+        facts = [json.loads(Path(out, PROVENANCE).read_text()) for out in ("python", "command")]
         assert facts[0]["digest"] == facts[1]["digest"]
 
 
@@ -178,7 +177,7 @@ def test_an_output_below_its_gate_is_reported(folder: Path) -> None:
     report = compress("a", method="int:bits=8", max_bytes=2000, output="out")
     assert report.gate
     assert report.exit_code == 3
-    assert Path("out/report.json").exists()
+    assert Path("out", REPORT).exists()
 
 
 def test_unknown_settings_are_refused_with_the_nearest() -> None:

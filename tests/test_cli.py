@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from emb_tool import registry
+from emb_tool.checkpoint.own_files import RECIPE, own_file
 from emb_tool.cli.options import spread_lists
 from emb_tool.cli.output import show
 from emb_tool.report import Report, Table
@@ -302,6 +303,40 @@ def test_a_recipe_under_flags(
             tmp_path / "o", "--lr", "0.2", "--set", "head=mlp", "-n", "--json"]  # fmt: skip
     job = json.loads(run_cli(argv).out)["job"]
     assert (job["method"]["lr"], job["method"]["head"]) == (0.2, "mlp")
+
+
+def test_an_output_stands_for_its_recipe(
+    run_cli: Cli, recipe: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    told = run_cli("run", out)
+    assert told.code == 2
+    assert f"{out / RECIPE}: no such recipe" in told.err
+    job = {"verb": "compress", "model": str(tiny_bert), "method": "int:bits=8", "output": "small"}
+    own_file(out, RECIPE).write_text(yaml.safe_dump(job))
+    for argv in (["run", out, "--set", "seed=7"], ["compress", "-r", out, "--seed", "7"]):
+        done = run_cli(*argv, "-n", "--json")
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["job"]["seed"] == 7
+
+
+def test_the_last_line_of_a_checkpoint_job_says_how_it_is_published(
+    run_cli: Cli, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_here(monkeypatch)
+    out = tmp_path / "my model"
+
+    def run(*more: object) -> CliResult:
+        return run_cli("compress", tiny_bert, "-m", "int:bits=8", "-o", out, "--overwrite", *more)
+
+    line = f"to publish it: hf upload REPO '{out}'"
+    assert run().err.splitlines()[-1] == line
+    assert "`hf upload REPO 'my model'`" in (out / "README.md").read_text()
+    assert run("--resume").err.splitlines()[-1] == line
+    for more, code in ((["-q"], 0), (["--json"], 0), (["-n"], 0), (["--max-bytes", "1kB"], 3)):
+        quiet = run(*more)
+        assert (quiet.code, "hf upload" in quiet.err) == (code, False), more
 
 
 def test_stdout_is_the_result_and_stderr_the_rest(

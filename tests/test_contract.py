@@ -16,8 +16,20 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from emb_tool import config, method, registry
+from emb_tool.checkpoint.own_files import (
+    METRICS,
+    OWN_FOLDER,
+    PAGE,
+    PROVENANCE,
+    RANGES,
+    RECIPE,
+    REPORT,
+)
 from emb_tool.compress.step import CompressStep
+from emb_tool.engine import runner_class
 from emb_tool.errors import InvalidInput
+from emb_tool.report import Report
+from emb_tool.runner import CheckpointRunner
 from tests.conftest import CliResult
 from tests.runs import check_here, weight_files, write_texts
 
@@ -116,7 +128,7 @@ def test_trainings_write_nothing_dry_and_the_same_bytes_twice(
         told = train(verb, name, out)
         assert told.code == 0, told.err
     assert weight_files(tmp_path / "a") == weight_files(tmp_path / "b")
-    facts = json.loads((tmp_path / "a" / "provenance.json").read_text())
+    facts = json.loads((tmp_path / "a" / PROVENANCE).read_text())
     assert facts["job"]["method"]["name"] == name
     assert facts["papers"] == [registry.load(verb, name).paper]
 
@@ -146,7 +158,7 @@ def test_surgeries_write_nothing_dry_and_the_same_bytes_twice(
         assert told.code == 0, told.err
     assert weight_files(tmp_path / "a") == weight_files(tmp_path / "b")
     assert {path: path.read_bytes() for path in tiny_bert.rglob("*") if path.is_file()} == before
-    facts = json.loads((tmp_path / "a" / "provenance.json").read_text())
+    facts = json.loads((tmp_path / "a" / PROVENANCE).read_text())
     assert [step["name"] for step in facts["job"]["method"]] == [name]
     paper = registry.load(verb, name).paper
     assert facts["papers"] == ([paper] if paper else [])
@@ -173,7 +185,7 @@ def test_merges_write_nothing_dry_and_say_what_they_are(
     assert sorted(tmp_path.iterdir()) == models
     told = run_cli(*given)
     assert told.code == 0, told.err
-    facts = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    facts = json.loads((tmp_path / "out" / PROVENANCE).read_text())
     assert facts["job"]["method"]["name"] == name
     assert facts["papers"] == ([cls.paper] if cls.paper else [])
 
@@ -203,11 +215,83 @@ def test_extensions_write_nothing_dry_and_the_same_bytes_from_their_recipe(
     assert not list(tmp_path.glob("a*"))
     told = run_cli(*given)
     assert told.code == 0, told.err
-    recipe = (a / "recipe.yaml").read_text().replace(str(a), str(b))
+    recipe = (a / RECIPE).read_text().replace(str(a), str(b))
     (tmp_path / "again.yaml").write_text(recipe)
     assert run_cli("run", tmp_path / "again.yaml").code == 0
     assert weight_files(a) == weight_files(b)
     for config_file in ("config.json", "sentence_bert_config.json", "tokenizer_config.json"):
         assert (a / config_file).read_bytes() == (b / config_file).read_bytes()
-    facts = json.loads((a / "provenance.json").read_text())
+    facts = json.loads((a / PROVENANCE).read_text())
     assert facts["job"]["method"]["name"] == name
+
+
+# -- output folders -------------------------------------------------------------------------------
+
+REPORTED = {PAGE, PROVENANCE, RECIPE, REPORT}
+OUTPUTS = {
+    "distill": ("--teacher MODEL --student-layers 1 --batch-tokens 200 --texts F",
+                REPORTED | {METRICS}),
+    "compress": ("MODEL -m truncate:dim=8 -m int:bits=8 --texts F", REPORTED | {RANGES}),
+    "merge": ("OTHER --base MODEL -m task-arithmetic", REPORTED),
+    "extend-context": ("MODEL --to 96 -m pi", REPORTED),
+}  # fmt: skip
+"""Arguments of each verb that writes a checkpoint, and its files in `embtool/`."""
+
+
+def files_in(folder: Path) -> set[str]:
+    """Every file, relative to the folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "verb", [v for v in registry.VERBS if issubclass(runner_class(v), CheckpointRunner)]
+)
+def test_an_output_is_a_stock_model_and_a_folder_of_ours(
+    run_cli: Callable[..., CliResult], tmp_path: Path, tiny_bert: Path, sentences: list[str],
+    monkeypatch: pytest.MonkeyPatch, verb: str,
+) -> None:  # fmt: skip
+    from sentence_transformers import SentenceTransformer
+
+    import emb_tool.hub  # noqa: F401
+
+    check_here(monkeypatch)
+    model, out, stock = (tmp_path / name for name in ("model", "out", "stock"))
+    shutil.copytree(tiny_bert, model)
+    own = model / OWN_FOLDER  # of the input: unrelated, and with names of ours
+    own.mkdir()
+    (own / "notes.txt").write_text("unrelated")
+    (own / "provenance.json").write_text("no JSON")
+    shutil.copy(model / "model.safetensors", own)
+    argv, ours = OUTPUTS[verb]
+    named = {"MODEL": model, "OTHER": tiny_bert}
+    named["F"] = Path(write_texts(tmp_path / "texts.jsonl", sentences[:60]))
+    done = run_cli(verb, *(named.get(word, word) for word in argv.split()), "-o", out)
+    assert done.code == 0, done.err
+    assert {name for name in files_in(out) if name.startswith(OWN_FOLDER)} == ours
+    SentenceTransformer(str(out), device="cpu").save_pretrained(str(stock))
+    rest = files_in(out) - ours
+    assert rest >= files_in(stock)
+    assert rest - files_in(stock) <= files_in(model) - {f"{OWN_FOLDER}/{n}" for n in files_in(own)}
+    report = Report.from_json(json.loads((out / REPORT).read_text()))
+    size = (model / "model.safetensors").stat().st_size
+    assert report.value("weights before") == (None if verb == "merge" else size)
+    written = sum(len(content) for content in weight_files(out).values())
+    assert report.value("weights", model=str(out)) == written
+    assert report.facts["lineage"]["broken"].startswith(f"{model / PROVENANCE}:1: not JSON")
+    again = run_cli("run", out, "--resume")
+    assert again.code == 0, again.err
+    assert "is finished already" in again.err
+    assert run_cli("report", out, "--json").code == 0
+
+
+def test_an_expanded_output_has_the_digest_of_its_job_alone(
+    run_cli: Callable[..., CliResult], tmp_path: Path, tiny_bert: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    check_here(monkeypatch)
+    assert run_cli("compress", tiny_bert, "-m", "int:bits=8", "-o", tmp_path / "small").code == 0
+    for _ in range(2):  # the second time it is finished already
+        argv = ("expand", tmp_path / "small", "-o", tmp_path / "plain", "--resume")
+        assert run_cli(*argv).code == 0
+    ours = {name for name in files_in(tmp_path / "plain") if name.startswith(OWN_FOLDER)}
+    assert ours == {PROVENANCE}

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from emb_tool.checkpoint.own_files import METRICS, PROVENANCE, REPORT
 from tests.conftest import CliResult
 from tests.forks import ended, fork, killed_at
 from tests.runs import check_here, write_texts
@@ -97,7 +98,7 @@ def assert_same(out: Path, alone: Path) -> None:
             if key.endswith("key.bias"):  # softmax does not see it: its gradient is rounding alone
                 continue
             torch.testing.assert_close(mine[key], theirs[key], rtol=0, atol=TOLERANCE)
-    told = [json.loads((p / "report.json").read_text())["facts"]["training"] for p in (out, alone)]
+    told = [json.loads((p / REPORT).read_text())["facts"]["training"] for p in (out, alone)]
     assert told[0]["steps"] == told[1]["steps"]
     assert told[0]["best_at"] == told[1]["best_at"] > 0
     for mine, theirs in zip(*(facts["history"] for facts in told), strict=True):
@@ -113,13 +114,13 @@ def test_two_processes_make_the_same_student(argv: list[str], alone: Path, tmp_p
     assert codes == [0, 0], [(tmp_path / f"log-{r}").read_text() for r in (0, 1)]
     assert_same(out, alone)
     assert start.keys() == load_file(out / "model.safetensors").keys()
-    facts = json.loads((out / "provenance.json").read_text())
+    facts = json.loads((out / PROVENANCE).read_text())
     assert facts["runtime"]["world"] == 2
     logs = [(tmp_path / f"log-{rank}").read_text() for rank in (0, 1)]
     assert f"wrote {out}" in logs[0]
     assert logs[1] == ""  # one voice
     losses = [
-        [x["loss"] for x in map(json.loads, (p / "metrics.jsonl").open()) if "loss" in x]
+        [x["loss"] for x in map(json.loads, (p / METRICS).open()) if "loss" in x]
         for p in (out, alone)
     ]
     np.testing.assert_allclose(losses[0], losses[1], atol=1e-4)
@@ -153,7 +154,7 @@ def test_a_signal_to_one_stops_both_and_another_number_goes_on(
     pid = fork([*job, "--resume"], tmp_path / "log")
     assert ended(pid) == 0, (tmp_path / "log").read_text()
     assert_same(out, alone)
-    assert json.loads((out / "report.json").read_text())["facts"]["training"]["resumed_at"]
+    assert json.loads((out / REPORT).read_text())["facts"]["training"]["resumed_at"]
 
 
 def test_memory_that_runs_out_on_one_is_split_by_both(
@@ -251,7 +252,7 @@ def test_a_process_that_is_killed_ends_the_others_and_fewer_go_on(
     pid = fork([*job, "--resume"], tmp_path / "log")
     assert ended(pid) == 0, (tmp_path / "log").read_text()
     assert_same(out, alone)
-    assert json.loads((out / "report.json").read_text())["facts"]["training"]["resumed_at"]
+    assert json.loads((out / REPORT).read_text())["facts"]["training"]["resumed_at"]
 
 
 def test_eval_shares_out_the_texts(
@@ -310,7 +311,7 @@ def test_streamed_texts_and_added_positions_are_trained_on_by_both(
         assert (tmp_path / "log-1").read_text() == ""
         one, two = (load_file(tmp_path / f"{name}-{n}" / "model.safetensors") for n in (1, 2))
         assert one.keys() == two.keys()
-        report = json.loads((tmp_path / f"{name}-2" / "report.json").read_text())
+        report = json.loads((tmp_path / f"{name}-2" / REPORT).read_text())
         facts = report["facts"]["training" if name == "streamed" else "tuning"]
         assert facts["best_at"] > 0
         for key, value in one.items():
@@ -351,7 +352,7 @@ def test_weights_that_were_cut_are_taken_up_whole(
     assert "another of the 2 processes has ended" in (tmp_path / "log-0").read_text()
     assert main([*job, "--resume", "-q"]) == 0
     assert_same(out, whole)
-    assert json.loads((out / "report.json").read_text())["facts"]["training"]["resumed_at"]
+    assert json.loads((out / REPORT).read_text())["facts"]["training"]["resumed_at"]
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from emb_tool import config, registry
+from emb_tool.checkpoint.own_files import RECIPE, REPORT
 from emb_tool.recipe import read_recipe
 from tests.conftest import CliResult
 from tests.runs import check_here
@@ -91,7 +92,7 @@ def test_the_blocks_of_the_readme_run(
             assert result.code == 0, (words, result.err)
     assert ran.count("bash") >= 5
     assert ran.count("python") >= 3
-    assert (named_files / "student" / "recipe.yaml").exists()
+    assert (named_files / "student" / RECIPE).exists()
     assert (named_files / "queries.npy").exists()
 
 
@@ -106,7 +107,7 @@ def test_the_blocks_of_the_api_page_run(
     for _, block in blocks(ROOT / "docs" / "api.md"):
         exec(block.replace(TEACHER, str(tiny_bert)), names)
     assert "did you mean student_layers" in capsys.readouterr().out
-    assert (named_files / "small" / "report.json").exists()
+    assert (named_files / "small" / REPORT).exists()
     assert (named_files / "vectors.npy").exists()
     assert not (named_files / "smaller").exists()
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
+from emb_tool.checkpoint.own_files import METRICS, OWN_FOLDER, PAGE, PROVENANCE, RECIPE, REPORT
 from emb_tool.cli.app import main
 from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
 from emb_tool.report import Report
@@ -97,11 +98,12 @@ def test_the_output_opens_as_it_is(first: Run, tiny_bert: Path, sentences: list[
 
 def test_everything_promised_is_there_and_nothing_else(first: Run) -> None:
     assert {path.name for path in first.out.iterdir()} == {
-        "README.md", "config.json", "config_sentence_transformers.json", "metrics.jsonl",
-        "model.safetensors", "modules.json", "provenance.json", "recipe.yaml", "report.html",
-        "report.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json",
-        "1_Pooling", "2_Normalize",
+        "README.md", "config.json", "config_sentence_transformers.json",
+        "model.safetensors", "modules.json", "sentence_bert_config.json", "tokenizer.json",
+        "tokenizer_config.json", "1_Pooling", "2_Normalize", OWN_FOLDER,
     }  # fmt: skip
+    ours = {str(path.relative_to(first.out)) for path in (first.out / OWN_FOLDER).iterdir()}
+    assert ours == {METRICS, PAGE, PROVENANCE, RECIPE, REPORT}
     assert [path.name for path in first.out.parent.glob("*.partial")] == []
     assert all(p.stat().st_mode & 0o044 == 0o044 for p in first.out.rglob("*") if p.is_file())
     weights = (first.out / "model.safetensors").read_bytes()
@@ -111,7 +113,7 @@ def test_everything_promised_is_there_and_nothing_else(first: Run) -> None:
 
 def test_the_report_on_stdout_is_the_one_in_the_folder(first: Run, tiny_bert: Path) -> None:
     told = json.loads(first.stdout)
-    kept = json.loads((first.out / "report.json").read_text())
+    kept = json.loads((first.out / REPORT).read_text())
     kept.pop("tables")
     printed, written = (report["timings"].pop("total_seconds") for report in (told, kept))
     assert printed >= written >= kept["timings"]["train_seconds"]
@@ -131,7 +133,7 @@ def test_the_report_on_stdout_is_the_one_in_the_folder(first: Run, tiny_bert: Pa
 
 
 def test_the_page_is_one_file_that_the_others_give_again(first: Run) -> None:
-    found = (first.out / "report.html").read_text(encoding="utf-8")
+    found = (first.out / PAGE).read_text(encoding="utf-8")
     assert found == page(first.out)
     assert str(first.out.parent) not in found
     assert not re.search(r"<script|src=|@import|url\(|<link|<img", found)
@@ -148,7 +150,7 @@ def test_the_card_has_the_figures_in_the_hubs_own_form(first: Run) -> None:
     card = ModelCard.load(first.out / "README.md")
     assert card.data.model_name == "out"
     told = {r.metric_type: r.metric_value for r in card.data.eval_results}
-    report = Report.from_json(json.loads((first.out / "report.json").read_text()))
+    report = Report.from_json(json.loads((first.out / REPORT).read_text()))
     assert told["cosine-mean"] == report.value("cosine mean", of="held-out texts")
     assert yaml.safe_load(card.data.to_yaml())["model-index"]  # and back
 
@@ -184,7 +186,7 @@ def test_provenance_and_card(first: Run, tiny_bert: Path) -> None:
     import torch
     import yaml
 
-    facts = json.loads((first.out / "provenance.json").read_text())
+    facts = json.loads((first.out / PROVENANCE).read_text())
     assert facts["versions"]["torch"] == torch.__version__.partition("+")[0] or torch.__version__
     assert facts["job"] == json.loads(first.stdout)["job"]
     assert facts["runtime"]["device"] == "cpu"
@@ -211,12 +213,12 @@ def test_its_recipe_makes_it_again_byte_for_byte(
 ) -> None:
     check_here(monkeypatch)
     again = tmp_path / "again"
-    done = run_cli("run", first.out / "recipe.yaml", "--set", f"output={again}")
+    done = run_cli("run", first.out, "--set", f"output={again}")
     assert done.code == 0, done.err
     assert weight_files(again) == weight_files(first.out)
-    assert (again / "metrics.jsonl").read_text() == (first.out / "metrics.jsonl").read_text()
-    same = (first.out / "recipe.yaml").read_text().replace(str(first.out), str(again))
-    assert (again / "recipe.yaml").read_text() == same
+    assert (again / METRICS).read_text() == (first.out / METRICS).read_text()
+    same = (first.out / RECIPE).read_text().replace(str(first.out), str(again))
+    assert (again / RECIPE).read_text() == same
 
 
 def test_a_finished_output_is_left_alone(first: Run, run_cli: Cli) -> None:
@@ -270,7 +272,7 @@ def test_below_the_gate_is_3_and_written(
     told = distill(*argv, "--min-retention", 1.9)
     assert told.code == 3, told.err
     assert "below the gate" in told.err
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / REPORT).read_text())
     assert report["gate"]
     assert str(tmp_path / "out.partial") not in json.dumps(report)
     assert any("spearman" in name for name in report["facts"]["training"]["history"][0])
@@ -286,7 +288,7 @@ def test_a_run_that_does_harm_says_so_and_keeps_the_start(
     )
     assert told.code == 0
     assert "TRAINING DID HARM" in told.err
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / REPORT).read_text())
     assert any("TRAINING DID HARM" in sentence for sentence in report["warnings"])
     start = load_file(tiny_bert / "model.safetensors")
     for name, value in load_file(tmp_path / "out" / "model.safetensors").items():
@@ -299,7 +301,7 @@ def test_with_nothing_to_measure_by_the_last_state_is_written(
     told = distill("--teacher", tiny_bert, "--student-layers", 2, "--holdout", 0)
     assert told.code == 0
     assert "HARM" not in told.err
-    training = json.loads((tmp_path / "out" / "report.json").read_text())["facts"]["training"]
+    training = json.loads((tmp_path / "out" / REPORT).read_text())["facts"]["training"]
     assert training["best_at"] == training["texts"] == 60
 
 
@@ -520,7 +522,7 @@ def test_a_full_disk_is_told_and_gone_on_from(
     resumed = distill(*argv, "--resume")
     assert resumed.code == 0, resumed.err
     assert weight_files(tmp_path / "out") == weight_files(tmp_path / "whole")
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / REPORT).read_text())
     assert report["facts"]["training"]["resumed_at"] == report["facts"]["training"]["texts"]
 
 

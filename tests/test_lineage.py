@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from emb_tool.checkpoint.own_files import PAGE, PROVENANCE, REPORT, own_file
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress import compress
 from emb_tool.evaluate.agreement import similarity_metrics
@@ -65,7 +66,7 @@ def gone(folder: Path) -> Iterator[None]:
 
 
 def report_of(folder: Path) -> Report:
-    return Report.from_json(json.loads((folder / "report.json").read_text()))
+    return Report.from_json(json.loads((folder / REPORT).read_text()))
 
 
 def vectors(folder: Path, texts: list[str]) -> np.ndarray:
@@ -210,7 +211,7 @@ def test_what_is_kept_of_the_input_is_said_where_the_root_is_gone(
     summary = Summary.of(report_of(out))
     assert (summary.root, summary.root_quality) == (summary.input, ())
     assert summary.quality[0].against == "B"
-    shown = (out / "report.html").read_text()
+    shown = (out / PAGE).read_text()
     assert "Not followed further: A is not there any more." in shown
     assert "of B |" in (out / "README.md").read_text()
 
@@ -222,7 +223,7 @@ def test_provenance_that_goes_in_circles_ends(tmp_path: Path, tiny_bert: Path) -
         name = str(parent)
         told = {"job": {"verb": "compress", "model": name}, "inputs": {name: digests},
                 "folders": {name: name}}  # fmt: skip
-        (folder / "provenance.json").write_text(json.dumps(told))
+        own_file(folder, PROVENANCE).write_text(json.dumps(told))
     root, broken = lineage(Checkpoint.open(one))
     assert root.path == other
     assert broken == f"{one} is among its own ancestors"
@@ -241,15 +242,27 @@ def test_what_was_made_from_no_one_model_is_a_root(
     tmp_path: Path, tiny_bert: Path, told: dict[str, Any]
 ) -> None:
     model = sibling(tiny_bert, tmp_path / "m", 0)
-    (model / "provenance.json").write_text(json.dumps(told))
+    own_file(model, PROVENANCE).write_text(json.dumps(told))
     root, broken = lineage(Checkpoint.open(model))
     assert (root.path, broken) == (model, None)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\x00"])
+def test_a_folder_of_that_name_that_is_not_of_embtool_is_no_fault(
+    tmp_path: Path, tiny_bert: Path, content: str
+) -> None:
+    model = sibling(tiny_bert, tmp_path / "m", 0)
+    own_file(model, PROVENANCE).write_text(content)
+    root, broken = lineage(Checkpoint.open(model))
+    assert root.path == model
+    assert broken is not None
+    assert broken.startswith(str(model / PROVENANCE))
 
 
 def test_a_student_of_an_endpoint_is_followed_no_further(tmp_path: Path, tiny_bert: Path) -> None:
     model = sibling(tiny_bert, tmp_path / "m", 0)
     told = {"job": {"verb": "distill", "teacher": "https://h/v1#m"}, "inputs": {}, "folders": {}}
-    (model / "provenance.json").write_text(json.dumps(told))
+    own_file(model, PROVENANCE).write_text(json.dumps(told))
     reason = "no path and sha256 of https://h/v1#m are recorded"
     assert lineage(Checkpoint.open(model)).broken == reason
 
@@ -292,9 +305,9 @@ def test_two_rows_where_the_root_is_not_the_input(run_cli: Cli, tmp_path: Path) 
 
 def test_a_root_that_is_called_as_the_input_is_told_apart(run_cli: Cli, tmp_path: Path) -> None:
     folder = descendant(tmp_path / "small", "root/mid", 10_000_000, far=94.4)
-    told = json.loads((folder / "report.json").read_text())
+    told = json.loads((folder / REPORT).read_text())
     told["facts"]["lineage"]["root"]["digest"] = "another"
-    (folder / "report.json").write_text(json.dumps(told))
+    own_file(folder, REPORT).write_text(json.dumps(told))
     target = tmp_path / "page.html"
     said = run_cli("report", folder, descendant(tmp_path / "b", "x", 5), "--page", target)
     lines = [" ".join(line.split()) for line in said.out.splitlines()]
@@ -351,7 +364,7 @@ def test_models_of_different_roots_share_no_table_and_no_panel(
 
 def test_kept_is_of_the_tasks_that_all_were_measured_on(run_cli: Cli, tmp_path: Path) -> None:
     folders = [descendant(tmp_path / name, "root", 10**7, far=90.0) for name in "abc"]
-    told = json.loads((folders[1] / "report.json").read_text())
+    told = json.loads((folders[1] / REPORT).read_text())
     name = str(folders[1])
     more = [
         Measure("spearman", 0.2, of="sts:hard", model=name),
@@ -359,7 +372,7 @@ def test_kept_is_of_the_tasks_that_all_were_measured_on(run_cli: Cli, tmp_path: 
         Measure("spearman", 0.9, of="sts:hard", model="/x/root"),
     ]
     told["measures"] += [measure.to_json() for measure in more]
-    (folders[1] / "report.json").write_text(json.dumps(told))
+    own_file(folders[1], REPORT).write_text(json.dumps(told))
     lines = run_cli("report", *folders).out.splitlines()
     assert [line.split()[6] for line in lines if re.match("[abc] +compress", line)] == ["90.0"] * 3
     alone = run_cli("report", folders[1]).out.splitlines()
@@ -368,9 +381,9 @@ def test_kept_is_of_the_tasks_that_all_were_measured_on(run_cli: Cli, tmp_path: 
 
 def test_roots_of_one_name_are_told_apart_by_digest(run_cli: Cli, tmp_path: Path) -> None:
     folders = [descendant(tmp_path / name, "model", 10**7, far=90.0) for name in "ab"]
-    told = json.loads((folders[1] / "report.json").read_text())
+    told = json.loads((folders[1] / REPORT).read_text())
     told["facts"]["lineage"]["root"]["digest"] = "feed" * 16
-    (folders[1] / "report.json").write_text(json.dumps(told))
+    own_file(folders[1], REPORT).write_text(json.dumps(told))
     said = run_cli("report", *folders)
     assert "against model (model-di)" in said.out
     assert "against model (feedfeed)" in said.out

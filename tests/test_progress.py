@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from emb_tool.checkpoint.own_files import REPORT
 from emb_tool.progress import Progress, bar
 from emb_tool.progress.rate import FEWEST, WINDOW, RateEstimator, rate
 from emb_tool.progress.relay import ProgressReceiver, ProgressSender
@@ -307,6 +308,6 @@ def test_wall_time_is_in_the_report_that_lies_in_the_folder(
     said = run_cli("compress", tiny_bert, "-m", "int:bits=8", "-o", tmp_path / "out", "--json")
     assert said.code == 0, said.err
     whole = json.loads(said.out)["timings"]["total_seconds"]
-    kept = Report.from_json(json.loads((tmp_path / "out" / "report.json").read_text())).timings
+    kept = Report.from_json(json.loads((tmp_path / "out" / REPORT).read_text())).timings
     phases = sum(value for name, value in kept.items() if name != "total_seconds")
     assert phases <= kept["total_seconds"] <= whole

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from emb_tool import config
+from emb_tool.checkpoint.own_files import METRICS, PROVENANCE, REPORT, own_file
 from emb_tool.formatting import redact
 from emb_tool.report import Measure, Report, Table
 from emb_tool.reporting import charts
@@ -59,7 +60,7 @@ def made(out: Path, size: int = 20_000_000, kept: float = 98.5, **facts: Any) ->
 
 def written(folder: Path, report: Report) -> Path:
     folder.mkdir(parents=True)
-    (folder / "report.json").write_text(json.dumps(report.to_file()))
+    own_file(folder, REPORT).write_text(json.dumps(report.to_file()))
     return folder
 
 
@@ -111,7 +112,7 @@ def test_a_page_of_several_and_none_is_replaced_unasked(run_cli: Cli, tmp_path: 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "there is no report.json"),
+        (None, f"there is no {REPORT}"),
         ("{", "not JSON"),
         ("[]", "a JSON object is expected"),
         ('{"schema": 9}', "not a report of schema 1"),
@@ -123,7 +124,7 @@ def test_what_is_no_report_is_refused(
     run_cli: Cli, tmp_path: Path, content: str | None, message: str
 ) -> None:
     if content is not None:
-        (tmp_path / "report.json").write_text(content)
+        own_file(tmp_path, REPORT).write_text(content)
     said = run_cli("report", tmp_path)
     assert said.code == 2
     assert message in said.err
@@ -175,7 +176,7 @@ def test_names_from_strangers_stay_text(tmp_path: Path) -> None:
         "versions": {NASTY: NASTY}, "runtime": {NASTY: NASTY}, "papers": [NASTY, f"doi:{NASTY}"],
         "inputs": {NASTY: {NASTY: NASTY}}, "created": NASTY,
     }  # fmt: skip
-    (folder / "provenance.json").write_text(json.dumps(provenance))
+    own_file(folder, PROVENANCE).write_text(json.dumps(provenance))
     found = page(folder)
     assert "<script" not in found
     assert "<img" not in found
@@ -190,8 +191,8 @@ def test_a_page_of_another_version_leaves_out_what_it_does_not_know(tmp_path: Pa
     report = made(tmp_path / "out", steps="no list", parts=[1], search={"tried": 5}, training=7)
     report.job = {"verb": "shrink", "method": "x"}
     folder = written(tmp_path / "out", report)
-    (folder / "metrics.jsonl").write_text('{"texts": 1, "loss": 2}\n{"texts": "x"}\n{"text')
-    (folder / "provenance.json").write_text('{"versions": 3, "inputs": [], "papers": {}}')
+    own_file(folder, METRICS).write_text('{"texts": 1, "loss": 2}\n{"texts": "x"}\n{"text')
+    own_file(folder, PROVENANCE).write_text('{"versions": 3, "inputs": [], "papers": {}}')
     found = page(folder)
     assert "embtool shrink" in found
     assert "Curves" not in found
@@ -208,7 +209,7 @@ def test_a_page_shows_loss_frontier_and_figures(tmp_path: Path) -> None:
     )
     folder = written(tmp_path / "out", report)
     lines = [json.dumps({"texts": 10 * i, "loss": 1 / i, "lr": 0.1}) for i in range(1, 6)]
-    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    own_file(folder, METRICS).write_text("\n".join(lines))
     found = page(folder)
     assert "98.5&nbsp;% (97.5 to 99.5)" in found
     assert "22.2&nbsp;% of before" in found

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from emb_tool.checkpoint.own_files import METRICS, REPORT
 from tests import forks
 from tests.forks import ended, fork, kill_myself
 from tests.runs import check_here, weight_files, write_texts
@@ -58,8 +59,8 @@ class Job:
     def result(self, out: str) -> tuple[dict[str, bytes], str, dict[str, Any]]:
         folder = self.folder / out
         assert not folder.with_name(out + ".partial").exists()
-        facts = json.loads((folder / "report.json").read_text())["facts"]["training"]
-        return weight_files(folder), (folder / "metrics.jsonl").read_text(), facts
+        facts = json.loads((folder / REPORT).read_text())["facts"]["training"]
+        return weight_files(folder), (folder / METRICS).read_text(), facts
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -232,7 +233,7 @@ def test_signals_save_and_end_with_128_and_their_number(
 ) -> None:
     out = number.name
     pid = job.start(out)
-    metrics = job.folder / f"{out}.partial" / "metrics.jsonl"
+    metrics = job.folder / f"{out}.partial" / METRICS
     wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2)
     os.kill(pid, number)
     assert ended(pid) == 128 + number
@@ -258,9 +259,7 @@ def test_another_job_does_not_take_up_the_state(job: Job) -> None:
     assert (job.folder / "other.partial").is_dir()
     assert job.run("other", "--overwrite", "--seed", "2") == 0
     assert (
-        json.loads((job.folder / "other" / "report.json").read_text())["facts"]["training"][
-            "resumed_at"
-        ]
+        json.loads((job.folder / "other" / REPORT).read_text())["facts"]["training"]["resumed_at"]
         is None
     )
 
@@ -303,7 +302,7 @@ def test_ctrl_c_in_a_real_process(job: Job, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "emb_tool", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    metrics = out.with_name("out.partial") / "metrics.jsonl"
+    metrics = out.with_name("out.partial") / METRICS
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 1)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=300)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from emb_tool import config, registry
+from emb_tool.checkpoint.own_files import PAGE, PROVENANCE, RECIPE, REPORT
 from emb_tool.engine import run, runner_class
 from emb_tool.errors import InvalidInput
 from emb_tool.progress import Progress
@@ -99,9 +100,7 @@ def test_a_made_up_verb_is_run(tmp_path: Path, tiny_bert: Path) -> None:
     assert report.facts["copied"]
     assert report.value("weights before") == report.value("weights") is not None
     assert (out / "model.safetensors").read_bytes() == model.read_bytes()
-    assert {"report.json", "provenance.json", "recipe.yaml", "README.md"} <= {
-        path.name for path in out.iterdir()
-    }
+    assert all((out / name).is_file() for name in (REPORT, PAGE, PROVENANCE, RECIPE, "README.md"))
     with pytest.raises(InvalidInput, match="not empty"):
         run(job, quiet)
     again = run(job, Options(resume=True, progress=Progress(0)))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from emb_tool.checkpoint.own_files import REPORT
 from emb_tool.cli.output import fit_title
 from emb_tool.evaluate.task import parse_tasks
 from emb_tool.formatting import redact
@@ -57,7 +58,7 @@ def test_a_merge_lists_every_input_by_its_short_name(
     out = tmp_path / "out"
     said = run_cli("merge", *models, "--base", tiny_bert, "-m", "task-arithmetic", "-o", out)
     assert said.code == 0, said.err
-    tables = {t["title"]: t for t in json.loads((out / "report.json").read_text())["tables"]}
+    tables = {t["title"]: t for t in json.loads((out / REPORT).read_text())["tables"]}
     rows = tables["8 sentences, against the inputs"]["rows"]
     assert [row[0] for row in rows] == ["a/model", "b/model", "c/model", "tiny-bert"]
     assert all(0 < float(cosine) <= 1 for _, cosine, _ in rows)

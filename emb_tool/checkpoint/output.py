@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 
 from emb_tool.checkpoint.files import read_json, write_atomically, write_json
+from emb_tool.checkpoint.own_files import PROVENANCE, own_file
 from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
 
 
@@ -124,13 +125,11 @@ class OutputFolder:
             raise InvalidInput(f"{self.path} is a mount point", "name a folder inside it with -o")
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return False
-        if self.resume and sealed_digest(self.path / "provenance.json") == self.digest:
+        if self.resume and sealed_digest(self.path / PROVENANCE) == self.digest:
             return True
         if not self.overwrite:
             other = (
-                " with the result of another job"
-                if sealed_digest(self.path / "provenance.json")
-                else ""
+                " with the result of another job" if sealed_digest(self.path / PROVENANCE) else ""
             )
             raise InvalidInput(
                 f"output folder {self.path} is not empty{other}",
@@ -239,8 +238,8 @@ class OutputFolder:
         Returns:
             The finished folder.
         """
-        provenance = read_json(self.partial, "provenance.json") or {}
-        write_json(self.partial / "provenance.json", provenance | {"digest": self.digest})
+        provenance = read_json(self.partial, PROVENANCE) or {}
+        write_json(own_file(self.partial, PROVENANCE), provenance | {"digest": self.digest})
         sync_tree(self.partial)
         if self.path.is_dir():
             shutil.rmtree(self._replaced, ignore_errors=True)  # of a kill, if OUT was made again

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from emb_tool.checkpoint.files import write_json
+from emb_tool.checkpoint.own_files import PROVENANCE, RECIPE, own_file
 from emb_tool.version import __version__
 
 _PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "numpy")
@@ -68,10 +69,10 @@ def write_provenance(folder: Path, *, job: dict[str, Any], **facts: Any) -> None
     """
     import yaml
 
-    write_json(folder / "provenance.json", provenance(job=job, **facts))
+    write_json(own_file(folder, PROVENANCE), provenance(job=job, **facts))
     text = yaml.safe_dump(to_json_types(job), sort_keys=False, allow_unicode=True, width=100)
     head = "# Makes this output again: embtool run recipe.yaml\n"
-    (folder / "recipe.yaml").write_text(head + text, encoding="utf-8")
+    own_file(folder, RECIPE).write_text(head + text, encoding="utf-8")
 
 
 def to_json_types(value: Any) -> Any:

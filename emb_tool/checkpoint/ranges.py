@@ -1,9 +1,9 @@
 """The ranges of a model's vectors, by dimension: what 8-bit codes are scaled by.
 
-They lie in the model's folder as `embedding_ranges.json`, so that codes made today and next year
-mean the same: `schema` 1, `dim`, `texts` (how many they were taken from), and `low`, `high` and
-`mean`, each a list of `dim` numbers. Whatever changes a model's vectors must leave the file out or
-make it anew; nothing copies it.
+They lie in the model's folder as `embtool/embedding_ranges.json`, so that codes made today and next
+year mean the same: `schema` 1, `dim`, `texts` (how many they were taken from), and `low`, `high`
+and `mean`, each a list of `dim` numbers. Whatever changes a model's vectors must leave the file out
+or make it anew; nothing copies it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emb_tool.checkpoint.files import read_json, write_json
+from emb_tool.checkpoint.own_files import RANGES, own_file
 from emb_tool.errors import InvalidInput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-RANGES_FILE = "embedding_ranges.json"
 SCHEMA = 1
 
 
@@ -116,9 +116,8 @@ def read_ranges(folder: Path, dim: int | None = None) -> Ranges | None:
     Raises:
         InvalidInput: A file that is broken or of another width.
     """
-    if not folder.is_dir() or not (folder / RANGES_FILE).is_file():
-        return None
-    return read_ranges_file(folder / RANGES_FILE, dim)
+    value = read_json(folder, RANGES) if folder.is_dir() else None
+    return None if value is None else _checked(value, folder / RANGES, dim)
 
 
 def read_ranges_file(path: Path, dim: int | None = None) -> Ranges:
@@ -127,11 +126,16 @@ def read_ranges_file(path: Path, dim: int | None = None) -> Ranges:
     Raises:
         InvalidInput: No such file, or as `read_ranges`.
     """
-    value = read_json(path.parent, path.name)
+    named = path.resolve()  # by the user: a link may lead anywhere
+    value = read_json(named.parent, named.name)
     if value is None:
         raise InvalidInput(
             f"{path}: no such file", "make ranges with: embtool encode --calibrate TEXTS"
         )
+    return _checked(value, path, dim)
+
+
+def _checked(value: Mapping[str, Any], path: Path, dim: int | None) -> Ranges:
     ranges = Ranges.from_json(value, str(path))
     check_width(ranges, dim, str(path))
     return ranges
@@ -148,4 +152,4 @@ def check_width(ranges: Ranges, dim: int | None, where: str) -> None:
 
 def write_ranges(folder: Path, ranges: Ranges) -> None:
     """Store ranges with the model in `folder`."""
-    write_json(folder / RANGES_FILE, ranges.to_json())
+    write_json(own_file(folder, RANGES), ranges.to_json())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,8 +13,12 @@ from emb_tool.cli import output
 from emb_tool.cli.options import command as make_command
 from emb_tool.errors import EmbToolError, InvalidInput
 from emb_tool.fields import flag, kind
+from emb_tool.install import upload
 from emb_tool.recipe import read_recipe
 from emb_tool.report import Report, Table
+
+if TYPE_CHECKING:
+    from emb_tool.progress import Progress
 
 
 def job_command(verb: str) -> Callable[..., None]:
@@ -34,6 +38,9 @@ def job_command(verb: str) -> Callable[..., None]:
     ) -> None:
         values: Mapping[str, Any] = {}
         if recipe:
+            from emb_tool.checkpoint.own_files import recipe_file
+
+            recipe = str(recipe_file(recipe))
             jobs = read_recipe(recipe)
             if len(jobs) != 1 or jobs[0]["verb"] != verb:
                 raise InvalidInput(
@@ -101,6 +108,7 @@ def run_jobs(
             coming.append(getattr(job, "output", None) or "")
             if options.progress.is_main and not json:
                 output.show(reports[-1:], json)
+                _suggest_upload(reports[-1], options.progress)
     except EmbToolError:
         if verbose:
             import traceback
@@ -112,6 +120,12 @@ def run_jobs(
     code = max((report.exit_code for report in reports), default=0)
     if code:
         raise typer.Exit(code)
+
+
+def _suggest_upload(report: Report, progress: Progress) -> None:
+    """Print how a checkpoint that passed its gate is published."""
+    if report.output and not report.gate and Path(report.output).is_dir():
+        progress.say(f"to publish it: {upload(report.output)}")
 
 
 def _awaited(job: config.Job, coming: Sequence[str]) -> str | None:

@@ -21,7 +21,10 @@ TYPES: dict[str, Any] = {"flag": bool | None, "list": list[str] | None, "value":
 """Annotation by kind: what was typed goes to pydantic as it is."""
 
 COMMON: dict[str, tuple[Any, Any, str, str, tuple[str, ...]]] = {
-    "recipe": (str | None, None, "PATH", "YAML file of settings, which flags override", ("-r",)),
+    "recipe": (
+        str | None, None, "PATH", "YAML file of settings, or an output folder; flags override it",
+        ("-r",),
+    ),
     "set": (
         list[str] | None, None, "KEY=VALUE", "any setting, also the method's; overrides flags", ()
     ),

@@ -14,12 +14,17 @@ from emb_tool.cli.jobs import run_jobs
 from emb_tool.fields import REQUIRED
 from emb_tool.recipe import read_recipe
 
-EXAMPLE = "embtool run small/recipe.yaml --set output=again"
+EXAMPLE = "embtool run small --set output=again"
 
 
 def command(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="YAML file", rich_help_panel=REQUIRED)
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="YAML file, or folder that embtool wrote",
+            rich_help_panel=REQUIRED,
+        ),
     ],
     set: Annotated[
         list[str] | None,
@@ -33,6 +38,9 @@ def command(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="more on stderr")] = False,
 ) -> None:
     """Resolve every job first, so that a fault in the last one is found before the first runs."""
+    from emb_tool.checkpoint.own_files import recipe_file
+
+    recipe = str(recipe_file(recipe))
     recipes = read_recipe(recipe)
     known = [config.known_settings(values) for values in recipes]
 

@@ -187,7 +187,7 @@ class DistillJob(MethodJob):
     ] = 8
     tensorboard: Annotated[
         bool,
-        Field(description="also write the curves for TensorBoard, to OUT/tensorboard"),
+        Field(description="also write the curves for TensorBoard, to OUT/embtool/tensorboard"),
         FlagInfo(OUTPUT),
     ] = False
     fsdp: Annotated[

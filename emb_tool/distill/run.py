@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from emb_tool.checkpoint.own_files import METRICS, TENSORBOARD, own_file
 from emb_tool.checkpoint.prompts import format_prompt
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.corpus import HELD_OUT_SHARE, Corpus, check_parts
@@ -240,7 +241,7 @@ class DistillRunner(CheckpointRunner):
                     texts, "" if isnan(loss) else f"loss {loss:.4f}"
                 ),
                 on_warning=self.progress.warn,
-                metrics=folder / "metrics.jsonl",
+                metrics=own_file(folder, METRICS),
                 prompt_length=prompt_length,
                 show=None if self.job.stream else lambda index: corpus.texts([index])[0],
                 log=_tensorboard(folder) if self.job.tensorboard and runtime.is_main else None,
@@ -330,7 +331,7 @@ def _tensorboard(folder: Path) -> Callable[[dict[str, float], int], None]:
     """A function that logs figures."""
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder / "tensorboard"))
+    writer = SummaryWriter(str(own_file(folder, TENSORBOARD)))
 
     def log(figures: dict[str, float], texts: int) -> None:
         for name, value in figures.items():

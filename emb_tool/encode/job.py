@@ -84,7 +84,7 @@ class EncodeJob(Job):
     ranges: Annotated[
         str | None,
         Field(
-            description="ranges from this file: embedding_ranges.json of a model, or the "
+            description="ranges from this file: embtool/embedding_ranges.json of a model, or the "
             ".codes.json beside earlier codes [the model's own]"
         ),
         FlagInfo(OUTPUT, "PATH"),

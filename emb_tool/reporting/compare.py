@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from emb_tool.checkpoint.files import read_json, write_atomically
+from emb_tool.checkpoint.own_files import REPORT
 from emb_tool.errors import InvalidInput
 from emb_tool.formatting import duration, format_value, percent, redact, short_names
 from emb_tool.report import Measure, Report, Table
@@ -70,11 +71,11 @@ def read_report(path: Path) -> Report:
     Raises:
         InvalidInput: There is none, or it is not one of a model written.
     """
-    folder, name = (path, "report.json") if path.is_dir() else (path.parent, path.name)
+    folder, name = (path, REPORT) if path.is_dir() else (path.parent, path.name)
     data = read_json(folder, name)
     if data is None:
         raise InvalidInput(
-            f"{path}: there is no report.json" if path.is_dir() else f"{path}: no such folder",
+            f"{path}: there is no {REPORT}" if path.is_dir() else f"{path}: no such folder",
             "name a folder that embtool wrote, or a file of what --json printed",
         )
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emb_tool.checkpoint.files import read_json
+from emb_tool.checkpoint.own_files import PROVENANCE
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import InvalidInput
 from emb_tool.reporting.summary import PARENT
@@ -34,11 +35,11 @@ def lineage(model: Checkpoint) -> Lineage:
     """Follow a model back to its root; nothing is fetched from the hub."""
     seen = {model.path.resolve()}
     while True:
-        provenance = read_json(model.path, "provenance.json") if model.path.is_dir() else None
-        name = _parent_name(provenance or {})
-        if provenance is None or name is None:
-            return Lineage(model)
         try:
+            provenance = read_json(model.path, PROVENANCE) if model.path.is_dir() else None
+            name = _parent_name(provenance or {})
+            if provenance is None or name is None:
+                return Lineage(model)
             parent = _unchanged(provenance, name)
         except (InvalidInput, OSError) as error:
             return Lineage(model, str(getattr(error, "message", error)))

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from emb_tool.checkpoint.layout import Layout
+from emb_tool.checkpoint.own_files import PAGE, PROVENANCE, RECIPE, REPORT
 from emb_tool.checkpoint.provenance import to_json_types
 from emb_tool.formatting import format_value, is_hub_id, public_name, redact
-from emb_tool.install import HUB, INSTALL, NEEDS_HUB, WHERE
+from emb_tool.install import HUB, INSTALL, NEEDS_HUB, WHERE, upload
 from emb_tool.report import Measure, Report, Table
 from emb_tool.reporting.summary import Summary, cost
 from emb_tool.version import __version__
@@ -75,8 +76,10 @@ def write_model_card(
         *_usage(layout, bool(report.facts.get("needs_hub"))),
         "## How it was made",
         "",
-        "`embtool run recipe.yaml` makes it again; `provenance.json` holds versions and the",
-        "digests of the inputs.",
+        f"`embtool run {RECIPE}` makes it again. [report.json]({REPORT}) has every",
+        f"figure, [report.html]({PAGE}) shows them, [provenance.json]({PROVENANCE})",
+        "records versions and the digests of the inputs. To publish it on the Hugging Face Hub:",
+        f"`{upload(title)}`.",
         "",
         "```yaml",
         yaml.safe_dump(redact(to_json_types(job)), sort_keys=False, allow_unicode=True).strip(),

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from emb_tool.checkpoint.files import read_json
+from emb_tool.checkpoint.own_files import METRICS, PAGE, PROVENANCE, REPORT, own_file
 from emb_tool.formatting import duration, format_value, percent, public_name, redact
 from emb_tool.install import HUB, INSTALL, NEEDS_HUB, WHERE
 from emb_tool.report import Report, Table, is_figure
@@ -25,7 +26,6 @@ from emb_tool.reporting.charts import Point
 from emb_tool.reporting.style import document
 from emb_tool.reporting.summary import Summary, command, cost
 
-FILE = "report.html"
 MOST_LINES = 200_000
 """Lines of metrics read; a longer run's curve ends there."""
 
@@ -34,14 +34,14 @@ Parts = dict[str, dict[str, dict[str, int]] | str]
 
 
 def write_page(folder: Path) -> None:
-    """Write `report.html` beside the `report.json` that it shows."""
-    (folder / FILE).write_text(page(folder), encoding="utf-8")
+    """Write the page of an output into it, beside the `report.json` that it shows."""
+    own_file(folder, PAGE).write_text(page(folder), encoding="utf-8")
 
 
 def page(folder: Path) -> str:
     """The page of an output: a function of the bytes of its files."""
-    report = Report.from_json(read_json(folder, "report.json") or {})
-    provenance = read_json(folder, "provenance.json") or {}
+    report = Report.from_json(read_json(folder, REPORT) or {})
+    provenance = read_json(folder, PROVENANCE) or {}
     summary = Summary.of(report)
     body = [
         _head(summary, report, provenance),
@@ -210,7 +210,7 @@ def _parts(report: Report) -> str:
 
 def _curves(report: Report, folder: Path) -> Iterable[tuple[str, str]]:
     """Loss and rate from the log, what was measured on the way from the report."""
-    lines = list(_metrics(folder / "metrics.jsonl"))
+    lines = list(_metrics(folder / METRICS))
     for key, name in (("loss", "loss"), ("lr", "learning rate")):
         points = [(line["texts"], line[key]) for line in lines if key in line]
         yield f"{name}, training", charts.lines({name: points}, "texts")

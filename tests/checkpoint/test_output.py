@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from emb_tool.checkpoint.output import OutputFolder
+from emb_tool.checkpoint.own_files import OWN_FOLDER, PROVENANCE
 from emb_tool.errors import InvalidInput, RunFailed
 
 
@@ -42,8 +43,8 @@ def names(path: Path) -> set[str]:
 def test_seal(tmp_path: Path) -> None:
     out = tmp_path / "deep/er/out"
     make(out)
-    assert names(out) == {"model", "provenance.json"}
-    assert json.loads((out / "provenance.json").read_text())["digest"] == "job1"
+    assert names(out) == {"model", OWN_FOLDER}
+    assert json.loads((out / PROVENANCE).read_text())["digest"] == "job1"
     assert names(out.parent) == {"out"}
 
 
@@ -120,7 +121,7 @@ def test_partial(tmp_path: Path) -> None:
         assert folder.resumed
         assert (folder.state / "step").read_text() == "7"
         folder.seal()
-    assert names(out) == {"half", "provenance.json"}
+    assert names(out) == {"half", OWN_FOLDER}
 
 
 def test_overwrite_makes_the_partial_anew(tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_killed_between_the_renames_of_overwrite(
         assert (out / "model").read_text() == ("newer" if made_again else "old")
         make(out, "job3", "new", overwrite=True)
     assert names(tmp_path) == {"out"}
-    assert names(out) == {"model", "provenance.json"}
+    assert names(out) == {"model", OWN_FOLDER}
 
 
 def test_resume_with_nothing_to_resume(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from emb_tool.checkpoint.layout import Layout
+from emb_tool.checkpoint.own_files import PROVENANCE, RECIPE
 from emb_tool.checkpoint.provenance import write_provenance
 from emb_tool.report import Measure, Report
 from emb_tool.reporting.model_card import write_model_card
@@ -31,12 +32,12 @@ def test_provenance_and_recipe(tmp_path: Path) -> None:
         papers=["arXiv:2509.12539"],
         extra={"resumed_at": 12},
     )
-    document = json.loads((tmp_path / "provenance.json").read_text())
+    document = json.loads((tmp_path / PROVENANCE).read_text())
     assert {"emb_tool", "python", "torch", "transformers"} <= set(document["versions"])
     assert document["inputs"]["org/teacher"]["model.safetensors"] == "53aa"
     assert document["runtime"]["reason"] == "no accelerator"
     assert document["resumed_at"] == 12
-    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    recipe = yaml.safe_load((tmp_path / RECIPE).read_text())
     assert recipe == document["job"]
     assert recipe["lr"] == 5e-4
     assert recipe["texts"] == ["/home/someone/texts.jsonl"]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from emb_tool.checkpoint.own_files import RECIPE
 from emb_tool.compress import tuning
 from emb_tool.compress.int import Int
 from emb_tool.compress.job import CompressJob
@@ -56,7 +57,7 @@ def test_a_chain_is_one_read_and_one_write_and_replays(
     assert not list(tmp_path.glob("**/.state"))
     first = weight_files(out)
     again = tmp_path / "again"
-    recipe = (out / "recipe.yaml").read_text().replace(str(out), str(again))
+    recipe = (out / RECIPE).read_text().replace(str(out), str(again))
     (tmp_path / "recipe.yaml").write_text(recipe)
     done = run_cli("run", tmp_path / "recipe.yaml")
     assert done.code == 0, done.err

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import emb_tool.hub  # noqa: F401
+from emb_tool.checkpoint.own_files import REPORT
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress import compressed_tensors
 from emb_tool.compress.compressed_tensors import VERSIONS, adapt_step, check_package, export
@@ -200,7 +201,7 @@ def test_the_command_writes_what_opens_and_says_what_is_packed(
     steps = ["-m", "cast:dtype=fp16", "-m", "int:bits=4,group_size=16"]
     said = run_cli("compress", tiny_bert, *steps, "--format", "compressed-tensors", "-o", out)
     assert said.code == 0, said.err
-    report = json.loads((out / "report.json").read_text())
+    report = json.loads((out / REPORT).read_text())
     assert any("tables stay as they are" in step for step in report["facts"]["steps"])
     held = load_file(out / "model.safetensors")
     assert held["embeddings.word_embeddings.weight"].dtype == torch.float16

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from emb_tool.checkpoint.own_files import REPORT
 from tests.forks import ended, fork, killed_at
 from tests.runs import check_here, weight_files, write_texts
 
@@ -62,7 +63,7 @@ def taken_up(
     assert code in (0, 3), (folder / "log").read_text()
     whole = Path(jobs["whole"][0]) / job
     assert weight_files(out) == weight_files(whole)
-    told, before = (json.loads((path / "report.json").read_text()) for path in (out, whole))
+    told, before = (json.loads((path / REPORT).read_text()) for path in (out, whole))
     assert [m["value"] for m in told["measures"]] == [m["value"] for m in before["measures"]]
     assert told["facts"]["steps"] == before["facts"]["steps"]
     assert not list(out.rglob(".state"))

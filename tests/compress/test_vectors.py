@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from emb_tool.checkpoint.own_files import REPORT
 from tests.conftest import CliResult
 from tests.runs import check_here, write_texts
 
@@ -101,7 +102,7 @@ def test_a_dense_without_activation_takes_both_up(
     compress: Compress, tiny_bert: Path, sentences: list[str]
 ) -> None:
     first = compress(tiny_bert, "-m", "rotate", out="first")
-    told = {m["name"] for m in json.loads((first / "report.json").read_text())["measures"]}
+    told = {m["name"] for m in json.loads((first / REPORT).read_text())["measures"]}
     assert "neighbour overlap" in told
     assert "cosine mean" not in told  # of vectors in two bases
     second = compress(first, "-m", "truncate:dim=5", out="second")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from emb_tool.checkpoint.own_files import REPORT
 from emb_tool.config import resolve
 from emb_tool.distill.leaf import Leaf, gor_loss
 from emb_tool.errors import InvalidInput
@@ -117,7 +118,7 @@ def distill(
         out = tmp_path / "out"
         result = run_cli("distill", "--texts", texts, "-o", out, "--batch-tokens", 200, *argv)
         assert result.code == 0, result.err
-        return out, json.loads((out / "report.json").read_text())
+        return out, json.loads((out / REPORT).read_text())
 
     return run
 
@@ -289,7 +290,7 @@ def test_streamed_queries_have_their_prompt_and_the_teacher_reads_each_text_once
             "--store", tmp_path / "store", "-o", tmp_path / name,
         )  # fmt: skip
         assert told.code == 0, told.err
-        report: dict[str, Any] = json.loads((tmp_path / name / "report.json").read_text())
+        report: dict[str, Any] = json.loads((tmp_path / name / REPORT).read_text())
         return report
 
     facts = run("first")["facts"]

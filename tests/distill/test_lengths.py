@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from emb_tool.checkpoint.own_files import REPORT
 from emb_tool.distill.truncation import TruncationCounter, report_truncated
 from emb_tool.progress import Progress
 from emb_tool.report import Report
@@ -87,7 +88,7 @@ def test_a_distillation_counts_training_and_every_task_apart(
             "-o", tmp_path / name, *more,
         )  # fmt: skip
         assert told.code == 0, told.err
-        report: dict[str, Any] = json.loads((tmp_path / name / "report.json").read_text())
+        report: dict[str, Any] = json.loads((tmp_path / name / REPORT).read_text())
         return report["facts"], told.err
 
     facts, err = run("out")

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from emb_tool.checkpoint.own_files import TENSORBOARD
 from emb_tool.distill import run
 from tests.conftest import CliResult
 
@@ -41,4 +42,4 @@ def test_tensorboard_gets_the_figures(tmp_path: Path, monkeypatch: pytest.Monkey
     fake.SummaryWriter = Writer  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
     run._tensorboard(tmp_path)({"loss": 0.5}, 20)
-    assert told == [(str(tmp_path / "tensorboard"),), ("loss", 0.5, 20)]
+    assert told == [(str(tmp_path / TENSORBOARD),), ("loss", 0.5, 20)]

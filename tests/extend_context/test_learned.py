@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from emb_tool.checkpoint.own_files import REPORT
 from emb_tool.extend_context import position_tables
 from tests.conftest import CliResult, make_sentences
 from tests.extend_context.models import LENGTH, make
@@ -93,7 +94,7 @@ def test_the_table_is_the_methods(
     functions = {"pi": position_tables.interpolated, "gp": position_tables.grouped}
     made = functions.get(method, position_tables.hierarchical)(old, 128)
     assert torch.equal(new, made)
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / REPORT).read_text())
     same = next(m for m in report["measures"] if m["name"] == "bitwise equal")
     assert same["value"] == (method == "hierarchical")
     assert any("other vectors" in w for w in report["warnings"]) == (method != "hierarchical")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from emb_tool.checkpoint.own_files import REPORT
 from tests.conftest import CliResult, make_sentences
 from tests.extend_context.models import LENGTH, make
 from tests.runs import check_here, write_texts
@@ -45,7 +46,7 @@ def extend(
 
     def run(model: Path, *argv: object) -> tuple[CliResult, dict[str, Any]]:
         told = run_cli("extend-context", model, "--to", 64, "-o", tmp_path / "out", *argv)
-        report = tmp_path / "out" / "report.json"
+        report = tmp_path / "out" / REPORT
         return told, json.loads(report.read_text()) if told.code == 0 else {}
 
     return run

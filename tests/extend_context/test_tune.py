@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from emb_tool.checkpoint.own_files import REPORT
 from emb_tool.extend_context import position_tables, tuning
 from emb_tool.extend_context.base import ExtensionContext
 from emb_tool.extend_context.family import FAMILIES, Positions
@@ -41,7 +42,7 @@ def test_added_rows_alone_are_trained_and_get_better(
     assert all(torch.equal(new[name], old[name]) for name in old)
     assert torch.equal(rows[:64], before)
     assert not torch.equal(rows[64:128], before)
-    history = json.loads((tmp_path / "a" / "report.json").read_text())["facts"]["tuning"]["history"]
+    history = json.loads((tmp_path / "a" / REPORT).read_text())["facts"]["tuning"]["history"]
     losses = [entry["heldout_loss"] for entry in history]
     assert min(losses) < 0.97 * losses[0]
 
@@ -84,7 +85,7 @@ def test_killed_and_taken_up_it_ends_the_same(
             "--batch-tokens", "100", "--epochs", "2", "-o"]  # fmt: skip
 
     def tuned(out: str) -> tuple[dict[str, bytes], dict[str, Any]]:
-        told = json.loads((tmp_path / out / "report.json").read_text())["facts"]["tuning"]
+        told = json.loads((tmp_path / out / REPORT).read_text())["facts"]["tuning"]
         return weight_files(tmp_path / out), told
 
     points = {

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from emb_tool.checkpoint.own_files import REPORT
 from emb_tool.checkpoint.result_cache import Result, ResultCache
 from emb_tool.errors import InvalidInput
 from emb_tool.training.state import States
@@ -83,5 +84,5 @@ def test_a_damaged_shard_of_the_store_is_encoded_again(
     assert f"{shards[1].name}" in job.log.read_text()
     assert list((tmp_path / "store").rglob("*.corrupt"))
     assert results(tmp_path) == job.whole
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / REPORT).read_text())
     assert any("set aside" in sentence for sentence in report["warnings"])

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from emb_tool.checkpoint.own_files import OWN_FOLDER
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.cli.app import main
 from emb_tool.runtime.device import Runtime
@@ -102,11 +103,10 @@ def test_spoilt_checkpoints(
     model, out = tmp_path / "model", tmp_path / "out"
     shutil.copytree(models[family], model)
     kept = (".json", ".safetensors")
-    passed = ("provenance.json", "report.json")
     good = {
         str(path.relative_to(model)): path.read_bytes()
         for path in model.rglob("*")
-        if path.suffix in kept and path.name not in passed
+        if path.suffix in kept and OWN_FOLDER not in path.parts
     }
     texts = write_texts(tmp_path / "texts.jsonl", sentences[:20])
     lines = commands(model, models[family], texts, out)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from emb_tool.checkpoint.own_files import REPORT
 from tests.conftest import make_sentences
 from tests.runs import check_here, write_texts
 
@@ -35,7 +36,7 @@ def test_the_recipe_runs_from_end_to_end(
     done = run_cli("run", tmp_path / "boom.yaml")
     assert done.code == 0, done.err
     counts = {
-        name: json.loads((tmp_path / "boom" / name / "report.json").read_text())["facts"]["texts"]
+        name: json.loads((tmp_path / "boom" / name / REPORT).read_text())["facts"]["texts"]
         for name in ("bag-40", "bag-80", "full", "update")
     }
     assert counts["full"]["documents"] == 300

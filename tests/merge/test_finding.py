@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from emb_tool.checkpoint.own_files import RECIPE
 from emb_tool.errors import InvalidInput
 from emb_tool.merge.weight_search import (
     SearchResult,
@@ -78,7 +79,7 @@ def test_what_is_found_can_be_made_again_without_data(
     assert not {"dev", "pairs", "texts", "teacher"} & {k for k, v in report["job"].items() if v}
     weights = found["weights"]["*"]
     assert max(weights) == weights[1]
-    again = run_cli("run", tmp_path / "a" / "recipe.yaml", "--set", f"output={tmp_path / 'b'}")
+    again = run_cli("run", tmp_path / "a" / RECIPE, "--set", f"output={tmp_path / 'b'}")
     assert again.code == 0, again.err
     one, two = ((tmp_path / x / "model.safetensors").read_bytes() for x in "ab")
     assert one == two

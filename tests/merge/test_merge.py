@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from emb_tool.checkpoint.header import read_header
 from emb_tool.checkpoint.layout import read_layout
+from emb_tool.checkpoint.own_files import PROVENANCE, RECIPE, REPORT
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.merge.job import MergeJob
 from tests.conftest import CliResult
@@ -91,9 +92,9 @@ def test_a_whole_model_comes_out(
     assert json.loads(said["method"])["scale"] == 0.5
     prints = {Checkpoint.open(model).fingerprint() for model in models}
     assert set(said["models"].split(",")) == prints
-    facts = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    facts = json.loads((tmp_path / "out" / PROVENANCE).read_text())
     assert facts["inputs"][str(models[1])] == Checkpoint.open(models[1]).hashes()
-    again = run_cli("run", tmp_path / "out" / "recipe.yaml", "--overwrite")
+    again = run_cli("run", tmp_path / "out" / RECIPE, "--overwrite")
     assert again.code == 0, again.err
 
 
@@ -241,7 +242,7 @@ def test_a_lora_adapter_is_its_base_and_a_product(
     for key, tensor in merged.items():
         change = 2 * b @ a if key == f"{name}.weight" else 0
         torch.testing.assert_close(tensor, plain[key] + change, rtol=1e-6, atol=1e-6)
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / REPORT).read_text())
     compared = {m["model"] for m in report["measures"] if m["name"] == "cosine mean"}
     assert compared == {str(tiny_bert)}  # an adapter cannot be opened by itself
     tables = {table["title"]: table["rows"] for table in report["tables"]}

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emb_tool.checkpoint import own_files
 from emb_tool.checkpoint.ranges import (
-    RANGES_FILE,
     Ranges,
     read_ranges,
     read_ranges_file,
@@ -208,6 +208,24 @@ def test_ranges_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
     assert read_ranges(tmp_path / "nowhere") is None
 
 
+def test_ranges_are_read_from_the_hubs_cache(tmp_path: Path) -> None:
+    """A snapshot is made of links into `blobs`."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    write_ranges(snapshot, RANGES)
+    path = snapshot / own_files.RANGES
+    path.rename(blobs / "digest")
+    path.symlink_to("../../../blobs/digest")
+    for again in (read_ranges(snapshot, 40), read_ranges_file(path, 40)):
+        assert again is not None
+        assert again.texts == 300
+    path.unlink()
+    path.symlink_to("/etc/hostname")
+    with pytest.raises(InvalidInput, match="outside the checkpoint's folder"):
+        read_ranges(snapshot, 40)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -223,10 +241,10 @@ def test_ranges_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
 def test_ranges_that_cannot_be(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     value = {"schema": 1, "dim": 4, "texts": 9, "low": [0.0] * 4, "high": [1.0] * 4}
     value["mean"] = [0.5] * 4
-    (tmp_path / RANGES_FILE).write_text(json.dumps(value | change))
+    own_files.own_file(tmp_path, own_files.RANGES).write_text(json.dumps(value | change))
     with pytest.raises(InvalidInput) as caught:
         read_ranges(tmp_path, 6)
     assert message in caught.value.message
-    assert str(tmp_path / RANGES_FILE) in caught.value.message
+    assert str(tmp_path / own_files.RANGES) in caught.value.message
     with pytest.raises(InvalidInput, match="no such file"):
         read_ranges_file(tmp_path / "other.json")
