@@ -75,14 +75,14 @@ def rounding(table: Tensor, rounds: int, lines: list[list[Any]], ratios: list[Ra
             "FBGEMM min-max": partial(pack, table),
         }
         took = timed(fits, rounds, seconds)
-        compared(lines, ratios, f"rounding to {bits} bits, error", "", errors)
+        compared(lines, ratios, f"rounding to {bits} bits, relative error", "", errors)
         compared(lines, ratios, f"rounding to {bits} bits", "s", took, errors)
         looks = {
             "embtool": partial(ours, ids.view(64, -1)),
             "FBGEMM min-max": partial(look, packed, ids, offsets),
         }
         took = timed(looks, 5 * rounds, milliseconds)
-        compared(lines, ratios, f"look-up, {bits} bits", "ms", took)
+        compared(lines, ratios, f"lookup, {bits} bits", "ms", took)
 
 
 # -- product quantisation --------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def products(table: Tensor, rounds: int, lines: list[list[Any]], ratios: list[Ra
             codes = peer.encode(plain)
             lost = np.square(peer.decode(codes) - plain).sum() / np.square(plain).sum()
             errors = {"embtool": relative_error(table, ours)[0], "nanopq": float(lost)}
-            compared(lines, ratios, f"PQ, {m} sub-vectors", "s", took, errors)
+            compared(lines, ratios, f"PQ fit, {m} subvectors", "s", took, errors)
             looks["nanopq"] = partial(decoded, peer, codes, ids)
         if find_spec("faiss"):
             import faiss
@@ -124,7 +124,13 @@ def products(table: Tensor, rounds: int, lines: list[list[Any]], ratios: list[Ra
             made.train(plain)
             stored = made.compute_codes(plain)
             looks["faiss"] = partial(decoded, made, stored, ids)
-        compared(lines, ratios, f"look-up, PQ {m}", "ms", timed(looks, 5 * rounds, milliseconds))
+        compared(
+            lines,
+            ratios,
+            f"lookup, PQ, {m} subvectors",
+            "ms",
+            timed(looks, 5 * rounds, milliseconds),
+        )
 
 
 # -- whole commands --------------------------------------------------------------------------------
@@ -156,10 +162,10 @@ def vocabulary(args: argparse.Namespace, lines: list[list[Any]], ratios: list[Ra
         return float(told["timings"]["calibrate_seconds"] + told["timings"]["write_seconds"])
 
     turns: dict[str, Callable[[], float]] = {
-        "embtool": ours, "transformers, by hand": partial(seconds, plain)
+        "embtool": ours, "plain transformers code": partial(seconds, plain)
     }  # fmt: skip
     took, _ = alternate(turns, args.rounds)
-    compared(lines, ratios, f"vocabulary of {len(texts):,} texts", "s", took)
+    compared(lines, ratios, f"vocabulary trimming, {len(texts):,} texts", "s", took)
     for made in ("trimmed", "sliced.safetensors", "vocabulary.jsonl"):
         remove(args.work / made)
 
@@ -184,8 +190,8 @@ def context(args: argparse.Namespace, lines: list[list[Any]], ratios: list[Ratio
         )  # fmt: skip
         return float(told["timings"]["write_seconds"])
 
-    took, _ = alternate({"embtool": ours, "copying the file": copy}, args.rounds)
-    compared(lines, ratios, "positions to 2,048", "s", took)
+    took, _ = alternate({"embtool": ours, "file copy": copy}, args.rounds)
+    compared(lines, ratios, "position table to 2,048 rows", "s", took)
     remove(args.work / "extended")
     remove(target)
 

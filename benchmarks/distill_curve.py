@@ -75,14 +75,14 @@ def main() -> int:
     parser = arguments(str(__doc__).splitlines()[0])
     parser.add_argument("--layers", default="0,2,5")
     parser.add_argument("--epochs", type=float, help="[10; without a GPU 1]")
-    parser.add_argument("--scores", type=int, default=10)
+    parser.add_argument("--num-evals", type=int, default=10)
     args = parser.parse_args()
     texts = everything(args.data)
     epochs = args.epochs or (10 if machine()["gpu"] else 1)
     report = embtool(
         "distill", "--teacher", args.model, "--student-layers", args.layers,
         "--texts", write_texts(args.work / "everything.jsonl", texts), "--epochs", epochs,
-        "--store", args.work / "store", "--num-evals", args.scores,
+        "--store", args.work / "store", "--num-evals", args.num_evals,
         "--eval", f"sts:{args.data / 'stsbenchmark' / 'sts-dev.csv'}",
         "--eval", f"retrieval:{args.data / 'cranfield'}", "-o", args.work / "curve", "--overwrite",
     )  # fmt: skip

@@ -70,7 +70,7 @@ def main() -> int:
     ]
     columns = ["", "texts/s", "of the bare loop", "largest difference"]
     ratios = [
-        Ratio("encoding by the teacher, texts/s", name, times[name] / times["embtool"], True)
+        Ratio("encoding, texts/s", name, times[name] / times["embtool"], True)
         for name in ("bare loop", "SentenceTransformer.encode")
     ]
     results = {"texts": len(texts), "seconds": turns}

@@ -199,7 +199,7 @@ def main() -> int:
     if "steps" in args.parts:
         found = steps(args.model, runtime, rate, args.rounds)
         columns = ["texts x tokens", "ms as it is", "ms recorded", "ratio", "tokens/s", "share of the products"]  # fmt: skip  # noqa: E501
-        ratios = [Ratio(f"train step on a GPU, {row[0]}, ms", "without recordings", 1 / row[3]) for row in found]  # fmt: skip  # noqa: E501
+        ratios = [Ratio(f"train step on a GPU, {row[0]} tokens, ms", "without CUDA graphs", 1 / row[3]) for row in found]  # fmt: skip  # noqa: E501
         finish("gpu-steps", args.out, {"rows": found, **measured}, columns, found, ratios)
     if "encoding" in args.parts:
         found = encoding(args.model, runtime, documents(args.data)[::8], rate)

@@ -217,10 +217,10 @@ def main() -> int:
             took, written, peak = np.median(turns, axis=0).tolist()
             if name == "embtool":
                 mine, memory = written, peak
-                ratios.append(Ratio(f"merge by {method}, s", "copying the files", written / floor))
+                ratios.append(Ratio(f"merge, {method}, s", "file copy", written / floor))
             else:
-                ratios.append(Ratio(f"merge by {method}, s", name, mine / written))
-                ratios.append(Ratio(f"merge by {method}, memory", name, memory / peak))
+                ratios.append(Ratio(f"merge, {method}, s", name, mine / written))
+                ratios.append(Ratio(f"merge, {method}, memory", name, memory / peak))
             results[f"{method} {name}"] = turns.tolist()
             rows.append([method, name, took, written, written / floor, written / mine, peak])
             finish("merge", args.out, results, COLUMNS, rows, ratios)

@@ -108,7 +108,7 @@ def main() -> int:
     results = {"model": str(args.model), "documents": len(documents), "rows": rows}
     recall_of = {row[0]: row[2] for row in rows}
     ratios = [
-        Ratio(f"vectors as {ours}, recall@10", peer, recall_of[f"embtool, {ours}"] / recall, True)
+        Ratio(f"{ours} vectors, recall@10", peer, recall_of[f"embtool, {ours}"] / recall, True)
         for peer, recall in recall_of.items()
         for ours, theirs in (("int8", "int8"), ("binary", "ubinary"), ("binary", "binary"))
         if peer.startswith("sentence") and peer.endswith(f", {theirs}")

@@ -40,7 +40,7 @@ def main() -> int:
     size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
     columns = ["store", "teacher s", "training s", "share of the epoch %", "waiting for batches %"]
     results = {"bytes": size, "texts": reports[0]["facts"]["texts"], "runs": reports}
-    warm = Ratio("a warm vector store, s", "the epoch that it serves", rows[1][1] / rows[1][2])
+    warm = Ratio("reading a warm vector store, s", "one training epoch", rows[1][1] / rows[1][2])
     finish("store", args.out, results, columns, rows, [warm])
     return 0
 

@@ -1,8 +1,8 @@
 """The summary of all results: a table in docs/benchmarks.md and a picture beside it.
 
-Reads the `ratios` of every `*.json` in the folder of results; nothing is measured here. Ratios are
-turned so that above 1 embtool is ahead: theirs over ours for seconds, bytes and errors, ours over
-theirs for texts a second and recall.
+Reads the `ratios` of every `*.json` in the results folder; nothing is measured here. A ratio above
+1 favors embtool: it is the other figure divided by embtool's for seconds, bytes and errors, and
+embtool's divided by the other for throughput, retention and recall.
 """
 
 from __future__ import annotations
@@ -16,9 +16,15 @@ from typing import Any, NamedTuple
 
 BEGIN, END = "<!-- summary -->", "<!-- end of summary -->"
 
+ORDER = (
+    "distill_vs_trainer", "train_step", "gpu-steps", "store", "compress_peers", "tables-fits",
+    "tables-lookups", "tables-texts", "target", "merge", "encode", "precision",
+)  # fmt: skip
+"""Results in the order of the page, by verb; any other result comes last, by name."""
+
 
 class Line(NamedTuple):
-    """One ratio, `ahead` above 1 where embtool is."""
+    """One ratio; `ahead` is above 1 where embtool is better."""
 
     what: str
     peer: str
@@ -28,9 +34,13 @@ class Line(NamedTuple):
 
 
 def collect(folder: Path) -> list[Line]:
-    """The lines of every result, by script and in its order."""
+    """The ratios of every result: results in `ORDER`, ratios in the order of their script."""
+
+    def position(path: Path) -> tuple[int, str]:
+        return ORDER.index(path.stem) if path.stem in ORDER else len(ORDER), path.stem
+
     found = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("*.json"), key=position):
         document = json.loads(path.read_text(encoding="utf-8"))
         where = told(document["machine"])
         for ratio in document.get("ratios", ()):
@@ -50,7 +60,7 @@ def told(machine: dict[str, Any]) -> str:
 def table(lines: Sequence[Line]) -> str:
     """Markdown: one row a line, and the machines below."""
     machines = list(dict.fromkeys(line.machine for line in lines))
-    rows = ["| what | against | times as good | script |", "| --- | --- | --- | --- |"]
+    rows = ["| measurement | compared with | ratio | script |", "| --- | --- | --- | --- |"]
     for line in lines:
         mark = f" ({machines.index(line.machine) + 1})" if len(machines) > 1 else ""
         bold = "**" if line.ahead >= 1 else ""
@@ -79,7 +89,7 @@ def put(page: Path, text: str, picture: str) -> None:
         raise SystemExit(f"{page}: {BEGIN} and {END} are missing")
     before, _, rest = old.partition(BEGIN)
     after = rest.partition(END)[2]
-    shown = f"![Times as good as each peer]({picture})"
+    shown = f"![Ratio of embtool to each alternative; above 1, embtool is better]({picture})"
     page.write_text(f"{before}{BEGIN}\n{shown}\n\n{text}\n{END}{after}", encoding="utf-8")
 
 
@@ -112,7 +122,7 @@ def draw(lines: Sequence[Line], target: Path) -> None:
         axis.set_axisbelow(True)
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.tick_params(axis="y", length=0)
-        axis.set_xlabel("times as good as the peer (log scale); blue: ahead")
+        axis.set_xlabel("ratio, log scale\n(above 1, blue: embtool is better)")
         drawn.savefig(target, dpi=130, metadata={"Software": None})
         pyplot.close(drawn)
 
@@ -121,7 +131,7 @@ def main() -> int:
     """Table and picture of a folder of results."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--page", type=Path, help="put them into this page [print the table]")
+    parser.add_argument("--page", type=Path, help="page to update [print the table]")
     args = parser.parse_args()
     lines = collect(args.out)
     if not lines:

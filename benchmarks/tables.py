@@ -257,13 +257,14 @@ def main() -> int:
     if "lookups" in args.parts:
         rows = lookups(table, frequencies)
         columns = ["", "of float32", "ms, even ids", "x dense", "ms, by frequency", "x dense"]
-        ratios = [Ratio(f"look-up, {row[0]}, ms", "nn.Embedding", row[3]) for row in rows]
+        ratios = [Ratio(f"lookup, {row[0]}, ms", "nn.Embedding", row[3]) for row in rows]
         finish("tables-lookups", args.out, {"rows": rows}, columns, rows, ratios)
     if "texts" in args.parts:
         rows = texts(args.model, table, frequencies)
         columns = ["", *(f"{count} x {length} tokens" for count, length in BATCHES)]
         ratios = [
-            Ratio(f"encoding, table as {row[0]}, s", "the model as it is", row[1]) for row in rows
+            Ratio(f"encoding, token table as {row[0]}, s", "uncompressed model", row[1])
+            for row in rows
         ]
         finish("tables-texts", args.out, {"rows": rows}, columns, rows, ratios)
     return 0

@@ -77,8 +77,8 @@ def main() -> int:
         best = max((g for g in grid if g.size <= target * 1e6), key=lambda g: g.kept)
         what = f"{target:g} MB: {made.chain}"
         rows.append([what, made.size / 1e6, made.kept, 100 * (made.kept - best.kept), made.seconds])
-        name = f"neighbours kept at {target:g} MB"
-        ratios.append(Ratio(name, "the best of a fixed grid", made.kept / best.kept, higher=True))
+        name = f"neighbor overlap at {target:g} MB"
+        ratios.append(Ratio(name, "best chain of a fixed grid", made.kept / best.kept, higher=True))
     rows += [[g.chain, g.size / 1e6, g.kept, None, g.seconds] for g in sorted(grid, key=by_size)]
     columns = ["chain", "MB", "neighbours kept", "points above the grid's best that fits", "s"]
     facts = {

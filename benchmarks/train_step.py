@@ -19,7 +19,7 @@ from common import Ratio, alternate, arguments, embtool, finish, seconds, write_
 
 COLUMNS = [
     "tokens", "bare forward ms", "embtool step ms", "ratio", "plain loop", "with dropout",
-    "forward", "backward", "clip", "optimiser",
+    "forward", "backward", "clip", "optimizer",
 ]  # fmt: skip
 """From `ratio` on in units of the bare forward pass; the last four are parts of the plain loop."""
 
@@ -101,9 +101,9 @@ class Loop:
         return (vectors.float() - self.target).square().sum(1).mean()
 
     def parts(self, repeats: int = 10) -> dict[str, float]:
-        """Median seconds of forward, backward, clipping and optimiser."""
+        """Median seconds of forward, backward, clipping and optimizer."""
         self.model.train(self.dropout)
-        spent: dict[str, list[float]] = {"forward": [], "backward": [], "clip": [], "optimiser": []}
+        spent: dict[str, list[float]] = {"forward": [], "backward": [], "clip": [], "optimizer": []}
         for turn in range(repeats + 2):
             held: dict[str, Any] = {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,32 @@ def test_every_script_is_run_and_described() -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     for script in scripts:
         assert f"| `{script}.py` |" in text, script
+
+
+def test_every_command_on_the_pages_exists() -> None:
+    commands = []
+    for page in (FOLDER / "README.md", FOLDER.parent / "docs" / "benchmarks.md"):
+        text = page.read_text(encoding="utf-8")
+        commands += re.findall(r"^python benchmarks/(\w+)\.py(.*)$", text, re.MULTILINE)
+    shared = (FOLDER / "common.py").read_text(encoding="utf-8")
+    for script, words in commands:
+        source = (FOLDER / f"{script}.py").read_text(encoding="utf-8")
+        for option in re.findall(r"--[\w-]+", words):
+            assert f'"{option}"' in source + shared, f"{script}.py has no {option}"
+        reads = load("all").SCRIPTS.get(script, False)
+        assert ("--data" in words) == reads, f"{script}.py{words}"
+    assert {script for script, _ in commands} > set(load("all").SCRIPTS)
+
+
+def test_the_summary_is_in_the_order_of_the_page(tmp_path: Path) -> None:
+    summary = load("summary")
+    machine = {"gpu": None, "cpu": "some CPU", "threads": 2, "date": "2026", "versions": {}}
+    ratio = {"what": "time, s", "peer": "other", "value": 0.5, "higher": False}
+    for name in ("another", "encode", "distill_vs_trainer", "merge"):
+        document = {"machine": machine, "ratios": [ratio]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    scripts = [line.script for line in summary.collect(tmp_path)]
+    assert scripts == ["distill_vs_trainer", "merge", "encode", "another"]
 
 
 def test_the_summary_turns_ratios_so_that_more_is_better(tmp_path: Path) -> None:

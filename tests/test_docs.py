@@ -131,6 +131,25 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    made: list[str] = []
+    for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        made.append(f"{slug}-{made.count(slug)}" if slug in made else slug)
+    return set(made)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_headings(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text):
+        target = page.parent / name if name else page
+        if target.suffix == ".md":
+            assert anchor in anchors(target), f"{page.name}: {name}#{anchor}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_tables_of_settings_are_those_of_the_classes(page: Path) -> None:
     spec = importlib.util.spec_from_file_location("settings", ROOT / "docs" / "settings.py")
