@@ -33,6 +33,9 @@ GivenSettings = dict[str, Value]
 """Settings by the name of their field."""
 
 
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+"""Of matrix products; `auto` is the fastest of the device."""
+
 BatchTokens = Annotated[
     int | None,
     Field(ge=1, description="padded tokens of a batch [8,192; on a GPU 65,536]"),
@@ -102,7 +105,7 @@ class Job(Settings):
         FlagInfo(RUNNING, "DEVICE"),
     ] = "auto"
     dtype: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"],
+        Dtype,
         Field(description="of matrix products; sums and weights in training are fp32"),
         FlagInfo(RUNNING),
     ] = "auto"

@@ -142,12 +142,8 @@ def run_checkpoint_job(runner: CheckpointRunner, started: float) -> Report:
             return _read_report(out)
         runtime = runtime or runner.start()
         context = RunContext(folder.partial, folder.partial / ".state", runtime)
-        warmup = runner.warmup() if progress.is_main else None
-        process = (
-            stack.enter_context(check_process.start_check_process(runtime, warmup))
-            if warmup
-            else None
-        )
+        warmup = runner.warmup(context) if progress.is_main else None
+        process = stack.enter_context(check_process.start_check_process(warmup)) if warmup else None
         runner.run(context)
 
         def finish() -> bool:
@@ -248,16 +244,23 @@ def _check(
         with progress.task("following the input back to its root"):
             root = _lineage(runner.before, runner.parent, report)
     with progress.task("checking the written files"):
-        request = runner.check(context)
+        ancestor = None
         if root is not None and root is not runner.before and root.path.is_dir():
-            request["root"] = {"path": str(root.path), "name": root.name}
-        checked = check_process.ask(request, context.runtime, name, progress, process)
+            ancestor = check_process.Ancestor(path=root.path, name=root.name)
+        target = check_process.CheckTarget(
+            folder=context.folder,
+            name=name,
+            device=str(context.runtime.device),
+            dtype=context.runtime.dtype_name,
+            root=ancestor,
+        )
+        checked = check_process.ask(runner.check(context, target), progress, process)
     report.timings["check_seconds"] = time.perf_counter() - started
-    report.measures += [Measure(**m) for m in checked["measures"]]
-    report.tables += [Table(**t) for t in checked["tables"]]
-    report.facts["check"] = checked["facts"]
-    report.gate = checked["gate"]
-    for sentence in checked["warnings"]:
+    report.measures += checked.measures
+    report.tables += checked.tables
+    report.facts["check"] = checked.facts
+    report.gate = checked.gate
+    for sentence in checked.warnings:
         progress.warn(sentence)
 
 

@@ -18,6 +18,7 @@ from emb_tool.report import Report
 if TYPE_CHECKING:
     from emb_tool.checkpoint.reader import Checkpoint
     from emb_tool.plan import Plan
+    from emb_tool.runtime.check_process import Check, CheckTarget, Warmup
     from emb_tool.runtime.device import Runtime
     from emb_tool.runtime.host import Host
 
@@ -160,7 +161,7 @@ class CheckpointRunner(Runner, ABC):
             InvalidInput: One of them is at fault.
         """
 
-    def warmup(self) -> dict[str, Any] | None:
+    def warmup(self, context: RunContext) -> Warmup | None:
         """What the check's process can do while the files are being written; None for nothing."""
         return None
 
@@ -169,8 +170,8 @@ class CheckpointRunner(Runner, ABC):
         """Write the checkpoint into `context.folder`; every process calls it."""
 
     @abstractmethod
-    def check(self, context: RunContext) -> dict[str, Any]:
-        """What is measured on the written files: see `emb_tool.evaluate.check`."""
+    def check(self, context: RunContext, target: CheckTarget) -> Check:
+        """What is measured on the written files, `target`; kinds are in `emb_tool.evaluate`."""
 
     @abstractmethod
     def summarize(self, report: Report) -> None:

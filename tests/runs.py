@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from emb_tool.distill.leaf import Leaf
 from emb_tool.method import Training
 from emb_tool.model.encoder import Encoder
 from emb_tool.progress import Progress
+from emb_tool.report import Report
+from emb_tool.runtime.check_process import Check
 from emb_tool.runtime.device import Runtime
 from emb_tool.training.batches import BatchStream, TokenCache
 from emb_tool.training.loop import Trainer
@@ -81,23 +83,19 @@ def make_trainer(
 def check_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs check their output in this process: a child of its own takes seconds to start."""
 
-    def check(
-        request: Mapping[str, Any],
-        runtime: Runtime,
-        name: str,
-        progress: Progress,
-        checking: object,
-    ) -> dict[str, Any]:
-        from emb_tool.evaluate.check import check
+    def ask(check: Check, progress: Progress, process: object) -> Report:
+        from emb_tool.evaluate.check import REQUEST
 
+        sent = REQUEST.validate_json(check.model_dump_json())
+        assert sent == check
+        target = check.target.model_copy(update={"device": "cpu", "dtype": "fp32"})
         with pytest.MonkeyPatch.context() as patch:  # the child is one process, too
             patch.setenv("WORLD_SIZE", "1")
             patch.setenv("RANK", "0")
-            request = {**request, "device": "cpu", "dtype": "fp32", "name": name}
-            report = check(request, progress)
-        return report.to_file()
+            report = check.model_copy(update={"target": target}).run(progress)
+        return Report.from_json(json.loads(json.dumps(report.to_file())))
 
-    monkeypatch.setattr("emb_tool.runtime.check_process.ask", check)
+    monkeypatch.setattr("emb_tool.runtime.check_process.ask", ask)
     monkeypatch.setattr(
         "emb_tool.runtime.check_process.start_check_process", lambda *_: nullcontext()
     )

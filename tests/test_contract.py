@@ -195,9 +195,8 @@ def test_extensions_write_nothing_dry_and_the_same_bytes_from_their_recipe(
     run_cli: Callable[..., CliResult], tmp_path: Path, tiny_bert: Path, tiny_decoder: Path,
     monkeypatch: pytest.MonkeyPatch, name: str,
 ) -> None:  # fmt: skip
-    nothing = {"measures": [], "tables": [], "facts": {}, "warnings": [], "gate": None}
     monkeypatch.setattr(
-        "emb_tool.runtime.check_process.ask", lambda *_: nothing
+        "emb_tool.runtime.check_process.ask", lambda *_: Report("check")
     )  # tested with each method
     kinds = registry.load("extend-context", name).kinds  # type: ignore[attr-defined]
     model = tiny_bert if "learned" in kinds else tiny_decoder

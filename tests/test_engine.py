@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ import yaml
 
 from emb_tool.checkpoint.own_files import METRICS, OWN_FOLDER, PAGE, PROVENANCE, RECIPE, REPORT
 from emb_tool.cli.app import main
-from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
+from emb_tool.errors import RunFailed
 from emb_tool.report import Report
 from emb_tool.reporting.page import page
 from tests.conftest import CliResult
@@ -545,48 +544,41 @@ def test_memory_that_runs_out_is_told(
 def test_files_that_do_not_open_fail_their_check(
     tmp_path: Path, tiny_bert: Path, sentences: list[str]
 ) -> None:
+    from emb_tool.evaluate.heldout_check import HeldoutCheck
     from emb_tool.progress import Progress
-    from emb_tool.runtime.check_process import ask
-    from emb_tool.runtime.device import Runtime
+    from emb_tool.runtime.check_process import CheckTarget, ask
 
     broken = tmp_path / "broken"
     shutil.copytree(tiny_bert, broken)
     content = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(content[:-100])
-    request: dict[str, Any] = {"folder": str(broken), "heldout": ["x", "y"], "tasks": [],
-                               "reference": None, "min_retention": None}  # fmt: skip
+    target = CheckTarget(folder=broken, name="out", device="cpu", dtype="fp32")
+    check = HeldoutCheck(target=target, texts=tmp_path, vectors=tmp_path, against="nothing")
     with pytest.raises(RunFailed, match=r"do not pass their check: .*model\.safetensors"):
-        ask(request, Runtime.start("cpu"), "out", Progress(level=0))
+        ask(check, Progress(level=0))
 
 
 def test_files_that_fail_as_their_input_does_are_no_bug(
-    tiny_bert: Path, sentences: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    tiny_bert: Path, sentences: list[str], tmp_path: Path
+) -> None:
     """A merge runs nothing before its check: whose fault it is, is found there."""
-    from emb_tool.evaluate import check
-    from emb_tool.runtime.check_process import ask
-    from emb_tool.runtime.device import Runtime
+    from emb_tool.evaluate.check import answer
+    from emb_tool.evaluate.merged_check import MergedCheck
+    from emb_tool.runtime.check_process import CheckTarget
 
     broken = Path(shutil.copytree(tiny_bert, tmp_path / "broken"))
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps({**config, "chunk_size_feed_forward": 7}))
+    target = CheckTarget(folder=broken, name="out", device="cpu", dtype="fp32")
 
-    class Checking:
-        def communicate(self, line: str) -> tuple[str, str]:
-            monkeypatch.setattr("sys.stdin", io.StringIO(line))
-            check.main()
-            return capsys.readouterr().out, ""
+    def check(*models: Path) -> dict[str, object]:
+        return answer(
+            MergedCheck(target=target, texts=tuple(sentences[:4]), compared={}, models=models)
+        )
 
-    def answer(**inputs: Path) -> EmbToolError:
-        request = {"folder": str(broken), "texts": sentences[:4], "tasks": []}
-        request["inputs"] = {name: str(path) for name, path in inputs.items()}
-        with pytest.raises(EmbToolError, match="chunk size 7") as caught:
-            ask(request, Runtime.start("cpu"), "out", Checking())  # type: ignore[arg-type]
-        return caught.value
-
-    ours, theirs = answer(a=tiny_bert, b=tiny_bert), answer(a=tiny_bert, b=broken)
-    assert "do not pass their check" in ours.message
-    assert isinstance(ours, RunFailed)
-    assert theirs.message.startswith(f"{broken}: its forward pass fails")
-    assert isinstance(theirs, InvalidInput)
+    ours, theirs = check(tiny_bert), check(tiny_bert, broken)
+    assert ours.keys() == {"failed"}
+    assert "chunk size 7" in str(ours["failed"])
+    assert theirs.keys() == {"invalid_input", "hint"}
+    assert str(theirs["invalid_input"]).startswith(f"{broken}: its forward pass fails")
+    assert "chunk size 7" in str(theirs["invalid_input"])

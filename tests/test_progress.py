@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from emb_tool.checkpoint.own_files import REPORT
+from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
 from emb_tool.progress import Progress, bar
 from emb_tool.progress.rate import FEWEST, WINDOW, RateEstimator, rate
 from emb_tool.progress.relay import ProgressReceiver, ProgressSender
@@ -272,8 +273,8 @@ def test_a_child_that_dies_leaves_no_task_open(clock: Clock) -> None:
 def test_what_a_library_prints_is_no_answer(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from emb_tool.runtime import check_process
-    from emb_tool.runtime.host import Host
+    from emb_tool.evaluate.tensors_check import TensorsCheck
+    from emb_tool.runtime.check_process import CheckTarget, ask
 
     script = tmp_path / "emb_tool" / "evaluate" / "check.py"
     script.parent.mkdir(parents=True)
@@ -284,16 +285,25 @@ def test_what_a_library_prints_is_no_answer(
         "sys.stderr.write('x' * 200_000)\n"  # more than a pipe holds
         "print('a library says hello'); print('5')\n"
         "print(json.dumps({'progress': ['begin', 'a', None, '']}))\n"
-        "print(json.dumps({'answer': {'measures': json.loads(sys.stdin.readline())['name']}}))\n"
+        "name = json.loads(sys.stdin.readline())['target']['name']\n"
+        "print(json.dumps({'report': {'schema': 1, 'verb': name}}))\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    host = Host("cpu", "fp32", 1, 0)
-    told: dict[str, Any] = check_process.ask({}, host, "the name", Progress(0))
-    assert told == {"measures": "the name"}
+    target = CheckTarget(folder=tmp_path, name="the name", device="cpu", dtype="fp32")
+    check = TensorsCheck(target=target)
+    assert ask(check, Progress(0)).verb == "the name"
+    for fault, error in (
+        ({"failed": "it does not open"}, "do not pass their check: it does not open"),
+        ({"invalid_input": "a model is broken", "hint": "mend it"}, "a model is broken"),
+    ):
+        script.write_text(f"print({json.dumps(json.dumps(fault))})")
+        with pytest.raises(EmbToolError, match=error) as caught:
+            ask(check, Progress(0))
+        assert isinstance(caught.value, InvalidInput) == ("hint" in fault)
     script.write_text("raise SystemExit('it is broken')")
-    with pytest.raises(check_process.RunFailed, match="it is broken"):
-        check_process.ask({}, host, "the name", Progress(0))
+    with pytest.raises(RunFailed, match="it is broken"):
+        ask(check, Progress(0))
 
 
 # -- the time in all ------------------------------------------------------------------------------

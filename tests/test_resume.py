@@ -191,7 +191,7 @@ POINTS: dict[str, tuple[Callable[[], None], Callable[[int | None], bool]]] = {
         lambda at: at == 2 * EPOCH,
     ),
     "the output is being checked": (
-        killed_at("emb_tool.evaluate.check", "check"),
+        killed_at("emb_tool.evaluate.heldout_check", "HeldoutCheck.run"),
         lambda at: at == 2 * EPOCH,
     ),
     "the report is being written": (

@@ -38,6 +38,7 @@ RUN = """
 import shutil
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import InvalidInput
+from emb_tool.evaluate.tensors_check import TensorsCheck
 from emb_tool.plan import Plan, Step
 from emb_tool.runner import CheckpointRunner
 from emb_tool.runtime.host import Host
@@ -66,8 +67,8 @@ class CopyRunner(CheckpointRunner):
     def run(self, context):
         shutil.copy(self.job.model, context.folder / "model.safetensors")
 
-    def check(self, context):
-        return {"folder": str(context.folder), "bare": True}
+    def check(self, context, target):
+        return TensorsCheck(target=target)
 
     def summarize(self, report):
         report.facts["copied"] = True

@@ -20,7 +20,7 @@ from transformers import AutoModel, BertForMaskedLM, BertForSequenceClassificati
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import InvalidInput, RunFailed
-from emb_tool.evaluate.check import check
+from emb_tool.evaluate.heldout_check import HeldoutCheck
 from emb_tool.evaluate.model_pair import ModelPair
 from emb_tool.evaluate.task import parse_task
 from emb_tool.model import loaded_weights
@@ -28,6 +28,7 @@ from emb_tool.model.encoder import Encoder
 from emb_tool.model.loaded_weights import loading_reports
 from emb_tool.model.loading import load
 from emb_tool.progress import Progress
+from emb_tool.runtime.check_process import CheckTarget
 from emb_tool.runtime.device import Runtime
 from emb_tool.tools.inspect import inspect
 from tests.conftest import CliResult
@@ -443,30 +444,36 @@ def test_a_missing_pooler_is_never_random(tiny_bert: Path, tmp_path: Path) -> No
 # -- the check of what was written -----------------------------------------------------------------
 
 
-def request(model: Path, folder: Path, sentences: list[str]) -> dict[str, Any]:
-    """What the engine asks of its child, where the written files give the vectors they should."""
+def heldout_check(model: Path, folder: Path, sentences: list[str]) -> HeldoutCheck:
+    """What a run sends to its check, where the written files give the vectors they should."""
     folder.mkdir()
     found = [json.dumps({"text": text, "prompt": ""}) for text in sentences[:8]]
     (folder / "texts.jsonl").write_text("\n".join(found))
     encoder = Encoder.open(model, Runtime.start("cpu", "fp32"))
     np.save(folder / "vectors.npy", encoder.encode(sentences[:8]))
-    return {
-        "folder": str(model), "name": "OUT", "against": "itself", "tasks": [], "reference": None,
-        "min_retention": None, "device": "cpu", "dtype": "fp32",
-        "heldout": [str(folder / "texts.jsonl"), str(folder / "vectors.npy")],
-    }  # fmt: skip
+    return HeldoutCheck(
+        target=CheckTarget(folder=model, name="OUT", device="cpu", dtype="fp32"),
+        texts=folder / "texts.jsonl",
+        vectors=folder / "vectors.npy",
+        against="itself",
+    )
+
+
+def check_of(check: HeldoutCheck, folder: Path) -> HeldoutCheck:
+    """The same of other files."""
+    return check.model_copy(update={"target": check.target.model_copy(update={"folder": folder})})
 
 
 def test_the_check_refuses_an_output_that_lacks_tensors(
     tiny_bert: Path, tmp_path: Path, sentences: list[str]
 ) -> None:
-    asked = request(tiny_bert, tmp_path / "state", sentences)
-    report = check(asked, Progress(0))
+    check = heldout_check(tiny_bert, tmp_path / "state", sentences)
+    report = check.run(Progress(0))
     assert report.value("cosine mean") == pytest.approx(1, abs=1e-6)
     for number, lost in enumerate((re.escape(NORM), "word_embeddings")):
         written = changed(tiny_bert, tmp_path / f"written{number}", without(lost))
         with pytest.raises(InvalidInput, match=r"missing|would be random"):
-            check({**asked, "folder": str(written)}, Progress(0))
+            check_of(check, written).run(Progress(0))
 
 
 def test_the_check_cannot_agree_with_itself_on_random_numbers(
@@ -477,10 +484,10 @@ def test_the_check_cannot_agree_with_itself_on_random_numbers(
     written = changed(tiny_bert, tmp_path / "written", without("word_embeddings|pooler"))
     monkeypatch.setattr(loaded_weights, "_LM_HEAD", re.compile("pooler"))
     torch.manual_seed(0)
-    asked = request(tiny_bert, tmp_path / "state", sentences)
+    check = heldout_check(tiny_bert, tmp_path / "state", sentences)
     torch.manual_seed(0)
     with pytest.raises(RunFailed, match="not finite"):
-        check({**asked, "folder": str(written)}, Progress(0))
+        check_of(check, written).run(Progress(0))
 
 
 def test_a_model_without_a_report_fails(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,9 @@ from emb_tool.compress.text_splits import TextSplits
 from emb_tool.compress.tuning import tune_files, write_teacher
 from emb_tool.compress.vocab import FEW_TEXTS
 from emb_tool.editing import CheckpointEditor
+from emb_tool.evaluate.heldout_check import HeldoutCheck
 from emb_tool.evaluate.task import run_tasks
+from emb_tool.evaluate.tensors_check import TablesCheck
 from emb_tool.plan import Plan
 from emb_tool.report import Report, Table
 from emb_tool.runner import CheckpointRunner, Options, RunContext
@@ -31,6 +33,7 @@ from emb_tool.runner import CheckpointRunner, Options, RunContext
 if TYPE_CHECKING:
     from emb_tool.compress.calibration import CalibrationContext
     from emb_tool.evaluate.model_pair import ModelPair
+    from emb_tool.runtime.check_process import Check, CheckTarget
     from emb_tool.runtime.device import Runtime
 
 
@@ -282,20 +285,21 @@ class CompressRunner(CheckpointRunner):
 
     # -- after the files are written --------------------------------------------------------------
 
-    def check(self, context: RunContext) -> dict[str, Any]:
-        """What the engine's child process is to measure on the written files."""
-        folder, state = context.folder, context.state
+    def check(self, context: RunContext, target: CheckTarget) -> Check:
+        """The vectors of held-out texts against the input's; or the tables that were packed."""
+        state, source = context.state, self.setup.body.path
         if self.setup.is_bare:
-            return {"folder": str(folder), "tables": str(self.setup.body.path.resolve())}
-        return {
-            "folder": str(folder),
-            "heldout": [str(state / "heldout.jsonl"), str(state / "heldout.npy")],
-            "against": "the input's vectors",
-            "turned": any(step.name == "rotate" for step in self.job.method),
-            "tasks": list(self.job.eval),
-            "reference": str(self.setup.body.path) if self.job.eval else None,
-            "min_retention": self.job.min_retention,
-        }
+            return TablesCheck(target=target, source=source.resolve())
+        return HeldoutCheck(
+            target=target,
+            texts=state / "heldout.jsonl",
+            vectors=state / "heldout.npy",
+            against="the input's vectors",
+            rotated=any(step.name == "rotate" for step in self.job.method),
+            tasks=self.job.eval,
+            reference=source if self.job.eval else None,
+            min_retention=self.job.min_retention,
+        )
 
     def summarize(self, report: Report) -> None:
         """The table on top: what went in, what came out; and the gate on size."""

@@ -22,6 +22,7 @@ from emb_tool.distill.streaming import check_sources, streamed_batches, write_he
 from emb_tool.distill.student import open_student, write_student
 from emb_tool.distill.teachers import open_teacher
 from emb_tool.distill.truncation import TruncationCounter, report_truncated, truncated_by_role
+from emb_tool.evaluate.heldout_check import HeldoutCheck
 from emb_tool.plan import Plan
 from emb_tool.report import Report, Table
 from emb_tool.runner import CheckpointRunner, Options, RunContext
@@ -30,6 +31,7 @@ from emb_tool.training.vectors_file import FileVectors
 
 if TYPE_CHECKING:
     from emb_tool.model.encoder import Encoder
+    from emb_tool.runtime.check_process import Check, CheckTarget
     from emb_tool.runtime.device import Runtime
     from emb_tool.training.outcome import Score
     from emb_tool.training.targets import Targets
@@ -296,17 +298,18 @@ class DistillRunner(CheckpointRunner):
 
     # -- after the files are written --------------------------------------------------------------
 
-    def check(self, context: RunContext) -> dict[str, Any]:
-        """What the engine's child process is to measure on the written files."""
+    def check(self, context: RunContext, target: CheckTarget) -> Check:
+        """The vectors of held-out texts against the teacher's."""
         teacher, state = self.setup.teacher, context.state
-        return {
-            "folder": str(context.folder),
-            "heldout": [str(state / "heldout.jsonl"), str(state / "heldout.npy")],
-            "against": "the teacher's vectors",
-            "tasks": list(self.job.eval),
-            "reference": str(teacher.path) if teacher and self.job.eval else None,
-            "min_retention": self.job.min_retention,
-        }
+        return HeldoutCheck(
+            target=target,
+            texts=state / "heldout.jsonl",
+            vectors=state / "heldout.npy",
+            against="the teacher's vectors",
+            tasks=self.job.eval,
+            reference=teacher.path if teacher and self.job.eval else None,
+            min_retention=self.job.min_retention,
+        )
 
     def summarize(self, report: Report) -> None:
         """The table on top: what went in, what came out."""

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emb_tool.windows import cut
-
 if TYPE_CHECKING:
     from emb_tool.evaluate.model_pair import Vectors
     from emb_tool.model.encoder import Encoder
@@ -67,6 +65,8 @@ class WindowedEncoder:
         progress: Callable[[int], None] | None = None,
     ) -> Vectors:
         """(n, dim) float32 vectors, in the order of the texts."""
+        from emb_tool.windows import cut
+
         lead, trail = self._bare.frame(prompt)
         parts: list[np.ndarray] = []
         owner: list[int] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,15 +15,15 @@ from emb_tool.report import Measure, Report
 
 if TYPE_CHECKING:
     from emb_tool.model.encoder import Encoder
+    from emb_tool.runtime.check_process import CheckTarget
 
 
-def resolve_root(request: Mapping[str, Any]) -> Checkpoint | None:
-    """The root that a request names (`root`: `path`, `name`), if it names one."""
-    named = request.get("root")
-    if not named:
+def open_root(target: CheckTarget) -> Checkpoint | None:
+    """What the input goes back to, where that is another model."""
+    if target.root is None:
         return None
-    root = Checkpoint.open(named["path"])
-    root.name = named["name"]
+    root = Checkpoint.open(target.root.path)
+    root.name = target.root.name
     return root
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from emb_tool.checkpoint.modules import hidden_size
 from emb_tool.editing import CheckpointEditor
 from emb_tool.errors import InvalidInput
+from emb_tool.evaluate.extended_check import RotaryTurns
 from emb_tool.extend_context.base import Extension, ExtensionContext
 from emb_tool.extend_context.family import Kind
 from emb_tool.extend_context.limits import window_of
@@ -193,6 +194,6 @@ def expect_frequencies(
     from emb_tool.ops.rotary import plain_frequencies
 
     short = plain_frequencies(rope) if rope else long
-    draft.values["rotary"] = {
-        "short": short.tolist(), "long": long.tolist(), "attention_factor": factor,
-    }  # fmt: skip
+    draft.values["rotary"] = RotaryTurns(
+        short=short.tolist(), long=long.tolist(), attention_factor=factor
+    )

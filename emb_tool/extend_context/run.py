@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emb_tool.checkpoint.output import remove_folder
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.data.builtin_texts import sample_texts
 from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import hashes
 from emb_tool.evaluate import dev
+from emb_tool.evaluate.extended_check import ExtendedCheck, RotaryTurns
 from emb_tool.extend_context.cost import max_checkable_length
 from emb_tool.extend_context.job import ExtendJob
 from emb_tool.extend_context.setup import Setup
@@ -22,7 +21,7 @@ from emb_tool.report import Report, Table
 from emb_tool.runner import CheckpointRunner, Options, RunContext
 
 if TYPE_CHECKING:
-    pass
+    from emb_tool.runtime.check_process import Check, CheckTarget
 
 
 class ExtendContextRunner(CheckpointRunner):
@@ -40,7 +39,7 @@ class ExtendContextRunner(CheckpointRunner):
         super().__init__(job, options, report)
         self.setup = Setup(job, options.progress)
         self.job = self.setup.job
-        self.expected: dict[str, Any] | None = None
+        self.rotary: RotaryTurns | None = None
         self.rows: int | None = None
         self.method = self.setup.method
         self.papers = [self.method.paper] if self.method.paper else []
@@ -87,7 +86,7 @@ class ExtendContextRunner(CheckpointRunner):
         with self.progress.task("writing", draft.nbytes, "B") as advance:
             draft.write(folder, advance)
         self.report.timings["write_seconds"] = time.perf_counter() - started
-        self.expected = draft.values.get("rotary")
+        self.rotary = draft.values.get("rotary")
         table = self.setup.positions.table
         self.rows = None
         if table:
@@ -99,33 +98,27 @@ class ExtendContextRunner(CheckpointRunner):
 
     # -- after the files are written --------------------------------------------------------------
 
-    def check(self, context: RunContext) -> dict[str, Any]:
-        """What the engine's child process is to measure on the written files."""
-        extension = self.setup.context
-        lines = [json.dumps({"text": text}) + "\n" for text in sample_texts()]
-        sample = context.state / "sample.jsonl"
-        sample.write_text("".join(lines), encoding="utf-8")
-        return {
-            "folder": str(context.folder),
-            "extended": str(self.setup.checkpoint.path),
-            "sample": str(sample),
-            "original": extension.original,
-            "target": extension.target,
-            "short": extension.short,
-            "texts": [name for name in self.job.texts or self.job.tune if name != "-"],
-            "text_options": TextOptions.of(self.job),
-            "limit": self.job.limit,
-            "prompt_name": self.job.prompt_name,
-            "longest": max_checkable_length(
-                self.setup.checkpoint.config,
-                *extension.span,
-                extension.positions.family.eager,
+    def check(self, context: RunContext, target: CheckTarget) -> Check:
+        """Lengths, positions, and the vectors of short and long inputs against the model's."""
+        extension, model = self.setup.context, self.setup.checkpoint
+        return ExtendedCheck(
+            target=target,
+            source=model.path,
+            original=extension.original,
+            extended=extension.target,
+            short=extension.short,
+            longest=max_checkable_length(
+                model.config, *extension.span, extension.positions.family.eager
             ),
-            "exact": self.setup.keeps_short or self.job.preserve_short,
-            "rotary": self.expected,
-            "rows": self.rows,
-            "tasks": [task.spec for task in self.setup.tasks.reported],
-        }
+            exact=self.setup.keeps_short or self.job.preserve_short,
+            rows=self.rows,
+            rotary=self.rotary,
+            texts=tuple(name for name in self.job.texts or self.job.tune if name != "-"),
+            text_options=TextOptions.of(self.job),
+            limit=self.job.limit,
+            prompt_name=self.job.prompt_name,
+            tasks=tuple(task.spec for task in self.setup.tasks.reported),
+        )
 
     def summarize(self, report: Report) -> None:
         """The table on top."""

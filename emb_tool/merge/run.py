@@ -10,6 +10,8 @@ from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import replace_metadata
 from emb_tool.config import Job
 from emb_tool.data.builtin_texts import sample_texts
+from emb_tool.evaluate.merged_check import MergedCheck
+from emb_tool.evaluate.tensors_check import TensorsCheck
 from emb_tool.formatting import short_names
 from emb_tool.merge.adapter import Adapter
 from emb_tool.merge.base import Merge
@@ -32,6 +34,7 @@ from emb_tool.plan import Plan
 from emb_tool.report import Measure, Report, Table
 from emb_tool.reporting.model_card import read_front
 from emb_tool.runner import CheckpointRunner, Options, RunContext, Runner
+from emb_tool.runtime.check_process import Check, CheckTarget, Warmup
 from emb_tool.runtime.host import Host
 
 if TYPE_CHECKING:
@@ -166,42 +169,46 @@ class MergeRunner(CheckpointRunner):
 
     # -- after the files are written --------------------------------------------------------------
 
-    def check(self, context: RunContext) -> dict[str, Any]:
-        """What the engine's child process is to measure on the written files."""
-        folder = str(context.folder)
+    def check(self, context: RunContext, target: CheckTarget) -> Check:
+        """The vectors of a few sentences against the inputs'; or the tensors alone."""
         if self.setup.is_bare:
-            return {"folder": folder, "bare": True}
-        return {
-            "folder": folder,
-            "texts": self._sample(),
-            "inputs": self._runnable(),
-            "listed": self._listed(),
-            "tasks": list(self.job.eval),
-        }
+            return TensorsCheck(target=target)
+        return MergedCheck(
+            target=target,
+            texts=self._sample(),
+            compared=self._compared(),
+            models=self._models(),
+            tasks=self.job.eval,
+        )
 
-    def warmup(self) -> dict[str, Any] | None:
-        """What that process can do while the files are being written."""
+    def warmup(self, context: RunContext) -> Warmup | None:
+        """The inputs' vectors of these sentences."""
         if self.setup.is_bare or isinstance(self.method, DataDrivenMerge):
             return None
-        opened = [path for path in self._listed().values() if path]
-        return {"ahead": opened, "texts": self._sample()}
+        return Warmup(
+            models=tuple(path for path in self._compared().values() if path),
+            texts=self._sample(),
+            device=str(context.runtime.device),
+            dtype=context.runtime.dtype_name,
+        )
 
-    def _listed(self) -> dict[str, str | None]:
+    def _compared(self) -> dict[str, Path | None]:
         """Every input's name to its folder; None for adapters and files, which do not run alone."""
         return {
-            name: str(c.path) if c.path.is_dir() and not isinstance(c, Adapter) else None
+            name: c.path if c.path.is_dir() and not isinstance(c, Adapter) else None
             for name, c in self.inputs.items()
         }
 
-    def _runnable(self) -> dict[str, str]:
-        """Name to folder of the inputs as they can be opened: the base in the place of adapters."""
+    def _models(self) -> tuple[Path, ...]:
+        """Folders of the inputs as they can be opened: the base in the place of adapters."""
         base = self.setup.base
         opened = [base if isinstance(c, Adapter) and base else c for c in self.setup.models]
-        return {checkpoint.name: str(checkpoint.path) for checkpoint in opened}
+        return tuple(dict.fromkeys(checkpoint.path for checkpoint in opened))
 
     @staticmethod
-    def _sample() -> list[str]:
-        return [text for text in sample_texts(20 * SAMPLE) if len(text) <= SHORT][:SAMPLE]
+    def _sample() -> tuple[str, ...]:
+        short = [text for text in sample_texts(20 * SAMPLE) if len(text) <= SHORT]
+        return tuple(short[:SAMPLE])
 
     def summarize(self, report: Report) -> None:
         """The table on top."""

@@ -51,7 +51,8 @@ def expand(
             return folder.path
         remove_folder(folder.partial, folder.state)
         from emb_tool.packed.plain import write_plain
-        from emb_tool.runtime import device
+        from emb_tool.runtime.device import DTYPES as TORCH_DTYPES
 
-        write_plain(checkpoint, folder.partial, device.DTYPES[dtype], progress or Progress(0))
+        wanted = next(found for name, found in TORCH_DTYPES.items() if name == dtype)
+        write_plain(checkpoint, folder.partial, wanted, progress or Progress(0))
         return folder.seal()

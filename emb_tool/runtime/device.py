@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from emb_tool.config import Dtype
 from emb_tool.errors import InvalidInput
 from emb_tool.runtime.cuda_graphs import CudaGraphCapture
 from emb_tool.runtime.distributed import Processes
@@ -30,7 +31,11 @@ from emb_tool.runtime.distributed import Processes
 SMALL, LARGE = 8192, 65536
 """Padded tokens of batches without gradients; large ones keep a GPU at work between launches."""
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[Dtype, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def runs_triton(device: torch.device) -> bool:
@@ -65,7 +70,7 @@ class Runtime(Processes):
     seed: int = 0
 
     @classmethod
-    def start(cls, device: str = "auto", dtype: str = "auto", seed: int = 0) -> Runtime:
+    def start(cls, device: str = "auto", dtype: Dtype = "auto", seed: int = 0) -> Runtime:
         """Choose device and dtype, join the other processes, set every seed.
 
         Args:
@@ -80,6 +85,7 @@ class Runtime(Processes):
         world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
         local = int(os.environ.get("LOCAL_RANK", 0))
         chosen, why = cls._device(device, local if world > 1 else None)
+        name: Dtype
         if dtype == "auto":
             if chosen.type == "cuda":
                 name = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
@@ -157,7 +163,7 @@ class Runtime(Processes):
         return torch.device(kind), why
 
     @property
-    def dtype_name(self) -> str:
+    def dtype_name(self) -> Dtype:
         """`fp32`, `bf16` or `fp16`."""
         return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 

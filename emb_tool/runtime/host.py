@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from emb_tool.config import Dtype
+
 
 def several_processes() -> bool:
     """Whether torchrun or Accelerate has started more than this process."""
@@ -25,7 +27,7 @@ class Host:
     """
 
     device: str
-    dtype_name: str
+    dtype_name: Dtype
     threads: int
     seed: int
 

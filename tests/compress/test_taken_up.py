@@ -92,7 +92,10 @@ POINTS: dict[str, tuple[Callable[[], None], dict[str, int]]] = {
         killed_at("emb_tool.compress.tuning", "load_state_into_draft"),
         {LAYERS: 25, TABLES: 1},
     ),
-    "the output is being checked": (killed_at("emb_tool.evaluate.check", "check"), {TABLES: 1}),
+    "the output is being checked": (
+        killed_at("emb_tool.evaluate.heldout_check", "HeldoutCheck.run"),
+        {TABLES: 1},
+    ),
 }
 QUICK = ("a result is half written", "the tuned files are being written")
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from emb_tool.data.builtin_texts import sample_texts
+from emb_tool.data.text_options import TextOptions
 from emb_tool.errors import RunFailed
 from emb_tool.evaluate.length_baselines import UNLIMITED, limit_length
-from emb_tool.evaluate.root_comparison import resolve_root
+from emb_tool.evaluate.root_comparison import open_root
+from emb_tool.evaluate.written_model import evaluate_tasks
+from emb_tool.method import Settings
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
+from emb_tool.runtime.check_process import Check
 
 if TYPE_CHECKING:
     from emb_tool.model.encoder import Encoder
@@ -30,68 +34,91 @@ MIN_COSINE = 1 - 1e-5
 """Cosine from which two runs of a text in different batches count as the same vector."""
 
 
-def check_extended(
-    request: dict[str, Any], rename: Callable[[Report, str, str], None], progress: Progress
-) -> Report:
-    """Open a lengthened model as a user would and hold it against the one it was made from.
+class RotaryTurns(Settings):
+    """What a model of rotary positions is to compute.
 
     Args:
-        request: `folder`, `name`, `device`, `dtype`; `extended`, the input's path; `sample`, a
-            jsonl file of texts; `original` and `target` lengths in tokens; `short`, tokens of the
-            longest input that was read whole at such positions; `longest`, tokens of the longest
-            text run; `exact`, whether short inputs are to keep their vectors to the bit; `rows` of
-            the table of positions or None; `rotary`, what `_check_rotary` expects, or None;
-            `texts` of the user, with `text_options`, `limit` and `prompt_name`; `tasks`.
-        rename: Lets a report call the folder by its final name.
-        progress: Shows how far it is.
-
-    Raises:
-        RunFailed: The files do not do what they say.
+        short: Radians per token of each pair for inputs up to the original length, (d/2,).
+        long: The same for longer inputs.
+        attention_factor: By what cosine and sine are multiplied.
     """
-    from emb_tool.checkpoint.reader import Checkpoint
-    from emb_tool.evaluate.job import EvalJob
-    from emb_tool.evaluate.run import evaluate
-    from emb_tool.model.encoder import Encoder
-    from emb_tool.runtime.device import Runtime
 
-    name, folder = request["name"], request["folder"]
-    original, target = request["original"], request["target"]
-    runtime = Runtime.start(request["device"], request["dtype"])
-    report = Report("check")
-    if request["tasks"]:
-        report = evaluate(
-            EvalJob(
-                models=(folder,), task=tuple(request["tasks"]), reference=request["extended"],
-                device=request["device"], dtype=request["dtype"],
-            ),
-            runtime, progress=progress, root=resolve_root(request),
-        )  # fmt: skip
-        rename(report, folder, name)
-    written = Checkpoint.open(folder)
-    if not request["tasks"]:
-        report.measures.append(Measure("weights", written.weight_bytes(), "B", model=name))
-    with progress.task("opening it"):
-        after = Encoder.open(written, runtime)
-    _check_lengths(after, target, request["rows"])
-    if request["rotary"]:
-        _check_rotary(after, request["rotary"], original, target)
-    lines = Path(request["sample"]).read_text(encoding="utf-8").splitlines()
-    inputs = Inputs(after, " ".join(json.loads(line)["text"] for line in lines))
-    before = Encoder.open(request["extended"], runtime)  # as a user has it, with its own limit
-    table = Table("as written", ["", ""])
-    table.rows.append(["tokens read", f"{after.max_length:,}"])
-    with progress.task("short inputs"):
-        table.rows.append(_short(before, after, inputs, request["short"], request["exact"], report))
-    with progress.task("longer inputs"):
-        table.rows.append(_longer(before, after, inputs, request, report))
-    if request["texts"]:
-        with progress.task("counting tokens of the texts"):
-            table.rows += _to_reencode(before, request, report)
-    del before
-    with progress.task(f"inputs of up to {request['longest']:,} tokens"):
-        table.rows.append(_batches(after, inputs, original, request["longest"], report))
-    report.tables.append(table)
-    return report
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    attention_factor: float
+
+
+class ExtendedCheck(Check):
+    """Open a lengthened model as a user would, and compare it with the one it was made from.
+
+    Args:
+        source: Folder of the model that it was made from.
+        original: Tokens that it was trained at.
+        extended: Tokens that it is to read.
+        short: Tokens of the longest input that it read whole, at positions it was trained at.
+        longest: Tokens of the longest text that is run.
+        exact: Whether short inputs are to keep their vectors to the bit.
+        rows: Of the table of positions, where there is one.
+        rotary: What is computed of rotary positions, where this is known.
+        texts: Files of the user's texts, counted by length.
+        text_options: How they are read.
+        limit: How many at most.
+        prompt_name: Their prompt.
+        tasks: As of `embtool eval`.
+    """
+
+    kind: Literal["extended"] = "extended"
+    source: Path
+    original: int
+    extended: int
+    short: int
+    longest: int
+    exact: bool
+    rows: int | None = None
+    rotary: RotaryTurns | None = None
+    texts: tuple[str, ...] = ()
+    text_options: TextOptions = TextOptions()
+    limit: int | None = None
+    prompt_name: str | None = None
+    tasks: tuple[str, ...] = ()
+
+    def run(self, progress: Progress) -> Report:
+        """See `Check.run`."""
+        from emb_tool.checkpoint.reader import Checkpoint
+        from emb_tool.model.encoder import Encoder
+        from emb_tool.runtime.device import Runtime
+
+        target = self.target
+        runtime = Runtime.start(target.device, target.dtype)
+        written, root = Checkpoint.open(target.folder), open_root(target) if self.tasks else None
+        report = evaluate_tasks(
+            written, target, self.tasks, runtime, progress, root=root, reference=self.source
+        )
+        with progress.task("opening it"):
+            after = Encoder.open(written, runtime)
+        _check_lengths(after, self.extended, self.rows)
+        if self.rotary:
+            _check_rotary(after, self.rotary, self.original, self.extended)
+        inputs = Inputs(after, " ".join(sample_texts()))
+        before = Encoder.open(self.source, runtime)  # as a user has it, with its own limit
+        table = Table("as written", ["", ""])
+        table.rows.append(["tokens read", f"{after.max_length:,}"])
+        with progress.task("short inputs"):
+            table.rows.append(_short(before, after, inputs, self.short, self.exact, report))
+        with progress.task("longer inputs"):
+            table.rows.append(_longer(before, after, inputs, self, report))
+        if self.texts:
+            with progress.task("counting tokens of the texts"):
+                table.rows += _to_reencode(before, self, report)
+        del before
+        with progress.task(f"inputs of up to {self.longest:,} tokens"):
+            table.rows.append(_batches(after, inputs, self.original, self.longest, report))
+        report.tables.append(table)
+        return report
+
+    def untested_inputs(self) -> tuple[Sequence[Path], Sequence[str]]:
+        """An extension changes files and runs no model before its check."""
+        return [self.source], sample_texts()
 
 
 def _check_lengths(encoder: Encoder, target: int, rows: int | None) -> None:
@@ -111,7 +138,7 @@ def _check_lengths(encoder: Encoder, target: int, rows: int | None) -> None:
             )
 
 
-def _check_rotary(encoder: Encoder, expected: dict[str, Any], original: int, target: int) -> None:
+def _check_rotary(encoder: Encoder, expected: RotaryTurns, original: int, target: int) -> None:
     """What the model turns by, at the original length and at the target, against the formulas.
 
     Raises:
@@ -129,19 +156,19 @@ def _check_rotary(encoder: Encoder, expected: dict[str, Any], original: int, tar
             if layer not in (None, "full_attention"):
                 continue
             start = f"{layer}_" if layer else ""
-            for key, length in (("short", original), ("long", target)):
+            for turns, length in ((expected.short, original), (expected.long, target)):
                 ids = torch.arange(length, device=encoder.runtime.device)[None]
                 more = {"layer_type": layer} if layer else {}
                 module(torch.zeros(1, device=encoder.runtime.device), ids, **more)
                 found = getattr(module, f"{start}inv_freq").double().cpu().numpy()
                 factor = float(getattr(module, f"{start}attention_scaling"))
-                wanted = np.array(expected[key])
+                wanted = np.array(turns)
                 worst = np.abs(found / wanted - 1).max() if found.shape == wanted.shape else np.inf
-                if worst > 1e-5 or abs(factor - expected["attention_factor"]) > 1e-6:
+                if worst > 1e-5 or abs(factor - expected.attention_factor) > 1e-6:
                     raise RunFailed(
                         f"at {length} tokens the reloaded model's rotary frequencies differ from "
                         f"the formula by a factor of up to {1 + worst:.6g}, its attention factor "
-                        f"is {factor:.6g}, not {expected['attention_factor']:.6g}",
+                        f"is {factor:.6g}, not {expected.attention_factor:.6g}",
                         None,
                     )
 
@@ -209,14 +236,14 @@ def _short(
 
 
 def _longer(
-    before: Encoder, after: Encoder, inputs: Inputs, request: dict[str, Any], report: Report
+    before: Encoder, after: Encoder, inputs: Inputs, check: ExtendedCheck, report: Report
 ) -> list[str]:
     """Longer texts through both models, each with its own limit: what an index has, and will have.
 
     Up to the trained positions where the input does not read so far, else up to the target.
     """
-    short, original, limit = request["short"], request["original"], before.max_length
-    end = min(original if original > short else request["target"], request["longest"])
+    short, original, limit = check.short, check.original, before.max_length
+    end = min(original if original > short else check.extended, check.longest)
     lengths = sorted({short + max(1, round(share * (end - short))) for share in SHARES})
     texts = [inputs.text(n, 31 * i) for i, n in enumerate(lengths)]
     old, new = before.encode(texts), after.encode(texts)
@@ -235,20 +262,18 @@ def _longer(
     return [f"{what}, against the input{why}", f"{_range(cosine)}: re-encode them"]
 
 
-def _to_reencode(before: Encoder, request: dict[str, Any], report: Report) -> list[list[str]]:
+def _to_reencode(before: Encoder, check: ExtendedCheck, report: Report) -> list[list[str]]:
     """How many of the user's texts do not keep their vectors: the longer ones, or all.
 
     And how many lie between the input's own limit and its table of positions.
     """
-    from emb_tool.data.text_options import TextOptions
     from emb_tool.data.texts import read_texts
 
-    short, original = request["short"], request["original"]
+    short, original = check.short, check.original
     reader = limit_length(before, original + 1)  # tells longer texts from those that just fit
     kept = bool(report.value("bitwise equal", "short inputs"))
-    prompt = before.prompt(request["prompt_name"])
-    found = read_texts(request["texts"], TextOptions(*request["text_options"]))
-    records = islice(found, request["limit"])
+    prompt = before.prompt(check.prompt_name)
+    records = islice(read_texts(check.texts, check.text_options), check.limit)
     texts = longer = between = 0
     while block := list(islice(records, BLOCK)):
         ids = reader.tokenize([record.text for record in block], prompt)
@@ -260,7 +285,7 @@ def _to_reencode(before: Encoder, request: dict[str, Any], report: Report) -> li
         Measure("texts", texts, "texts", of="texts"),
         Measure("texts to re-encode", changed, "texts", of="texts"),
     ]
-    names = ", ".join(Path(name).name for name in request["texts"])
+    names = ", ".join(Path(name).name for name in check.texts)
     which = f"of more than {short:,} tokens" if kept else "whose vectors change"
     rows = [[f"texts of {names} {which}: re-encode them", _share(changed, texts)]]
     if short < original:
