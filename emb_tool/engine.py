@@ -279,9 +279,8 @@ def _lineage(made_from: Checkpoint | None, parent: Checkpoint, report: Report) -
 
 def _planned(plan: Plan) -> list[Table]:
     table = Table("would write", ["what", "size"])
-    if plan.steps:
-        tensors = sum(len(step.writes) for step in plan.steps)
-        table.rows.append([f"{tensors} tensors", f"{plan.nbytes / 1e6:,.1f} MB"])
+    if plan.writes:
+        table.rows.append([f"{len(plan.writes)} tensors", f"{plan.nbytes / 1e6:,.1f} MB"])
     for key, value in plan.config.items():
         table.rows.append([f"config.json {key}", str(value)])
     for note in plan.notes:

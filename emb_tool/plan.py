@@ -40,37 +40,22 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One unit of surgery: these tensors are read together, those are written.
-
-    Args:
-        reads: Names in the input checkpoint, in the user's order.
-        writes: What comes out of it.
-    """
-
-    reads: tuple[str, ...]
-    writes: tuple[TensorSpec, ...]
-
-
-@dataclass(frozen=True)
 class Plan:
     """The whole job as data.
 
     Args:
-        steps: In the order in which they are carried out and written.
+        writes: The tensors, in the order in which they are written.
         config: Keys of `config.json` to set (`None` removes the key).
-        files: Further files, path to what it will hold (for `--dry-run`).
         notes: Sentences for the user.
         trials: What a search would try, and about how many bytes that has.
     """
 
-    steps: tuple[Step, ...] = ()
+    writes: tuple[TensorSpec, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     trials: tuple[tuple[str, int], ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Bytes of tensor data to be written."""
-        return sum(spec.nbytes for step in self.steps for spec in step.writes)
+        return sum(spec.nbytes for spec in self.writes)

@@ -39,7 +39,7 @@ import shutil
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import InvalidInput
 from emb_tool.evaluate.tensors_check import TensorsCheck
-from emb_tool.plan import Plan, Step
+from emb_tool.plan import Plan
 from emb_tool.runner import CheckpointRunner
 from emb_tool.runtime.host import Host
 
@@ -59,7 +59,7 @@ class CopyRunner(CheckpointRunner):
         return {}
 
     def plan(self):
-        return Plan(steps=(Step((), tuple(self.before.tensors.values())),), notes=("a copy",))
+        return Plan(tuple(self.before.tensors.values()), notes=("a copy",))
 
     def start(self):
         return Host("cpu", "fp32", 1, self.job.seed)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from emb_tool.compress.step import CompressStep
-from emb_tool.editing import CheckpointEditor, append_dense, project_vectors
+from emb_tool.editing import CheckpointEditor, Rotation, append_dense, project_vectors
 from emb_tool.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from emb_tool.compress.calibration import CalibrationContext
 
 
@@ -47,13 +49,21 @@ class Rotate(CompressStep):
             )
         if self.center and self.basis != "pca":
             raise InvalidInput(f"rotate: center=true belongs to basis=pca, not {self.basis}", None)
-        key, values = _key(draft), draft.values
+        rotation = Rotation()
+        draft.rotations.append(rotation)
+
+        def matrix() -> Tensor:
+            assert rotation.matrix is not None, "written before it was found"
+            return rotation.matrix
+
+        def shift() -> Tensor:
+            assert rotation.mean is not None
+            return -matrix() @ rotation.mean
+
         if self.center:
-            append_dense(
-                draft, lambda: values[key], lambda: -values[key] @ values[f"{key} mean"], width
-            )
+            append_dense(draft, matrix, shift, width)
         else:
-            project_vectors(draft, width, lambda matrix: values[key] @ matrix)
+            project_vectors(draft, width, lambda weight: matrix() @ weight)
 
     def apply(
         self, draft: CheckpointEditor, before: CheckpointEditor, work: CalibrationContext
@@ -63,16 +73,15 @@ class Rotate(CompressStep):
 
         from emb_tool.ops import rotation
 
-        width = draft.layout.dim
+        width, announced = draft.layout.dim, draft.rotations[-1]
         assert width is not None
         if self.basis == "random":
             found = rotation.random(width, work.seed)
         else:
             vectors = torch.from_numpy(work.vectors(before))
             if self.center:
-                mean = vectors.double().mean(0)
-                draft.values[f"{_key(before)} mean"] = mean.float()
-                vectors = vectors - mean.float()
+                announced.mean = vectors.double().mean(0).float()
+                vectors = vectors - announced.mean
             if self.basis == "itq":
                 found = rotation.itq(vectors, work.seed)
             else:
@@ -86,9 +95,4 @@ class Rotate(CompressStep):
                     f"{k} {share[k - 1]:.1%}" for k in (32, 64, 96, 128, 256, 512) if k < width
                 )
                 draft.notes.append(f"rotate: share of E|x|² in the first dimensions: {told}")
-        draft.values[_key(before)] = found.float()
-
-
-def _key(draft: CheckpointEditor) -> str:
-    """Of the rotation that comes next."""
-    return f"rotation {sum(name == 'rotate' for name in draft.history)}"
+        announced.matrix = found.float()

@@ -142,9 +142,9 @@ class CompressRunner(CheckpointRunner):
         with self._timed("write_seconds"):
             self._write(draft, folder)
             if self.setup.partner is not None:
-                self.setup.shaped(self.setup.partner, draft.values).write(folder / "partner")
+                self.setup.shaped(self.setup.partner, draft.rotations).write(folder / "partner")
             if self.job.tune:
-                write_teacher(self.setup.shaped(self.setup.body, draft.values), state)
+                write_teacher(self.setup.shaped(self.setup.body, draft.rotations), state)
 
     def _begin(self, start: CheckpointEditor, state: Path, runtime: Runtime) -> CalibrationContext:
         """What steps work with; and what chains, and the result, are measured on."""

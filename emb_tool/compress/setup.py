@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 from emb_tool.checkpoint.prompts import check_prompt
 from emb_tool.checkpoint.reader import Checkpoint, check_finite
@@ -13,11 +14,11 @@ from emb_tool.compress.job import CompressJob
 from emb_tool.compress.step import CompressStep, plan_step
 from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import hashes, scan
-from emb_tool.editing import CheckpointEditor
+from emb_tool.editing import CheckpointEditor, Rotation
 from emb_tool.errors import InvalidInput
 from emb_tool.evaluate import dev
 from emb_tool.evaluate.plot import check_plot
-from emb_tool.plan import Plan, Step
+from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 
 
@@ -77,26 +78,33 @@ class Setup:
         for step in self.steps:
             plan_step(step, draft)
         if self.partner is not None:
-            self.shaped(self.partner, {})
+            self.shaped(self.partner)
         if self.job.format == "compressed-tensors":
             export(draft)
         if not self.is_bare:  # tables can be large; those that are packed are looked through then
             check_finite(self.body)
-        writes = tuple(draft.specs())
         old = self.body.config
         edits = {key: value for key, value in draft.config.items() if old.get(key) != value}
         if self.job.searches:
             trials = tuple(preview_chains(draft, self.job.target, bool(self.job.texts)))
             return Plan(notes=tuple(draft.notes), trials=trials)
-        return Plan((Step((), writes),), edits, notes=tuple(draft.notes))
+        return Plan(tuple(draft.specs()), edits, tuple(draft.notes))
 
-    def shaped(self, checkpoint: Checkpoint, values: dict[str, Any]) -> CheckpointEditor:
-        """A model of the same space after the steps that shape vectors, with what these found."""
+    def shaped(
+        self, checkpoint: Checkpoint, rotations: Sequence[Rotation] | None = None
+    ) -> CheckpointEditor:
+        """A model of the same space after the steps that shape vectors.
+
+        Args:
+            checkpoint: The model.
+            rotations: What these steps have found; None plans alone.
+        """
         draft = CheckpointEditor.of(checkpoint)
-        draft.values = values
         for step in self.steps:
             if step.stage == "vectors":
                 plan_step(step, draft)
+        for announced, found in zip(draft.rotations, rotations or draft.rotations, strict=True):
+            announced.matrix, announced.mean = found.matrix, found.mean
         return draft
 
     def _check_data(self) -> None:

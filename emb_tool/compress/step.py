@@ -62,7 +62,11 @@ def plan_step(step: CompressStep, draft: CheckpointEditor) -> None:
 def run_steps(
     steps: Iterable[CompressStep], draft: CheckpointEditor, work: CalibrationContext
 ) -> CheckpointEditor:
-    """The draft after some steps; each sees what those before it have made."""
+    """The draft after some steps; each sees what those before it have made.
+
+    A step is planned when those before it are applied, although `Setup.plan` has planned it before:
+    what it announces depends on what they have found, as the ids that are left of a vocabulary.
+    """
     for step in steps:
         before, draft = draft, draft.copy()
         plan_step(step, draft)

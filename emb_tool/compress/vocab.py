@@ -86,7 +86,9 @@ class Vocab(CompressStep):
             most = len(kept) if self.size is None or wanted is not None else self.size
         else:
             most = len(model.vocabulary.ids)
-        draft.notes.append(_at_most(most, model.count))
+        draft.notes.append(
+            f"vocab: at most {most:,} of {model.count:,} ids are kept; the texts decide"
+        )
 
     def apply(
         self, draft: CheckpointEditor, before: CheckpointEditor, work: CalibrationContext
@@ -95,8 +97,8 @@ class Vocab(CompressStep):
         model = VocabularyTokens.of(draft)
         found = work.result(draft, "vocabularies", lambda: self._choose(draft, model, work))
         ids = {old: new for new, old in enumerate(found.tensors["kept"].tolist())}
+        draft.notes = [*before.notes]  # in the place of what `plan` could say
         model.cut(draft, ids)
-        draft.notes = [note for note in draft.notes if not note.startswith(_AT_MOST)]
         self._tell(draft, model.count, len(ids), found.facts)
         self._warn(work, found.facts["tokens"])
 
@@ -205,13 +207,6 @@ def _listed(file: str | None, vocabulary: Vocabulary) -> list[int] | None:
             "tokens as the vocabulary spells them: " + ", ".join([*ids][-5:]),
         )
     return found
-
-
-_AT_MOST = "vocab: at most"
-
-
-def _at_most(most: int, count: int) -> str:
-    return f"{_AT_MOST} {most:,} of {count:,} ids are kept; the texts decide"
 
 
 def _inputs(draft: CheckpointEditor, texts: Sequence[str]) -> tuple[list[str], list[str]]:

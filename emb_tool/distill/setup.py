@@ -183,8 +183,12 @@ class Setup:
                 shards.check()
             _ = self.epoch_texts
         # from here on transformers and torch are imported
-        whole = f"weights of {body.weight_bytes() / 1e6:,.1f} MB, as those of {body.name}"
-        plan = plan_cut(body, keep) if keep is not None else Plan(notes=(whole,))
+        plan = Plan(
+            notes=(f"weights of {body.weight_bytes() / 1e6:,.1f} MB, as those of {body.name}",)
+        )
+        if keep is not None:
+            cut = plan_cut(body, keep)
+            plan = Plan(tuple(cut.tensors.values()), cut.config, cut.notes)
         check_finite(body)
         if self.teacher is not None and self.teacher is not body:
             check_finite(self.teacher)

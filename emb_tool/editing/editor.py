@@ -32,6 +32,19 @@ NOTICE = f"packed weights: {INSTALL} ({WHERE}), then `{HUB}` before loading"
 
 
 @dataclass
+class Rotation:
+    """y = V (x - m): announced by a step's plan, filled in when V is found.
+
+    Args:
+        matrix: V, orthogonal, (dim, dim) float32.
+        mean: m, (dim,) float32; None where vectors are not centered.
+    """
+
+    matrix: torch.Tensor | None = None
+    mean: torch.Tensor | None = None
+
+
+@dataclass
 class CheckpointEditor:
     """A checkpoint as the steps so far have made it.
 
@@ -46,7 +59,7 @@ class CheckpointEditor:
         packed: Module name (`embeddings.word_embeddings`) to its spec, see `emb_tool.packed`.
         notes: Sentences for the user.
         facts: Figures of the steps, for the report.
-        values: What calibrated steps have found (a rotation), by a name of their own.
+        rotations: Of the steps that rotate the vectors, in their order.
         history: The steps that have been planned, by method name.
         chain: The same with their settings, as JSON.
     """
@@ -60,7 +73,7 @@ class CheckpointEditor:
     packed: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
-    values: dict[str, Any] = field(default_factory=dict)
+    rotations: list[Rotation] = field(default_factory=list)
     history: list[str] = field(default_factory=list)
     chain: list[str] = field(default_factory=list)
 
@@ -106,6 +119,7 @@ class CheckpointEditor:
             packed=dict(self.packed),
             notes=list(self.notes),
             facts=dict(self.facts),
+            rotations=list(self.rotations),
             history=list(self.history),
             chain=list(self.chain),
         )
@@ -188,17 +202,16 @@ class CheckpointEditor:
                 f"the layers are no longer those of {self.checkpoint.name}",
                 "choose the layers in one step, before any other",
             )
-        plan = plan_cut(self.checkpoint, keep_layers(self.checkpoint, keep))
+        cut = plan_cut(self.checkpoint, keep_layers(self.checkpoint, keep))
         kept = {}
-        for step in plan.steps:
-            (old,), (new,) = step.reads, step.writes
+        for old, new in cut.tensors.items():
             if old not in self.tensors:
                 continue  # stored twice, and written once
             spec, load = self.tensors[old]
             kept[new.name] = LazyTensor(replace(spec, name=new.name), load)
         self.tensors = kept
-        self.config |= plan.config
-        self.notes += plan.notes
+        self.config |= cut.config
+        self.notes += cut.notes
 
     def split(
         self,

@@ -34,7 +34,7 @@ MIN_COSINE = 1 - 1e-5
 """Cosine from which two runs of a text in different batches count as the same vector."""
 
 
-class RotaryTurns(Settings):
+class RotaryFrequencies(Settings):
     """What a model of rotary positions is to compute.
 
     Args:
@@ -75,7 +75,7 @@ class ExtendedCheck(Check):
     longest: int
     exact: bool
     rows: int | None = None
-    rotary: RotaryTurns | None = None
+    rotary: RotaryFrequencies | None = None
     texts: tuple[str, ...] = ()
     text_options: TextOptions = TextOptions()
     limit: int | None = None
@@ -138,7 +138,9 @@ def _check_lengths(encoder: Encoder, target: int, rows: int | None) -> None:
             )
 
 
-def _check_rotary(encoder: Encoder, expected: RotaryTurns, original: int, target: int) -> None:
+def _check_rotary(
+    encoder: Encoder, expected: RotaryFrequencies, original: int, target: int
+) -> None:
     """What the model turns by, at the original length and at the target, against the formulas.
 
     Raises:

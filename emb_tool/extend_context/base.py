@@ -14,6 +14,8 @@ from emb_tool.method import Method
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from emb_tool.evaluate.extended_check import RotaryFrequencies
+
 
 @dataclass(frozen=True)
 class ExtensionContext:
@@ -65,8 +67,14 @@ class Extension(Method):
     kinds: ClassVar[tuple[Kind, ...]]
     keeps_short: ClassVar[tuple[Kind, ...]] = ()
 
-    def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
-        """Change tensors and config of a draft; refuse what does not fit."""
+    def extend(
+        self, draft: CheckpointEditor, context: ExtensionContext
+    ) -> RotaryFrequencies | None:
+        """Change tensors and config of a draft; refuse what does not fit.
+
+        Returns:
+            What the reloaded model is to compute, where it has rotary positions.
+        """
         raise NotImplementedError
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from emb_tool import registry
 from emb_tool.editing import CheckpointEditor
+from emb_tool.evaluate.extended_check import RotaryFrequencies
 from emb_tool.extend_context.base import Extension, ExtensionContext
 from emb_tool.extend_context.family import Kind
 from emb_tool.extend_context.rotary import RotaryPositions
@@ -29,8 +30,10 @@ class Longrope(Extension):
         Literal["pi", "ntk", "yarn"], Field(description="what long inputs get")
     ] = "ntk"  # fmt: skip
 
-    def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
+    def extend(
+        self, draft: CheckpointEditor, context: ExtensionContext
+    ) -> RotaryFrequencies | None:
         """Write the scheme's frequencies as long factors."""
         scheme = registry.load("extend-context", self.scheme)()
         assert isinstance(scheme, RotaryPositions)
-        scheme.carried(draft, context)
+        return scheme.carried(draft, context)

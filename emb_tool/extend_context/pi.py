@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from emb_tool.editing import CheckpointEditor
+from emb_tool.evaluate.extended_check import RotaryFrequencies
 from emb_tool.extend_context.base import ExtensionContext, lengthen, set_positions
 from emb_tool.extend_context.family import Kind
 from emb_tool.extend_context.rotary import RotaryPositions
@@ -20,21 +21,24 @@ class Pi(RotaryPositions):
     paper: ClassVar[str] = "arXiv:2306.15595"
     kinds: ClassVar[tuple[Kind, ...]] = ("learned", "rotary")
 
-    def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
+    def extend(
+        self, draft: CheckpointEditor, context: ExtensionContext
+    ) -> RotaryFrequencies | None:
         """A longer table, or transformers' `linear`."""
         if context.positions.kind == "learned":
             from emb_tool.extend_context.position_tables import interpolated
 
             lengthen(draft, context, interpolated)
-        else:
-            super().extend(draft, context)
+            return None
+        return super().extend(draft, context)
 
-    def carried(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
+    def carried(
+        self, draft: CheckpointEditor, context: ExtensionContext
+    ) -> RotaryFrequencies | None:
         """The trained rows alone, read in between by long inputs; needs `emb_tool.hub` to load."""
         positions = context.positions
         if positions.table is None:
-            super().carried(draft, context)
-            return
+            return super().carried(draft, context)
         from emb_tool.packed.stride import Stride
 
         rows = positions.first + context.target
@@ -48,6 +52,7 @@ class Pi(RotaryPositions):
         )
         set_positions(draft, rows)
         draft.notes.append("short inputs read the trained rows; import emb_tool.hub first")
+        return None
 
     def frequencies(self, rope: Rope) -> Frequencies:
         """See `emb_tool.ops.rotary.linear`."""

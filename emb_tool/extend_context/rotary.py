@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from emb_tool.checkpoint.modules import hidden_size
 from emb_tool.editing import CheckpointEditor
 from emb_tool.errors import InvalidInput
-from emb_tool.evaluate.extended_check import RotaryTurns
+from emb_tool.evaluate.extended_check import RotaryFrequencies
 from emb_tool.extend_context.base import Extension, ExtensionContext
 from emb_tool.extend_context.family import Kind
 from emb_tool.extend_context.limits import window_of
@@ -93,17 +93,23 @@ class RotaryPositions(Extension):
         """By what cosine and sine are multiplied."""
         return 1.0
 
-    def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
-        """Write the settings, and keep what a check is to find."""
+    def extend(
+        self, draft: CheckpointEditor, context: ExtensionContext
+    ) -> RotaryFrequencies | None:
+        """Write the settings."""
         rope = rope_of(draft.config, context)
         write_settings(draft, context, self.parameters(rope))
-        expect_frequencies(draft, self.frequencies(rope), self.factor(rope))
+        return expected(self.frequencies(rope), self.factor(rope))
 
-    def carried(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
+    def carried(
+        self, draft: CheckpointEditor, context: ExtensionContext
+    ) -> RotaryFrequencies | None:
         """The same with inputs up to the original length left as they were, to the bit."""
+        from emb_tool.ops.rotary import plain_frequencies
+
         rope = rope_of(draft.config, context)
         write_settings(draft, context, longrope_equivalent(rope, self.parameters(rope)))
-        expect_frequencies(draft, self.frequencies(rope), 1.0, rope)
+        return expected(self.frequencies(rope), short=plain_frequencies(rope))
 
 
 def longrope_equivalent(rope: Rope, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,20 +186,18 @@ def write_settings(
         )
 
 
-def expect_frequencies(
-    draft: CheckpointEditor, long: Frequencies, factor: float, rope: Rope | None = None
-) -> None:
-    """Keep for the check what the reloaded model is to compute.
+def expected(
+    frequencies: Frequencies, factor: float = 1.0, short: Frequencies | None = None
+) -> RotaryFrequencies:
+    """What the reloaded model is to compute.
 
     Args:
-        draft: Takes it up.
-        long: For inputs beyond the original length.
+        frequencies: For inputs beyond the original length.
         factor: Of cosine and sine.
-        rope: Given where inputs up to it keep the model's own.
+        short: For inputs up to it, where these are others.
     """
-    from emb_tool.ops.rotary import plain_frequencies
-
-    short = plain_frequencies(rope) if rope else long
-    draft.values["rotary"] = RotaryTurns(
-        short=short.tolist(), long=long.tolist(), attention_factor=factor
+    return RotaryFrequencies(
+        short=(frequencies if short is None else short).tolist(),
+        long=frequencies.tolist(),
+        attention_factor=factor,
     )

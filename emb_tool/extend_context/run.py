@@ -12,7 +12,7 @@ from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import hashes
 from emb_tool.evaluate import dev
-from emb_tool.evaluate.extended_check import ExtendedCheck, RotaryTurns
+from emb_tool.evaluate.extended_check import ExtendedCheck
 from emb_tool.extend_context.cost import max_checkable_length
 from emb_tool.extend_context.job import ExtendJob
 from emb_tool.extend_context.setup import Setup
@@ -39,8 +39,6 @@ class ExtendContextRunner(CheckpointRunner):
         super().__init__(job, options, report)
         self.setup = Setup(job, options.progress)
         self.job = self.setup.job
-        self.rotary: RotaryTurns | None = None
-        self.rows: int | None = None
         self.method = self.setup.method
         self.papers = [self.method.paper] if self.method.paper else []
 
@@ -82,16 +80,10 @@ class ExtendContextRunner(CheckpointRunner):
         started = time.perf_counter()
         digests = Thread(target=self.setup.checkpoint.hashes, daemon=True)
         digests.start()  # while its pages are in memory
-        draft = self.setup.draft()
+        draft = self.setup.extended.draft
         with self.progress.task("writing", draft.nbytes, "B") as advance:
             draft.write(folder, advance)
         self.report.timings["write_seconds"] = time.perf_counter() - started
-        self.rotary = draft.values.get("rotary")
-        table = self.setup.positions.table
-        self.rows = None
-        if table:
-            spec = draft.packed.get(table.removesuffix(".weight"))
-            self.rows = spec["shape"][0] if spec else draft.spec(table).shape[0]
         with self.progress.task("hashing the input"):
             digests.join()
         self.report.facts |= {"steps": list(draft.notes), **draft.facts}
@@ -111,14 +103,22 @@ class ExtendContextRunner(CheckpointRunner):
                 model.config, *extension.span, extension.positions.family.eager
             ),
             exact=self.setup.keeps_short or self.job.preserve_short,
-            rows=self.rows,
-            rotary=self.rotary,
+            rows=self._rows(),
+            rotary=self.setup.extended.rotary,
             texts=tuple(name for name in self.job.texts or self.job.tune if name != "-"),
             text_options=TextOptions.of(self.job),
             limit=self.job.limit,
             prompt_name=self.job.prompt_name,
             tasks=tuple(task.spec for task in self.setup.tasks.reported),
         )
+
+    def _rows(self) -> int | None:
+        """Rows of the table of positions as written, where there is one."""
+        draft, table = self.setup.extended.draft, self.setup.positions.table
+        if table is None:
+            return None
+        packed = draft.packed.get(table.removesuffix(".weight"))
+        return int(packed["shape"][0]) if packed else draft.spec(table).shape[0]
 
     def summarize(self, report: Report) -> None:
         """The table on top."""

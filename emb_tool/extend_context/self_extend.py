@@ -8,9 +8,10 @@ from pydantic import Field
 
 from emb_tool.editing import CheckpointEditor
 from emb_tool.errors import InvalidInput
+from emb_tool.evaluate.extended_check import RotaryFrequencies
 from emb_tool.extend_context.base import Extension, ExtensionContext
 from emb_tool.extend_context.family import Kind
-from emb_tool.extend_context.rotary import expect_frequencies, rope_of
+from emb_tool.extend_context.rotary import expected, rope_of
 
 
 class SelfExtend(Extension):
@@ -31,7 +32,7 @@ class SelfExtend(Extension):
         int | None, Field(ge=1, description="w, distances that are kept [L / ⌈s⌉]")
     ] = None
 
-    def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
+    def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> RotaryFrequencies:
         """Name the function in the config; refuse what it does not reach."""
         from emb_tool.ops.attention import KEY, SELF_EXTEND
         from emb_tool.ops.rotary import plain_frequencies
@@ -60,7 +61,7 @@ class SelfExtend(Extension):
                 "theta": rope.theta, "dim": rope.dim,
             },
         }  # fmt: skip
-        expect_frequencies(draft, plain_frequencies(rope), 1.0)
         draft.notes.append(
             f"self-extend: group {group_size}, window {window}; import emb_tool.hub first"
         )
+        return expected(plain_frequencies(rope))

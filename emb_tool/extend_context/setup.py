@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import cast
+from typing import NamedTuple, cast
 
 from emb_tool import registry
 from emb_tool.checkpoint.layout import needs_hub
@@ -15,6 +15,7 @@ from emb_tool.data.texts import scan
 from emb_tool.editing import CheckpointEditor
 from emb_tool.errors import InvalidInput
 from emb_tool.evaluate import dev
+from emb_tool.evaluate.extended_check import RotaryFrequencies
 from emb_tool.evaluate.task import Task, parse_tasks
 from emb_tool.extend_context.base import Extension, ExtensionContext
 from emb_tool.extend_context.cost import attention_bytes
@@ -23,11 +24,18 @@ from emb_tool.extend_context.job import ExtendJob
 from emb_tool.extend_context.limits import set_lengths, stated_lengths
 from emb_tool.extend_context.logn import logn_attention, logn_weights
 from emb_tool.extend_context.rotary import RotaryPositions
-from emb_tool.plan import Plan, Step
+from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 
 DEFAULTS = {"learned": "rp", "rotary": "ntk", "relative": "lengths"}
 """Kind of positions to method."""
+
+
+class ExtendedModel(NamedTuple):
+    """A draft of the longer model, and the rotary frequencies that it is to compute, if any."""
+
+    draft: CheckpointEditor
+    rotary: RotaryFrequencies | None
 
 
 class Setup:
@@ -78,7 +86,8 @@ class Setup:
             )
         return ExtensionContext(self.positions, original, target, limit, tuned=bool(self.job.tune))
 
-    def draft(self) -> CheckpointEditor:
+    @cached_property
+    def extended(self) -> ExtendedModel:
         """What will be written.
 
         Raises:
@@ -88,10 +97,10 @@ class Setup:
         self._refuse()
         draft, method = CheckpointEditor.of(self.checkpoint), self.method
         if self.keeps_short or not self.job.preserve_short:
-            method.extend(draft, self.context)
+            rotary = method.extend(draft, self.context)
         else:
             assert isinstance(method, RotaryPositions)
-            method.carried(draft, self.context)
+            rotary = method.carried(draft, self.context)
         if self.job.logn == "exact":
             logn_attention(draft, self.context)
         elif self.job.logn == "constant":
@@ -102,7 +111,7 @@ class Setup:
             "beside the weights"
         )
         draft.facts["memory at target length"] = self.memory
-        return draft
+        return ExtendedModel(draft, rotary)
 
     def _refuse(self) -> None:
         method, kind = self.method, self.positions.kind
@@ -166,7 +175,7 @@ class Setup:
         if self.job.dev and not self.job.tune:
             raise InvalidInput("--dev chooses a state of --tune, and there is none", "leave it out")
         self.tasks.check(self.progress.warn)
-        draft = self.draft()
+        draft = self.extended.draft
         if self.job.tune:
             if self.positions.kind != "learned":
                 raise InvalidInput(
@@ -192,7 +201,7 @@ class Setup:
             )
         old = self.checkpoint.config
         edits = {key: value for key, value in draft.config.items() if old.get(key) != value}
-        return Plan((Step((), tuple(draft.specs())),), edits, notes=tuple(draft.notes))
+        return Plan(tuple(draft.specs()), edits, tuple(draft.notes))
 
 
 def _within(task: Task, target: int) -> Task:

@@ -25,7 +25,7 @@ from emb_tool.merge.preflight import (
 from emb_tool.merge.stream import OutputTensor
 from emb_tool.merge.tensors import Tensors
 from emb_tool.merge.weights import fits
-from emb_tool.plan import Plan, Step
+from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
@@ -119,7 +119,7 @@ class Setup:
             raise InvalidInput("--eval: files of tensors cannot be run", "leave it out")
         self._check_weights()
         written = tuple(slot.spec for slot in self.slots)
-        return Plan((Step((), written),), notes=tuple(self.tensors.notes))
+        return Plan(written, notes=tuple(self.tensors.notes))
 
     def _check_prompts(self) -> None:
         """Warn of prompts that are passed over where the method looks at texts."""

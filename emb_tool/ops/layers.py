@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from emb_tool.checkpoint.modules import LAYER_COUNTS, layer_count
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import header
 from emb_tool.errors import InvalidInput
-from emb_tool.plan import Plan, Step, TensorSpec
+from emb_tool.plan import TensorSpec
 from emb_tool.progress import quiet
 
 _LAYER = re.compile(r"^(.*?)\.?(?<![^.])(\d+)\.(.+)$")
@@ -99,7 +100,22 @@ def find_layers(checkpoint: Checkpoint) -> tuple[str, dict[int, list[str]]]:
     return next(iter(fitting.items()))
 
 
-def plan_cut(ckpt: Checkpoint, keep: Sequence[int]) -> Plan:
+@dataclass(frozen=True)
+class LayerCut:
+    """What keeping some layers will write.
+
+    Args:
+        tensors: Name in the input to what is written of it.
+        config: Keys of `config.json` to set (`None` removes the key).
+        notes: Sentences for the user.
+    """
+
+    tensors: dict[str, TensorSpec]
+    config: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def plan_cut(ckpt: Checkpoint, keep: Sequence[int]) -> LayerCut:
     """What keeping some layers will write, checked against transformers' own model.
 
     Args:
@@ -120,7 +136,8 @@ def plan_cut(ckpt: Checkpoint, keep: Sequence[int]) -> Plan:
     edits = _config_edits(ckpt.config, keep, len(layers))
     before, after = _Expected(ckpt.config), _Expected({**ckpt.config, **edits})
     place = {old: new for new, old in enumerate(keep)}
-    steps, dropped = [], []
+    tensors: dict[str, TensorSpec] = {}
+    dropped = []
     for name, spec in ckpt.tensors.items():
         found = _LAYER.match(name)
         new = name
@@ -131,8 +148,8 @@ def plan_cut(ckpt: Checkpoint, keep: Sequence[int]) -> Plan:
             if int(found[2]) not in place:
                 continue
             new = f"{name[: found.start(2)]}{place[int(found[2])]}.{found[3]}"
-        steps.append(Step((name,), (TensorSpec(new, spec.shape, spec.dtype),)))
-    writes = [step.writes[0] for step in steps]
+        tensors[name] = replace(spec, name=new)
+    writes = [*tensors.values()]
     expected = {name for name in before.shapes if before.stack(prefix).match(name)}
     if expected and expected <= set(map(before.name, ckpt.tensors)):
         _check_names(ckpt, prefix, keep, before, after, writes)
@@ -141,7 +158,7 @@ def plan_cut(ckpt: Checkpoint, keep: Sequence[int]) -> Plan:
     notes = [f"layers {','.join(map(str, keep))} of {len(layers)} are kept"]
     if dropped:
         notes.append(f"left out, since transformers computes them: {', '.join(sorted(dropped))}")
-    return Plan(steps=tuple(steps), config=edits, notes=tuple(notes))
+    return LayerCut(tensors, edits, tuple(notes))
 
 
 def _check_keep(keep: Sequence[int], total: int) -> None:
