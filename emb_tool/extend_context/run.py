@@ -38,9 +38,7 @@ class ExtendContextRunner(CheckpointRunner):
     def __init__(self, job: ExtendJob, options: Options, report: Report) -> None:
         super().__init__(job, options, report)
         self.setup = Setup(job, options.progress)
-        self.job = self.setup.job
-        self.method = self.setup.method
-        self.papers = [self.method.paper] if self.method.paper else []
+        self.papers = []
 
     @property
     def inputs(self) -> dict[str, Checkpoint]:
@@ -59,7 +57,10 @@ class ExtendContextRunner(CheckpointRunner):
 
     def plan(self) -> Plan:
         """Every refusal that headers, settings and local files can give."""
-        return self.setup.plan()
+        plan, method = self.setup.plan(), self.setup.method
+        self.job = self.job.model_copy(update={"method": method})  # the recipe names it
+        self.papers = [method.paper] if method.paper else []
+        return plan
 
     def run(self, context: RunContext) -> None:
         """Write the longer model; of several processes rank 0 does it alone, all of them tune."""

@@ -47,12 +47,23 @@ class Setup:
     """
 
     def __init__(self, job: ExtendJob, progress: Progress) -> None:
-        self.progress = progress
-        self.checkpoint = Checkpoint.open(job.model)
-        self.positions: Positions = positions_of(self.checkpoint)
-        method = job.method or registry.load("extend-context", DEFAULTS[self.positions.kind])()
-        self.job = job.model_copy(update={"method": method})
-        self.method = cast(Extension, method)
+        self.job, self.progress = job, progress
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The model."""
+        return Checkpoint.open(self.job.model)
+
+    @cached_property
+    def positions(self) -> Positions:
+        """How it knows positions."""
+        return positions_of(self.checkpoint)
+
+    @cached_property
+    def method(self) -> Extension:
+        """The method of the job, or that of its kind of positions."""
+        default = DEFAULTS[self.positions.kind]
+        return cast(Extension, self.job.method or registry.load("extend-context", default)())
 
     @cached_property
     def tasks(self) -> dev.Tasks:

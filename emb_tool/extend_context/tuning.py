@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import shutil
-import struct
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.data.corpus import Corpus, check_parts
 from emb_tool.data.text_options import TextOptions
 from emb_tool.editing import CheckpointEditor
 from emb_tool.evaluate.length_baselines import WindowedEncoder
-from emb_tool.evaluate.sharded_encoding import encode_together
 from emb_tool.evaluate.task import Task
 from emb_tool.extend_context.base import ExtensionContext
 from emb_tool.extend_context.job import ExtendJob
+from emb_tool.extend_context.pose import PoSEStudent
 from emb_tool.model.encoder import Encoder
 from emb_tool.progress import Progress
 from emb_tool.training.finetune import FinetuneJob, tune
@@ -32,74 +28,7 @@ from emb_tool.training.teacher import CheckpointTeacher
 from emb_tool.training.vector_space import EmbeddingCacheKey
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from emb_tool.runtime.device import Runtime
-    from emb_tool.training.loop import Trainer
-
-
-class PoSEPositions:
-    """Positions with a gap: a text's beginning stays, the rest stands further on (PoSE).
-
-    Tokens before a place c keep their positions, those from c on get u more, c uniform within the
-    text, u uniform up to where the text would end at the target (arXiv:2309.10400, with two chunks
-    of which the first begins at 0, as every text's does). Long texts stand as they are.
-
-    A draw hangs on the text, the step and the seed alone, not on what stands beside it in a batch,
-    a process or a sitting; every measuring draws the same gaps.
-
-    Args:
-        encoder: The student; what it collates is noted.
-        context: Lengths, and where positions begin.
-        seed: Of the gaps.
-
-    Attributes:
-        step: The step that training is at.
-    """
-
-    def __init__(self, encoder: Encoder, context: ExtensionContext, seed: int) -> None:
-        self.context, self.seed = context, seed
-        self.step: Callable[[], int] = lambda: 0
-        self._measured = False
-        self._ids: Sequence[np.ndarray] = ()
-        collate = encoder.collate
-
-        def noted(ids: Sequence[np.ndarray], *more: int) -> dict[str, Any]:
-            self._ids = ids
-            return collate(ids, *more)
-
-        encoder.collate = noted  # type: ignore[method-assign, assignment]
-
-    @contextmanager
-    def measuring(self) -> Iterator[None]:
-        """Gaps without a gradient, too, and the same ones every time."""
-        self._measured = True
-        try:
-            yield
-        finally:
-            self._measured = False
-
-    def _draws(self) -> Tensor:
-        """Two numbers in [0, 1) for each text of the batch, (2, batch) float64."""
-        key = struct.pack("<qq", self.seed, -1 if self._measured else self.step())
-        found = [blake2b(row.tobytes(), digest_size=16, key=key).digest() for row in self._ids]
-        numbers = np.frombuffer(b"".join(found), "<u8") >> np.uint64(11)
-        return torch.from_numpy(numbers.reshape(-1, 2).T * 2.0**-53)
-
-    def __call__(self, module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """The position ids with gaps: a forward pre-hook of the table."""
-        if not (torch.is_grad_enabled() or self._measured):
-            return None
-        (ids,), lengths = args, torch.tensor([len(row) for row in self._ids])
-        first, (original, target) = self.context.positions.first, self.context.span
-        draw = self._draws()
-        place = 1 + (draw[0] * (lengths - 1)).long()
-        room = torch.where(lengths <= original, target - lengths, 0)
-        gap = (draw[1] * (room + 1)).long()
-        place, gap = place.to(ids.device)[:, None], gap.to(ids.device)[:, None]
-        behind = torch.arange(ids.shape[-1], device=ids.device)[None] >= place
-        moved = (ids + gap * behind).clamp(max=first + target - 1)
-        return (torch.where(ids < first, ids.expand_as(moved), moved),)
 
 
 class WindowTeacher(CheckpointTeacher):
@@ -184,33 +113,20 @@ def tune_positions(
     del teacher
     runtime.reseed()  # what came before depends on whether the run was taken up
     checkpoint = Checkpoint.open(folder)
-    student = Encoder.open(checkpoint, runtime, training=True)
-    for parameter in student.model.parameters():
-        parameter.requires_grad_(False)
-    body = student.model[0].auto_model
-    table = next(m for n, m in body.named_modules() if n.endswith("position_embeddings"))
-    end = context.positions.first + context.original
-    table.weight.requires_grad_(True)
-    table.weight.register_hook(lambda gradient: gradient.index_fill(0, _count(end, gradient), 0))
-    skips = PoSEPositions(student, context, job.seed)
-    table.register_forward_pre_hook(skips)
-
-    def encode(texts: Sequence[str]) -> np.ndarray:
-        with skips.measuring():
-            return encode_together(student, texts, prompt)
-
-    def watch(trainer: Trainer) -> None:
-        skips.step = lambda: trainer.outcome.steps
+    student = PoSEStudent.open(checkpoint, runtime, training=True)
+    student.start(context, job.seed)
 
     # decay would move rows that no gradient reaches
     method = FinetuneJob(
         epochs=job.epochs, lr=job.lr, batch_tokens=job.batch_tokens, weight_decay=0.0
     )
     outcome = tune(
-        student, corpus, targets, prompt, method, runtime, state / "tune", progress, encode, watch,
-        dev,
+        student, corpus, targets, prompt, method, runtime, state / "tune", progress, dev=dev,
+        encode=lambda texts: student.encode_with_gaps(texts, prompt),
+        on_step=student.begin_step,
     )  # fmt: skip
-    trained = table.weight.detach().cpu()
+    trained = student.table.weight.detach().cpu()
+    end = context.positions.first + context.original
     name = context.positions.table
     assert name is not None
 
@@ -233,7 +149,3 @@ def tune_positions(
         "history": outcome.history,
         "resumed_at": outcome.resumed_at,
     }
-
-
-def _count(rows: int, like: Tensor) -> Tensor:
-    return torch.arange(rows, device=like.device)

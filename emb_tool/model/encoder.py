@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ class Encoder(Tokenization):
         *,
         max_length: int | None = None,
         training: bool = False,
-    ) -> Encoder:
+    ) -> Self:
         """Load a checkpoint.
 
         Args:

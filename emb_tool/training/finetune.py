@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from emb_tool.model.encoder import Encoder
     from emb_tool.runtime.device import Runtime
-    from emb_tool.training.loop import Trainer
     from emb_tool.training.outcome import Outcome
     from emb_tool.training.targets import Targets
 
@@ -51,7 +50,7 @@ def tune(
     state: Path,
     progress: Progress,
     encode: Callable[[Sequence[str]], np.ndarray] | None = None,
-    watch: Callable[[Trainer], None] = lambda trainer: None,
+    on_step: Callable[[int], None] | None = None,
     dev: Sequence[Task] = (),
 ) -> Outcome:
     """Train what requires a gradient; the encoder ends with the state that is best by a hold-out.
@@ -68,7 +67,7 @@ def tune(
         state: Folder for the state of the run.
         progress: Bar and warnings.
         encode: Vectors of the held-out texts [those of the encoder].
-        watch: Called with the training before it begins.
+        on_step: As of `Trainer`.
         dev: Tasks that choose the state [the held-out texts].
     """
     from emb_tool.training.batches import BatchStream, TokenCache
@@ -124,8 +123,8 @@ def tune(
             prompt_length=lambda indices: length,
             show=lambda index: corpus.texts([index])[0],
             skip=advance.skip,
+            on_step=on_step,
         )
-        watch(trainer)
         outcome = trainer.run()
     cache.close()
     if cut := int(cache.cut.sum()):

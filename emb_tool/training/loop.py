@@ -73,6 +73,7 @@ class Trainer:
         log: Called with figures and texts used, beside `metrics`.
         fsdp: Cut the student over the processes.
         skip: Called with the texts that a run before has used.
+        on_step: Called before each step with its number.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Trainer:
         log: Callable[[dict[str, float], int], None] | None = None,
         fsdp: bool = False,
         skip: Callable[[int], None] = lambda texts: None,
+        on_step: Callable[[int], None] | None = None,
     ) -> None:
         self.encoder, self.method, self.stream, self.runtime = encoder, method, stream, runtime
         self.states = States(folder)
@@ -100,6 +102,7 @@ class Trainer:
         self.score, self.scores = score, scores
         self.progress, self.on_warning, self.skip = progress, on_warning, skip
         self.metrics, self.log = metrics, log
+        self.on_step = on_step
         self.signals = DeferredSignals()
         self.outcome = Outcome(split=method.grad_accumulation)
         self.place = DataCursor()
@@ -147,6 +150,8 @@ class Trainer:
                 # at the middle of the step, so that a run of one step learns something
                 middle = self.place.texts + batch.texts / 2
                 self._lr = rate(self.method, middle / self.stream.total)
+                if self.on_step:
+                    self.on_step(done.steps)
                 self._step(batch)
                 self.place = batch.after
                 done.steps += 1

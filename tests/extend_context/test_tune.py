@@ -17,6 +17,9 @@ from emb_tool.checkpoint.own_files import REPORT
 from emb_tool.extend_context import position_tables, tuning
 from emb_tool.extend_context.base import ExtensionContext
 from emb_tool.extend_context.family import FAMILIES, Positions
+from emb_tool.extend_context.pose import PoSEStudent, add_gaps, draw_gaps
+from emb_tool.model.encoder import Encoder
+from emb_tool.runtime.device import Runtime
 from tests.conftest import CliResult, make_sentences
 from tests.forks import ended, fork, killed_at
 from tests.runs import check_here, weight_files, write_texts
@@ -109,41 +112,68 @@ def test_killed_and_taken_up_it_ends_the_same(
         assert {"teacher": at is None, "step": at and 0 < at < 110, "files": at == 110}[point]
 
 
-def test_gaps_keep_beginnings_order_and_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Collates:
-        def collate(self, ids: list[np.ndarray], prompt_length: int = 0) -> None: ...
-
-    encoder = Collates()
+def test_gaps_keep_beginnings_order_and_padding() -> None:
     context = ExtensionContext(Positions(FAMILIES["roberta"], "t", 2, 34), 32, 128)
-    skips = tuning.PoSEPositions(encoder, context, 0)  # type: ignore[arg-type]
-    encoder.collate([np.zeros(20), np.zeros(5), np.zeros(40)])
+    texts = [np.zeros(20), np.zeros(5), np.zeros(40)]
+    lengths = torch.tensor([20, 5, 40])
     ids = torch.arange(2, 42).repeat(3, 1)
     ids[1, 5:] = 1  # padding
     ids[0, 20:] = 1
     seen = []
-    for number in range(200):
-        skips.step = lambda number=number: number  # type: ignore[misc]
-        found = skips(None, (ids,))
-        assert found is not None
-        (moved,) = found
+    for step in range(200):
+        moved = add_gaps(ids, lengths, draw_gaps(texts, 0, step), context)
         assert torch.equal(moved[2], ids[2])  # long already
         assert (moved[1, 5:] == 1).all()
         assert (moved[:2, 0] == 2).all()
-        step = moved[0, 1:20] - moved[0, :19]
-        assert (step >= 1).all()
-        assert (step > 1).sum() <= 1
+        gaps = moved[0, 1:20] - moved[0, :19]
+        assert (gaps >= 1).all()
+        assert (gaps > 1).sum() <= 1
         seen.append(int(moved[0, 19]))
     # the last of 20 tokens ends anywhere from its own place to the last of 128 positions
     assert 2 + 19 <= min(seen) < 30
     assert 120 < max(seen) <= 2 + 128 - 1
     for draw, last in ((0.0, 2 + 19), (1 - 2.0**-40, 2 + 128 - 1)):
-        monkeypatch.setattr(
-            skips, "_draws", lambda draw=draw: torch.full((2, 3), draw, dtype=torch.float64)
-        )
-        (moved,) = skips(None, (ids,)) or ()
+        moved = add_gaps(ids, lengths, torch.full((2, 3), draw, dtype=torch.float64), context)
         assert int(moved[0, 19]) == last
-    with torch.inference_mode():
-        assert skips(None, (ids,)) is None
+
+
+def test_draws_depend_on_text_step_and_seed_alone() -> None:
+    one, other = np.arange(7), np.arange(1, 8)
+    alone, beside = draw_gaps([one], 3, 5), draw_gaps([other, one], 3, 5)
+    assert torch.equal(alone[:, 0], beside[:, 1])
+    for different in (draw_gaps([one], 3, 6), draw_gaps([one], 4, 5), beside[:, :1]):
+        assert not torch.equal(alone, different)
+
+
+def test_gaps_are_for_training_and_measuring_and_added_rows_alone_learn(tiny_bert: Path) -> None:
+    runtime = Runtime.start("cpu")
+    table = Encoder.open(tiny_bert, runtime).checkpoint.tensors[NAME].shape[0]
+    context = ExtensionContext(Positions(FAMILIES["bert"], NAME, 0, table), 16, table)
+    student = PoSEStudent.open(tiny_bert, runtime, training=True)
+    student.start(context, seed=0)
+    texts = make_sentences(6)
+    plain = Encoder.open(tiny_bert, runtime).encode(texts)
+    np.testing.assert_array_equal(student.encode(texts), plain)
+    measured = student.encode_with_gaps(texts, "")
+    np.testing.assert_array_equal(student.encode_with_gaps(texts, ""), measured)
+    student.begin_step(9)
+    np.testing.assert_array_equal(student.encode_with_gaps(texts, ""), measured)
+    assert np.abs(measured - plain).max() > 1e-3
+    sums = []
+    for step in (0, 1, 0):
+        student.begin_step(step)
+        vectors = student.forward(student.collate(student.tokenize(texts)))
+        student.table.weight.grad = None
+        vectors[:, 0].sum().backward()
+        gradient = student.table.weight.grad
+        assert not gradient[:16].any()
+        assert gradient[16:].any()
+        sums.append(gradient)
+    assert torch.equal(sums[0], sums[2])
+    assert not torch.equal(sums[0], sums[1])
+    assert [n for n, p in student.model.named_parameters() if p.requires_grad] == [
+        n for n, p in student.model.named_parameters() if p is student.table.weight
+    ]
 
 
 def test_there_is_nothing_to_tune_for_rotary_positions(
