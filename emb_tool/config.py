@@ -92,9 +92,11 @@ class Job(Settings):
         verb: The command.
         default_method: The method taken when none is named; None for verbs without methods.
         positional: Fields that the command line gives by their place, without a flag.
+        parent: The field that names the model which an output is made from; None where none does.
     """
 
     verb: ClassVar[str]
+    parent: ClassVar[str | None] = None
     default_method: ClassVar[str | None] = None
     positional: ClassVar[tuple[str, ...]] = ()
 

@@ -43,6 +43,7 @@ class CompressJob(ChainJob):
     """`embtool compress`."""
 
     verb: ClassVar[str] = "compress"
+    parent: ClassVar[str | None] = "model"
     positional: ClassVar[tuple[str, ...]] = ("model",)
     shared: ClassVar[tuple[str, str] | None] = ("emb_tool.compress.table_method", "TableMethod")
 

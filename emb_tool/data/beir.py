@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from emb_tool.data import files
 from emb_tool.data.dialect import ColumnSpec, open_table
+from emb_tool.data.formats import format_name
 from emb_tool.data.text_field import titled
 from emb_tool.data.text_options import DEFAULT
 from emb_tool.errors import InvalidInput
@@ -124,7 +125,7 @@ def find_qrels(folder: Path) -> Path:
     """The file of judgements that `load_beir` reads."""
     fixed = [folder / f"{name}{end}" for name in _QRELS for end in ("", ".gz")]
     for path in (*fixed, *sorted(folder.glob("qrels*.jsonl*"))):
-        if path.is_file() and files.format_of(path) is not None:
+        if path.is_file() and format_name(path) is not None:
             return path
     return _find(folder, "qrels/test.tsv")  # refuses
 
@@ -160,7 +161,7 @@ def _id(record: dict[str, Any], keys: Sequence[str], where: str) -> str:
 
 
 def _read_qrels(path: Path) -> Iterator[tuple[str, str, int, str]]:
-    found, is_json = False, files.format_of(path) == "jsonl"
+    found, is_json = False, format_name(path) == "jsonl"
     rows = _judged_json(path) if is_json else _judged_table(path)
     for query, doc, score, where in rows:
         found = True

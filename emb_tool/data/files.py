@@ -10,52 +10,16 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
-from shlex import quote
+from pathlib import Path
 from typing import IO, Any
 
 from emb_tool.data import file_kinds
 from emb_tool.errors import InvalidInput
 from emb_tool.registry import did_you_mean
 
-FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".txt": "txt",
-}
-"""Format by file extension; `.gz` may follow any of them."""
-
-KNOWN = ", ".join(FORMATS) + ", each also with .gz"
-
-_UNPACK = {".zst": "zstd -d", ".bz2": "bunzip2 -k", ".xz": "xz -dk", ".zip": "unzip"}
-
 Stream = io.BufferedReader | gzip.GzipFile
 
 _LFS = b"version https://git-lfs.github.com/spec/"
-
-
-def format_of(name: str | Path) -> str | None:
-    """The format that the extension names, `.gz` left aside; None if it names none."""
-    suffixes = [s.lower() for s in PurePosixPath(name).suffixes]
-    if suffixes and suffixes[-1] == ".gz":
-        suffixes.pop()
-    return FORMATS.get(suffixes[-1]) if suffixes else None
-
-
-def unknown_kind(name: str | Path) -> InvalidInput:
-    """The refusal of a file whose extension names no format that is read."""
-    suffix = PurePosixPath(name).suffix.lower()
-    hint = f"known: {KNOWN}"
-    if suffix == ".json":
-        hint = "one object a line is wanted: jq -c '.[]' data.json > data.jsonl"
-    elif suffix in (".xlsx", ".xls"):
-        hint = "save the sheet as CSV UTF-8"
-    elif suffix in _UNPACK:
-        hint = f"unpack it first: {_UNPACK[suffix]} {quote(str(name))}"
-    return InvalidInput(f"{name}: unknown kind of file", hint)
 
 
 def is_address(source: str) -> bool:

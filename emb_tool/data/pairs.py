@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emb_tool.data import files
+from emb_tool.data.formats import format_name
 from emb_tool.errors import InvalidInput
 
 _QUERY = ("query", "anchor", "question")
@@ -46,7 +47,7 @@ def read_pairs(sources: Sequence[str]) -> list[Example]:
     examples = []
     for source in sources:
         path = files.locate(Path(source).expanduser())
-        if path.is_dir() or files.format_of(path) != "jsonl":
+        if path.is_dir() or format_name(path) != "jsonl":
             raise InvalidInput(
                 f"{path}: pairs are read from .jsonl files", f"one a line: {_WANTED}"
             )

@@ -1,4 +1,4 @@
-"""The texts of one file, in whatever format, or of stdin; each with its place."""
+"""The texts of a file of each format, and of stdin; each with its place."""
 
 from __future__ import annotations
 
@@ -29,30 +29,24 @@ Texts = Iterator[tuple[str, str]]
 _NUMBER = re.compile(r"\s*[-+]?\d+([.,]\d+)?\s*")
 
 
-def file_texts(name: str, source: Source) -> Texts:
-    """The texts of one file, or of what is at an address; blank lines are none.
+def json_texts(name: str, source: Source) -> Texts:
+    """The texts of a file of JSON objects, one a line."""
+    yield from pick_texts(files.json_records(files.numbered_lines(name), name), source)
 
-    Args:
-        name: A path or an address; its extension names the format.
-        source: What it belongs to.
 
-    Raises:
-        InvalidInput: A file that is not readable or not of its format; a first line or record that
-            does not tell where the text is; a broken line or record.
-    """
-    kind = files.format_of(name)
-    if kind == "parquet":
-        yield from _parquet(name, source)
-        return
-    lines = files.numbered_lines(name)
-    if kind == "txt":
-        yield from _plain(lines, name)
-    elif kind == "jsonl":
-        yield from pick_texts(files.json_records(lines, name), source)
-    elif kind in ("csv", "tsv"):
-        yield from _table(lines, name, source, "\t" if kind == "tsv" else ",")
-    else:
-        raise files.unknown_kind(name)
+def csv_texts(name: str, source: Source) -> Texts:
+    """The texts of a table, divided by commas unless its first line shows otherwise."""
+    yield from _table(files.numbered_lines(name), name, source, ",")
+
+
+def tsv_texts(name: str, source: Source) -> Texts:
+    """The texts of a table, divided by tabs unless its first line shows otherwise."""
+    yield from _table(files.numbered_lines(name), name, source, "\t")
+
+
+def plain_texts(name: str, source: Source) -> Texts:
+    """The texts of a file of one text a line; blank lines are none."""
+    yield from _plain(files.numbered_lines(name), name)
 
 
 def stdin_texts(source: Source) -> Texts:
@@ -183,7 +177,8 @@ def _undecided_hint(
     )
 
 
-def _parquet(name: str, source: Source) -> Texts:
+def parquet_texts(name: str, source: Source) -> Texts:
+    """The texts of a column of strings."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     import pyarrow.types as pt

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
-from emb_tool.data.readers import file_texts
+from emb_tool.data.formats import file_texts
 from emb_tool.data.text_field import Picker, Source
 from emb_tool.errors import EmbToolError, RunFailed
 

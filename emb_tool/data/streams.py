@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from emb_tool.data import files
 from emb_tool.data.files import is_address
-from emb_tool.data.readers import file_texts
+from emb_tool.data.formats import KNOWN, file_texts, format_of, unknown_kind
 from emb_tool.data.shard_readers import FileReader, Reader, SetReader, TextFile
 from emb_tool.data.text_field import Note, Picker, Source
 from emb_tool.data.text_options import DEFAULT, TextOptions
@@ -30,6 +30,11 @@ def split_hub(source: str) -> tuple[str, str | None, str]:
     return name, config or None, split or "train"
 
 
+def _streamed_as_set(name: str) -> bool:
+    found = format_of(name)
+    return found is not None and found.streamed_as_set
+
+
 def list_address(source: str) -> list[str]:
     """The files at an address: itself, or all of a known kind below it, sorted.
 
@@ -45,16 +50,16 @@ def list_address(source: str) -> list[str]:
         raise files.not_opened(source, error) from error
     if not found:
         raise InvalidInput(f"{source}: not found", "check the address")
-    if found == [path] and files.format_of(path) is None:
-        raise files.unknown_kind(source)
+    if found == [path] and format_of(path) is None:
+        raise unknown_kind(source)
     known = [
         str(system.unstrip_protocol(name))
         for name in found
-        if files.format_of(name) is not None
+        if format_of(name) is not None
         and not any(part.startswith(".") for part in PurePosixPath(name).parts)
     ]
     if not known:
-        raise InvalidInput(f"{source}: no file of a known kind there", f"known: {files.KNOWN}")
+        raise InvalidInput(f"{source}: no file of a known kind there", f"known: {KNOWN}")
     return known
 
 
@@ -99,7 +104,7 @@ class Shards:
                 self._add_hub(source)
                 continue
             paths = list_address(name) if is_address(name) else [name]
-            texts = [path for path in paths if files.format_of(path) != "parquet"]
+            texts = [path for path in paths if not _streamed_as_set(path)]
             parquet += [path for path in paths if path not in texts]
             if texts:
                 self._add_files(texts, source)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from emb_tool.data import files
 from emb_tool.data.dialect import ColumnSpec, open_table
+from emb_tool.data.formats import format_name
 from emb_tool.data.text_options import DEFAULT, TextOptions
 from emb_tool.errors import InvalidInput
 
@@ -45,9 +46,9 @@ def load_sts(file: str | Path, options: TextOptions = DEFAULT) -> Sts:
             different scores.
     """
     path = files.locate(Path(file).expanduser())
-    if files.format_of(path) not in ("tsv", "csv", "jsonl"):
+    if format_name(path) not in ("tsv", "csv", "jsonl"):
         raise InvalidInput(f"{path}: not a file of pairs", "name a .tsv, .csv or .jsonl file")
-    is_json = files.format_of(path) == "jsonl"
+    is_json = format_name(path) == "jsonl"
     if is_json and options.is_given:
         raise InvalidInput(
             f"{path}: jsonl has no columns to divide", "leave delimiter and header out"
@@ -86,7 +87,7 @@ def _read_table(path: Path, options: TextOptions) -> Iterator[tuple[Any, Any, An
         is_row=lambda cells: _headless(cells) is not None,
         hint=lambda cells, delimiter: f"wanted: {_WANTED}",
     )
-    usual = "\t" if files.format_of(path) == "tsv" else ","
+    usual = "\t" if format_name(path) == "tsv" else ","
     table = open_table(files.numbered_lines(path), str(path), usual, options, wanted)
     if table is None:
         return

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from emb_tool.checkpoint.files import sha256
 from emb_tool.data import files
 from emb_tool.data.files import is_address
-from emb_tool.data.readers import STDIN, Texts, file_texts, stdin_texts
+from emb_tool.data.formats import KNOWN, Format, file_texts, format_of, unknown_kind
+from emb_tool.data.readers import STDIN, Texts, stdin_texts
 from emb_tool.data.streams import HUB, Shards, list_address, split_hub
 from emb_tool.data.text_field import Note, Source
 from emb_tool.data.text_options import DEFAULT, TextOptions
@@ -98,17 +99,18 @@ def _check_use(sources: Sequence[str], options: TextOptions) -> None:
     """Refuse a delimiter or header where nothing is a table, and a field where all is .txt."""
     if not options.is_given:
         return
-    kinds: set[str | None] = set()
+    formats: set[Format | None] = set()  # None where it is not known before the work
     for name in sources:
-        local = name != STDIN and not name.startswith(HUB) and not is_address(name)
-        kinds |= {files.format_of(path) for path in expand(name)} if local else {None}
-    of_tables = {"delimiter": options.delimiter, "header": options.header}
-    for key, value, heeding in (
-        ("text_field", options.field, {"jsonl", "csv", "tsv", "parquet", None}),
-        *((key, value, {"csv", "tsv", None}) for key, value in of_tables.items()),
+        formats |= {format_of(path) for path in expand(name)} if is_local(name) else {None}
+    fields = any(found is None or found.has_fields for found in formats)
+    tables = any(found is None or found.is_table for found in formats)
+    for key, value, heeded in (
+        ("text_field", options.field, fields),
+        ("delimiter", options.delimiter, tables),
+        ("header", options.header, tables),
     ):
-        if value is not None and kinds and not kinds & heeding:
-            found = ", ".join(sorted(f".{kind}" for kind in kinds if kind))
+        if value is not None and formats and not heeded:
+            found = ", ".join(sorted(f".{found.name}" for found in formats if found))
             raise InvalidInput(
                 f"{options.spelled(**{key: value})}: of {', '.join(sources)} nothing is a table:"
                 f" {found} alone",
@@ -143,20 +145,18 @@ def expand(source: str) -> list[Path]:
     """The files of a local source."""
     path = files.locate(Path(source).expanduser())
     if not path.is_dir():
-        if files.format_of(path) is None:
-            raise files.unknown_kind(path)
+        if format_of(path) is None:
+            raise unknown_kind(path)
         return [path]
     found = sorted(
         p
         for p in path.rglob("*")
         if not any(part.startswith(".") for part in p.relative_to(path).parts)
-        and files.format_of(p) is not None
+        and format_of(p) is not None
         and p.is_file()
     )
     if not found:
-        raise InvalidInput(
-            f"{path}: no file of a known kind in this folder", f"known: {files.KNOWN}"
-        )
+        raise InvalidInput(f"{path}: no file of a known kind in this folder", f"known: {KNOWN}")
     return found
 
 

@@ -26,6 +26,7 @@ class DistillJob(MethodJob):
     """`embtool distill`."""
 
     verb: ClassVar[str] = "distill"
+    parent: ClassVar[str | None] = "teacher"
     default_method: ClassVar[str] = "leaf"
 
     teacher: Annotated[

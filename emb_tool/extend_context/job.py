@@ -16,6 +16,7 @@ class ExtendJob(Job):
     """`embtool extend-context`."""
 
     verb: ClassVar[str] = "extend-context"
+    parent: ClassVar[str | None] = "model"
     positional: ClassVar[tuple[str, ...]] = ("model",)
 
     model: Annotated[str, Field(description="folder or hub id"), FlagInfo(REQUIRED, "MODEL")]

@@ -20,6 +20,7 @@ class MergeJob(MethodJob):
     """`embtool merge`."""
 
     verb: ClassVar[str] = "merge"
+    parent: ClassVar[str | None] = "base"
     positional: ClassVar[tuple[str, ...]] = ("models",)
     default_method: ClassVar[str | None] = "linear"
 

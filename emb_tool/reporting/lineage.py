@@ -15,7 +15,7 @@ from emb_tool.checkpoint.files import read_json
 from emb_tool.checkpoint.own_files import PROVENANCE
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import InvalidInput
-from emb_tool.reporting.summary import PARENT
+from emb_tool.reporting.summary import parent_name
 
 
 class Lineage(NamedTuple):
@@ -59,8 +59,7 @@ def _parent_name(provenance: Mapping[str, Any]) -> str | None:
     job = provenance.get("job")
     if not isinstance(job, Mapping):
         return None
-    name = job.get(PARENT.get(str(job.get("verb")), ""))
-    return name if isinstance(name, str) else None
+    return parent_name(str(job.get("verb")), job)
 
 
 def _unchanged(provenance: Mapping[str, Any], name: str) -> Checkpoint:

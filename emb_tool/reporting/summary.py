@@ -24,10 +24,6 @@ POSITIONAL = ("model", "models")
 """Fields of jobs that are typed without a name."""
 
 
-PARENT = {"distill": "teacher", "compress": "model", "extend-context": "model", "merge": "base"}
-"""Verb to the setting that names the model which its output stands for."""
-
-
 class Quality(NamedTuple):
     """The main figure of one task, of a model and of what it is compared with; shares in %.
 
@@ -181,12 +177,24 @@ def _ancestors(report: Report) -> tuple[Ancestor | None, Ancestor | None, str | 
         found = [_ancestor(told.get(key)) for key in ("input", "root")]
         broken = told.get("broken")
         return found[0], found[1], broken if isinstance(broken, str) else None
-    name = report.job.get(PARENT.get(report.verb, ""))
-    if not isinstance(name, str):
+    name = parent_name(report.verb, report.job)
+    if name is None:
         return None, None, None
     size = report.value("weights before")
     parent = Ancestor(name, name, None if size is None else int(size))
-    return (None if report.verb == "merge" else parent), parent, None
+    return parent, parent, None
+
+
+def parent_name(verb: str, job: Mapping[str, Any]) -> str | None:
+    """The model that an output was made from, as the user named it.
+
+    Args:
+        verb: The command.
+        job: The resolved job as plain data.
+    """
+    setting = config.job_class(verb).parent if verb in registry.VERBS else None
+    name = job.get(setting) if setting else None
+    return name if isinstance(name, str) else None
 
 
 def _ancestor(told: Any) -> Ancestor | None:

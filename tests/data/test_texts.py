@@ -6,10 +6,14 @@ import io
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from emb_tool.data import formats
+from emb_tool.data.streams import Shards
+from emb_tool.data.text_field import Source
 from emb_tool.data.text_options import TextOptions
 from emb_tool.data.texts import Record, read_texts, scan
 from emb_tool.errors import InvalidInput
@@ -243,6 +247,20 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert "not found" in error.message
     assert error.hint == "did you mean sentences.jsonl?"
     assert "no folder" in (refusal(tmp_path / "no" / "x.txt").hint or "")
+
+
+def test_a_format_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def upper(name: str, source: Source) -> Iterator[tuple[str, str]]:
+        yield Path(name).read_text().upper(), name
+
+    row = formats.Format("loud", (".loud",), upper, has_fields=False)
+    monkeypatch.setitem(formats._BY_EXTENSION, ".loud", row)
+    (tmp_path / "a.loud").write_text("hello")
+    assert [record.text for record in read_texts([str(tmp_path)])] == ["HELLO"]
+    assert list(Shards([str(tmp_path / "a.loud")]).texts()) == [("HELLO", str(tmp_path / "a.loud"))]
+    for options in (TextOptions("text"), TextOptions(delimiter="tab")):
+        with pytest.raises(InvalidInput, match=r"nothing is a table: \.loud alone"):
+            scan([str(tmp_path)], options)
 
 
 def test_unknown_kinds_are_refused_with_the_known_ones(tmp_path: Path) -> None:
