@@ -32,7 +32,11 @@ SCRIPTS = {
     "distill_curve": True,
     "gpu": True,
 }
-"""Script, and whether it reads the data. `merge_values.py`, which needs mergekit, is left out."""
+"""Script, and whether it reads the data.
+
+`merge_values.py`, which needs mergekit, and `recipes.py`, which needs a second version of embtool,
+are left out.
+"""
 
 
 def main() -> int:

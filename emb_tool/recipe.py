@@ -34,7 +34,8 @@ def read_recipe(path: str | Path) -> list[dict[str, Any]]:
             text = file.read(MAX_CHARACTERS + 1)
     except FileNotFoundError:
         raise InvalidInput(
-            f"{path}: no such recipe", "recipes are YAML files: see docs/recipes.md"
+            f"{path}: no such recipe",
+            "a recipe is a YAML file, or an output folder of embtool: see docs/recipes.md",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path}: cannot be read: {error}", "recipes are YAML files") from None

@@ -69,7 +69,7 @@ CASES: list[tuple[str, str]] = [
           ("--device gpu", "--device"), ("--device cuda:first", "--device"),
           ("--dtype float8", "--dtype"), ("--seed -1", "--seed"), ("--set nonsense=1", "nonsense"),
           ("--set nonsense", "not key=value"), ("-r none.yaml", "none.yaml: no such recipe"),
-          ("-r broken.yaml", "broken.yaml:2: not YAML"), ("-r .", "cannot be read"),
+          ("-r broken.yaml", "broken.yaml:2: not YAML"), ("-r .", "recipe.yaml: no such recipe"),
           ("-r two.yaml", "is not one"), ("--nonsense", "--nonsense"),
       )),
     *((f"{job} {flag}", said)
