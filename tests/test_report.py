@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,10 +19,11 @@ from emb_tool import config
 from emb_tool.checkpoint.own_files import METRICS, PROVENANCE, REPORT, own_file
 from emb_tool.formatting import redact
 from emb_tool.report import Measure, Report, Table
-from emb_tool.reporting import charts
-from emb_tool.reporting.charts import Axis, Point
+from emb_tool.reporting import inline_svg, plots
 from emb_tool.reporting.model_card import write_model_card
 from emb_tool.reporting.page import page
+from emb_tool.reporting.plots import Point
+from emb_tool.reporting.style import DARK, LIGHT
 from emb_tool.reporting.summary import Summary, command
 from tests.conftest import CliResult
 
@@ -99,8 +102,8 @@ def test_a_page_of_several_and_none_is_replaced_unasked(run_cli: Cli, tmp_path: 
     target = tmp_path / "page.html"
     assert run_cli("report", *folders, "--page", target).code == 0
     found = target.read_text()
-    assert found.count("<circle") == 8  # three outputs and their input, in two scatters
-    assert found.count("7.00 MB</text>") == 3
+    assert found.count("<use") == 8  # three outputs and their input, in two scatters
+    assert found.count("7.00 MB</span>") == 3
     again = run_cli("report", *folders, "--page", target)
     assert again.code == 2
     assert "exists already" in again.err
@@ -146,7 +149,7 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.names.add(tag)
         self.attributes |= {name for name, _ in attrs}
-        if tag not in ("meta", "br", "line", "circle", "rect", "polyline", "i"):
+        if tag != "meta":
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -216,21 +219,97 @@ def test_a_page_shows_loss_frontier_and_figures(tmp_path: Path) -> None:
     tiles = re.findall(r'<div class="tile"><b>(.*?)</b><span>(.*?)</span>', found)
     assert tiles[0] == ("98.5&nbsp;%", "spearman kept of model, sts:dev")  # a task leads
     assert ("3 min 20 s", "wall time, 4.0 s of it checking") in tiles
-    assert found.count('class="frontier"') == 1
-    assert found.count("<circle") == 5 + 5 + 3  # loss, rate; two chains and what they started from
+    assert found.count("<use") == 5 + 5 + 3  # loss, rate; two chains and what they started from
+    assert "<title>-m a: 10.00 MB, 97.00% kept</title>" in found
     assert found == page(folder)
     assert "/home/someone" not in found
 
 
-def test_frontier_and_axes() -> None:
-    points = [Point(x, y, "", "") for x, y in ((3, 5), (1, 1), (2, 4), (2, 3), (4, 5))]
-    assert [(p.x, p.y) for p in charts.frontier(points)] == [(1, 1), (2, 4), (3, 5)]
-    axis = Axis.of([0.12, 0.88], 0, 100)
-    assert axis.ticks == (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    assert axis(0.5) == pytest.approx(50)
-    assert Axis.of([5, 5], 0, 1).low < 5 < Axis.of([5, 5], 0, 1).high
-    assert charts.lines({"x": [(0, float("nan")), (1, 2.0)]}, "texts") == ""
-    assert charts.tick_label(1_200_000) == "1.2 M"
+def test_the_frontier_is_what_nothing_beats() -> None:
+    points = [Point("", x, y) for x, y in ((3, 5), (1, 1), (2, 4), (2, 3), (4, 5))]
+    assert [(p.size, p.value) for p in plots.frontier(points)] == [(1, 1), (2, 4), (3, 5)]
+
+
+def test_a_chart_follows_the_page_and_no_matplotlibrc() -> None:
+    import matplotlib
+
+    points = [Point("a", 1e6, 0.8, tip="one"), Point("b", 9e6, 0.9, reference=True)]
+    svg = inline_svg.scatter(points, "spearman")
+    with matplotlib.rc_context({"axes.facecolor": "pink", "font.size": 30, "text.usetex": True}):
+        assert inline_svg.scatter(points, "spearman") == svg
+        assert matplotlib.rcParams["font.size"] == 30
+    assert not re.search("#[0-9a-f]{6}", svg)  # every color is a variable of both styles
+    assert set(re.findall(r"var\(--(.*?)\)", svg)) <= LIGHT.keys() == DARK.keys()
+    assert re.match(
+        '<svg viewBox="[0-9. ]+" role="img" aria-label="spearman against weights">', svg
+    )
+    assert "<title>one</title>" in svg
+    assert ">spearman</text>" in svg
+    assert "<style" not in svg
+
+
+def test_ids_of_one_chart_are_not_those_of_another() -> None:
+    line = [(float(i), 1 / (i + 1)) for i in range(9)]
+    charts = [inline_svg.curve(name, line, "texts", 3) for name in ("loss", "learning rate")]
+    ids = [set(re.findall(r' id="(.*?)"', svg)) for svg in charts]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    for svg, own in zip(charts, ids, strict=True):
+        assert set(re.findall(r"#(\w+)", svg)) == own  # all that is named is there
+
+
+@pytest.mark.parametrize(
+    "name", ["$x", "$x$", "_a", "\x00\x1b[0m", "\udcff", "\u6a21\u578b", "<b>&"]
+)
+@pytest.mark.filterwarnings("error")
+def test_any_name_can_be_drawn(name: str, tmp_path: Path) -> None:
+    points = [Point(name, 1e6, 0.8, tip=name), Point("b", 9e6, 0.9)]
+    Tags(inline_svg.scatter(points, name))
+    assert inline_svg.curve(name, [(0, 1.0), (1, 2.0)], name)
+    if name.isascii():  # of others matplotlib warns that its font lacks them
+        curves = {name: {name: [(512, 1.0), (1024, 0.5)]}}
+        plots.draw({(name, name): points}, str(tmp_path / "p.png"), curves)
+
+
+def test_only_finite_points_are_drawn() -> None:
+    nan = float("nan")
+    assert inline_svg.curve("x", [(0, nan), (1, 2.0)], "texts") == ""
+    assert inline_svg.scatter([Point("a", 1e6, nan), Point("b", 1e6, 1.0)], "x") == ""
+    assert inline_svg.curve("x", [(0, nan), (1, 2.0), (2, 2.0)], "texts").count("<use") == 2
+
+
+def test_a_long_line_is_thinned_to_its_end() -> None:
+    line = [(float(i), float(i % 7)) for i in range(100_000)]
+    assert len(inline_svg.curve("x", line, "texts")) < 20_000
+
+
+def test_without_matplotlib_the_page_says_how_to_get_charts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    history = [{"texts": 10.0 * i, "loss": 1 / i, "spearman": 0.1 * i} for i in range(1, 4)]
+    folder = written(tmp_path / "out", made(tmp_path / "out", training={"history": history}))
+    assert page(folder).count("<svg") == 2
+    for module in ("matplotlib", "matplotlib.style", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, module, None)
+    found = page(folder)
+    assert "<svg" not in found
+    assert found.count("Charts need matplotlib") == 1
+    assert "pip install &#x27;./embtool[plot]&#x27;" in found
+    assert "98.5&nbsp;%" in found
+
+
+def test_a_page_without_charts_does_not_import_matplotlib(tmp_path: Path) -> None:
+    parts = {"parts": {"before": {}, "after": {"layers": {"parameters": 9, "bytes": 7_000_000}}}}
+    folder = written(tmp_path / "out", made(tmp_path / "out", **parts))
+    script = (
+        "import sys; from pathlib import Path; from emb_tool.reporting.page import write_page;"
+        f"write_page(Path({str(folder)!r})); print('matplotlib' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+    assert "7.00 MB" in (folder / "report.html").read_text()
 
 
 # -- what may be published ------------------------------------------------------------------------

@@ -266,10 +266,10 @@ class ChainSearch:
 
     def draw(self, path: str, whole: int, chosen: Candidate) -> None:
         """Picture of what is kept against size; chains by their numbers in the table."""
-        from emb_tool.evaluate import plot
+        from emb_tool.reporting import plots
 
-        points = [plot.Point("before", whole, 1.0, True)]
+        points = [plots.Point("before", whole, 1.0, True)]
         for number, chain in enumerate(self.measured(), 1):
             label = f"{number} chosen" if chain is chosen else str(number)
-            points.append(plot.Point(label, chain.bytes, chain.score, False))
-        plot.draw({("chains measured", "share kept"): points}, path)
+            points.append(plots.Point(label, chain.bytes, chain.score))
+        plots.draw({("chains measured", "share kept"): points}, path)

@@ -17,9 +17,9 @@ from emb_tool.data.texts import hashes, scan
 from emb_tool.editing import CheckpointEditor, Rotation
 from emb_tool.errors import InvalidInput
 from emb_tool.evaluate import dev
-from emb_tool.evaluate.plot import check_plot
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
+from emb_tool.reporting.plots import check_plot
 
 
 class Setup:

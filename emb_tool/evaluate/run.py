@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emb_tool.checkpoint.length_checks import check_max_length
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.evaluate import input_report, plot
+from emb_tool.evaluate import input_report
 from emb_tool.evaluate.long_tasks import LongTask, Synthetic
 from emb_tool.evaluate.model_pair import CachedEncoder, ModelPair
 from emb_tool.evaluate.result_tables import by_model, tables
@@ -17,6 +17,7 @@ from emb_tool.evaluate.task import Task, run_tasks
 from emb_tool.formatting import public_name
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report
+from emb_tool.reporting import plots
 
 if TYPE_CHECKING:
     from emb_tool.evaluate.job import EvalJob
@@ -55,7 +56,7 @@ class PreparedEvaluation(NamedTuple):
 def prepare(job: EvalJob) -> PreparedEvaluation:
     """Refuse, before torch is imported, what settings, headers and the tasks' files can tell."""
     if job.plot:
-        plot.check_plot(job.plot)
+        plots.check_plot(job.plot)
     tasks = job.tasks()
     named = [name for name in (*job.models, job.reference, job.query_model) if name]
     checkpoints = {name: Checkpoint.open(name) for name in dict.fromkeys(named)}
@@ -242,18 +243,20 @@ def _draw(report: Report, tasks: list[Task], reference: str | None, path: str) -
     from emb_tool.formatting import short_names
 
     names = short_names(dict.fromkeys(m.model for m in report.measures))
-    panels: dict[tuple[str, str], list[plot.Point]] = {}
+    panels: dict[tuple[str, str], list[plots.Point]] = {}
     for task in tasks:
         for m in report.measures:
             if isinstance(task, Synthetic):
                 break  # drawn against length
             if m.of == task.label and m.name == task.main and m.value is not None:
                 size = report.value("weights", model=m.model) or 0
-                point = plot.Point(names[m.model], int(size), m.value, m.model == reference)
+                compared = m.model == reference
+                label = names[m.model] + (" (reference)" if compared else "")
+                point = plots.Point(label, size, m.value, compared)
                 panels.setdefault((task.label, m.name), []).append(point)
     curves = {
         task.label: {names.get(k, k): v for k, v in task.curves(by_model(report, task)).items()}
         for task in tasks
         if isinstance(task, Synthetic)
     }
-    plot.draw(panels, path, curves)
+    plots.draw(panels, path, curves)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from emb_tool.report import Report, Table
-from emb_tool.reporting import charts
-from emb_tool.reporting.charts import Point
+from emb_tool.reporting import inline_svg
+from emb_tool.reporting.bars import bars
 from emb_tool.reporting.families import Family, group_outputs, of_root
 from emb_tool.reporting.page import Parts, as_, grid, section, table, text
+from emb_tool.reporting.plots import Point
 from emb_tool.reporting.style import document
 from emb_tool.reporting.summary import Summary
 
@@ -27,7 +28,7 @@ def compare_pages(
     made = "".join(
         f"<h3>{text(name)}</h3><pre>{text(command)}</pre>" for name, command in commands.items()
     )
-    bars = charts.bars(_parts(outputs), "MB")
+    sizes = bars(_parts(outputs), "MB")
     body = [
         f"<h1>{len(outputs)} outputs</h1>",
         '<p class="dim">Each is held against the model that it goes back to. Models of different'
@@ -36,7 +37,7 @@ def compare_pages(
             section(f"Size against quality: {family.name}", [grid(_panels(family))])
             for family in group_outputs(summaries)
         ),
-        section("Where the bytes are", [f'<div class="wide">{bars}</div>' if bars else ""]),
+        section("Where the bytes are", [f'<div class="wide">{sizes}</div>' if sizes else ""]),
         section("In figures", [table(each) for each in tables]),
         section("How each was made", [made]),
     ]
@@ -49,14 +50,14 @@ def _panels(family: Family) -> Iterable[tuple[str, str]]:
 
     def panel(measured: str, values: Mapping[str, float], root: float | None) -> str:
         points = [
-            Point(written / 1e6, value, name, f"{name}: {written / 1e6:,.2f} MB, {value:.5g}")
+            Point(name, written, value, tip=f"{name}: {written / 1e6:,.2f} MB, {value:.5g}")
             for name, value in values.items()
             if (written := family.members[name].after) is not None
         ]
         if points and size is not None and root is not None:
             tip = f"{family.name}: {size / 1e6:,.2f} MB, {root:.5g}"
-            points.append(Point(size / 1e6, root, family.name, tip, marked=True))
-        return charts.scatter(points, "weights, MB", measured)
+            points.append(Point(family.name, size, root, reference=True, tip=tip))
+        return inline_svg.scatter(points, measured)
 
     rows = [(name, q) for name, s in family.members.items() for q in s.rows]
     of_roots = [q for s in family.members.values() for q in of_root(s).quality]

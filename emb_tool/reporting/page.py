@@ -21,8 +21,9 @@ from emb_tool.checkpoint.own_files import METRICS, PAGE, PROVENANCE, REPORT, own
 from emb_tool.formatting import duration, format_value, percent, public_name, redact
 from emb_tool.install import HUB, INSTALL, NEEDS_HUB, WHERE
 from emb_tool.report import Report, Table, is_figure
-from emb_tool.reporting import charts
-from emb_tool.reporting.charts import Point
+from emb_tool.reporting import inline_svg
+from emb_tool.reporting.bars import bars
+from emb_tool.reporting.plots import Point
 from emb_tool.reporting.style import document
 from emb_tool.reporting.summary import Summary, command, cost
 
@@ -68,7 +69,10 @@ def section(title: str, parts: Iterable[str]) -> str:
 
 def grid(figures: Iterable[tuple[str, str]]) -> str:
     """Charts side by side, each with its heading."""
-    cells = [f"<figure><h3>{escape(name)}</h3>{svg}</figure>" for name, svg in figures if svg]
+    charts = [(name, svg) for name, svg in figures if svg]
+    if any(svg == inline_svg.MISSING for _, svg in charts):
+        return inline_svg.MISSING  # once
+    cells = [f"<figure><h3>{escape(name)}</h3>{svg}</figure>" for name, svg in charts]
     return f'<div class="charts">{"".join(cells)}</div>' if cells else ""
 
 
@@ -199,7 +203,7 @@ def _parts(report: Report) -> str:
         found = parts.get(when)
         if isinstance(found, dict) and found:
             rows[when] = {part: each.get("bytes", 0) / 1e6 for part, each in found.items()}
-    chart = charts.bars(rows, "MB")
+    chart = bars(rows, "MB")
     if not chart:
         return ""
     told = Table("", ["part", *(f"{when}, MB" for when in rows)])
@@ -213,7 +217,7 @@ def _curves(report: Report, folder: Path) -> Iterable[tuple[str, str]]:
     lines = list(_metrics(folder / METRICS))
     for key, name in (("loss", "loss"), ("lr", "learning rate")):
         points = [(line["texts"], line[key]) for line in lines if key in line]
-        yield f"{name}, training", charts.lines({name: points}, "texts")
+        yield f"{name}, training", inline_svg.curve(name, points, "texts")
     for key, kind in (("training", ""), ("tuning", ", tuning")):
         facts = as_(dict[str, Any], report.facts.get(key)) or {}
         history: History = as_(History, facts.get("history")) or []
@@ -221,8 +225,8 @@ def _curves(report: Report, folder: Path) -> Iterable[tuple[str, str]]:
         names = dict.fromkeys(n for entry in history for n in entry if n != "texts")
         for figure in names:
             points = [(e["texts"], e[figure]) for e in history if figure in e and "texts" in e]
-            chart = charts.lines({figure: points}, "texts", marked=best)
-            yield f"{figure.replace('heldout_', 'held-out ')}{kind}", chart
+            name = figure.replace("heldout_", "held-out ")
+            yield f"{name}{kind}", inline_svg.curve(name, points, "texts", best)
 
 
 def _metrics(path: Path) -> Iterable[dict[str, float]]:
@@ -249,11 +253,10 @@ def _search(report: Report, summary: Summary) -> str:
             continue  # planned, not measured
         chain = str(each.get("chain", ""))
         told = f"{chain}: {format_value(size, 'B')}, {kept:.2%} kept"
-        mark = chain == chosen
-        points.append(Point(size / 1e6, 100 * kept, "chosen" if mark else "", told, mark))
+        points.append(Point("chosen" if chain == chosen else "", size, 100 * kept, tip=told))
     if summary.before:
-        points.append(Point(summary.before / 1e6, 100.0, "before", "before", False))
-    chart = charts.scatter(points, "weights, MB", "kept, %")
+        points.append(Point("before", summary.before, 100.0, reference=True, tip="before"))
+    chart = inline_svg.scatter(points, "kept, %")
     if not chart:
         return ""
     told = ". ".join(str(found[key]) for key in ("aim", "chosen") if found.get(key))

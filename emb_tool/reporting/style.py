@@ -1,19 +1,74 @@
-"""The page's style, and its head: nothing is fetched, and the browser is told so."""
+"""The style of pages and charts; the page's head, which forbids the browser to fetch anything."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Content-Security-Policy: no script runs, nothing is loaded, whatever a name smuggles in."""
 
-STYLE = """
-:root { color-scheme: light dark; --bg: #fff; --card: #f6f7f9; --ink: #1b1f24; --dim: #5b6470;
-  --rule: #dfe3e8; --c0: #2b6cd4; --c1: #c8641c; --c2: #2e8b57; --c3: #8a56c2; --c4: #b5485d;
-  --c5: #6f7a86; --good: #1d7a46; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --bg: #14171b; --card: #1d2127; --ink: #e4e7eb;
-  --dim: #9aa4af; --rule: #333a42; --c0: #79a8f5; --c1: #f0a05e; --c2: #6cc894; --c3: #bb94ea;
-  --c4: #ec8799; --c5: #a3adb8; --good: #6cc894; --bad: #f28b82; } }
+LIGHT = {
+    "bg": "#ffffff", "card": "#f6f7f9", "ink": "#1b1f24", "dim": "#5b6470", "rule": "#dfe3e8",
+    "c0": "#2b6cd4", "c1": "#c8641c", "c2": "#2e8b57", "c3": "#8a56c2", "c4": "#b5485d",
+    "c5": "#6f7a86", "good": "#1d7a46", "bad": "#b3261e",
+}  # fmt: skip
+"""Colors by the name of their variable in the page; `c0` to `c5` tell series apart."""
+
+DARK = {
+    "bg": "#14171b", "card": "#1d2127", "ink": "#e4e7eb", "dim": "#9aa4af", "rule": "#333a42",
+    "c0": "#79a8f5", "c1": "#f0a05e", "c2": "#6cc894", "c3": "#bb94ea", "c4": "#ec8799",
+    "c5": "#a3adb8", "good": "#6cc894", "bad": "#f28b82",
+}  # fmt: skip
+
+SERIES = tuple(f"c{number}" for number in range(6))
+
+CHART_SIZE = (3.8, 2.4)
+"""Inches of a chart in a page: about the width of a phone at the text's own size."""
+
+TEXT_SIZE, LABEL_SIZE = 10, 9
+"""Points: titles of axes, and the rest."""
+
+MATPLOTLIB = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": LIGHT["dim"],
+    "axes.formatter.useoffset": False,
+    "axes.grid": True,
+    "axes.labelcolor": LIGHT["ink"],
+    "axes.prop_cycle": f"cycler(color={[LIGHT[name] for name in SERIES]})",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": TEXT_SIZE,
+    "grid.color": LIGHT["rule"],
+    "legend.fontsize": LABEL_SIZE,
+    "legend.frameon": False,
+    "lines.markersize": 4,
+    "text.color": LIGHT["ink"],
+    "text.parse_math": False,
+    "xtick.color": LIGHT["dim"],
+    "xtick.labelsize": LABEL_SIZE,
+    "xtick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.color": LIGHT["dim"],
+    "ytick.labelsize": LABEL_SIZE,
+    "ytick.major.size": 0,
+}
+"""Settings of matplotlib for every chart."""
+
+
+def _variables(colors: Mapping[str, str]) -> str:
+    return " ".join(f"--{name}: {color};" for name, color in colors.items())
+
+
+STYLE = (
+    f"""
+:root {{ color-scheme: light dark; {_variables(LIGHT)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}
+"""
+    + """\
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 70rem; padding: 1.5rem 1rem 4rem; background: var(--bg);
   color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
@@ -53,18 +108,17 @@ ol, ul { padding-left: 1.3rem; } li { overflow-wrap: anywhere; }
   .figure { white-space: normal; } }
 details { margin: .8rem 0; } summary { cursor: pointer; color: var(--dim); }
 a { color: var(--c0); }
-svg { display: block; width: 100%; height: auto; overflow: visible;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-.grid { stroke: var(--rule); } .axis { stroke: var(--dim); }
-.tick { fill: var(--dim); font-size: 11px; } .title { fill: var(--ink); font-size: 11.5px; }
-.line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
-.frontier { fill: none; stroke: var(--c0); stroke-dasharray: 4 3; opacity: .7; }
-.ring { stroke: var(--ink); stroke-width: 1.5; }
+svg { display: block; width: 100%; height: auto; overflow: visible; stroke-linejoin: round; }
+svg text { font-family: inherit !important; font-variant-numeric: tabular-nums; }
+.bars { font-size: .85rem; } .bars div { display: flex; }
+.bars p { display: flex; justify-content: space-between; margin: .6rem 0 .1rem; }
+.bars i { height: 1rem; min-width: 1px; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: 0;
   margin: .5rem 0 0; font-size: .85rem; color: var(--dim); }
 .legend i { display: inline-block; width: .8rem; height: .8rem; border-radius: .15rem;
   margin-right: .4rem; vertical-align: -.08rem; }
 """
+)
 
 
 def document(title: str, body: str) -> str:

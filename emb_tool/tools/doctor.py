@@ -24,7 +24,7 @@ from emb_tool.training.store import VectorStore
 from emb_tool.version import __version__
 
 ADDS = {
-    "matplotlib": "pictures of quality against size: --plot",
+    "matplotlib": "charts: --plot, report.html",
     "compressed-tensors": "compress --format compressed-tensors, verified in transformers",
     "tensorboard": "curves of a training: distill --tensorboard",
     "sentencepiece": "tokenizers that have no tokenizer.json",

@@ -16,12 +16,13 @@ import rich.text
 
 from emb_tool import registry
 from emb_tool.errors import InvalidInput
-from emb_tool.evaluate import evaluate, plot
+from emb_tool.evaluate import evaluate
 from emb_tool.evaluate.job import EvalJob
 from emb_tool.evaluate.model_pair import ModelPair
 from emb_tool.formatting import short_names
 from emb_tool.model.encoder import Encoder
 from emb_tool.report import Report
+from emb_tool.reporting import plots
 from emb_tool.runtime.device import Runtime
 from tests.evaluate.test_tasks import beir, sts_file  # noqa: F401  (fixtures)
 
@@ -191,7 +192,7 @@ def test_a_picture_that_cannot_be_made_is_refused_before_the_work(
 ) -> None:
     with pytest.raises(InvalidInput, match="there is no folder"):
         evaluate(models=["nowhere"], task=["speed"], plot=tmp_path / "no" / "p.png")
-    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match="matplotlib is not installed") as caught:
         evaluate(models=["nowhere"], task=["speed"], plot=tmp_path / "p.png")
     assert caught.value.hint == "run: pip install './embtool[plot]'"
@@ -211,9 +212,9 @@ def test_labels_of_close_points_do_not_overlap(
 
     monkeypatch.setattr(Figure, "savefig", look)
     points = [
-        plot.Point(f"model-{i}", 10**7 + 10**5 * i, 0.8 + 0.01 * (i % 3), i == 0) for i in range(6)
+        plots.Point(f"model-{i}", 10**7 + 10**5 * i, 0.8 + 0.01 * (i % 3), i == 0) for i in range(6)
     ]
-    plot.draw({("sts:x", "spearman"): points}, str(tmp_path / "p.png"))
+    plots.draw({("sts:x", "spearman"): points}, str(tmp_path / "p.png"))
     assert len(boxes) == 6
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
