@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import erf
 
 import numpy as np
 
@@ -12,6 +11,9 @@ CANDIDATES = 512
 
 LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Lengths of the kernel tried, in medians of the distances between what was measured."""
+
+JITTER = 1e-6
+"""Added to the diagonal of the kernel, whose scores have no other noise than rounding's."""
 
 
 def softmax_of_losses(losses: Sequence[float], temperature: float) -> np.ndarray:
@@ -24,9 +26,9 @@ def softmax_of_losses(losses: Sequence[float], temperature: float) -> np.ndarray
     Paper:
         LM-Cocktail, arXiv:2311.13534, eq. 2.
     """
-    scaled = -np.asarray(losses, np.float64) / temperature
-    powers = np.exp(scaled - scaled.max())
-    found: np.ndarray = powers / powers.sum()
+    from scipy.special import softmax
+
+    found: np.ndarray = softmax(-np.asarray(losses, np.float64) / temperature)
     return found
 
 
@@ -128,41 +130,24 @@ def _proposals(best: np.ndarray, scale: float | None, rng: np.random.Generator) 
 def _improvement(
     gram: np.ndarray, known: np.ndarray, values: np.ndarray, mixes: np.ndarray
 ) -> np.ndarray:
-    """Expected improvement of each mix over the best value known."""
-    mean, spread = values.mean(), max(float(values.std()), 1e-12)
-    y = (values - mean) / spread
-    inner, across = _distances(gram, known, known), _distances(gram, mixes, known)
-    unit = float(np.median(inner[np.triu_indices(len(inner), 1)])) or 1.0
-    fits = [(*_fit(inner / (unit * share), y), share) for share in LENGTHS]
-    _, factor, alpha, share = max(fits, key=lambda fit: fit[0])
-    cross = _matern(across / (unit * share))
-    expected = cross @ alpha
-    rest = 1 - np.square(np.linalg.solve(factor, cross.T)).sum(0)
-    sigma = np.sqrt(np.maximum(rest, 1e-12))
-    z = (expected - y.max()) / sigma
-    normal = 0.5 * (1 + np.vectorize(erf)(z / np.sqrt(2)))
-    found: np.ndarray = sigma * (z * normal + np.exp(-z * z / 2) / np.sqrt(2 * np.pi))
-    return found
+    """Expected improvement of each mix over the best value known, for values of unit variance."""
+    from scipy.spatial.distance import pdist
+    from scipy.special import ndtr
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import Matern
 
-
-def _fit(distances: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Log likelihood, Cholesky factor and weights of a process without noise but rounding's."""
-    factor = np.linalg.cholesky(_matern(distances) + 1e-6 * np.eye(len(y)))
-    alpha = np.linalg.solve(factor.T, np.linalg.solve(factor, y))
-    likelihood = -0.5 * float(y @ alpha) - float(np.log(np.diag(factor)).sum())
-    return likelihood, factor, alpha
-
-
-def _distances(gram: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(L, R) ‖Σ (c_i - c'_i) V_i‖."""
-    rows, columns = (np.einsum("ij,jk,ik->i", c, gram, c) for c in (left, right))
-    squares = rows[:, None] + columns[None, :] - 2 * left @ gram @ right.T
-    found: np.ndarray = np.sqrt(np.maximum(squares, 0))
-    return found
-
-
-def _matern(distances: np.ndarray) -> np.ndarray:
-    """Matérn 5/2: (1 + √5 d + 5/3 d²) exp(-√5 d)."""
-    scaled = np.sqrt(5) * distances
-    found: np.ndarray = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+    squares, axes = np.linalg.eigh(gram)
+    axes = axes * np.sqrt(np.maximum(squares, 0))  # ‖(c - c') axes‖ = d(c, c')
+    points = known @ axes
+    y = (values - values.mean()) / max(float(values.std()), 1e-12)
+    unit = float(np.median(pdist(points))) or 1.0
+    processes = [
+        GaussianProcessRegressor(Matern(unit * share, nu=2.5), alpha=JITTER, optimizer=None)
+        for share in LENGTHS
+    ]
+    best = max(processes, key=lambda p: p.fit(points, y).log_marginal_likelihood_value_)
+    mean, sigma = best.predict(mixes @ axes, return_std=True)
+    sigma = np.maximum(sigma, 1e-6)
+    z = (mean - y.max()) / sigma
+    found: np.ndarray = sigma * (z * ndtr(z) + np.exp(-z * z / 2) / np.sqrt(2 * np.pi))
     return found

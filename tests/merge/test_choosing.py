@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import erf, pi, sqrt
+
 import numpy as np
 
 from emb_tool.merge.selection import LENGTHS, _improvement, greedy, search, softmax_of_losses
@@ -27,29 +29,31 @@ def test_a_greedy_soup_takes_what_does_not_harm() -> None:
     assert asked == [(0,), (1,), (2,), (0, 1), (1, 2)]
 
 
-def test_expected_improvement_is_scikit_learns() -> None:
-    """The process's mean and spread, against an independent one with the same kernel."""
-    from scipy.stats import norm
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import Matern
-
+def test_expected_improvement_is_the_closed_form() -> None:
+    """Rasmussen & Williams, algorithm 2.1, on distances between the mixed weights themselves."""
     rng = np.random.default_rng(0)
     known, mixes = rng.dirichlet(np.ones(3), 8), rng.dirichlet(np.ones(3), 20)
+    tensors = rng.standard_normal((3, 40))
     values = np.sin(3 * known).sum(1)
     y = (values - values.mean()) / values.std()
-    distances = np.linalg.norm(known[:, None] - known[None], axis=2)
-    unit = np.median(distances[np.triu_indices(8, 1)])
-    made = [
-        GaussianProcessRegressor(Matern(unit * share, nu=2.5), alpha=1e-6, optimizer=None).fit(
-            known, y
-        )
-        for share in LENGTHS
-    ]
-    best = max(made, key=lambda process: process.log_marginal_likelihood_value_)
-    mean, spread = best.predict(mixes, return_std=True)
-    z = (mean - y.max()) / spread
-    expected = spread * (z * norm.cdf(z) + norm.pdf(z))
-    found = _improvement(np.eye(3), known, values, mixes)
+
+    def kernel(left: np.ndarray, right: np.ndarray, length: float) -> np.ndarray:
+        d = np.linalg.norm((left[:, None] - right[None]) @ tensors, axis=2) * np.sqrt(5) / length
+        return (1 + d + d**2 / 3) * np.exp(-d)
+
+    apart = np.linalg.norm((known[:, None] - known[None]) @ tensors, axis=2)
+    unit = np.median(apart[np.triu_indices(8, 1)])
+    fits = []
+    for share in LENGTHS:
+        inverse = np.linalg.inv(k := kernel(known, known, unit * share) + 1e-6 * np.eye(8))
+        fits.append((-y @ inverse @ y - np.linalg.slogdet(k)[1], unit * share, inverse))
+    _, length, inverse = max(fits, key=lambda fit: fit[0])
+    cross = kernel(mixes, known, length)
+    sigma = np.sqrt(1 - np.einsum("ij,jk,ik->i", cross, inverse, cross))
+    z = (cross @ inverse @ y - y.max()) / sigma
+    below = np.array([0.5 * (1 + erf(x / sqrt(2))) for x in z])
+    expected = sigma * (z * below + np.exp(-z * z / 2) / sqrt(2 * pi))
+    found = _improvement(tensors @ tensors.T, known, values, mixes)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)
 
 
