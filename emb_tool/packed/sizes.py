@@ -16,7 +16,7 @@ from emb_tool.packed.groups import Groups
 from emb_tool.packed.spec import Bits, Count, Size, Spec
 
 INT8 = 8
-"""Bits of frequent rows in int8, without a minimum: those of specs that do not say."""
+"""Bits of frequent rows in int8, without a minimum."""
 
 
 class SizedSpec(Spec):
@@ -26,7 +26,6 @@ class SizedSpec(Spec):
     stages: Size
     bits: Bits
     frequent_rows: Count
-    frequent_bits: Annotated[int, Field(strict=True, ge=2, le=8)] = INT8
     scale: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.0
 
     def fault(self, rows: int, columns: int) -> str | None:
@@ -40,10 +39,22 @@ class SizedSpec(Spec):
         )
 
 
+class FrequentRowsSpec(SizedSpec):
+    """A spec of `Sized` whose frequent rows are whole numbers of `frequent_bits`."""
+
+    frequent_bits: Annotated[int, Field(strict=True, ge=2, le=INT8)] | None = None
+
+    def fault(self, rows: int, columns: int) -> str | None:
+        """See `Spec.fault`."""
+        if self.frequent_rows and self.frequent_bits is None:
+            return f"frequent_rows={self.frequent_rows:,} without frequent_bits"
+        return super().fault(rows, columns)
+
+
 class Sized(Packed):
     """Sub-vectors, stages, bits and frequent rows, see `Codebooks`."""
 
-    stored: ClassVar[type[Spec]] = SizedSpec
+    stored: ClassVar[type[Spec]] = FrequentRowsSpec
     defaults: ClassVar[dict[str, Any]] = {"bits": 8, "frequent_rows": 0, "frequent_bits": 5}
     """Settings that the stored spec needs, where neither settings nor budget say."""
 

@@ -80,7 +80,7 @@ def decoded(module: Packed) -> np.ndarray:
 
 def frequent_values(module: Packed) -> np.ndarray:
     """Rows that are whole numbers, in float64: int8 with a scale, or c s + m."""
-    bits, data = module.spec.get("frequent_bits", 8), stored(module, "frequent_values")
+    bits, data = module.spec["frequent_bits"], stored(module, "frequent_values")
     if bits == 8:
         return data * stored(module, "frequent_scales").astype(np.float64)[:, None]
     (data,) = data.swapaxes(0, 1)

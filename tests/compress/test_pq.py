@@ -20,6 +20,7 @@ from quantised import (
 from safetensors.torch import load_file
 from sklearn.cluster import KMeans
 
+from emb_tool import packed
 from emb_tool.checkpoint.header import read_header
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.pq import Pq
@@ -86,18 +87,15 @@ def test_look_up_is_what_the_bytes_say(
 PARTS = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 
 
-def test_frequent_rows_are_int8_by_default_in_a_spec() -> None:
+def test_a_spec_says_the_bits_of_frequent_rows() -> None:
     made = Packed.fit(TABLE, COUNTS, subvectors=4, bits=5, frequent_rows=30, frequent_bits=8)
-    spec = {key: value for key, value in made.spec.items() if key != "frequent_bits"}
-    old = Packed(spec)
-    assert {name: part.dtype for name, part in old._parts.items()} == {
+    assert {name: part.dtype for name, part in made._parts.items()} == {
         "codes": torch.uint8, "codebooks": torch.float16, "frequent_ids": torch.int32,
         "frequent_values": torch.int8, "frequent_scales": torch.float16,
     }  # fmt: skip
-    old.load_state_dict(made.state_dict())
-    assert torch.equal(old.expand(), made.expand())
-    np.testing.assert_allclose(old.expand().numpy(), decoded(old), rtol=1e-5)
-    # without frequent rows a spec is what it was
+    spec = {key: value for key, value in made.spec.items() if key != "frequent_bits"}
+    with pytest.raises(InvalidInput, match="frequent_rows=30 without frequent_bits"):
+        packed.empty(spec)
     assert "frequent_bits" not in Packed.resolve_spec((1200, 16), subvectors=4)
 
 
