@@ -26,10 +26,10 @@ from common import Ratio, alternate, arguments, documents, figure, finish, secon
 from torch import Tensor, nn
 
 from emb_tool.checkpoint.reader import Checkpoint
-from emb_tool.ops.clusters import assign
-from emb_tool.ops.kmeans import kmeans
 from emb_tool.ops.rows import relative_error, row_weights
 from emb_tool.packed import kind
+from emb_tool.packed.clusters import assign
+from emb_tool.packed.kmeans import kmeans
 from emb_tool.packed.points import subspaces
 
 WORDS = "embeddings.word_embeddings.weight"

@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from emb_tool.checkpoint.meta_model import model_on_meta
+from emb_tool.compress.linears import Linear, find_linears, refuse_without_linears
 from emb_tool.compress.step import CompressStep
 from emb_tool.compress.tensors import use_native_names
 from emb_tool.editing import CheckpointEditor
 from emb_tool.errors import InvalidInput
-from emb_tool.ops.linears import Linear, find_linears, refuse_without_linears
 from emb_tool.plan import TensorSpec
 
 if TYPE_CHECKING:

@@ -63,7 +63,7 @@ class Gptq(MatrixMethod):
 
     def plan(self, draft: CheckpointEditor) -> None:
         """Announce a packed module for each linear layer, rounded to nearest as yet."""
-        from emb_tool.ops.linears import refuse_without_linears
+        from emb_tool.compress.linears import refuse_without_linears
 
         if draft.layout.family == "static" or not draft.config:
             refuse_without_linears(draft.checkpoint.name, draft.layout.family)
@@ -134,7 +134,7 @@ class Gptq(MatrixMethod):
         """
         from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-        from emb_tool.ops.gptq import gptq, output_error
+        from emb_tool.compress.gptq_rounding import gptq, output_error
         from emb_tool.ops.rounding import quantize_groups
 
         bits, group_size, integer_zero_point = (

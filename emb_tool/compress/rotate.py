@@ -71,7 +71,7 @@ class Rotate(CompressStep):
         """Find V."""
         import torch
 
-        from emb_tool.ops import rotation
+        from emb_tool.compress import rotation
 
         width, announced = draft.layout.dim, draft.rotations[-1]
         assert width is not None

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from emb_tool.ops.kmeans import kmeans
 from emb_tool.ops.rounding import pack_codes
 from emb_tool.ops.rows import row_weights
+from emb_tool.packed.kmeans import kmeans
 from emb_tool.packed.points import nearest_codes, subspaces, training_rows
 from emb_tool.packed.rq import Rq
 

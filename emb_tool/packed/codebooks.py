@@ -227,7 +227,7 @@ class Codebooks(Sized):
         """Rows by their places among those that have codes; into `out` if there is one."""
         codes, books, bits = self.value("codes"), self.books(), self._bits(self.spec)
         if out is None and runs_triton(codes.device) and not books.requires_grad:
-            from emb_tool.ops.kernels.lookup import codeword_rows
+            from emb_tool.packed.kernels.lookup import codeword_rows
 
             return self._turn(codeword_rows(codes, books, place, bits, self.dtype, self.scale))
         return self._decode_codes(self._unpack(codes.index_select(0, place), bits), out)

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from emb_tool.errors import InvalidInput
-from emb_tool.ops.hashing import splitmix
 from emb_tool.ops.rows import CHUNK, fit_progress, take_rows
 from emb_tool.packed.base import Packed, Part
+from emb_tool.packed.hashing import splitmix
 from emb_tool.packed.spec import Size, Spec, Switch
 
 TABLES = 16

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from emb_tool.errors import InvalidInput
-from emb_tool.ops.hashing import PRIME, universal_codes
 from emb_tool.ops.rows import device_of, fit_progress, iterate_chunks, row_weights, take_rows
 from emb_tool.packed.base import Packed, Part, byte_budget
+from emb_tool.packed.hashing import PRIME, universal_codes
 from emb_tool.packed.spec import Seed, Size, Spec
 
 LEVELS = 1_000_000

@@ -113,7 +113,7 @@ class Groups(NamedTuple):
         """
         step = max(1, BLOCK // self.columns)
         if runs_triton(data.device):
-            from emb_tool.ops.kernels.lookup import integer_rows
+            from emb_tool.packed.kernels.lookup import integer_rows
 
             found = integer_rows(data, ids, self.bits, self.size, self.columns, dtype)
         elif self.is_whole(data.device):

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from emb_tool.errors import InvalidInput
-from emb_tool.ops.hashing import PRIME, universal
 from emb_tool.ops.rows import iterate_chunks, row_weights
 from emb_tool.packed.base import Packed, Part, byte_budget
+from emb_tool.packed.hashing import PRIME, universal
 from emb_tool.packed.spec import Seed, Size, Spec
 
 Function = Literal["mod", "universal"]

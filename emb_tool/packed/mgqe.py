@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from emb_tool.ops.clusters import assign, sums, update_centroids
-from emb_tool.ops.kmeans import kmeans
 from emb_tool.ops.rounding import pack_codes, packed_bytes
 from emb_tool.ops.rows import sample, take_rows
 from emb_tool.packed.base import Part
+from emb_tool.packed.clusters import assign, sums, update_centroids
 from emb_tool.packed.codebooks import Codebooks, TrainedCodebooks
+from emb_tool.packed.kmeans import kmeans
 from emb_tool.packed.points import TRAIN_ROWS, nearest_codes, subspaces, training_rows
 from emb_tool.packed.sizes import SizedSpec
 from emb_tool.packed.spec import Bits, Spec

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from emb_tool.ops.kmeans import kmeans
 from emb_tool.ops.products import multiply
 from emb_tool.packed.base import Part
 from emb_tool.packed.codebooks import TrainedCodebooks
+from emb_tool.packed.kmeans import kmeans
 from emb_tool.packed.points import nearest_codes, subspaces, training_rows
 from emb_tool.packed.pq import Pq
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from emb_tool.ops.clusters import assign
 from emb_tool.ops.rows import sample, take_rows
+from emb_tool.packed.clusters import assign
 
 TRAIN_ROWS = 256 * 256
 """Rows that codebooks are trained on: more do not lower the error of 256 centroids any further."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from emb_tool.errors import InvalidInput
-from emb_tool.ops.kmeans import kmeans
 from emb_tool.ops.rows import device_of, row_weights
 from emb_tool.packed.codebooks import Codebooks, TrainedCodebooks
+from emb_tool.packed.kmeans import kmeans
 from emb_tool.packed.points import (
     TRAIN_ROWS,
     most_frequent,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from emb_tool.errors import InvalidInput
-from emb_tool.ops.hashing import PRIME, universal_pairs
 from emb_tool.ops.rows import CHUNK, iterate_chunks, row_weights
 from emb_tool.packed.base import Packed, Part, byte_budget
+from emb_tool.packed.hashing import PRIME, universal_pairs
 from emb_tool.packed.spec import Seed, Size, Spec
 
 RANGE = 1 << 27

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from emb_tool.ops.clusters import assign
-from emb_tool.ops.kmeans import kmeans
+from emb_tool.packed.clusters import assign
 from emb_tool.packed.codebooks import Codebooks, TrainedCodebooks
+from emb_tool.packed.kmeans import kmeans
 from emb_tool.packed.points import subspaces, training_rows
 
 BEAM_ROWS = 4096

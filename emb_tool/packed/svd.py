@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from emb_tool.errors import InvalidInput
-from emb_tool.ops.linalg import low_rank
 from emb_tool.ops.rows import row_weights
 from emb_tool.packed.base import Packed, Part, byte_budget
+from emb_tool.packed.linalg import low_rank
 from emb_tool.packed.spec import Size, Spec
 
 

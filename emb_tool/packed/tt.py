@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from emb_tool.errors import InvalidInput
-from emb_tool.ops.linalg import top_eigenvectors
 from emb_tool.ops.rows import CHUNK, device_of, fit_progress, take_rows
 from emb_tool.packed.base import Packed, Part, byte_budget
+from emb_tool.packed.linalg import top_eigenvectors
 from emb_tool.packed.spec import Size, Spec
 
 Triple = tuple[int, int, int]

@@ -1,5 +1,7 @@
 """The page of one output, made of the files that lie in its folder and of nothing else.
 
+Without matplotlib it says so in the place of charts.
+
 Names in it may come from a stranger's checkpoint: every text goes through `html.escape`.
 """
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from emb_tool.compress.dhe import Dhe as Method
 from emb_tool.errors import InvalidInput
-from emb_tool.ops.hashing import coefficients
 from emb_tool.packed.dhe import Dhe
+from emb_tool.packed.hashing import coefficients
 from tests.tables import check_drop_in, check_trains, error, table
 
 

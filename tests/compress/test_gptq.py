@@ -75,7 +75,7 @@ def test_what_is_written_is_what_calibration_saw(
     batches = list(step._batches(encoder, work))
     layer = model.get_submodule(name)
     (seen,) = layer_inputs.second_moments(model, {name: layer}, batches, Runtime.start("cpu"))
-    from emb_tool.ops.gptq import gptq
+    from emb_tool.compress.gptq_rounding import gptq
 
     weight = load_file(tiny_bert / "model.safetensors")[f"{name}.weight"]
     again = Int(draft.packed[name])

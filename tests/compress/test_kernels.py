@@ -1,7 +1,7 @@
 """Triton's kernels against the plain functions: on a GPU, or by Triton's interpreter on a CPU.
 
 make test-gpu
-pip install triton && TRITON_INTERPRET=1 pytest tests/ops/test_kernels.py
+pip install triton && TRITON_INTERPRET=1 pytest tests/compress/test_kernels.py
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from emb_tool.ops.kernels import lookup
+from emb_tool.packed.kernels import lookup
 
 KINDS = {"data": "*u8", "sides": "*fp16", "codes": "*u8", "books": "*fp16", "ids": "*i64",
          "places": "*i32", "out": "*fp16", "scale": "fp32"}

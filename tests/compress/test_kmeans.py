@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from emb_tool.ops import clusters, rows
-from emb_tool.ops import kmeans as module
-from emb_tool.ops.clusters import assign
-from emb_tool.ops.kmeans import kmeans
+from emb_tool.ops import rows
+from emb_tool.packed import clusters
+from emb_tool.packed import kmeans as module
+from emb_tool.packed.clusters import assign
+from emb_tool.packed.kmeans import kmeans
 
 
 def clustered(m: int, n: int, d: int, seed: int = 0) -> torch.Tensor:

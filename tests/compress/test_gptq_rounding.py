@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emb_tool.ops import gptq as module
-from emb_tool.ops.gptq import gptq, gptq_codes, output_error, refit
+from emb_tool.compress import gptq_rounding as module
+from emb_tool.compress.gptq_rounding import gptq, gptq_codes, output_error, refit
 from emb_tool.ops.layer_inputs import Batch, second_moments
 from emb_tool.ops.rounding import QuantizedGroups, dequantize, quantize_groups
 from emb_tool.runtime.device import Runtime

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from emb_tool.ops import hashing, linalg, rotation, rows
+from emb_tool.compress import rotation
+from emb_tool.ops import rows
+from emb_tool.packed import hashing, linalg
 from tests.tables import table
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from emb_tool.ops import rows
-from emb_tool.ops.clusters import assign, nearest, sums, update_centroids, with_ones, workers
+from emb_tool.packed.clusters import assign, nearest, sums, update_centroids, with_ones, workers
 
 DRAWN = 16
 """Points for each centroid that k-means++ chooses among."""

@@ -9,7 +9,7 @@ import torch
 
 from emb_tool.checkpoint.third_party_errors import translate_errors
 from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
-from emb_tool.ops.hashing import universal
+from emb_tool.ops.rounding import pack_codes
 from emb_tool.packed.hash import Hash
 
 
@@ -54,5 +54,5 @@ def test_what_is_no_fault_of_the_checkpoint_goes_through(error: BaseException) -
 
 
 def test_a_bug_of_ours_goes_through() -> None:
-    found = raised_by(lambda: universal(None, 3, 0))  # type: ignore[arg-type]
+    found = raised_by(lambda: pack_codes(None, 4))  # type: ignore[arg-type]
     assert not isinstance(found, EmbToolError)
