@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from emb_tool import config
-from emb_tool.checkpoint.own_files import METRICS, PROVENANCE, REPORT, own_file
+from emb_tool.checkpoint.own_files import METRICS, PAGE, PROVENANCE, REPORT, own_file
 from emb_tool.formatting import redact
 from emb_tool.report import Measure, Report, Table
 from emb_tool.reporting import inline_svg, plots
@@ -309,7 +309,7 @@ def test_a_page_without_charts_does_not_import_matplotlib(tmp_path: Path) -> Non
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == "False\n"
-    assert "7.00 MB" in (folder / "report.html").read_text()
+    assert "7.00 MB" in (folder / PAGE).read_text()
 
 
 # -- what may be published ------------------------------------------------------------------------

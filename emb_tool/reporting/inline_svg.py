@@ -75,8 +75,7 @@ def _render(draw: Callable[[Any], None], label: str, tips: Mapping[str, Sequence
         return MISSING
     root = ElementTree.fromstring(written)
     for defs in root.findall("{*}defs"):
-        for style in defs.findall("{*}style"):  # it would apply to the whole page
-            defs.remove(style)
+        root.remove(defs)  # a style, which would apply to the whole page; clip paths
     for element in list(root.iter()):
         name = _adapt(element)
         for marker, tip in zip(element.findall(".//{*}use"), tips.get(name, ()), strict=False):
@@ -107,6 +106,7 @@ def _adapt(element: Element) -> str:
     if element.tag != "text":
         element.text = None
     name = element.attrib.pop("id", "") if element.tag == "g" else ""
+    element.attrib.pop("clip-path", None)  # all is drawn inside the axes; a page has no url(
     for key, value in list(element.items()):
         del element.attrib[key]
         if key == "style":
