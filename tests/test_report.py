@@ -259,7 +259,7 @@ def test_ids_of_one_chart_are_not_those_of_another() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["$x", "$x$", "_a", "\x00\x1b[0m", "\udcff", "\u6a21\u578b", "<b>&"]
+    "name", ["$x", r"$\x$", "_a", "\x00\x1b[0m", "\udcff", "\u6a21\u578b", "<b>&"]
 )
 @pytest.mark.filterwarnings("error")
 def test_any_name_can_be_drawn(name: str, tmp_path: Path) -> None:
