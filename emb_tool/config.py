@@ -12,13 +12,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path, PurePath
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, Field
 
 from emb_tool import registry
 from emb_tool.errors import InvalidInput
-from emb_tool.fields import RUNNING, TRAINING, FlagInfo, flag, flag_info
+from emb_tool.fields import MODEL, RUNNING, TRAINING, FlagInfo, flag, flag_info
 from emb_tool.method import Method, Settings
 
 
@@ -127,6 +127,18 @@ class Job(Settings):
         output: str | None = getattr(self, "output", None)
         return Path(output).expanduser() if output else None
 
+    def map_models(self, change: Callable[[str], str]) -> Self:
+        """A copy with other names of models: `change` is called with each.
+
+        Models are the fields whose value is called MODEL in the help.
+        """
+        new: dict[str, Any] = {}
+        for key, field in type(self).model_fields.items():
+            value = getattr(self, key)
+            if value and flag_info(field).metavar == MODEL:
+                new[key] = change(value) if isinstance(value, str) else tuple(map(change, value))
+        return self.model_copy(update=new)
+
     def recipe(self) -> dict[str, Any]:
         """The job as a recipe that makes it again."""
         fields = self.model_dump(mode="json", exclude_none=True, exclude={"method"})
@@ -138,7 +150,11 @@ class Job(Settings):
         return {"verb": self.verb, **{key.rstrip("_"): value for key, value in fields.items()}}
 
     def digest(self) -> str:
-        """Identity of the job: sha256 of what decides its result (not where it runs)."""
+        """Identity of the job: sha256 of what decides its result (not where it runs).
+
+        The engine has put commits into the names of hub models (`engine.pin_models`): a branch that
+        has moved makes another job, and `org/name` is the same job as its recipe's `org/name@1f2e`.
+        """
         fields = {k: v for k, v in self.recipe().items() if k not in ("output", "device", "store")}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 

@@ -58,6 +58,8 @@ def run(job: Job, options: Options) -> Report:
 
 
 def _run(job: Job, options: Options, started: float) -> Report:
+    if job.output_path() is not None:
+        job = pin_models(job)
     runner = runner_class(job.verb).create(job, options, Report(job.verb, job=job.recipe()))
     if not runner.distributed and several_processes():
         raise InvalidInput(f"{job.verb} works in one process", "start it without torchrun")
@@ -68,6 +70,17 @@ def _run(job: Job, options: Options, started: float) -> Report:
         runner.preview()
         return runner.report
     return runner.run()
+
+
+def pin_models(job: Job) -> Job:
+    """The job with the commits of hub models in their names, as it is then recorded and resumed.
+
+    Raises:
+        InvalidInput: A model or revision that the hub does not have.
+    """
+    from emb_tool.checkpoint.source import pin_revision
+
+    return job.map_models(pin_revision)
 
 
 def runner_class(verb: str) -> type[Runner]:

@@ -29,6 +29,9 @@ PANELS = (REQUIRED, SUBJECT, DATA, TEACHER, METHOD, TABLES, TRAINING, EVALUATION
 MADE, USED, KNOWN = HEADINGS = ("Make a model", "Measure and use it", "Look around")
 """Headings of the commands in `embtool --help`, in their order."""
 
+MODEL = "MODEL"
+"""The metavar of settings that name a model: a folder, a hub id, perhaps a file."""
+
 SHORT = {"output": "-o", "method": "-m"}
 """Fields that have a short flag."""
 

@@ -8,15 +8,12 @@ from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-
-def is_hub_id(name: str) -> bool:
-    """Whether a model is named as on the hub, and no folder here is called so."""
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
+from emb_tool.hub_names import is_hub_id, shorten_commits
 
 
 def public_name(name: str) -> str:
-    """A hub id as it is, of a path the last part."""
-    return name if is_hub_id(name) else Path(name).name
+    """A hub id, its commit in seven digits; of a path the last part."""
+    return shorten_commits(name) if is_hub_id(name) else Path(name).name
 
 
 def short_names(models: Iterable[str]) -> dict[str, str]:
@@ -33,7 +30,7 @@ def short_names(models: Iterable[str]) -> dict[str, str]:
         parts = 1
         while parts < 6 and sum(tail(model, parts) == tail(other, parts) for other in models) > 1:
             parts += 1
-        names[model] = tail(model, parts)
+        names[model] = shorten_commits(tail(model, parts))
     return names
 
 

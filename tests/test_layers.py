@@ -17,7 +17,8 @@ import emb_tool
 PACKAGE = Path(emb_tool.__file__).parent
 
 ORDER = (
-    ("version", "errors", "install", "formatting"),
+    ("version", "errors", "install", "hub_names"),
+    ("formatting",),
     ("report", "plan"),
     ("fields", "spellings"),
     ("method",),

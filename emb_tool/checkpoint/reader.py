@@ -14,7 +14,7 @@ from emb_tool.checkpoint.header import TORCH_DTYPES
 from emb_tool.checkpoint.kinds import head_warning, unsupported_kind, without_weights
 from emb_tool.checkpoint.layout import Layout, read_layout
 from emb_tool.checkpoint.modules import read_modules
-from emb_tool.checkpoint.source import resolve_source
+from emb_tool.checkpoint.source import commit_of, resolve_source
 from emb_tool.checkpoint.weight_files import Weights, bare_file, find_weights
 from emb_tool.checkpoint.wrappers import copy_unwrapped, warning
 from emb_tool.errors import InvalidInput
@@ -199,6 +199,11 @@ class Checkpoint:
             self._open[path] = safe_open(path, framework="pt")
         tensor: torch.Tensor = self._open[path].get_tensor(stored)
         return tensor
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of a model from the hub, in full; None of any other."""
+        return commit_of(self.path)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from emb_tool.checkpoint.kinds import file_kind
 from emb_tool.errors import InvalidInput
+from emb_tool.hub_names import HubName, parse_hub_name
 
-_HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model",
-                 "*.jinja", "*.codes"]  # fmt: skip
-_HUB_IGNORED = ["onnx/*", "openvino/*", "*/onnx/*", "original/*", "*.onnx"]
+_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model",
+             "*.jinja", "*.codes")  # fmt: skip
+_IGNORED = ("onnx/*", "openvino/*", "*/onnx/*", "original/*", "*.onnx")
+_SMALL = ("config.json", "modules.json", "adapter_config.json")
 
 
 def resolve_source(source: str | Path) -> Path:
-    """The local path of a source, fetched from the hub if it is an id."""
+    """The local path of a source, downloaded from the hub if it is an id."""
     path = Path(source).expanduser()
     if path.is_dir():
         return path
@@ -25,11 +26,87 @@ def resolve_source(source: str | Path) -> Path:
             return path
         kind = file_kind(path)
         raise InvalidInput(f"{source} {kind.what}", kind.hint)
-    text = str(source)
-    hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text) and not text.endswith(".safetensors")
-    if isinstance(source, Path) or not hub_id:
+    name = None if isinstance(source, Path) else parse_hub_name(source)
+    if name is None:
         raise InvalidInput(f"{source} does not exist", _nearby(path))
-    return _from_hub(text, path)
+    return _snapshot(name, _PATTERNS)
+
+
+def pin_revision(source: str) -> str:
+    """A model's name with the commit that it stands for now: `org/name@main` to `org/name@1f2e...`.
+
+    Paths, addresses and names that have a full commit are returned as they are. Without a network
+    the commit is that of the local cache.
+
+    Raises:
+        InvalidInput: The hub has no such model or revision, or cannot be reached.
+    """
+    name = parse_hub_name(source)
+    if name is None or name.is_pinned:
+        return source
+    return str(name._replace(revision=_snapshot(name, _SMALL).name))
+
+
+def commit_of(path: Path) -> str | None:
+    """The commit of a folder in the hub's cache; None for any other path."""
+    snapshot = path.parent.name == "snapshots" and HubName("", path.name).is_pinned
+    return path.name if snapshot else None
+
+
+def _snapshot(name: HubName, patterns: Sequence[str]) -> Path:
+    """The folder of a model in the hub's cache, `.../snapshots/COMMIT`, with files downloaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+
+    if name.revision and Path(name.repo).exists():
+        raise InvalidInput(
+            f"{name}: {name.repo} is a local folder, and those have no revisions",
+            f"leave out @{name.revision}; for the model on the hub, work in another folder",
+        )
+    try:
+        return Path(
+            snapshot_download(
+                name.repo,
+                revision=name.revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(_IGNORED),
+            )
+        )
+    except RevisionNotFoundError:
+        raise InvalidInput(
+            f"{name.repo} has no revision {name.revision!r} on the hub",
+            f"leave out @{name.revision} for main, or take a branch, tag or commit that it has",
+        ) from None
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise _not_available(name, error) from None
+
+
+def _not_available(name: HubName, error: Exception) -> InvalidInput:
+    """Why there is no snapshot of a model."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    why = "not in the local cache, and HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else _line(error)
+    if HF_HUB_OFFLINE and name.revision and (cached := _cached_revisions(name.repo)):
+        return InvalidInput(
+            f"revision {name.revision!r} of {name.repo} is {why}",
+            f"unset HF_HUB_OFFLINE, or take one that is there: {', '.join(cached)}",
+        )
+    return InvalidInput(
+        f"'{name}' is neither a local folder nor a model to be had from the hub ({why})",
+        f"a local path? {_nearby(Path(str(name)))}"
+        + ("" if HF_HUB_OFFLINE else "; a private model needs `hf auth login`"),
+    )
+
+
+def _cached_revisions(repo: str) -> list[str]:
+    """The branches, tags and commits of a model that the hub's cache has."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    refs = sorted(p for p in (folder / "refs").rglob("*") if p.is_file())
+    commits = {path.read_text(encoding="utf-8").strip() for path in refs}
+    rest = [p.name for p in (folder / "snapshots").glob("*") if p.name not in commits]
+    return [str(path.relative_to(folder / "refs")) for path in refs] + sorted(rest)
 
 
 def _nearby(path: Path) -> str:
@@ -40,24 +117,6 @@ def _nearby(path: Path) -> str:
     return f"did you mean {' or '.join(near)}?" if near else "check the spelling"
 
 
-def _from_hub(name: str, path: Path) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(name, allow_patterns=_HUB_PATTERNS, ignore_patterns=_HUB_IGNORED)
-        )
-    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-        why = "not in the local cache, and HF_HUB_OFFLINE is set" if offline else _first_line(error)
-        raise InvalidInput(
-            f"{name!r} is neither a local folder nor a model to be had from the hub ({why})",
-            f"a local path? {_nearby(path)}"
-            + ("" if offline else "; a private model needs `hf auth login`"),
-        ) from None
-
-
-def _first_line(error: BaseException) -> str:
+def _line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"

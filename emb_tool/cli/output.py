@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from emb_tool.errors import EmbToolError
+from emb_tool.hub_names import shorten_commits
 from emb_tool.install import HUB, INSTALL
 from emb_tool.report import Report, Table, is_figure
 
@@ -112,9 +113,9 @@ def fail(error: EmbToolError, as_json: bool) -> None:
         except BrokenPipeError:  # nobody reads: the exit code still tells
             _let_go_of_stdout()
         return
-    print(f"error: {error.message}", file=sys.stderr)
+    print(shorten_commits(f"error: {error.message}"), file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        print(shorten_commits(f"hint: {error.hint}"), file=sys.stderr)
 
 
 def _let_go_of_stdout() -> None:

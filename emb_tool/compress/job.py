@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from emb_tool.config import ChainJob, Holdout, Picture, TuneEpochs, TuneRate
 from emb_tool.data.text_options import Delimiter, Header, TextField
 from emb_tool.errors import InvalidInput
-from emb_tool.fields import DATA, EVALUATION, METHOD, OUTPUT, REQUIRED, TRAINING, FlagInfo
+from emb_tool.fields import DATA, EVALUATION, METHOD, MODEL, OUTPUT, REQUIRED, TRAINING, FlagInfo
 
 SEARCHED = ("vocabulary", "weights")
 """Stages that a search fills."""
@@ -50,7 +50,7 @@ class CompressJob(ChainJob):
     model: Annotated[
         str,
         Field(description="folder, hub id, or a bare .safetensors file"),
-        FlagInfo(REQUIRED, "MODEL"),
+        FlagInfo(REQUIRED, MODEL),
     ]
     texts: Annotated[
         tuple[str, ...],
@@ -84,7 +84,7 @@ class CompressJob(ChainJob):
     partner: Annotated[
         str | None,
         Field(description="model of the same space that gets the same vectors' steps: OUT/partner"),
-        FlagInfo(DATA, "MODEL"),
+        FlagInfo(DATA, MODEL),
     ] = None
     dev: Annotated[
         tuple[str, ...],

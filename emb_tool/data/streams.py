@@ -21,13 +21,32 @@ from emb_tool.errors import InvalidInput
 HUB = "hub:"
 
 
-def split_hub(source: str) -> tuple[str, str | None, str]:
-    """`hub:NAME[:CONFIG[:SPLIT]]`, taken apart."""
+class HubSet(NamedTuple):
+    """A data set of the hub.
+
+    Args:
+        name: `ORG/NAME`.
+        config: One of its configurations; None is the default one.
+        split: Such as `train`.
+        revision: Branch, tag or commit; None is `main`.
+    """
+
+    name: str
+    config: str | None
+    split: str
+    revision: str | None
+
+
+def split_hub(source: str) -> HubSet:
+    """`hub:NAME[@REVISION][:CONFIG[:SPLIT]]`, taken apart."""
     name, *rest = source.removeprefix(HUB).split(":")
-    if not name or len(rest) > 2:
-        raise InvalidInput(f"{source!r} is no hub set", "write hub:NAME, hub:NAME:CONFIG:SPLIT")
+    name, at, revision = name.partition("@")
+    if not name or len(rest) > 2 or (at and not revision):
+        raise InvalidInput(
+            f"{source!r} is no hub set", "write hub:NAME, hub:NAME:CONFIG:SPLIT, hub:NAME@REVISION"
+        )
     config, split, *_ = *rest, "", ""
-    return name, config or None, split or "train"
+    return HubSet(name, config or None, split or "train", revision or None)
 
 
 def _streamed_as_set(name: str) -> bool:
@@ -113,9 +132,9 @@ class Shards:
             self._add_set(label, _parquet(parquet), Source(label, options, note), parquet)
 
     def _add_hub(self, source: Source) -> None:
-        name, config, split = split_hub(source.name)
+        name, config, split, revision = split_hub(source.name)
         try:
-            builder = _builder(name, config)
+            builder = _builder(name, config, revision=revision)
             texts = _text_files(builder, split)
             records = None if texts else builder.as_streaming_dataset(split=split)
         except Exception as error:

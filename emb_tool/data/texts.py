@@ -40,8 +40,8 @@ def read_texts(
 
     A source is a file (.jsonl, .ndjson, .csv, .tsv, .parquet, .txt, each also .gz), a folder of
     them (recursive, sorted, hidden files and other extensions passed over),
-    `hub:NAME[:CONFIG[:SPLIT]]` (the train split, unless named), an address of a file or folder that
-    fsspec opens (`s3://bucket/folder`), or `-` (stdin). Blank lines are no records.
+    `hub:NAME[@REVISION][:CONFIG[:SPLIT]]` (the train split, unless named), an address of a file or
+    folder that fsspec opens (`s3://bucket/folder`), or `-` (stdin). Blank lines are no records.
 
     Args:
         sources: What to read.

@@ -8,7 +8,17 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import Holdout, MethodJob
 from emb_tool.data.text_options import Delimiter, Header, TextField
-from emb_tool.fields import DATA, EVALUATION, OUTPUT, REQUIRED, RUNNING, TEACHER, TRAINING, FlagInfo
+from emb_tool.fields import (
+    DATA,
+    EVALUATION,
+    MODEL,
+    OUTPUT,
+    REQUIRED,
+    RUNNING,
+    TEACHER,
+    TRAINING,
+    FlagInfo,
+)
 from emb_tool.method import FloatList, Training
 
 
@@ -35,14 +45,14 @@ class DistillJob(MethodJob):
             description="folder or hub id; a file of vectors beside the texts (.npy, .parquet, "
             ".safetensors); or an endpoint, https://host/v1#model"
         ),
-        FlagInfo(REQUIRED, "MODEL"),
+        FlagInfo(REQUIRED, MODEL),
     ]
     student: Annotated[
         str | None,
         Field(
             description="model to train: folder or hub id [the teacher, cut to --student-layers]"
         ),
-        FlagInfo(REQUIRED, "MODEL"),
+        FlagInfo(REQUIRED, MODEL),
     ] = None
     student_layers: Annotated[
         Layers | None,

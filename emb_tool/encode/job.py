@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from emb_tool.config import BatchTokens, Job
 from emb_tool.data.text_options import Delimiter, Header, TextField
 from emb_tool.errors import InvalidInput
-from emb_tool.fields import DATA, OUTPUT, REQUIRED, FlagInfo
+from emb_tool.fields import DATA, MODEL, OUTPUT, REQUIRED, FlagInfo
 from emb_tool.ops.precisions import CALIBRATED, Precision
 
 SUFFIXES = (".npy", ".parquet")
@@ -32,7 +32,7 @@ class EncodeJob(Job):
     verb: ClassVar[str] = "encode"
     positional: ClassVar[tuple[str, ...]] = ("model", "texts")
 
-    model: Annotated[str, Field(description="folder or hub id"), FlagInfo(REQUIRED, "MODEL")]
+    model: Annotated[str, Field(description="folder or hub id"), FlagInfo(REQUIRED, MODEL)]
     texts: Annotated[
         tuple[str, ...],
         BeforeValidator(_sources),

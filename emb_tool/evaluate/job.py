@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from emb_tool.config import BatchTokens, Job, Picture
 from emb_tool.data.text_options import TextField
 from emb_tool.errors import InvalidInput
-from emb_tool.fields import DATA, EVALUATION, OUTPUT, REQUIRED, FlagInfo
+from emb_tool.fields import DATA, EVALUATION, MODEL, OUTPUT, REQUIRED, FlagInfo
 from emb_tool.method import IntList
 from emb_tool.ops.precisions import Precisions
 
@@ -29,7 +29,7 @@ class EvalJob(Job):
     positional: ClassVar[tuple[str, ...]] = ("models",)
 
     models: Annotated[
-        Texts, Field(min_length=1, description="folders or hub ids"), FlagInfo(REQUIRED, "MODEL")
+        Texts, Field(min_length=1, description="folders or hub ids"), FlagInfo(REQUIRED, MODEL)
     ]
     task: Annotated[
         Texts,
@@ -39,12 +39,12 @@ class EvalJob(Job):
     reference: Annotated[
         str | None,
         Field(description="model to hold the others against, as a rule the teacher"),
-        FlagInfo(DATA, "MODEL"),
+        FlagInfo(DATA, MODEL),
     ] = None
     query_model: Annotated[
         str | None,
         Field(description="model that encodes the queries [the model itself]"),
-        FlagInfo(DATA, "MODEL"),
+        FlagInfo(DATA, MODEL),
     ] = None
     prompt_name: Annotated[
         str | None,

@@ -107,6 +107,7 @@ def evaluate(
         prepared = first[0] if first else prepare(job)
     tasks, checkpoints = prepared.tasks, prepared.checkpoints
     report.facts["prompts"] = prepared.prompts
+    report.facts["commits"] = {name: c.commit for name, c in checkpoints.items() if c.commit}
     for sentence in prepared.warnings:
         report.warn(sentence)
 

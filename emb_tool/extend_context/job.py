@@ -8,7 +8,7 @@ from pydantic import Field
 
 from emb_tool.config import Holdout, Job, TuneEpochs, TuneRate
 from emb_tool.data.text_options import Delimiter, Header, TextField
-from emb_tool.fields import DATA, EVALUATION, METHOD, REQUIRED, TRAINING, FlagInfo
+from emb_tool.fields import DATA, EVALUATION, METHOD, MODEL, REQUIRED, TRAINING, FlagInfo
 from emb_tool.method import Method
 
 
@@ -19,7 +19,7 @@ class ExtendJob(Job):
     parent: ClassVar[str | None] = "model"
     positional: ClassVar[tuple[str, ...]] = ("model",)
 
-    model: Annotated[str, Field(description="folder or hub id"), FlagInfo(REQUIRED, "MODEL")]
+    model: Annotated[str, Field(description="folder or hub id"), FlagInfo(REQUIRED, MODEL)]
     to: Annotated[
         int, Field(ge=2, description="tokens that the result reads of a text"), FlagInfo(REQUIRED)
     ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from emb_tool.config import MethodJob
 from emb_tool.data.text_options import Delimiter, Header, TextField
-from emb_tool.fields import DATA, EVALUATION, METHOD, OUTPUT, REQUIRED, RUNNING, FlagInfo
+from emb_tool.fields import DATA, EVALUATION, METHOD, MODEL, OUTPUT, REQUIRED, RUNNING, FlagInfo
 
 Names = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
@@ -31,12 +32,12 @@ class MergeJob(MethodJob):
             description="models of one family: folders, hub ids, LoRA adapters of the base, or "
             "bare .safetensors files",
         ),
-        FlagInfo(REQUIRED, "MODEL"),
+        FlagInfo(REQUIRED, MODEL),
     ]
     base: Annotated[
         str | None,
         Field(description="model that the others were trained from: task vectors"),
-        FlagInfo(DATA, "MODEL"),
+        FlagInfo(DATA, MODEL),
     ] = None
     copy_from: Annotated[
         tuple[str, ...],
@@ -88,7 +89,7 @@ class MergeJob(MethodJob):
     teacher: Annotated[
         str | None,
         Field(description="model whose vectors of --texts are the goal"),
-        FlagInfo(DATA, "MODEL"),
+        FlagInfo(DATA, MODEL),
     ] = None
     store: Annotated[
         str | None,
@@ -108,6 +109,13 @@ class MergeJob(MethodJob):
     output: Annotated[
         str | None, Field(description="folder to write"), FlagInfo(REQUIRED, "PATH")
     ] = None
+
+    def map_models(self, change: Callable[[str], str]) -> Self:
+        """Also in `pooling=org/name`."""
+        parts = [text.partition("=") for text in self.copy_from]
+        models = {name: change(name) for name in self.models}
+        copy_from = tuple(f"{key}{sep}{models.get(name, name)}" for key, sep, name in parts)
+        return super().map_models(change).model_copy(update={"copy_from": copy_from})
 
     @property
     def max_shard(self) -> int:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from threading import Event, RLock, Thread
 from typing import Any
 
+from emb_tool.hub_names import shorten_commits
 from emb_tool.progress.rate import RateEstimator, clock_time
 
 LINE_SECONDS = 30.0
@@ -91,6 +92,7 @@ class Progress:
                 self._print(f"warning: {sentence}")
 
     def _print(self, text: str) -> None:
+        text = shorten_commits(text)
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:

@@ -11,7 +11,8 @@ from typing import Any
 from emb_tool.checkpoint.layout import Layout
 from emb_tool.checkpoint.own_files import PAGE, PROVENANCE, RECIPE, REPORT
 from emb_tool.checkpoint.provenance import to_json_types
-from emb_tool.formatting import format_value, is_hub_id, public_name, redact
+from emb_tool.formatting import format_value, public_name, redact
+from emb_tool.hub_names import parse_hub_name
 from emb_tool.install import HUB, INSTALL, NEEDS_HUB, WHERE, upload
 from emb_tool.report import Measure, Report, Table
 from emb_tool.reporting.summary import Summary, cost
@@ -52,7 +53,8 @@ def write_model_card(
         "pipeline_tag": "sentence-similarity",
         "tags": ["sentence-transformers", "feature-extraction", "sentence-similarity", "embtool"],
     }
-    hub = [name for name in base_models if is_hub_id(name)]
+    names = [parse_hub_name(name) for name in base_models]
+    hub = list(dict.fromkeys(name.repo for name in names if name and "/" in name.repo))
     if hub:
         front["base_model"] = hub if len(hub) > 1 else hub[0]
     if license:

@@ -51,6 +51,7 @@ def inspect(source: str, *, exact: bool = False) -> Report:
     layout, config = ckpt.layout, ckpt.config
     facts: dict[str, Any] = {
         "model": ckpt.name,
+        "commit": ckpt.commit,
         "family": layout.family if layout.modules else None,
         "architecture": (config.get("architectures") or [None])[0],
         "model_type": config.get("model_type"),
