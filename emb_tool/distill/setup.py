@@ -21,7 +21,7 @@ from emb_tool.method import Training
 from emb_tool.ops.layers import keep_layers, plan_cut
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
-from emb_tool.training.embeddings_client import is_endpoint, parse_endpoint
+from emb_tool.training.endpoint_address import is_endpoint, parse_endpoint
 from emb_tool.training.vectors_file import read_shape
 
 VECTOR_FILES = (".npy", ".parquet", ".safetensors")

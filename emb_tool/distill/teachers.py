@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from emb_tool.distill.setup import Setup
 from emb_tool.progress import Progress
-from emb_tool.training.endpoint import EndpointTeacher
 
 if TYPE_CHECKING:
     from emb_tool.runtime.device import Runtime
@@ -35,6 +34,8 @@ def open_teacher(setup: Setup, runtime: Runtime, progress: Progress) -> Teacher:
             document_prompt=prompts["document"],
             store_dtype=job.store_dtype,
         )
+    from emb_tool.training.endpoint import EndpointTeacher
+
     endpoint = EndpointTeacher(
         job.teacher,
         query_prompt=prompts["query"],

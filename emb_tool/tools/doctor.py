@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from emb_tool import registry
 from emb_tool.install import PLACE, WHERE
 from emb_tool.report import Measure, Report, Table
-from emb_tool.training.embeddings_client import KEY_VARIABLE
+from emb_tool.training.endpoint_address import KEY_VARIABLE
 from emb_tool.training.store import VectorStore
 from emb_tool.version import __version__
 

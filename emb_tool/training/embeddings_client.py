@@ -1,97 +1,35 @@
 """Requests to an OpenAI-compatible `/v1/embeddings` endpoint, with patience and without leaks.
 
-The key goes into one request header and nowhere else: not over plain http to other machines, not
-along with a redirect, not into a message.
+Connections are kept open from one request to the next. The key goes into one request header and
+nowhere else: not along with a redirect, not into a message.
 """
 
 from __future__ import annotations
 
-import http.client
-import ipaddress
 import json
-import os
 import random
 import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple, NoReturn
-from urllib.parse import urlsplit
+from typing import Any, Literal, NoReturn
+
+import httpx2
 
 from emb_tool.errors import InvalidInput, RunFailed
+from emb_tool.training.endpoint_address import KEY_VARIABLE, Address
 
-KEY_VARIABLE = "EMBTOOL_API_KEY"
-OPENAI_KEY_VARIABLE = "OPENAI_API_KEY"
+_HEADERS = {
+    "Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"
+}  # fmt: skip
 _TRY_AGAIN = (408, 425, 429)  # and every 5xx
 _PERHAPS_ONE_TEXT = (400, 413, 422)  # one text may be at fault, or the request too large
 _ANSWER_BYTES = 1 << 20  # a text's; a vector of 32,768 numbers is below
+_MESSAGE_BYTES = 10_000
 _PATIENCE = 10  # timeouts that an answer may take that comes in drops
 _LONGEST_WAIT = 300.0  # seconds, also when the server asks for more
-
-
-class Address(NamedTuple):
-    """Where an endpoint is, and which of its models is meant."""
-
-    url: str
-    model: str
-
-    def __str__(self) -> str:
-        return f"{self.url}#{self.model}"
-
-    @property
-    def host(self) -> str:
-        """The machine's name."""
-        return urlsplit(self.url).hostname or ""
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is this machine."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost" or self.host.endswith(".localhost")
-
-
-def is_endpoint(teacher: str) -> bool:
-    """Whether `--teacher` names an endpoint."""
-    return teacher.startswith(("http://", "https://"))
-
-
-def parse_endpoint(teacher: str) -> Address:
-    """Take `URL#MODEL` apart.
-
-    Raises:
-        InvalidInput: No model, no host, or a URL with a user, password or query in it (a key would
-            end up in files).
-    """
-    url, _, model = teacher.partition("#")
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise InvalidInput(f"--teacher: not a URL: {error}", "write URL#MODEL") from None
-    if parts.username is not None or parts.password is not None or parts.query:
-        raise InvalidInput(
-            f"--teacher {parts.scheme}://{parts.hostname}/...: has a user, password or query in it",
-            f"write URL#MODEL, and put the key in the environment variable {KEY_VARIABLE}",
-        )
-    if not parts.hostname or not model:
-        raise InvalidInput(
-            f"--teacher {teacher}: {'the host' if model else 'the model'} is missing",
-            "write URL#MODEL, for example http://localhost:8000/v1#BAAI/bge-m3",
-        )
-    url = url.rstrip("/").removesuffix("/embeddings")
-    return Address(url, model)
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer like any other: the key must not follow it."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
+_IDLE = 4.0  # seconds that a connection is kept without a request; many servers close it after 5
 
 
 class _Retry(Exception):
@@ -115,18 +53,26 @@ class Client:
         attempts: Times that one request is sent before the run gives up.
         timeout: Seconds without a byte from the server after which a request has failed.
         backoff: Seconds of the first wait; each further wait is twice as long.
+
+    Attributes:
+        encoding: `encoding_format` of the requests: base64 of float32, a quarter of the bytes of
+            the same numbers as text, or `float`. The server may answer in either.
+
+    Raises:
+        InvalidInput: An address, or a proxy of the environment, that HTTP cannot use.
     """
 
     def __init__(
         self, address: Address, key: str, *, attempts: int, timeout: float, backoff: float
     ) -> None:
         self.address, self.attempts = address, attempts
+        self.encoding: Literal["base64", "float"] = "base64"
         self._key, self._timeout, self._backoff = key, timeout, backoff
         self._not_before = 0.0  # a server that asks for a pause asks it of all requests
-        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
-        if address.is_local:
-            handlers.append(urllib.request.ProxyHandler({}))
-        self._opener = urllib.request.build_opener(*handlers)
+        headers = dict(_HEADERS)
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        self._http = _open(address, headers, timeout)
 
     def embed(self, inputs: Sequence[str], stop: threading.Event) -> Any:
         """One request, sent again while there is hope.
@@ -164,39 +110,33 @@ class Client:
 
     def _post(self, inputs: Sequence[str]) -> Any:
         """Send one request; the answer's JSON."""
-        body = {"model": self.address.model, "input": list(inputs), "encoding_format": "float"}
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        request = urllib.request.Request(
-            f"{self.address.url}/embeddings", json.dumps(body).encode(), headers
-        )
-        if self._key:
-            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
+        body = {"model": self.address.model, "input": list(inputs)}
+        body["encoding_format"] = self.encoding
+        content = json.dumps(body).encode()  # in ASCII, whatever the texts have
         try:
-            with self._opener.open(request, timeout=self._timeout) as answer:
+            with self._http.stream("POST", "embeddings", content=content) as answer:
+                if not answer.is_success:
+                    self._refuse(answer)
                 return json.loads(self._read(answer, len(inputs)))
-        except urllib.error.HTTPError as error:
-            with error:
-                self._refuse(error)
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, ssl.SSLCertVerificationError):
-                why = error.reason.verify_message
+        except httpx2.TimeoutException:
+            raise _Retry(f"no answer within {self._timeout:g} s") from None
+        except (httpx2.ConnectError, httpx2.ProxyError) as error:
+            if untrusted := _certificate_error(error):
                 raise InvalidInput(
-                    f"{self.address}: its certificate is not trusted: {why}",
+                    f"{self.address}: its certificate is not trusted: {untrusted.verify_message}",
                     "set SSL_CERT_FILE to the certificates to trust",
                 ) from None
-            raise _Retry(f"not reached: {error.reason}") from None
-        except TimeoutError:
-            raise _Retry(f"no answer within {self._timeout:g} s") from None
-        except (OSError, http.client.HTTPException) as error:
+            raise _Retry(f"not reached: {error}") from None
+        except httpx2.RequestError as error:
             raise _Retry(f"the connection broke ({type(error).__name__})") from None
         except (ValueError, RecursionError):
             raise _Retry("the answer is not JSON") from None
 
-    def _read(self, answer: http.client.HTTPResponse, texts: int) -> bytes:
+    def _read(self, answer: httpx2.Response, texts: int) -> bytes:
         """The body, as long as it is of a size, and comes at a speed, that an answer can have."""
         limit, until = _ANSWER_BYTES * (texts + 1), time.monotonic() + _PATIENCE * self._timeout
         parts, size = [], 0
-        while part := answer.read1(1 << 20):
+        for part in answer.iter_bytes():
             parts.append(part)
             size += len(part)
             if size > limit:
@@ -205,35 +145,36 @@ class Client:
                 raise _Retry(f"the answer was not there after {_PATIENCE * self._timeout:g} s")
         return b"".join(parts)
 
-    def _refuse(self, error: urllib.error.HTTPError) -> NoReturn:
+    def _refuse(self, answer: httpx2.Response) -> NoReturn:
         """Turn an HTTP status into what is to be done about it."""
-        status = error.code
-        said, kind = self._message(error)
+        status = answer.status_code
+        said, kind = self._message(answer)
         told = f"the server answers {status}" + (f": {said}" if said else "")
         if 300 <= status < 400:
-            target = error.headers.get("Location", "another address")
-            raise InvalidInput(
-                f"{self.address}: redirects to {target}", "give that address"
-            ) from None
+            target = answer.headers.get("Location", "another address")
+            raise InvalidInput(f"{self.address}: redirects to {target}", "give that address")
         if status in _TRY_AGAIN or status >= 500:
             if kind == "insufficient_quota":
-                raise RunFailed(
-                    f"{self.address}: {told}", "top up, then go on with --resume"
-                ) from None
-            raise _Retry(told, _retry_after(error.headers.get("Retry-After"))) from None
+                raise RunFailed(f"{self.address}: {told}", "top up, then go on with --resume")
+            raise _Retry(told, _retry_after(answer.headers.get("Retry-After")))
         if status in _PERHAPS_ONE_TEXT:
-            raise Rejected(told) from None
+            raise Rejected(told)
         hint = "check the address and the model's name"
         if status in (401, 403):
             hint = f"put a valid key in {KEY_VARIABLE}, or name the variable that holds it"
-        raise InvalidInput(f"{self.address}: {told}", hint) from None
+        raise InvalidInput(f"{self.address}: {told}", hint)
 
-    def _message(self, error: urllib.error.HTTPError) -> tuple[str, str]:
+    def _message(self, answer: httpx2.Response) -> tuple[str, str]:
         """What the server says, on one line, and its name for the error."""
+        said = b""
         try:
-            text = error.read(10_000).decode("utf-8", "replace")
-        except (OSError, http.client.HTTPException):
+            for part in answer.iter_bytes():
+                said += part
+                if len(said) > _MESSAGE_BYTES:
+                    break
+        except httpx2.RequestError:
             return "", ""
+        text = said[:_MESSAGE_BYTES].decode("utf-8", "replace")
         kind = ""
         try:
             told = json.loads(text)
@@ -249,46 +190,6 @@ class Client:
         return " ".join(text.split())[:300], kind
 
 
-def find_key(address: Address, variable: str, on_warning: Callable[[str], None]) -> str:
-    """The key for an endpoint, or "" where there is none or it had better not be sent.
-
-    Args:
-        address: The endpoint.
-        variable: Environment variable that holds the key. It must be set if it is not
-            `EMBTOOL_API_KEY`; where that is not set, OpenAI's own hosts get `OPENAI_API_KEY`.
-        on_warning: Told when a key is held back.
-
-    Raises:
-        InvalidInput: The variable named is not set, or holds what cannot be a key.
-    """
-    names = [variable]
-    if variable == KEY_VARIABLE and f".{address.host}".endswith(".openai.com"):
-        names.append(OPENAI_KEY_VARIABLE)
-    keys = [(name, os.environ[name].strip()) for name in names if os.environ.get(name)]
-    name, key = keys[0] if keys else (variable, "")
-    if variable != KEY_VARIABLE and not key:
-        raise InvalidInput(
-            f"the environment variable {variable} is not set", "export it, with the key"
-        )
-    if key and not (key.isascii() and key.isprintable()):
-        raise InvalidInput(
-            f"the environment variable {name} holds characters that no key has",
-            "export it again, with the key alone",
-        )
-    if (
-        key
-        and variable == KEY_VARIABLE
-        and not address.is_local
-        and not address.url.startswith("https:")
-    ):
-        on_warning(
-            f"{address}: the key is not sent over plain http to another machine; use https, or put"
-            " the key in a variable of your own and name that (--set api_key_env=NAME)"
-        )
-        return ""
-    return key
-
-
 def _retry_after(value: str | None) -> float | None:
     """Seconds to wait: the header is a number or a date."""
     if not value:
@@ -301,3 +202,36 @@ def _retry_after(value: str | None) -> float | None:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (TypeError, ValueError):
         return None
+
+
+def _open(address: Address, headers: dict[str, str], timeout: float) -> httpx2.Client:
+    """A pool of connections: with the certificates of the system, and its proxies elsewhere."""
+    limits = httpx2.Limits(
+        max_connections=None, max_keepalive_connections=None, keepalive_expiry=_IDLE
+    )
+    try:
+        return httpx2.Client(
+            base_url=address.url,
+            headers=headers,
+            timeout=timeout,
+            limits=limits,
+            verify=ssl.create_default_context(),
+            trust_env=not address.is_local,
+        )
+    except httpx2.InvalidURL as error:
+        raise InvalidInput(f"{address}: not a URL: {error}", "write URL#MODEL") from None
+    except ModuleNotFoundError:
+        raise
+    except (ImportError, ValueError):  # SOCKS, another scheme; the text may have a password in it
+        raise InvalidInput(
+            f"{address}: a proxy that the environment names is not one of http:// or https://",
+            "set HTTPS_PROXY and ALL_PROXY to such a one, or add the endpoint's host to NO_PROXY",
+        ) from None
+
+
+def _certificate_error(error: BaseException) -> ssl.SSLCertVerificationError | None:
+    """The refusal of a certificate, if that is why a connection was not made."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    return cause

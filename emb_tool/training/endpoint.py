@@ -15,19 +15,14 @@ from typing import Any
 import numpy as np
 
 from emb_tool.errors import InvalidInput
-from emb_tool.training.embeddings_client import (
-    KEY_VARIABLE,
-    Client,
-    Rejected,
-    find_key,
-    parse_endpoint,
-)
+from emb_tool.training.embeddings_client import Client, Rejected
+from emb_tool.training.endpoint_address import KEY_VARIABLE, find_key, parse_endpoint
 from emb_tool.training.teacher import TextRefused, has_unit_norms, unit
 from emb_tool.training.vector_space import EmbeddingCacheKey
 
 _PROBES = ("the", "Where does the river rise?", "iron and steel", "A law passed in 1871.")
 _ONE_MODEL = "is there one model behind that address?"
-_AS_FLOATS = 'set the server to answer encoding_format "float", which is what is asked for'
+_AS_FLOATS = 'set the server to answer encoding_format "float" or "base64" as OpenAI does'
 _PLAUSIBLE = (1e-3, 1e6)
 """Between these lies the largest number of an embedding: float16, float64 or bytes that are read
 as float32 miss it."""
@@ -91,10 +86,18 @@ class EndpointTeacher:
         few = min(attempts, 3)  # a wrong address should be known soon
         self._client = Client(address, key, attempts=few, timeout=timeout, backoff=backoff)
         self.dim = 0
-        sample = self._vectors(_PROBES)
+        sample = self._probe()
         self._client.attempts = attempts
         self.dim = sample.shape[1]
         self.normalises = has_unit_norms(np.linalg.norm(sample, axis=1))
+
+    def _probe(self) -> np.ndarray:
+        """The first vectors; as floats where the server has no base64, or another than OpenAI's."""
+        try:
+            return self._vectors(_PROBES)
+        except TextRefused:
+            self._client.encoding = "float"
+            return self._vectors(_PROBES)
 
     def space(self, role: str) -> EmbeddingCacheKey:
         """The space of that role's vectors; what the server does to texts is not known."""
@@ -194,7 +197,7 @@ class EndpointTeacher:
             lists = [_numbers(row["embedding"]) for row in rows]
             order = [row.get("index", i) for i, row in enumerate(rows)]
             whole = sorted(order) == list(range(len(inputs)))
-            width = self.dim or len(lists[0])
+            width = self.dim or (0 if lists[0] is None else len(lists[0]))
         except (KeyError, IndexError, TypeError, AttributeError):
             raise InvalidInput(
                 f"{self.name}: the answer holds no embeddings",
@@ -228,7 +231,7 @@ class EndpointTeacher:
 def _numbers(stated: Any) -> Any:
     """The numbers of one embedding as an answer states it.
 
-    Some servers answer in base64 whatever they are asked: little-endian float32, as OpenAI's do.
+    Base64 is of little-endian float32, as OpenAI's. Some servers answer always in one of the two.
 
     Args:
         stated: A list of numbers, or base64.

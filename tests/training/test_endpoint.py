@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,14 +13,15 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from stores import keys_of
 
 from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
-from emb_tool.training.embeddings_client import find_key, is_endpoint, parse_endpoint
 from emb_tool.training.endpoint import EndpointTeacher
+from emb_tool.training.endpoint_address import find_key, is_endpoint, parse_endpoint
 from emb_tool.training.store import VectorStore
 
 KEY = "sk-very-secret-0123456789"
@@ -28,7 +30,7 @@ TEXTS = [f"sentence number {i}" for i in range(50)]
 
 def vector(text: str, dim: int = 8) -> list[float]:
     """What the model behind the server says of a text: a unit vector from its hash."""
-    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+    seed = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4], "big")
     values = np.random.default_rng(seed).standard_normal(dim)
     return [float(value) for value in values / np.linalg.norm(values)]
 
@@ -47,7 +49,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[dict[str, Any]] = []
         self.trouble: Callable[[Handler, int, list[str]], bool] = lambda handler, n, texts: False
-        self.busy = self.busiest = 0
+        self.busy = self.busiest = self.connections = 0
         self.lock = threading.Lock()
 
     @property
@@ -60,6 +62,13 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
+    protocol_version = "HTTP/1.1"  # a connection is kept for further requests
+    disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        super().setup()
+        with self.server.lock:
+            self.server.connections += 1
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -72,7 +81,9 @@ class Handler(BaseHTTPRequestHandler):
             self.server.busiest = max(self.server.busy, self.server.busiest)
             self.inside = True
         if not self.server.trouble(self, number, body["input"]):
-            self.vectors([vector(text) for text in body["input"]])
+            rows: list[Any] = [vector(text) for text in body["input"]]
+            base64 = body["encoding_format"] == "base64"
+            self.vectors([coded(row) for row in rows] if base64 else rows)
         self.leave()
 
     def leave(self) -> None:
@@ -143,7 +154,7 @@ def test_vectors_come_in_order_whatever_the_server_does(server: Server) -> None:
     assert 2 <= server.busiest <= 3
     request = server.requests[0]
     assert request["path"] == "/v1/embeddings"
-    assert (request["model"], request["encoding_format"]) == ("tiny", "float")
+    assert (request["model"], request["encoding_format"]) == ("tiny", "base64")
     prompted = expected([f"query: {text}" for text in TEXTS])
     np.testing.assert_allclose(teacher.vectors(TEXTS, "query"), prompted, 1e-6)
     assert teacher.space("query").prompt == "query: "
@@ -151,11 +162,14 @@ def test_vectors_come_in_order_whatever_the_server_does(server: Server) -> None:
     assert teacher.vectors([], "query").shape == (0, 8)
 
 
-def test_a_server_that_answers_in_base64_is_read(server: Server) -> None:
-    """Whatever it is asked for; from its first answer, which tells the width."""
+@pytest.mark.parametrize("encode", [coded, list], ids=["base64", "float"])
+def test_a_server_may_answer_always_in_one_encoding(
+    server: Server, encode: Callable[[list[float]], Any]
+) -> None:
+    """From its first answer, which tells the width."""
     assert coded([1.0, -2.5]) == "AACAPwAAIMA="  # as OpenAI's own clients decode it
     server.trouble = lambda handler, n, texts: bool(
-        handler.vectors([coded([0.0] * 8 if text == "" else vector(text)) for text in texts])
+        handler.vectors([encode([0.0] * 8 if text == "" else vector(text)) for text in texts])
         or True
     )
     teacher = EndpointTeacher(f"{server.url}#tiny", backoff=0.001, batch=8)
@@ -163,6 +177,60 @@ def test_a_server_that_answers_in_base64_is_read(server: Server) -> None:
     found = teacher.vectors([*TEXTS, ""], "document")
     np.testing.assert_allclose(found[:-1], expected(), rtol=1e-6)
     assert not found[-1].any()
+    assert {request["encoding_format"] for request in server.requests} == {"base64"}
+
+
+@pytest.mark.parametrize("rejects", [True, False], ids=["rejected", "float16"])
+def test_a_server_without_base64_is_asked_for_floats(server: Server, rejects: bool) -> None:
+    def trouble(handler: Handler, n: int, texts: list[str]) -> bool:
+        if server.requests[n]["encoding_format"] == "float":
+            return False
+        if rejects:
+            handler.say(422, {"error": {"message": "encoding_format: not a known value"}})
+        else:
+            handler.vectors([coded(vector(text), "<f2") for text in texts])
+        return True
+
+    server.trouble = trouble
+    teacher = EndpointTeacher(f"{server.url}#tiny", backoff=0.001, batch=8)
+    server.requests.clear()
+    np.testing.assert_allclose(teacher.vectors(TEXTS, "document"), expected(), rtol=1e-6)
+    assert {request["encoding_format"] for request in server.requests} == {"float"}
+
+
+def test_one_connection_serves_many_requests(server: Server) -> None:
+    """Also after an answer that is no vectors, and in a later call."""
+    server.trouble = lambda handler, n, texts: n == 5 and bool(handler.say(503, {}) or True)
+    teacher = EndpointTeacher(f"{server.url}#tiny", backoff=0.001, batch=2, concurrency=1)
+    for role in ("document", "query"):
+        np.testing.assert_allclose(teacher.vectors(TEXTS, role), expected(), rtol=1e-6)
+    assert len(server.requests) == 2 + 25 + 25 + 1
+    assert server.connections == 1
+
+
+def test_connections_are_no_more_than_requests_at_a_time(server: Server) -> None:
+    both = threading.Barrier(3)
+    teacher = open_teacher(server, batch=2, concurrency=3)
+    server.trouble = lambda handler, n, texts: n < 3 and both.wait(60) < 0
+    teacher.vectors(TEXTS, "document")
+    assert server.connections == 3
+
+
+def test_a_server_that_closes_its_connections_is_connected_to_again(server: Server) -> None:
+    def trouble(handler: Handler, n: int, texts: list[str]) -> bool:
+        handler.close_connection = True
+        return False
+
+    teacher = open_teacher(server, batch=8, concurrency=1)
+    server.trouble = trouble
+    np.testing.assert_allclose(teacher.vectors(TEXTS, "document"), expected(), rtol=1e-6)
+    assert len(server.requests) == 7
+
+
+def test_any_text_can_be_sent(server: Server) -> None:
+    texts = ['quotes " and \\', "half a pair \ud800", "line\nbreak\0", "gr\u00fc\u00df"]
+    open_teacher(server).vectors(texts, "document")
+    assert server.requests[0]["input"] == texts
 
 
 def test_vectors_that_are_not_unit_are_left_alone(server: Server) -> None:
@@ -274,6 +342,44 @@ def test_other_answers_are_refused_at_once(server: Server, status: int, sentence
     with pytest.raises(InvalidInput, match=sentence):
         EndpointTeacher(f"{server.url}#tiny")
     assert len(server.requests) == 1
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return monkeypatch
+
+
+def test_proxies_are_for_other_machines(server: Server, no_proxies: pytest.MonkeyPatch) -> None:
+    no_proxies.setenv("HTTP_PROXY", server.url.removesuffix("/v1"))
+    EndpointTeacher("http://teacher.example/v1#tiny")
+    assert server.requests[0]["path"] == "http://teacher.example/v1/embeddings"
+    no_proxies.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    EndpointTeacher(f"{server.url}#tiny")
+    assert server.requests[1]["path"] == "/v1/embeddings"
+    with pytest.raises(RunFailed, match="not reached"):
+        EndpointTeacher("http://teacher.example/v1#tiny", backoff=0.001)
+
+
+def test_a_proxy_that_cannot_be_used_is_refused(no_proxies: pytest.MonkeyPatch) -> None:
+    no_proxies.setenv("ALL_PROXY", "gopher://me:hunter2@proxy:1080")
+    with pytest.raises(InvalidInput, match="a proxy that the environment names") as caught:
+        EndpointTeacher("https://teacher.example/v1#tiny")
+    assert "NO_PROXY" in str(caught.value.hint)
+    assert "hunter2" not in f"{caught.value!r} {caught.value.hint}"
+
+
+def test_a_certificate_that_is_not_trusted_is_refused(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_message = "self-signed certificate"
+    monkeypatch.setattr(ssl.SSLContext, "wrap_socket", Mock(side_effect=error))
+    with pytest.raises(InvalidInput, match="certificate is not trusted: self-signed") as caught:
+        EndpointTeacher(f"{server.url.replace('http', 'https')}#tiny")
+    assert "SSL_CERT_FILE" in str(caught.value.hint)
 
 
 def test_the_text_at_fault_is_found(server: Server) -> None:
