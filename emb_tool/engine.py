@@ -233,6 +233,7 @@ def _finish(
         partial,
         title=out.name,
         base_models=list(runner.inputs),
+        relation=runner.relation,
         report=report,
         job=job.recipe(),
         layout=written.layout if written is not None else None,

@@ -149,6 +149,11 @@ class CheckpointRunner(Runner, ABC):
         """The model that the output was made from; its ancestors are the output's."""
         return self.before
 
+    @property
+    def relation(self) -> str:
+        """`base_model_relation` of the hub's model cards: finetune, quantized, merge or adapter."""
+        return "finetune"
+
     @abstractmethod
     def data(self) -> dict[str, dict[str, str]]:
         """Digests of the local files read, by the name that the user gave them."""

@@ -17,14 +17,16 @@ import yaml
 
 from emb_tool import config
 from emb_tool.checkpoint.own_files import METRICS, PAGE, PROVENANCE, REPORT, own_file
+from emb_tool.compress.run import CompressRunner
 from emb_tool.formatting import redact
 from emb_tool.report import Measure, Report, Table
 from emb_tool.reporting import inline_svg, plots
-from emb_tool.reporting.model_card import write_model_card
+from emb_tool.reporting.model_card import read_front, write_model_card
 from emb_tool.reporting.page import page
 from emb_tool.reporting.plots import Point
 from emb_tool.reporting.style import DARK, LIGHT
 from emb_tool.reporting.summary import Summary, command
+from emb_tool.runner import Options
 from tests.conftest import CliResult
 
 Cli = Callable[..., CliResult]
@@ -372,6 +374,46 @@ def test_the_card_has_before_and_after_and_a_valid_model_index(tmp_path: Path) -
     assert len(found) == 4  # with the share kept; no bounds, no counts, nothing of other models
     front = yaml.safe_load(re.split(r"^---$", text, flags=re.MULTILINE)[1])
     assert front["model-index"] == yaml.safe_load(card.data.to_yaml())["model-index"]
+
+
+CARDS = {
+    "---\nlicense: mit\ntags: [a]\n---\n# M\n": {"license": "mit", "tags": ["a"]},
+    "\ufeff---\r\nlicense: mit\r\n---\r\n# M\r\n": {"license": "mit"},
+    "---\nmodel-index: 3\n---\n": {"model-index": 3},
+    "---\n---\n": {},
+    "# M\n\n---\nlicense: mit\n---\n": {},
+    "---\nlicense: mit\n": {},
+    "---\n[1, 2]\n---\n": {},
+    "---\n: [\n---\n": {},
+    "---\n" + "[" * 5000 + "\n---\n": {},
+    "---\nlicense: mit\n---\n" + " " * 10**6: {},
+}
+
+
+@pytest.mark.parametrize("text", CARDS, ids=lambda text: repr(text[:30]))
+def test_the_front_of_any_card_is_read_or_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "README.md").write_text(text, encoding="utf-8", newline="")
+    assert read_front(tmp_path) == CARDS[text]
+
+
+def test_a_folder_without_a_card_that_is_text(tmp_path: Path) -> None:
+    assert read_front(tmp_path) == {}
+    (tmp_path / "README.md").write_bytes(b"---\nlicense: \xff\n---\n")
+    assert read_front(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("methods", "relation"),
+    [
+        (["int:bits=8"], "quantized"),
+        (["truncate:dim=8", "pq:budget=0.1"], "quantized"),
+        (["bnb-nf4"], "quantized"),
+        (["truncate:dim=8", "cast:dtype=fp16"], "finetune"),
+    ],
+)
+def test_packed_weights_are_quantized_to_the_hub(methods: list[str], relation: str) -> None:
+    job = config.resolve("compress", flags={"model": "m", "output": "out"}, method=methods)
+    assert CompressRunner(job, Options(), Report("compress")).relation == relation
 
 
 def test_a_summary_of_what_has_no_figures() -> None:

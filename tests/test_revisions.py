@@ -150,7 +150,7 @@ def test_the_commit_is_recorded_and_read_again(cache: Path, run_cli: Cli, tiny_b
     assert provenance["inputs"][name] == Checkpoint.open(tiny_bert).hashes()
     assert yaml.safe_load(Path("out/recipe.yaml").read_text())["model"] == name
     front = yaml.safe_load(Path("out/README.md").read_text().split("---\n")[1])
-    assert front["base_model"] == "org/tiny"
+    assert (front["base_model"], front["base_model_relation"]) == ("org/tiny", "finetune")
     assert lineage(Checkpoint.open("out")).root.name == name
     # branch and tag are gone: the recipe needs neither
     (cache / "models--org--tiny/refs/v1").unlink()

@@ -38,6 +38,7 @@ class Bnb(CompressStep):
     """
 
     stage = "weights"
+    packs = True
     multiples: ClassVar[tuple[int, int]] = (1, 1)
 
     def settings(self, dtype: str) -> dict[str, Any]:

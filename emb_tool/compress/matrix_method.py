@@ -45,6 +45,7 @@ class MatrixMethod(CompressStep):
     """
 
     stage: ClassVar[str] = "weights"
+    packs: ClassVar[bool] = True
     kind: ClassVar[str]
 
     only: Annotated[

@@ -18,7 +18,7 @@ from emb_tool.checkpoint.result_cache import ResultCache
 from emb_tool.compress.compressed_tensors import export
 from emb_tool.compress.job import CompressJob
 from emb_tool.compress.setup import Setup
-from emb_tool.compress.step import run_steps
+from emb_tool.compress.step import CompressStep, run_steps
 from emb_tool.compress.text_splits import TextSplits
 from emb_tool.compress.tuning import tune_files, write_teacher
 from emb_tool.compress.vocab import FEW_TEXTS
@@ -79,6 +79,12 @@ class CompressRunner(CheckpointRunner):
     def inputs(self) -> dict[str, Checkpoint]:
         """The checkpoints read, by the name that the user gave them."""
         return self.setup.inputs
+
+    @property
+    def relation(self) -> str:
+        """Quantized where a step packs weights; the chain is the one that a search has chosen."""
+        packs = any(isinstance(step, CompressStep) and step.packs for step in self.job.method)
+        return "quantized" if packs else "finetune"
 
     @property
     def before(self) -> Checkpoint:

@@ -22,10 +22,12 @@ class CompressStep(Method):
     Attributes:
         stage: Its place in a chain, one of `STAGES`.
         calibrated: Whether it looks at texts.
+        packs: Whether weights are stored as codes afterwards.
     """
 
     stage: ClassVar[str]
     calibrated: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
 
     def plan(self, draft: CheckpointEditor) -> None:
         """Say what the step will do: names, shapes, dtypes, config; refuse what does not fit.

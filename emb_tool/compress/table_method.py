@@ -46,6 +46,7 @@ class TableMethod(CompressStep):
     stage = "weights"
     calibrated = True
     panel: ClassVar[str] = TABLES
+    packs: ClassVar[bool] = True
     kind: ClassVar[str]
 
     tensor: Annotated[

@@ -78,6 +78,11 @@ class MergeRunner(CheckpointRunner):
         return self.setup.inputs
 
     @property
+    def relation(self) -> str:
+        """A merge, to the hub."""
+        return "merge"
+
+    @property
     def before(self) -> None:
         """Several models went in."""
 
@@ -221,7 +226,7 @@ class MergeRunner(CheckpointRunner):
         report.tables.insert(0, table)
 
     def card(self) -> dict[str, Any]:
-        """Front matter that follows from the inputs' own: relation, licences, languages, data."""
+        """Front matter that follows from the inputs' own: licences, languages, data."""
         folders = [getattr(c, "folder", c.path) for c in self.inputs.values()]
         fronts = [read_front(folder) for folder in folders if folder.is_dir()]
 
@@ -229,9 +234,7 @@ class MergeRunner(CheckpointRunner):
             lists = [x if isinstance(x, list) else [x] for f in fronts if (x := f.get(key))]
             return list(dict.fromkeys(str(x) for found in lists for x in found))
 
-        said: dict[str, Any] = {
-            "base_model_relation": "merge", "tags": ["merge", *all_of("tags")],
-        }  # fmt: skip
+        said: dict[str, Any] = {"tags": ["merge", *all_of("tags")]}
         licenses = all_of("license")
         if len(licenses) == 1:
             said["license"] = licenses[0]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emb_tool.checkpoint.layout import Layout
 from emb_tool.checkpoint.own_files import PAGE, PROVENANCE, RECIPE, REPORT
@@ -18,6 +18,9 @@ from emb_tool.report import Measure, Report, Table
 from emb_tool.reporting.summary import Summary, cost
 from emb_tool.version import __version__
 
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
 
 def write_model_card(
     folder: Path,
@@ -26,7 +29,7 @@ def write_model_card(
     base_models: list[str],
     report: Report,
     job: dict[str, Any],
-    license: str | None = None,
+    relation: str = "finetune",
     layout: Layout | None = None,
     front: Mapping[str, Any] | None = None,
 ) -> None:
@@ -41,32 +44,31 @@ def write_model_card(
         base_models: What it was made from, hub ids or paths.
         report: Its measures become the table.
         job: The resolved job.
-        license: SPDX name as the hub writes it, if the base model states one.
+        relation: What it is to them: the hub's `base_model_relation`.
         layout: Of the output; its prompts decide the usage lines.
         front: Further entries of the front matter; `tags` are added.
     """
     import yaml
+    from huggingface_hub import ModelCardData
 
     more = dict(front or {})
-    front = {
-        "library_name": "sentence-transformers",
-        "pipeline_tag": "sentence-similarity",
-        "tags": ["sentence-transformers", "feature-extraction", "sentence-similarity", "embtool"],
-    }
-    names = [parse_hub_name(name) for name in base_models]
-    hub = list(dict.fromkeys(name.repo for name in names if name and "/" in name.repo))
-    if hub:
-        front["base_model"] = hub if len(hub) > 1 else hub[0]
-    if license:
-        front["license"] = license
-    front["tags"] += [tag for tag in more.pop("tags", ()) if tag not in front["tags"]]
-    front |= more
-    if index := model_index(title, report):
-        front["model-index"] = index
+    ids = [parse_hub_name(name) for name in base_models]
+    hub = list(dict.fromkeys(found.repo for found in ids if found and "/" in found.repo))
+    results = eval_results(report)
+    data = ModelCardData(
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=[*_TAGS, *more.pop("tags", ())],
+        base_model=hub if len(hub) > 1 else next(iter(hub), None),
+        base_model_relation=relation,
+        model_name=title if results else None,
+        eval_results=results or None,
+        **more,
+    )
     names = ", ".join(f"`{public_name(name)}`" for name in base_models)
     lines = [
         "---",
-        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
+        data.to_yaml(),
         "---",
         "",
         f"# {title}",
@@ -94,46 +96,48 @@ def write_model_card(
 def read_front(folder: Path) -> dict[str, Any]:
     """The front matter of a model's card; {} where there is none that can be read."""
     import yaml
+    from huggingface_hub import metadata_load
 
     path = folder / "README.md"
     try:
-        text = path.read_text(encoding="utf-8") if path.stat().st_size < 10**6 else ""
-        found = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
-    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        return (metadata_load(path) or {}) if path.stat().st_size < 10**6 else {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
-def model_index(title: str, report: Report) -> list[dict[str, Any]]:
-    """The figures of the output as the hub's `model-index`, in sentence-transformers' words.
+def eval_results(report: Report) -> list[EvalResult]:
+    """The figures of the output for the hub's `model-index`, in sentence-transformers' words.
 
     Args:
-        title: The model's name.
         report: Its measures; those of other models and plain counts are left out.
     """
-    groups: dict[str, list[dict[str, Any]]] = {}
+    from huggingface_hub import EvalResult
+
+    results = []
     for m in report.measures:
         ours = m.of and m.model == report.output and not m.against
         score = isinstance(m.value, float) and m.unit in ("", "%") and isfinite(m.value)
-        if ours and score and not m.name.endswith((" low", " high", " floor")):
-            kind = _METRICS.get(m.name, m.name)
-            told = _NAMES.get(m.name, kind.replace("_", " "))
-            metric = {"type": _slug(kind), "value": m.value, "name": told}
-            groups.setdefault(m.of, []).append(metric)
-    results = []
-    for of, metrics in groups.items():
-        kind, name = _TASKS.get(of.partition(":")[0], ("feature-extraction", "Embedding quality"))
-        data = str(redact(of.partition(":")[2] or of)).partition(",")[0]
+        if not (ours and score) or m.name.endswith((" low", " high", " floor")):
+            continue
+        task, _, data = m.of.partition(":")
+        kind, name = _TASKS.get(task, ("feature-extraction", "Embedding quality"))
+        data = str(redact(data or m.of)).partition(",")[0]
+        metric = _METRICS.get(m.name, m.name)
         results.append(
-            {
-                "task": {"type": kind, "name": name},
-                "dataset": {"type": _slug(data), "name": data},
-                "metrics": metrics,
-            }
+            EvalResult(
+                task_type=kind,
+                task_name=name,
+                dataset_type=_slug(data),
+                dataset_name=data,
+                metric_type=_slug(metric),
+                metric_name=_NAMES.get(m.name, metric.replace("_", " ")),
+                metric_value=m.value,
+            )
         )
-    return [{"name": title, "results": results}] if results else []
+    return results
 
 
+_TAGS = ("sentence-transformers", "feature-extraction", "sentence-similarity", "embtool")
 _TASKS = {
     "sts": ("semantic-similarity", "Semantic Similarity"),
     "retrieval": ("information-retrieval", "Information Retrieval"),

@@ -56,7 +56,7 @@ def test_card_says_nothing_about_the_machine(tmp_path: Path) -> None:
         base_models=["org/teacher", "/home/someone/student"],
         report=report,
         job=JOB,
-        license="apache-2.0",
+        front={"license": "apache-2.0"},
         layout=Layout(prompts={"query": "query: "}),
     )
     text = (tmp_path / "README.md").read_text()
