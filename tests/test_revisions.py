@@ -135,7 +135,7 @@ def test_every_model_of_a_job_is_named_anew(verb: str) -> None:
 
 
 def test_copy_from_names_the_same_model() -> None:
-    recipe = {"models": ["a", "b"], "copy_from": ["pooling=b", "prompts=0"], "output": "out"}
+    recipe = {"models": ["a", "b"], "copy_from": ["pooling= b", "prompts=0"], "output": "out"}
     job = config.resolve("merge", recipe=recipe).map_models(lambda name: f"{name}@1")
     assert job.recipe()["copy_from"] == ["pooling=b@1", "prompts=0"]
 

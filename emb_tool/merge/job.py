@@ -112,10 +112,11 @@ class MergeJob(MethodJob):
 
     def map_models(self, change: Callable[[str], str]) -> Self:
         """Also in `pooling=org/name`."""
+        job = super().map_models(change)
+        models = dict(zip(self.models, job.models, strict=True))
         parts = [text.partition("=") for text in self.copy_from]
-        models = {name: change(name) for name in self.models}
-        copy_from = tuple(f"{key}{sep}{models.get(name, name)}" for key, sep, name in parts)
-        return super().map_models(change).model_copy(update={"copy_from": copy_from})
+        copy_from = tuple(f"{key}{sep}{models.get(name.strip(), name)}" for key, sep, name in parts)
+        return job.model_copy(update={"copy_from": copy_from})
 
     @property
     def max_shard(self) -> int:
