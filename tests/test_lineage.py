@@ -19,7 +19,7 @@ from emb_tool.compress import compress
 from emb_tool.evaluate.agreement import similarity_metrics
 from emb_tool.report import Measure, Report
 from emb_tool.reporting.lineage import lineage
-from emb_tool.reporting.model_card import model_index
+from emb_tool.reporting.model_card import eval_results
 from emb_tool.reporting.summary import Summary
 from tests.conftest import WORDS, CliResult
 from tests.merge.test_merge import sibling
@@ -319,8 +319,7 @@ def test_a_root_that_is_called_as_the_input_is_told_apart(run_cli: Cli, tmp_path
 
 def test_the_hub_is_told_what_is_kept_of_the_input(tmp_path: Path) -> None:
     report = report_of(descendant(tmp_path / "small", "teacher", 10_000_000, far=94.4))
-    (index,) = model_index("small", report)
-    figures = [(m["type"], m["value"]) for r in index["results"] for m in r["metrics"]]
+    figures = [(result.metric_type, result.metric_value) for result in eval_results(report)]
     assert [value for name, value in figures if name == "retention"] == [98.5]
     assert [value for name, value in figures if name == "neighbour-overlap"] == [0.93]
 

@@ -144,17 +144,17 @@ def test_the_commit_is_recorded_and_read_again(cache: Path, run_cli: Cli, tiny_b
     done = run_cli("compress", "org/tiny@v1", "-m", "cast:dtype=fp16", "-o", "out", "--holdout", 0)
     assert done.code == 0, done.err
     assert OLD not in done.out + done.err
-    provenance = json.loads(Path("out/provenance.json").read_text())
+    provenance = json.loads(Path("out/embtool/provenance.json").read_text())
     name = f"org/tiny@{OLD}"
     assert provenance["job"]["model"] == name
     assert provenance["inputs"][name] == Checkpoint.open(tiny_bert).hashes()
-    assert yaml.safe_load(Path("out/recipe.yaml").read_text())["model"] == name
+    assert yaml.safe_load(Path("out/embtool/recipe.yaml").read_text())["model"] == name
     front = yaml.safe_load(Path("out/README.md").read_text().split("---\n")[1])
     assert (front["base_model"], front["base_model_relation"]) == ("org/tiny", "finetune")
     assert lineage(Checkpoint.open("out")).root.name == name
     # branch and tag are gone: the recipe needs neither
     (cache / "models--org--tiny/refs/v1").unlink()
-    again = run_cli("run", "out/recipe.yaml", "--set", "output=again")
+    again = run_cli("run", "out/embtool/recipe.yaml", "--set", "output=again")
     assert again.code == 0, again.err
     weights = [Path(folder, "model.safetensors").read_bytes() for folder in ("out", "again")]
     assert weights[0] == weights[1]
@@ -178,7 +178,7 @@ def test_merge_of_two_revisions(cache: Path, run_cli: Cli) -> None:
         "merge", "org/tiny@v1", "org/tiny", "--copy-from", "prompts=org/tiny@v1", "-o", "out"
     )
     assert done.code == 0, done.err
-    recipe = yaml.safe_load(Path("out/recipe.yaml").read_text())
+    recipe = yaml.safe_load(Path("out/embtool/recipe.yaml").read_text())
     assert recipe["models"] == [f"org/tiny@{OLD}", f"org/tiny@{NEW}"]
     assert recipe["copy_from"] == [f"prompts=org/tiny@{OLD}"]
     assert "tiny@0123456" in done.out
