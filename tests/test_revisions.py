@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ import yaml
 from emb_tool import config
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.source import pin_revision
-from emb_tool.data.streams import split_hub
+from emb_tool.data.streams import Shards, split_hub
 from emb_tool.errors import InvalidInput
 from emb_tool.formatting import public_name, short_names
 from emb_tool.hub_names import is_hub_id, parse_hub_name
@@ -60,7 +61,7 @@ def test_names() -> None:
     assert parse_hub_name("bert-base-uncased@v1.0") == ("bert-base-uncased", "v1.0")
     assert parse_hub_name("org/name@refs/pr/7") == ("org/name", "refs/pr/7")
     for path in (
-        "./org/name@v1", "/org/name", "a/b/c", "org/name@", "org/name@-x", "org/name@../../x",
+        "./org/name@v1", "/org/name", "a/b/c", "org/name@", "org/name@-x", "org/name@a/../../x",
         "org/name@a b", "org/../name", "model.safetensors", "vectors.npy", "https://h/v1#m", "~/x",
     ):  # fmt: skip
         assert parse_hub_name(path) is None, path
@@ -106,7 +107,8 @@ def test_what_is_not_in_the_cache(cache: Path) -> None:
 
 def test_names_are_pinned(cache: Path, tmp_path: Path) -> None:
     assert pin_revision("org/tiny") == pin_revision("org/tiny@main") == f"org/tiny@{NEW}"
-    assert pin_revision(f"org/tiny@{OLD}") == f"org/tiny@{OLD}"
+    for name in (f"org/tiny@{OLD}", f"org/elsewhere@{OLD}"):  # nothing is looked up
+        assert pin_revision(name) == name
     assert pin_revision("https://h/v1#m") == "https://h/v1#m"
     assert pin_revision("no/such/path") == "no/such/path"
 
@@ -218,3 +220,11 @@ def test_data_sets() -> None:
     assert split_hub("hub:org/set") == ("org/set", None, "train", None)
     with pytest.raises(InvalidInput, match="is no hub set"):
         split_hub("hub:org/set@")
+
+
+def test_a_data_set_is_read_at_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = Mock(side_effect=ConnectionError("asked"))
+    monkeypatch.setattr("datasets.load_dataset_builder", builder)
+    with pytest.raises(InvalidInput, match="asked"):
+        Shards(["hub:org/set@v2:fr"])
+    builder.assert_called_once_with("org/set", "fr", revision="v2")
