@@ -18,6 +18,7 @@ from emb_tool.checkpoint.output import OutputFolder, check_file_size, disk_full
 from emb_tool.checkpoint.own_files import REPORT, own_file
 from emb_tool.config import Job
 from emb_tool.errors import EmbToolError, Interrupted, InvalidInput, RunFailed
+from emb_tool.install import require_extra
 from emb_tool.plan import Plan
 from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
@@ -61,8 +62,10 @@ def _run(job: Job, options: Options, started: float) -> Report:
     if job.output_path() is not None:
         job = pin_models(job)
     runner = runner_class(job.verb).create(job, options, Report(job.verb, job=job.recipe()))
-    if not runner.distributed and several_processes():
-        raise InvalidInput(f"{job.verb} works in one process", "start it without torchrun")
+    if several_processes():
+        if not runner.distributed:
+            raise InvalidInput(f"{job.verb} works in one process", "start it without torchrun")
+        require_extra("distributed", f"{job.verb} in several processes")
     if isinstance(runner, CheckpointRunner):
         return run_checkpoint_job(runner, started)
     assert isinstance(runner, ReportRunner)

@@ -26,6 +26,7 @@ from emb_tool.errors import InvalidInput
 from emb_tool.ops import attention
 from emb_tool.ops.matrices import row_factor
 from emb_tool.packed.expand import expand as expand
+from emb_tool.progress import quiet
 
 if TYPE_CHECKING:
     from emb_tool.packed.base import Packed
@@ -192,7 +193,8 @@ def _teach() -> None:
 
 def _teach_static() -> None:
     """Let StaticEmbedding load and save a packed table."""
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    with quiet():
+        from sentence_transformers.models import StaticEmbedding
 
     static: Any = StaticEmbedding
     if hasattr(static.load, "__wrapped__"):

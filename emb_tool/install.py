@@ -6,7 +6,10 @@ would be installed instead. What is named is a path: a clone of the repository.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from shlex import quote
+
+from emb_tool.errors import InvalidInput
 
 PLACE = "./embtool"
 """What pip is given; `git+https://...` once the repository has a public address."""
@@ -36,3 +39,28 @@ def upload(folder: str) -> str:
 def install(extra: str) -> str:
     """The line that installs embtool with an extra of its pyproject.toml."""
     return f"pip install '{PLACE}[{extra}]'"
+
+
+EXTRAS = {
+    "bnb": ("bitsandbytes", "accelerate"),  # transformers loads bitsandbytes' layers by accelerate
+    "datasets": ("datasets",),
+    "distributed": ("accelerate",),
+}
+"""The packages of each extra without which a job is refused."""
+
+
+def require_extra(extra: str, user: str) -> None:
+    """Refuse what needs a package of an extra that is not installed.
+
+    Args:
+        extra: One of `EXTRAS`.
+        user: What needs it, for the message.
+
+    Raises:
+        InvalidInput: With the line that installs the extra.
+    """
+    for package in EXTRAS[extra]:
+        if find_spec(package) is None:
+            raise InvalidInput(
+                f"{user} needs {package}, which is not installed", f"run: {install(extra)}"
+            )

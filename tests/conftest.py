@@ -130,7 +130,7 @@ def save_model(
 ):
     """Write a transformers model as a sentence-transformers folder: pooling, then Normalize."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    from sentence_transformers.models import Normalize, Pooling, Transformer
 
     base = folder.with_name(folder.name + "-base")
     model.save_pretrained(base)
@@ -212,7 +212,7 @@ def tiny_static(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """StaticEmbedding (a table, mean of its rows), 32 dimensions, + Normalize."""
     import torch
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+    from sentence_transformers.models import Normalize, StaticEmbedding
 
     tokenizer = _wordpiece(["[PAD]", "[UNK]"])
     with torch.random.fork_rng(devices=[]):

@@ -17,8 +17,9 @@ import emb_tool
 PACKAGE = Path(emb_tool.__file__).parent
 
 ORDER = (
-    ("version", "errors", "install", "hub_names"),
+    ("version", "errors", "hub_names"),
     ("formatting",),
+    ("install",),
     ("report", "plan"),
     ("fields", "spellings"),
     ("method",),

@@ -107,7 +107,7 @@ def _edit(path: Path, **changes: Any) -> None:
 
 def _write_router(folder: Path, documents: Path, default: str | None) -> None:
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Router
+    from sentence_transformers.models import Router
 
     queries = make_bert(folder.with_name("queries"), hidden=32, layers=1, seed=5)
     router = Router.for_query_document(

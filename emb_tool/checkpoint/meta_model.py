@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from emb_tool.checkpoint.third_party_errors import translate_errors
@@ -88,3 +89,11 @@ def model_on_meta(config: Mapping[str, Any]) -> nn.Module:
     with torch.device("meta"), transformers_error():
         model: nn.Module = AutoModel.from_config(made)
     return model
+
+
+def meta_kwargs() -> dict[str, Any]:
+    """Arguments of `from_pretrained` where only names and shapes matter, not the data.
+
+    Without accelerate transformers cannot load to `meta`: the model is loaded into memory.
+    """
+    return {"device_map": {"": "meta"}} if find_spec("accelerate") else {}

@@ -18,6 +18,7 @@ from emb_tool.compress.step import CompressStep
 from emb_tool.compress.tensors import use_native_names
 from emb_tool.editing import CheckpointEditor
 from emb_tool.errors import InvalidInput
+from emb_tool.install import require_extra
 from emb_tool.plan import TensorSpec
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Bnb(CompressStep):
 
     def plan(self, draft: CheckpointEditor) -> None:
         """Replace the linear layers' weights, and state the format in the config."""
+        require_extra("bnb", f"-m {self.name}")
         draft.refuse_quantized(self.name)
         if draft.packed:
             raise InvalidInput(

@@ -17,6 +17,7 @@ from emb_tool.data.shard_readers import FileReader, Reader, SetReader, TextFile
 from emb_tool.data.text_field import Note, Picker, Source
 from emb_tool.data.text_options import DEFAULT, TextOptions
 from emb_tool.errors import InvalidInput
+from emb_tool.install import require_extra
 
 HUB = "hub:"
 
@@ -133,6 +134,7 @@ class Shards:
 
     def _add_hub(self, source: Source) -> None:
         name, config, split, revision = split_hub(source.name)
+        require_extra("datasets", source.name)
         try:
             builder = _builder(name, config, revision=revision)
             texts = _text_files(builder, split)
@@ -270,6 +272,7 @@ def _builder(name: str, config: str | None = None, **options: Any) -> Any:
 
 def _parquet(names: Sequence[str]) -> Callable[..., Any]:
     """Opens parquet files as one streamed set. Unasked, it decodes whole groups of rows."""
+    require_extra("datasets", f"--stream of {names[0]}")
 
     def load(**options: Any) -> Any:
         builder = _builder("parquet", data_files=list(names), batch_size=1024, **options)

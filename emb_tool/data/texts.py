@@ -15,6 +15,7 @@ from emb_tool.data.streams import HUB, Shards, list_address, split_hub
 from emb_tool.data.text_field import Note, Source
 from emb_tool.data.text_options import DEFAULT, TextOptions
 from emb_tool.errors import InvalidInput
+from emb_tool.install import require_extra
 
 
 class Record(NamedTuple):
@@ -86,6 +87,7 @@ def scan(
     for name in sources:
         if name.startswith(HUB):
             split_hub(name)
+            require_extra("datasets", name)
         elif is_address(name):
             list_address(name)
         elif name != STDIN:

@@ -24,7 +24,7 @@ from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.third_party_errors import translate_errors
 from emb_tool.data.batches import plan_batches
 from emb_tool.errors import InvalidInput, RunFailed
-from emb_tool.model.loading import load, save
+from emb_tool.model.loading import embedding_dimension, load, save
 from emb_tool.model.tokenization import Tokenization
 from emb_tool.progress import quiet
 from emb_tool.runtime.device import SMALL, Runtime
@@ -54,7 +54,7 @@ class Encoder(Tokenization):
         super().__init__(model, checkpoint, runtime, max_length, layout or checkpoint.layout)
         self.normalises = self.layout.normalises
         self._fits = math.inf  # padded tokens of a batch, as far as memory has told
-        dim = model.get_embedding_dimension() or self.layout.dim
+        dim = embedding_dimension(model) or self.layout.dim
         if dim is None:
             dim = int(self.encode(["width"]).shape[1])
         if not dim:

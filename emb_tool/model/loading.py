@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from emb_tool.checkpoint.layout import Layout, needs_hub, static_table, write_layout
-from emb_tool.checkpoint.meta_model import check_extent
+from emb_tool.checkpoint.meta_model import check_extent, meta_kwargs
 from emb_tool.checkpoint.quantization import unpacked
 from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
 from emb_tool.checkpoint.third_party_errors import format_error, is_library_error
 from emb_tool.checkpoint.tokenizer_files import SENTENCEPIECE, lacks_sentencepiece
 from emb_tool.checkpoint.unwrapped_copy import unwrapped_folder
 from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
+from emb_tool.install import require_extra
 from emb_tool.model.loaded_weights import loading_reports, refuse_unloaded
 from emb_tool.progress import quiet
 from emb_tool.runtime.device import Runtime
@@ -56,9 +57,10 @@ def load(
         kwargs: dict[str, Any] = {"dtype": dtype} if dtype else {}
         quantized = config.get("quantization_config")
         if isinstance(quantized, dict) and quantized.get("quant_method") == "bitsandbytes":
+            require_extra("bnb", checkpoint.name)
             kwargs["device_map"] = {"": str(device)}  # else they go to a GPU, whatever is asked for
         elif device.type == "meta":  # names and shapes alone
-            kwargs["device_map"] = {"": "meta"}
+            kwargs |= meta_kwargs()
         model_folders = {m.path for m in layout.all_modules if m.kind == "Transformer"}
         try:
             modules = _static(checkpoint)
@@ -116,7 +118,7 @@ def _static(checkpoint: Checkpoint) -> list[torch.nn.Module] | None:
     integer = table.dtype.startswith(("I", "U"))
     if (integer and not layout.normalises) or not (integer or folded):
         return None
-    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+    from sentence_transformers.models import Normalize, StaticEmbedding
     from tokenizers import Tokenizer
 
     folder = checkpoint.path / layout.modules[0].path
@@ -128,6 +130,16 @@ def _static(checkpoint: Checkpoint) -> list[torch.nn.Module] | None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     static = StaticEmbedding(tokenizer, embedding_weights=rows)
     return [static, *(Normalize() for _ in layout.modules[1:])]
+
+
+def embedding_dimension(model: Any) -> int | None:
+    """Width of a `SentenceTransformer`'s vectors; version 5.4 renamed the method."""
+    if hasattr(model, "get_embedding_dimension"):
+        ask = model.get_embedding_dimension
+    else:
+        ask = model.get_sentence_embedding_dimension
+    width: int | None = ask()
+    return width
 
 
 def save(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from emb_tool.checkpoint.files import write_json
-from emb_tool.checkpoint.meta_model import model_on_meta, transformers_config
+from emb_tool.checkpoint.meta_model import meta_kwargs, model_on_meta, transformers_config
 from emb_tool.checkpoint.modules import LAYER_COUNTS, layer_count
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.writer import header
@@ -269,7 +269,7 @@ def _check_loads(
 ) -> None:
     """Transformers finds every tensor of the layers among those to be written.
 
-    It is shown a file that has the header and no data, which on `meta` it does not read.
+    It is shown a file that has the header and a hole in place of the data (see `meta_kwargs`).
     """
     from transformers import AutoModel
 
@@ -280,7 +280,7 @@ def _check_loads(
         with open(Path(held) / "model.safetensors", "wb") as file:
             file.write(begin)
             file.truncate(len(begin) + size)
-        _, info = AutoModel.from_pretrained(held, output_loading_info=True, device_map="meta")
+        _, info = AutoModel.from_pretrained(held, output_loading_info=True, **meta_kwargs())
     stacks = group_layers(info["missing_keys"])  # an encoder's decoder may well be missing
     missing = [
         name

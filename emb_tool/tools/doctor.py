@@ -23,13 +23,18 @@ from emb_tool.training.endpoint_address import KEY_VARIABLE
 from emb_tool.training.store import VectorStore
 from emb_tool.version import __version__
 
-ADDS = {
-    "matplotlib": "charts: --plot, report.html",
-    "compressed-tensors": "compress --format compressed-tensors, verified in transformers",
-    "tensorboard": "curves of a training: distill --tensorboard",
-    "sentencepiece": "tokenizers that have no tokenizer.json",
-}
-"""What may be missing, and what it is for; `extra` names of pyproject.toml bring the first two."""
+OPTIONAL = {
+    "bitsandbytes": ("bnb", "compress -m bnb-*, and models that it has packed"),
+    "datasets": ("datasets", "texts of hub:NAME; distill --stream of parquet files"),
+    "accelerate": ("distributed", "several processes (torchrun); compress -m bnb-*"),
+    "matplotlib": ("plot", "pictures of quality against size: --plot"),
+    "compressed-tensors": (
+        "compressed-tensors", "compress --format compressed-tensors, verified in transformers",
+    ),
+    "tensorboard": (None, "curves of a training: distill --tensorboard"),
+    "sentencepiece": (None, "tokenizers that have no tokenizer.json"),
+}  # fmt: skip
+"""Packages that may be missing: the extra of pyproject.toml that brings each, and its use."""
 
 GROUP = Path("/sys/fs/cgroup")
 """Where a container's limits stand."""
@@ -42,7 +47,7 @@ class Package(NamedTuple):
     found: str | None
     needed: str
     fits: bool
-    extra: str | None
+    optional: bool
 
 
 def examine(quick: bool = False, say: Callable[[str], None] = lambda sentence: None) -> Report:
@@ -58,7 +63,7 @@ def examine(quick: bool = False, say: Callable[[str], None] = lambda sentence: N
     """
     report = Report("doctor")
     packages = list(_packages())
-    broken = [p for p in packages if not p.fits and p.extra is None]
+    broken = [p for p in packages if not p.fits and not p.optional]
     report.facts |= {
         "embtool": __version__,
         "python": platform.python_version(),
@@ -74,7 +79,8 @@ def examine(quick: bool = False, say: Callable[[str], None] = lambda sentence: N
     else:
         say("importing torch to ask for devices (some seconds; --quick leaves it out)")
         report.tables.append(_devices(report))
-        if not report.facts["broken"]:
+        there = next(p for p in packages if p.name == "bitsandbytes").found is not None
+        if there and not report.facts["broken"]:
             say("trying bitsandbytes' kernels")
             report.tables.append(_kernels(report))
     report.tables.append(_missing(report, packages))
@@ -91,25 +97,22 @@ def examine(quick: bool = False, say: Callable[[str], None] = lambda sentence: N
 def _packages() -> Iterator[Package]:
     """What pyproject.toml asks for, as installed, and what is of use besides."""
     from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
 
     try:
         asked = [Requirement(text) for text in metadata.requires("embtool") or ()]
     except metadata.PackageNotFoundError:  # run from a checkout that is not installed
         asked = []
-    known: dict[str, Package] = {}
+    needs: dict[str, str] = {}
     for requirement in asked:
         marker = str(requirement.marker or "")
         extra = marker.split('"')[1] if "extra" in marker else None
-        if requirement.name in known or (extra and requirement.name not in ADDS):
-            continue
-        found = _version(requirement.name)
-        fits = found is not None and requirement.specifier.contains(found, prereleases=True)
-        needed = str(requirement.specifier)
-        known[requirement.name] = Package(requirement.name, found, needed, fits, extra)
-    for name in ADDS:
-        found = _version(name)
-        known.setdefault(name, Package(name, found, "", found is not None, "none"))
-    yield from known.values()
+        if extra is None or OPTIONAL.get(requirement.name, ("", ""))[0] == extra:
+            needs[requirement.name] = str(requirement.specifier)
+    for name in {**needs, **OPTIONAL}:
+        found, needed = _version(name), needs.get(name, "")
+        fits = found is not None and SpecifierSet(needed).contains(found, prereleases=True)
+        yield Package(name, found, needed, fits, name in OPTIONAL)
 
 
 def _version(name: str) -> str | None:
@@ -126,7 +129,7 @@ def _package_table(packages: list[Package]) -> Table:
         ["python", platform.python_version(), ">=3.11", _state(sys.version_info >= (3, 11))]
     )
     for p in packages:
-        if p.extra is None:
+        if not p.optional or p.found is not None:
             said = "" if p.fits else "missing" if p.found is None else "TOO OLD"
             table.rows.append([p.name, p.found or "-", p.needed, said])
     return table
@@ -270,9 +273,9 @@ def _bnb_methods() -> list[str]:
 def _missing(report: Report, packages: list[Package]) -> Table:
     rows: list[list[str]] = []
     for p in packages:
-        if p.name in ADDS and not p.fits:
-            how = f"{PLACE}[{p.extra}]" if p.extra not in (None, "none") else p.name
-            rows.append([p.name, ADDS[p.name], f"'{how}'"])
+        if p.optional and not p.fits:
+            extra, use = OPTIONAL[p.name]
+            rows.append([p.name, use, f"'{PLACE}[{extra}]'" if extra else p.name])
     for name, said in report.facts.get("bitsandbytes", {}).items():
         if said != "works":
             rows.append(["bitsandbytes", f"compress -m {name}: {said}", ""])

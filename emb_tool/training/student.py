@@ -14,7 +14,7 @@ from emb_tool.checkpoint.modules import ModuleSpec
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import InvalidInput
 from emb_tool.model.encoder import Encoder
-from emb_tool.model.loading import load, readable
+from emb_tool.model.loading import embedding_dimension, load, readable
 from emb_tool.progress import quiet
 from emb_tool.runtime.device import DTYPES
 
@@ -210,7 +210,7 @@ def write_router(student: Path, teacher: Checkpoint, folder: Path, dim: int) -> 
         documents = load(teacher, cpu, None, substitute=0.0)
         prompts = {name: text or "" for name, text in queries.prompts.items()}
         modules = list(documents)
-        width = teacher.layout.dim or documents.get_embedding_dimension() or dim
+        width = teacher.layout.dim or embedding_dimension(documents) or dim
         if width != dim:
             identity = torch.nn.Identity()
             first = torch.eye(dim, width)

@@ -16,6 +16,7 @@ from emb_tool.checkpoint.layout import Layout, write_layout
 from emb_tool.checkpoint.modules import ModuleSpec
 from emb_tool.checkpoint.reader import Checkpoint, copy_module_weights, copy_side_files
 from emb_tool.errors import InvalidInput
+from emb_tool.model.loading import embedding_dimension
 
 
 def rewrite(source: Path, folder: Path) -> Layout:
@@ -195,7 +196,7 @@ def test_bare_folder_is_read_as_sentence_transformers_does(
     layout = Checkpoint.open(tmp_path).layout
     theirs = SentenceTransformer(str(tmp_path), device="cpu")
     assert layout.pooling == (theirs[1].pooling_mode,) == (pooling,)
-    assert layout.dim == theirs.get_embedding_dimension()
+    assert layout.dim == embedding_dimension(theirs)
     assert layout.max_length == theirs.max_seq_length
     assert not layout.normalises
 
@@ -216,7 +217,7 @@ def test_model2vec(tmp_path: Path, tiny_static: Path) -> None:
 
 def test_router(tiny_bert: Path, tiny_static: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Router
+    from sentence_transformers.models import Router
 
     query = SentenceTransformer(str(tiny_static), device="cpu")
     document = SentenceTransformer(str(tiny_bert), device="cpu")

@@ -29,7 +29,7 @@ from tests.runs import check_here, write_texts
 def wide_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A static table of 4,000 words and 32 dimensions: large enough for codebooks to pay off."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+    from sentence_transformers.models import Normalize, StaticEmbedding
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = {"[UNK]": 0, **{f"w{i}": i + 1 for i in range(3999)}}

@@ -70,7 +70,7 @@ def test_a_file_of_every_precision_is_read_back(
     else:
         assert (np.einsum("ij,ij->i", decoded, wanted) > 0.6).all()
     if precision.endswith("int8"):
-        from sentence_transformers.util.quantization import quantize_embeddings
+        from sentence_transformers.quantization import quantize_embeddings
 
         ranges = np.stack([code.ranges.low, code.ranges.high])  # type: ignore[attr-defined]
         bytes_ = quantize_embeddings(wanted, precision, ranges=ranges)

@@ -45,7 +45,7 @@ def sibling(source: Path, out: Path, seed: int) -> Path:
 def with_dense(tmp_path: Path, tiny_bert: Path) -> Path:
     """`tiny_bert` with a Dense of 8 dimensions before its Normalize, whose folder is lost."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Dense
+    from sentence_transformers.models import Dense
 
     model = SentenceTransformer(str(tiny_bert), device="cpu")
     parts = list(model)

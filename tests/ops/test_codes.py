@@ -40,7 +40,7 @@ RANGES = Ranges.of(VECTORS)
 @pytest.mark.parametrize("dim", [40, 37])
 def test_bytes_are_those_of_sentence_transformers(precision: str, dim: int) -> None:
     """Also of vectors beyond the ranges, and of a dimension that is constant."""
-    from sentence_transformers.util.quantization import quantize_embeddings
+    from sentence_transformers.quantization import quantize_embeddings
 
     vectors = 1.3 * gaussian(200, dim, seed=2)
     known = gaussian(300, dim)

@@ -14,6 +14,7 @@ import torch
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import InvalidInput
 from emb_tool.model.encoder import Encoder
+from emb_tool.model.loading import embedding_dimension
 from emb_tool.runtime.device import Runtime
 from emb_tool.training.student import (
     attach_head,
@@ -181,7 +182,7 @@ def test_saved_and_reloaded_to_the_bit(
     student.save(tmp_path)
     there = SentenceTransformer(str(tmp_path), device="cpu")
     assert there.prompts == prompts
-    assert there.get_embedding_dimension() == dim
+    assert embedding_dimension(there) == dim
     assert there.max_seq_length == (student.max_length or np.inf)
     state, expected = there.state_dict(), student.model.state_dict()
     assert state.keys() == expected.keys()
