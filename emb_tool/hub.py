@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec as ImportSpec
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,9 @@ class PackedQuantizer(HfQuantizer):
         for module in placed.values():
             module.link(named)
         self.shared = _untie(model, placed)
-        self.shapes = {name: held.shape for name, held in model.state_dict().items()}
+        state = model.state_dict()
+        self.shapes = {name: held.shape for name, held in state.items()}
+        self.dtypes = {name: held.dtype for name, held in state.items()}
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
@@ -90,6 +93,12 @@ class PackedQuantizer(HfQuantizer):
                     f" says {[*shape]}",
                     "the weights are damaged, or another model's: restore the original files",
                 )
+        kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
+        # old versions leave some floats in the dtype in which they are stored
+        for name, held in chain(model.named_parameters(), model.named_buffers()):
+            dtype = self.dtypes.get(name, held.dtype)
+            if held.is_floating_point() and held.dtype != dtype and not kept & {*name.split(".")}:
+                held.data = held.data.to(dtype)
         for name, source in self.shared.items():
             _put(model, name, model.get_submodule(source))
         return model

@@ -6,7 +6,7 @@ would be installed instead. What is named is a path: a clone of the repository.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from importlib import metadata
 from shlex import quote
 
 from emb_tool.errors import InvalidInput
@@ -42,15 +42,16 @@ def install(extra: str) -> str:
 
 
 EXTRAS = {
-    "bnb": ("bitsandbytes", "accelerate"),  # transformers loads bitsandbytes' layers by accelerate
-    "datasets": ("datasets",),
-    "distributed": ("accelerate",),
+    "bnb": ("bitsandbytes>=0.49", "accelerate>=1.10"),  # transformers needs both to load it
+    "datasets": ("datasets>=4.0",),
+    # before 2.11 FSDP on CPUs crashes or trains something else, and Gloo writes to stdout
+    "distributed": ("accelerate>=1.10", "torch>=2.11"),
 }
-"""The packages of each extra without which a job is refused."""
+"""What a job of each extra is refused without; pyproject.toml has it too, all but torch."""
 
 
 def require_extra(extra: str, user: str) -> None:
-    """Refuse what needs a package of an extra that is not installed.
+    """Refuse what needs a package of an extra that is not installed, or is too old.
 
     Args:
         extra: One of `EXTRAS`.
@@ -59,8 +60,19 @@ def require_extra(extra: str, user: str) -> None:
     Raises:
         InvalidInput: With the line that installs the extra.
     """
-    for package in EXTRAS[extra]:
-        if find_spec(package) is None:
+    from packaging.requirements import Requirement
+
+    for text in EXTRAS[extra]:
+        needed = Requirement(text)
+        try:
+            version = metadata.version(needed.name)
+        except metadata.PackageNotFoundError:
+            version = None
+        if version is None:
             raise InvalidInput(
-                f"{user} needs {package}, which is not installed", f"run: {install(extra)}"
+                f"{user} needs {text}: it is not installed", f"run: {install(extra)}"
+            )
+        if not needed.specifier.contains(version, prereleases=True):
+            raise InvalidInput(
+                f"{user} needs {text}: {version} is installed", f"run: pip install '{text}'"
             )

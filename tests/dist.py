@@ -28,7 +28,8 @@ from sentence_transformers import SentenceTransformer
 small, student = SentenceTransformer("small"), SentenceTransformer("student")
 assert any(isinstance(module, Packed) for module in small.modules())
 texts = ["the old bridge", "winter light and snow"]
-cosines = torch.cosine_similarity(*(m.encode(texts, convert_to_tensor=True) for m in (small, student)))
+vectors = [model.encode(texts, convert_to_tensor=True) for model in (small, student)]
+cosines = torch.cosine_similarity(*vectors)
 assert float(cosines.min()) > 0.999, cosines
 print("packed and plain vectors agree: cosines", cosines.tolist())
 """

@@ -61,9 +61,9 @@ DONE = (
     "inspect MODEL --exact",
 )
 REFUSED = (
-    ("compress MODEL -m bnb-int8", {}, "bnb", "-m bnb-int8 needs bitsandbytes"),
+    ("compress MODEL -m bnb-int8", {}, "bnb", "-m bnb-int8 needs bitsandbytes>=0.49"),
     ("compress MODEL -m int:bits=8 --texts hub:owner/name", {}, "datasets", "hub:owner/name needs"),
-    (f"{DISTILL} hub:owner/name --stream --limit 40", {}, "datasets", "hub:owner/name needs datasets"),
+    (f"{DISTILL} hub:owner/name --stream --limit 9", {}, "datasets", "hub:owner/name needs"),
     (
         "distill --teacher MODEL --student-layers 1 --texts texts.parquet --stream --limit 9", {},
         "datasets", "--stream of texts.parquet needs datasets",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import sys
 import tomllib
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from emb_tool.checkpoint.own_files import REPORT
-from emb_tool.install import HUB, INSTALL, PLACE, install
+from emb_tool.install import EXTRAS, HUB, INSTALL, PLACE, install
 from emb_tool.reporting.model_card import write_model_card
 from emb_tool.reporting.page import page
 from tests.conftest import CliResult
+from tests.test_layers import imports
 from tests.test_report import made, written
 
 ROOT = Path(__file__).parent.parent
@@ -48,11 +52,12 @@ def test_the_pattern_tells_a_name_from_a_path() -> None:
 
 def test_pip_is_never_given_a_name_that_a_stranger_may_register() -> None:
     assert len(TEXTS) > 200
-    ours = Path(__file__).resolve()
+    # here, and in extras that name others, `embtool` is not looked up
+    ours = {Path(__file__).resolve(), ROOT / "pyproject.toml"}
     found = [
         f"{path.relative_to(ROOT)}: {hit.group()}"
         for path in TEXTS
-        if path.resolve() != ours
+        if path.resolve() not in ours
         for hit in BARE.finditer(re.sub(r"\s+", " ", path.read_text(encoding="utf-8")))
     ]
     assert found == []
@@ -65,7 +70,31 @@ def test_docs_name_the_one_line_that_installs_embtool() -> None:
         if path.suffix == ".md"
         for line in re.findall(r"pip install [^`\n]*embtool[^`\n]*", path.read_text())
     ]
-    assert set(named) == {INSTALL, install("plot"), install("compressed-tensors")}
+    assert set(named) == {INSTALL, *map(install, ("all", *EXTRAS, "plot", "compressed-tensors"))}
+
+
+def test_all_collects_the_extras_and_each_brings_what_is_checked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    (collected,) = extras["all"]
+    assert collected == f"embtool[{','.join(sorted(extras.keys() - {'all', 'demo', 'test'}))}]"
+    for extra, packages in EXTRAS.items():
+        assert extras[extra] == [text for text in packages if not text.startswith("torch")]
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = (project["dependencies"], *project["optional-dependencies"].values())
+    names = [re.split(r"[<>=\[]", requirement)[0] for requirement in chain(*lists)]
+    declared = {name.replace("-", "_") for name in names}
+    of_torch = {"triton"}  # a dependency of torch where it has kernels for it
+    imported = {
+        target.split(".")[0]
+        for path in (ROOT / "emb_tool").rglob("*.py")
+        for _, target in imports(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    named = {{"yaml": "pyyaml"}.get(name, name) for name in imported}
+    assert named - sys.stdlib_module_names - of_torch - declared == {"emb_tool"}
 
 
 def test_extras_that_are_named_exist() -> None:

@@ -82,6 +82,7 @@ def load(
                 refuse_unloaded(
                     one, checkpoint.name, pooler=layout.reads_pooler, substitute=substitute
                 )
+            model.truncate_dim = layout.truncate_dim  # versions before 5.4 do not read it
             reader: Any = model[0]
             reader.tokenizer.encode("")  # its template's tokens are missed in use alone
         except EmbToolError:

@@ -202,7 +202,7 @@ def test_without_the_package_the_load_fails(packed: Callable[[str], Path]) -> No
     assert done.stdout.split() == ["failed"] * 5 + ["loaded"] * 5
     guide = (Path(__file__).parents[2] / "docs/troubleshooting.md").read_text()
     for words in (  # a user looks for what the terminal shows
-        "[transformers] Unknown quantization type, got embtool - supported types are: [",
+        "Unknown quantization type, got embtool - supported types are: [",
         "Hence, we will skip the quantization. To remove the warning, you can delete the "
         "quantization_config attribute in config.json",
         "| MISMATCH | Reinit due to size mismatch - ckpt: torch.Size([",

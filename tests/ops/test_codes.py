@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from emb_tool.checkpoint import own_files
 from emb_tool.checkpoint.ranges import (
@@ -40,6 +42,8 @@ RANGES = Ranges.of(VECTORS)
 @pytest.mark.parametrize("dim", [40, 37])
 def test_bytes_are_those_of_sentence_transformers(precision: str, dim: int) -> None:
     """Also of vectors beyond the ranges, and of a dimension that is constant."""
+    if Version(version("sentence-transformers")) < Version("6.0"):
+        pytest.skip("sentence-transformers rounds as this does from version 6.0 on")
     from sentence_transformers.quantization import quantize_embeddings
 
     vectors = 1.3 * gaussian(200, dim, seed=2)
