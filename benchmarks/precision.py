@@ -74,7 +74,7 @@ def ours(task: Any, pair: Any, rotations: int) -> Iterator[tuple[str, int, list[
     queries, documents = task.vectors(pair)
     found, nbytes = [], 0
     for seed in range(rotations):
-        code = make_code("rabitq", documents.shape[1], Ranges.of(documents), seed)
+        code = make_code("rabitq", documents.shape[1], Ranges.from_vectors(documents), seed)
         codes, nbytes = code.encode(documents), code.nbytes
         scores = code.scores(code.fold(queries), codes)
         found.append(task.ranked(lambda q, d, s=scores: s[q, d].copy(), 100))

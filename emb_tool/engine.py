@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emb_tool import registry
-from emb_tool.checkpoint.output import OutputFolder, check_file_size, disk_full
+from emb_tool.checkpoint.output import OutputFolder, disk_full, raise_file_too_large
 from emb_tool.checkpoint.own_files import REPORT, own_file
 from emb_tool.config import Job
 from emb_tool.errors import EmbToolError, Interrupted, InvalidInput, RunFailed
@@ -103,7 +103,7 @@ def _add_notes(progress: Progress, report: Report) -> None:
 
 def _failure(error: Exception) -> RunFailed | None:
     """A full disk or memory that ran out as a sentence; None for a bug."""
-    check_file_size(error)
+    raise_file_too_large(error)
     if disk_full(error):
         name = getattr(error, "filename", None)
         where = f" ({name})" if name else ""

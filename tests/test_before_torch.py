@@ -128,7 +128,7 @@ CASES: list[tuple[str, str]] = [
     ("distill --teacher http://h/v1 --student MODEL --texts texts.jsonl -o out", "model is miss"),
     # compress
     ("compress MODEL -o out", "no method"),
-    (f"{COMPRESS} -m rotate", "comes too late"),
+    (f"{COMPRESS} -m rotate", "wrong order"),
     (f"{COMPRESS} -m int:bits=99", "bits"),
     ("compress MODEL -m truncate:dim=999 -m int:bits=8 -o out", "999"),
     ("compress MODEL --target much -o out", "--target"),

@@ -49,8 +49,8 @@ REFUSALS = (
     "config.json states 2 layers, the weights have 1",  # ALBERT shares them
     "is a static embedding",
     "there is no config.json, so no positions",
-    "finds nothing that it would make smaller",
-    "in one checkpoint, of which transformers reads one alone",  # a row of 16 columns is one group
+    "has nothing to make smaller",
+    "in one checkpoint, but transformers reads only one",  # a row of 16 columns is one group
 )
 """What commands may say with exit code 2."""
 

@@ -81,7 +81,7 @@ def test_oddities(model: Path) -> None:
     edit(model / "config_sentence_transformers.json", truncate_dim=8)
     report = inspect(str(model))
     assert (
-        "config.json states 6 layers, of 2 of them the files have no tensor"
+        "config.json states 6 layers, but 2 of them have no tensors in the files"
         in report.facts["faults"][0]["message"]
     )
     assert report.facts["dim"] == 8
@@ -100,7 +100,8 @@ def test_dense_that_disagrees(model: Path) -> None:
     save_file({"linear.weight": torch.ones(8, 32)}, model / "2_Dense/model.safetensors")
     report = inspect(str(model))
     assert [fault["message"] for fault in report.facts["faults"]] == [
-        "2_Dense/model.safetensors: linear.weight is [8, 32], config.json says [8, 48]"
+        "2_Dense/model.safetensors: linear.weight has the shape [8, 32],"
+        " but config.json has [8, 48]"
     ]
     assert "2_Dense: takes 48 dimensions, gets 32" in "\n".join(report.facts["odd"])
     assert report.facts["parts"]["2_Dense"]["parameters"] == 256

@@ -253,7 +253,7 @@ def test_another_job_does_not_take_up_the_state(job: Job) -> None:
     assert job.run("other", prepare=killed_after_state(30)) == -signal.SIGKILL
     for change in (["--head", "linear"], ["--seed", "2"]):
         assert job.run("other", "--resume", *change) == 2
-        assert "is not of this job" in job.log.read_text()
+        assert "belongs to another job" in job.log.read_text()
     assert job.run("other") == 2
     assert "was left by an interrupted job" in job.log.read_text()
     assert (job.folder / "other.partial").is_dir()

@@ -202,11 +202,11 @@ BY_HEADERS: dict[str, tuple[Callable[[State], State], str]] = {
     ),
     "wrapper and loss": (
         lambda s: prefixed("module.")(without(r"layer\.2\.")(s)),
-        "config.json states 4 layers, of 1 of them the files have no tensor: 2",
+        "config.json states 4 layers, but 1 of them have no tensors in the files: 2",
     ),
     "layer": (
         without(r"layer\.(0|3)\."),
-        "config.json states 4 layers, of 2 of them the files have no tensor: 0, 3",
+        "config.json states 4 layers, but 2 of them have no tensors in the files: 0, 3",
     ),
     "one tensor": (
         without(re.escape(NORM)),
@@ -218,7 +218,7 @@ BY_HEADERS: dict[str, tuple[Callable[[State], State], str]] = {
     ),
     "layer too many": (
         lambda s: s | {k.replace("layer.3", "layer.4"): v for k, v in s.items() if "layer.3" in k},
-        r"states 4 layers, the files hold 5; nothing would use 16 \(encoder\.layer\.4\.attention",
+        r"states 4 layers, but the files have 5; nothing would use 16 \(encoder\.layer\.4\.",
     ),
     "tensor of one layer": (
         lambda s: s | {"encoder.layer.1.gate.weight": torch.ones(3)},
@@ -329,7 +329,7 @@ def test_shards(tiny_bert: Path, tmp_path: Path) -> None:
     ):
         Checkpoint.open(lost)
     short = sharded(tiny_bert, tmp_path / "short", named=2)
-    with pytest.raises(InvalidInput, match=r"does not name model-00003-of-00003\.safetensors"):
+    with pytest.raises(InvalidInput, match=r"does not list model-00003-of-00003\.safetensors"):
         Checkpoint.open(short)
     twice = sharded(tiny_bert, tmp_path / "twice")
     first, second = (twice / f"model-0000{i}-of-00003.safetensors" for i in (1, 2))
@@ -343,9 +343,9 @@ def test_shards(tiny_bert: Path, tmp_path: Path) -> None:
     ("change", "said"),
     [
         (without("bias"), r"2_Dense/model\.safetensors: Dense lacks tensors: 1 \(linear\.bias\)"),
-        (lambda s: s | {"x": torch.ones(1)}, r"Dense has no use for tensors of the file: 1 \(x\)"),
+        (lambda s: s | {"x": torch.ones(1)}, r"Dense does not use tensors of the file: 1 \(x\)"),
         (lambda s: s | {"linear.weight": torch.ones(16, 8)},
-         r"linear\.weight is \[16, 8\], config\.json says \[16, 32\]"),
+         r"linear\.weight has the shape \[16, 8\], but config\.json has \[16, 32\]"),
         (None, r"2_Dense/model\.safetensors is missing: Dense has no weights"),
     ],
 )  # fmt: skip
@@ -360,7 +360,7 @@ def test_a_dense(change: Any, said: str, with_dense: Path, tmp_path: Path) -> No
 
 def test_a_table(tiny_static: Path, tmp_path: Path) -> None:
     model = changed(tiny_static, tmp_path / "other", lambda s: {"table": s["embedding.weight"]})
-    with pytest.raises(InvalidInput, match=r"no table under the names .*; it holds 1 \(table\)"):
+    with pytest.raises(InvalidInput, match=r"no table named .*; it has 1 \(table\)"):
         Checkpoint.open(model)
     model = changed(tiny_static, tmp_path / "more", lambda s: s | {"scale": torch.ones(1)})
     with pytest.raises(InvalidInput, match=r"tensors that nothing uses: 1 \(scale\)"):

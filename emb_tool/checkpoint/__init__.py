@@ -1,4 +1,4 @@
-"""The only code that touches weight files: headers, lazy reading, streaming writing, layout."""
+"""Checkpoints on disk: headers, lazy reading, validation, streaming writing, module layout."""
 
 from emb_tool.checkpoint.header import Header, read_header
 from emb_tool.checkpoint.layout import Layout, read_layout, write_layout
@@ -7,8 +7,8 @@ from emb_tool.checkpoint.output import OutputFolder
 from emb_tool.checkpoint.reader import (
     Checkpoint,
     check_finite,
+    copy_aux_files,
     copy_module_weights,
-    copy_side_files,
 )
 from emb_tool.checkpoint.writer import ShardWriter
 
@@ -20,8 +20,8 @@ __all__ = [
     "OutputFolder",
     "ShardWriter",
     "check_finite",
+    "copy_aux_files",
     "copy_module_weights",
-    "copy_side_files",
     "read_header",
     "read_layout",
     "write_layout",

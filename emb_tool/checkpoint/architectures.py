@@ -1,7 +1,7 @@
-"""Names of tensors in the architectures that texts are embedded with.
+"""Tensor names of common embedding architectures, available without torch.
 
-Known without torch, so that headers alone show a missing layer; a test compares each row with
-transformers' own class. Layers of other architectures are checked when transformers loads them
+They allow missing layers to be detected from headers; a test compares each row with the class in
+transformers. Layers of other architectures are checked when transformers loads them
 (`emb_tool.model.loaded_weights`).
 """
 
@@ -14,14 +14,14 @@ class Architecture(NamedTuple):
     """One `model_type`.
 
     Args:
-        base: Under which prefix classes with a head hold the base model (`base_model_prefix`).
-        stack: The module list of its layers; None where layers share weights.
-        alike: Whether all layers have tensors of the same names and shapes.
+        base: Prefix of the base model in classes with a head (`base_model_prefix`).
+        stack: The module list of its layers; None if layers share weights.
+        uniform: Whether all layers have tensors of the same names and shapes.
     """
 
     base: str
     stack: str | None
-    collective_error: bool = True
+    uniform: bool = True
 
 
 _BERT = "encoder.layer"
@@ -45,12 +45,12 @@ ARCHITECTURES = {
     "deberta-v2": Architecture("deberta", _BERT),
     "distilbert": Architecture("distilbert", "transformer.layer"),
     "albert": Architecture("albert", None),
-    "nomic_bert": Architecture("nomic_bert", "layers", collective_error=False),
-    "modernbert": Architecture("model", "layers", collective_error=False),
+    "nomic_bert": Architecture("nomic_bert", "layers", uniform=False),
+    "modernbert": Architecture("model", "layers", uniform=False),
     "gte": Architecture("gte", "layers"),
     "eurobert": Architecture("model", "layers"),
-    "t5": Architecture("transformer", "encoder.block", collective_error=False),
-    "mt5": Architecture("transformer", "encoder.block", collective_error=False),
+    "t5": Architecture("transformer", "encoder.block", uniform=False),
+    "mt5": Architecture("transformer", "encoder.block", uniform=False),
     "gpt2": Architecture("transformer", "h"),
     "bloom": Architecture("transformer", "h"),
     "gpt_neox": Architecture("gpt_neox", "layers"),
@@ -60,4 +60,4 @@ ARCHITECTURES = {
         Architecture("model", "layers"),
     ),
 }  # fmt: skip
-"""By `model_type`."""
+"""Architectures by `model_type`."""

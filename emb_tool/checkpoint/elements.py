@@ -1,7 +1,7 @@
-"""Elements of tensors as they lie in files, read and written in slices, with numpy alone.
+"""Reading slices of tensors from files with numpy, and conversion of their elements.
 
-What works on every number of several models at once needs neither torch nor whole tensors.
-numpy has no bfloat16: its bits are the upper half of a float32's.
+Elementwise work on several models needs neither torch nor whole tensors. numpy has no bfloat16,
+whose bits are the upper half of a float32.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from emb_tool.checkpoint.header import read_header
 from emb_tool.errors import RunFailed
 from emb_tool.plan import TensorSpec
 
-STORED = {
+NUMPY_DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
     "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "u1",
 }  # fmt: skip
-"""numpy's dtype of the elements as stored, by safetensors dtype name."""
+"""numpy dtype of stored elements, by safetensors dtype."""
 
 FLOATS = ("F16", "BF16", "F32", "F64")
-"""Those that are computed with, from narrow to wide."""
+"""Float dtypes, from narrow to wide."""
 
 _INFINITY = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F80_0000, "F64": 0x7FF0 << 48}
-"""Bits of the number; those of NaNs are higher, as whole numbers."""
+"""Bits of infinity as an integer; those of NaNs are greater."""
 
 
 def promote_dtypes(dtypes: set[str]) -> str:
-    """The narrowest float dtype that holds every value of all of these exactly."""
+    """The narrowest float dtype that represents all values of the given dtypes exactly."""
     if dtypes == {"F16", "BF16"}:
         return "F32"
     return max(dtypes, key=FLOATS.index)
@@ -54,9 +54,9 @@ class FileTensor:
         """Elements [start, stop) as stored, (stop - start,).
 
         Raises:
-            RunFailed: The file has become shorter since its header was read.
+            RunFailed: The file was truncated after its header was read.
         """
-        stored = np.dtype(STORED[self.spec.dtype])
+        stored = np.dtype(NUMPY_DTYPES[self.spec.dtype])
         out = np.empty(stop - start, stored)
         view = out.view(np.uint8).data
         position = self._begin + start * stored.itemsize
@@ -64,7 +64,7 @@ class FileTensor:
             count = os.preadv(self._handle, [view], position)
             if count == 0:
                 raise RunFailed(
-                    f"{self.path}: the file ends early", "it was changed while being read"
+                    f"{self.path}: unexpected end of file", "it was changed while being read"
                 )
             view, position = view[count:], position + count
         return out
@@ -75,13 +75,13 @@ class FileTensor:
 
 
 class OpenFiles:
-    """The open weight files of one folder or bare file: tensors by name."""
+    """Open weight files, with access to their tensors by name."""
 
     def __init__(self) -> None:
         self._handles: dict[Path, tuple[int, Any]] = {}
 
     def tensor(self, path: Path, name: str) -> FileTensor:
-        """A tensor of a file, which is opened once."""
+        """A tensor of a file; each file is opened once."""
         if path not in self._handles:
             header = read_header(path)
             self._handles[path] = (os.open(path, os.O_RDONLY), header)
@@ -90,14 +90,14 @@ class OpenFiles:
         return FileTensor(path, header.tensors[name], handle, begin)
 
     def close(self) -> None:
-        """Close every file."""
+        """Close all files."""
         for handle, _ in self._handles.values():
             os.close(handle)
         self._handles.clear()
 
 
 def all_finite(raw: np.ndarray, dtype: str) -> bool:
-    """Whether there is no infinity and no NaN among stored float elements.
+    """Whether stored float elements are all finite.
 
     Args:
         raw: As stored, flat.
@@ -114,11 +114,11 @@ def all_finite(raw: np.ndarray, dtype: str) -> bool:
 
 
 def to_float64(raw: np.ndarray, dtype: str) -> np.ndarray:
-    """Stored float elements as float64, exactly.
+    """Convert stored float elements to float64, exactly.
 
     Args:
-        raw: As stored, any shape.
-        dtype: safetensors' name, one of `FLOATS`.
+        raw: Stored elements, any shape.
+        dtype: Safetensors dtype, one of `FLOATS`.
     """
     if dtype == "BF16":
         raw = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -126,19 +126,19 @@ def to_float64(raw: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def from_float64(values: np.ndarray, dtype: str) -> np.ndarray:
-    """float64 rounded to nearest, ties to even, once, to what is stored.
+    """Convert float64 to stored elements, rounding once to nearest, ties to even.
 
     Args:
         values: float64, any shape.
-        dtype: safetensors' name, one of `FLOATS`.
+        dtype: Safetensors dtype, one of `FLOATS`.
     """
     if dtype != "BF16":
         with np.errstate(over="ignore"):
-            return values.astype(STORED[dtype])
+            return values.astype(NUMPY_DTYPES[dtype])
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)
     bits = single.view(np.uint32)
-    # rounding twice errs where the first has landed on a tie of the second: undo it by one step
+    # double rounding is wrong where the first rounding gives a tie of the second: correct by 1 ulp
     tie = (bits & np.uint32(0xFFFF)) == np.uint32(0x8000)
     if tie.any():
         with np.errstate(invalid="ignore"):  # infinities are no ties
@@ -146,6 +146,6 @@ def from_float64(values: np.ndarray, dtype: str) -> np.ndarray:
         bits = bits + (tie & (off > 0)).astype(np.uint32) - (tie & (off < 0)).astype(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     nan = np.isnan(values)
-    if nan.any():  # the carry would run over into the sign
+    if nan.any():  # the carry would overflow into the sign
         rounded = np.where(nan, np.uint32(0x7FC0), rounded)
     return rounded.astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Reading files that strangers wrote: paths that stay inside, JSON of bounded size, digests."""
+"""Safe reading of untrusted files (bounded paths and JSON), atomic writing, digests."""
 
 from __future__ import annotations
 
@@ -14,40 +14,39 @@ from emb_tool.checkpoint.validate_config import validate_config
 from emb_tool.errors import InvalidInput
 
 MAX_JSON = 10_000_000
-"""Bytes; the largest config that any published checkpoint carries is far below."""
+"""Maximum bytes of a JSON config."""
 
 MAX_PATH, MAX_NAME = 1024, 255
-"""Characters of a path inside a checkpoint, bytes of a name in it: more no file system takes."""
+"""Maximum characters of a path inside a checkpoint, and bytes of a name, as in file systems."""
 
 MAX_INDEX = 100_000_000
-"""Bytes of a shard index or of a safetensors header; safetensors sets the same limit."""
+"""Maximum bytes of a shard index or safetensors header; the same limit as in safetensors."""
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def join(part: str, name: str) -> str:
-    """A relative path from a module's folder ("" is the root) and a name in it."""
+    """Join the folder of a module ("" is the root) and a name."""
     return f"{part}/{name}" if part else name
 
 
-def inside(root: Path, relative: str) -> Path:
-    """The path of `relative` in the checkpoint `root`, links followed.
+def resolve_inside(root: Path, relative: str) -> Path:
+    """The path of `relative` in the checkpoint `root`, which must not leave the checkpoint.
 
-    A snapshot of the hub's cache is made of links into the `blobs` folder of the same
-    repository, so for those the repository's cache folder is the bound.
+    Snapshots in the hub's cache are links to the `blobs` folder of the same repository, so their
+    paths must not leave the repository's cache folder.
 
     Raises:
-        InvalidInput: The path is absolute, climbs with `..`, or is a link that leaves the
-            checkpoint.
+        InvalidInput: The path is absolute, contains `..`, or is a link that leaves the checkpoint.
     """
     pure = PurePosixPath(relative.replace("\\", "/"))
-    odd = not relative.isprintable() or len(relative) > MAX_PATH
-    odd = odd or any(len(part.encode()) > MAX_NAME for part in pure.parts)
-    if odd or pure.is_absolute() or ".." in pure.parts or PureWindowsPath(relative).drive:
+    invalid = not relative.isprintable() or len(relative) > MAX_PATH
+    invalid = invalid or any(len(part.encode()) > MAX_NAME for part in pure.parts)
+    if invalid or pure.is_absolute() or ".." in pure.parts or PureWindowsPath(relative).drive:
         raise InvalidInput(
-            f"{root}: the path {relative[:200]!r} leaves the checkpoint's folder, or is none",
-            "a checkpoint names only files of its own; do not use this one, or mend its JSON files",
+            f"{root}: the path {relative[:200]!r} leaves the checkpoint's folder, or is invalid",
+            "a checkpoint may only refer to its own files; do not use it, or repair its JSON files",
         )
     path = root / pure
     bound = root.resolve()
@@ -56,17 +55,17 @@ def inside(root: Path, relative: str) -> Path:
     if not path.resolve().is_relative_to(bound):
         raise InvalidInput(
             f"{path} is a link to {path.resolve()}, outside the checkpoint's folder",
-            "put the file itself in its place",
+            "replace the link by the file",
         )
     return path
 
 
 def read_json(root: Path, relative: str, *, limit: int = MAX_JSON) -> dict[str, Any] | None:
-    """A JSON object of the checkpoint, or None if there is no such file.
+    """Read a JSON object of the checkpoint; None if there is no such file.
 
     Raises:
-        InvalidInput: Too large, not UTF-8, not JSON, nested too deeply, not an object, or stating
-            what cannot be (`checkpoint.stated`).
+        InvalidInput: The file is too large, not UTF-8, not JSON, nested too deeply, not an object,
+            or has invalid values (`validate_config`).
     """
     value: dict[str, Any] | None = _read_json(root, relative, limit, dict, "object")
     if value is not None:
@@ -75,17 +74,17 @@ def read_json(root: Path, relative: str, *, limit: int = MAX_JSON) -> dict[str, 
 
 
 def read_json_list(root: Path, relative: str) -> list[Any] | None:
-    """A JSON list of the checkpoint, or None if there is no such file.
+    """Read a JSON list of the checkpoint; None if there is no such file.
 
     Raises:
-        InvalidInput: As `read_json`.
+        InvalidInput: See `read_json`.
     """
     value: list[Any] | None = _read_json(root, relative, MAX_JSON, list, "list")
     return value
 
 
-def _read_json(root: Path, relative: str, limit: int, kind: type, called: str) -> Any:
-    path = inside(root, relative)
+def _read_json(root: Path, relative: str, limit: int, kind: type, type_name: str) -> Any:
+    path = resolve_inside(root, relative)
     if not path.is_file():
         return None
     size = path.stat().st_size
@@ -96,14 +95,14 @@ def _read_json(root: Path, relative: str, limit: int, kind: type, called: str) -
     try:
         text = path.read_text(encoding="utf-8-sig")
         value = json.loads(text)
-        if _SURROGATE.search(text):  # halves of a character can be escaped, and never written
+        if _SURROGATE.search(text):  # escaped lone surrogates cannot be written again
             json.dumps(value, ensure_ascii=False).encode()
     except OSError as error:
         raise InvalidInput(
-            f"{path}: cannot be read ({error.strerror})", "check its rights"
+            f"{path}: cannot be read ({error.strerror})", "check its permissions"
         ) from None
     except UnicodeEncodeError:
-        raise InvalidInput(f"{path}: halves of a character in it", "restore the original") from None
+        raise InvalidInput(f"{path}: has a lone surrogate", "restore the original") from None
     except UnicodeDecodeError as error:
         raise InvalidInput(
             f"{path}: not UTF-8 at byte {error.start}", "restore the original"
@@ -114,27 +113,27 @@ def _read_json(root: Path, relative: str, limit: int, kind: type, called: str) -
         ) from None
     except (RecursionError, ValueError):
         raise InvalidInput(
-            f"{path}: JSON nested too deeply or with absurd numbers", "restore the original file"
+            f"{path}: JSON nested too deeply or with too long numbers", "restore the original file"
         ) from None
-    if not isinstance(value, kind):  # null, too: the file is there
-        raise InvalidInput(f"{path}: a JSON {called} is expected", "restore the original file")
+    if not isinstance(value, kind):  # also null
+        raise InvalidInput(f"{path}: a JSON {type_name} is expected", "restore the original file")
     return value
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON as Hugging Face does: two spaces, a newline at the end."""
+    """Write JSON as Hugging Face libraries do: indented by two spaces, final newline."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a small file so that a reader, whatever happens, sees the old one or the new one.
+    """Write a small file atomically: readers see the old or the new content.
 
     Args:
         path: The file.
-        content: Its bytes, or text to be written as UTF-8.
+        content: Bytes, or text that is written as UTF-8.
 
     Raises:
-        OSError: It cannot be written; what was begun is removed.
+        OSError: The file cannot be written; the temporary file is removed.
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:
@@ -153,7 +152,7 @@ _digests: dict[tuple[str, int, int], str] = {}
 
 
 def sha256(path: Path) -> str:
-    """sha256 of a file, remembered while its size and time of change stay the same."""
+    """sha256 of a file, cached until its size or modification time changes."""
     stat = path.stat()
     key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
     if key not in _digests:

@@ -1,7 +1,7 @@
-"""The sentence-transformers layout: which modules a checkpoint is made of, and how it is used.
+"""The sentence-transformers layout: the modules of a checkpoint and their settings.
 
-Read in both spellings, that of sentence-transformers 5.4 and later and the legacy one; written in
-the legacy one, which old and new versions read alike.
+Both formats of configs are read, that of sentence-transformers 5.4 and later and the legacy one.
+The legacy format is written, which old and new versions read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from emb_tool.checkpoint.files import inside, join, read_json, write_json
+from emb_tool.checkpoint.files import join, read_json, resolve_inside, write_json
 from emb_tool.checkpoint.modules import (
     POOLING_KEYS,
     ModuleSpec,
@@ -23,7 +23,7 @@ from emb_tool.checkpoint.modules import (
     read_pooling,
     text_output,
 )
-from emb_tool.checkpoint.quantization import packed_modules, unpacked
+from emb_tool.checkpoint.quantization import packed_modules, unpacked_specs
 from emb_tool.errors import InvalidInput
 from emb_tool.plan import TensorSpec
 
@@ -34,31 +34,32 @@ _TEXT_ONLY = {
     },
     "module_output_name": "token_embeddings",
 }  # fmt: skip
-"""What a Transformer config without these keys means."""
+"""Defaults of keys of a Transformer config."""
 
-SUPPORTED_MODULES = "sentence_transformers.embtool."
-"""How types of modules begin that `emb_tool.hub` brings (`emb_tool.windows`)."""
+CUSTOM_MODULES = "sentence_transformers.embtool."
+"""Prefix of the types of modules that `emb_tool.hub` registers (`emb_tool.windows`)."""
 
 POSITION_TABLE = re.compile(r"(^|\.)(position_embeddings|wpe|embed_positions)\.weight$")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint turns text into a vector.
+    """How a checkpoint computes the vector of a text.
 
     Args:
-        modules: In order of application; a Router stands for its routes.
-        prompts: Name to the text put before the input.
-        default_prompt_name: The prompt used when none is named.
-        similarity: `cosine`, `dot`, ...; None if not stated.
-        max_length: Tokens read of a text at most; None is unlimited.
-        pooling: Poolings, concatenated; () for a static table.
-        include_prompt: Whether the prompt's own tokens are pooled.
-        dim: Width of the vector, None if it cannot be known.
-        normalises: Whether vectors have length 1.
+        modules: Modules in order of application; a Router represents its routes.
+        prompts: Prompt name to the text that is prepended to the input.
+        default_prompt_name: Name of the prompt that is used by default.
+        similarity: `cosine`, `dot`, ...; None if not set.
+        max_length: Maximum number of tokens of a text; None: unlimited.
+        pooling: Poolings, whose results are concatenated; () for a static embedding.
+        include_prompt: Whether the tokens of the prompt are pooled.
+        dim: Dimension of the vectors; None if unknown.
+        normalises: Whether vectors have unit norm.
         family: `encoder`, `decoder` or `static`.
-        truncate_dim: sentence-transformers' own cut after all modules (not renormalised).
-        routes: Route to modules, for a Router; the other fields are those of its documents.
+        truncate_dim: `truncate_dim` of sentence-transformers, applied after all modules without
+            renormalization.
+        routes: Modules by route of a Router; the other fields are those of its document route.
     """
 
     modules: tuple[ModuleSpec, ...] = ()
@@ -75,36 +76,36 @@ class Layout:
     routes: dict[str, tuple[ModuleSpec, ...]] = field(default_factory=dict)
 
     def find(self, kind: str) -> ModuleSpec | None:
-        """The first module of that kind."""
+        """The first module of a kind; None if there is none."""
         return next((m for m in self.modules if m.kind == kind), None)
 
     @property
     def all_modules(self) -> tuple[ModuleSpec, ...]:
-        """The modules, and those of every route."""
+        """All modules, including those of routes."""
         return (*self.modules, *(m for route in self.routes.values() for m in route))
 
     @property
     def reads_pooler(self) -> bool:
-        """Whether a transformer's output is its pooler's."""
+        """Whether a Transformer outputs the `pooler_output`."""
         transformers = (m for m in self.all_modules if m.kind == "Transformer")
         return any(text_output(module) == "pooler_output" for module in transformers)
 
     @property
     def main(self) -> str:
-        """The folder of the part that holds config, tokenizer and main weights; "" is the root."""
+        """Folder of config, tokenizer and main weights; "" is the root."""
         first = self.chain[0] if self.chain else None
         return first.path if first else ""
 
     @property
     def chain(self) -> tuple[ModuleSpec, ...]:
-        """The modules that a document passes through."""
+        """The modules that are applied to a document."""
         if not self.routes:
             return self.modules
         route = next(
             (r for r in ("document", "query") if r in self.routes), next(iter(self.routes))
         )
-        rest = tuple(m for m in self.modules if m.kind != "Router")
-        return self.routes[route] + rest
+        shared = tuple(m for m in self.modules if m.kind != "Router")
+        return self.routes[route] + shared
 
 
 def read_layout(
@@ -113,42 +114,42 @@ def read_layout(
     tensors: Mapping[str, TensorSpec],
     notes: list[str] | None = None,
 ) -> Layout:
-    """The whole layout of a checkpoint folder.
+    """Read the layout of a checkpoint folder.
 
     Args:
         folder: The checkpoint.
         config: Its main `config.json`.
         tensors: Its main tensors.
-        notes: As for `read_modules`.
+        notes: See `read_modules`.
 
     Raises:
-        InvalidInput: As `read_modules`; also an unknown pooling.
+        InvalidInput: See `read_modules`; also an unknown pooling.
     """
     modules, routes = read_modules(folder, notes)
     layout = Layout(modules=modules, routes=routes)
-    tensors = unpacked(config, tensors)
-    st = read_json(folder, "config_sentence_transformers.json") or {}
+    tensors = unpacked_specs(config, tensors)
+    settings = read_json(folder, "config_sentence_transformers.json") or {}
     chain = layout.chain
     static = bool(chain) and chain[0].kind == "StaticEmbedding"
     pooling_module = next((m for m in chain if m.kind == "Pooling"), None)
     pooling = read_pooling(folder, pooling_module)
     pooling_config = pooling_module.config if pooling_module else {}
-    full = _width(chain, pooling, config, tensors)
-    truncate = st.get("truncate_dim")
-    cut = isinstance(truncate, int) and full is not None and truncate < full
-    shaping = [m for m in chain if m.kind != "Dropout"]
+    full_width = _width(chain, pooling, config, tensors)
+    truncate = settings.get("truncate_dim")
+    truncated = isinstance(truncate, int) and full_width is not None and truncate < full_width
+    effective = [m for m in chain if m.kind != "Dropout"]
     return replace(
         layout,
-        prompts={str(k): str(v or "") for k, v in (st.get("prompts") or {}).items()},
-        default_prompt_name=st.get("default_prompt_name"),
-        similarity=st.get("similarity_fn_name"),
+        prompts={str(k): str(v or "") for k, v in (settings.get("prompts") or {}).items()},
+        default_prompt_name=settings.get("default_prompt_name"),
+        similarity=settings.get("similarity_fn_name"),
         max_length=_max_length(folder, layout.main, chain, config, tensors),
         pooling=() if static else pooling,
         include_prompt=bool(pooling_config.get("include_prompt", True)),
-        dim=truncate if cut else full,
-        normalises=bool(shaping) and normalizes(shaping[-1]) and not cut,
+        dim=truncate if truncated else full_width,
+        normalises=bool(effective) and normalizes(effective[-1]) and not truncated,
         family="static" if static else _family(config, pooling),
-        truncate_dim=truncate if cut else None,
+        truncate_dim=truncate if truncated else None,
     )
 
 
@@ -158,17 +159,17 @@ def _width(
     config: Mapping[str, Any],
     tensors: Mapping[str, TensorSpec],
 ) -> int | None:
-    """Width after the last module."""
+    """Dimension after the last module; None if unknown."""
     width = hidden_size(config)
     for module in chain:
         if module.kind == "StaticEmbedding":
             table = static_table(tensors)
             width = table.shape[1] if table else width
         elif module.kind == "Pooling":
-            stated = module.config.get("embedding_dimension") or module.config.get(
+            declared = module.config.get("embedding_dimension") or module.config.get(
                 "word_embedding_dimension"
             )
-            width = stated or width
+            width = declared or width
             width = width * max(1, len(pooling)) if width else None
         elif "out_features" in module.config:
             width = module.config["out_features"]
@@ -178,13 +179,13 @@ def _width(
 
 
 def needs_hub(config: Mapping[str, Any], layout: Layout) -> bool:
-    """Whether stock libraries need `emb_tool.hub` to open a checkpoint."""
-    ours = any(module.type.startswith(SUPPORTED_MODULES) for module in layout.modules)
-    return ours or "embtool_attention" in config or bool(packed_modules(config))
+    """Whether stock libraries need `emb_tool.hub` to load a checkpoint."""
+    custom = any(module.type.startswith(CUSTOM_MODULES) for module in layout.modules)
+    return custom or "embtool_attention" in config or bool(packed_modules(config))
 
 
 def static_table(tensors: Mapping[str, TensorSpec]) -> TensorSpec | None:
-    """The table of a static embedder: sentence-transformers' or model2vec's name."""
+    """The table of a static embedding, by its name in sentence-transformers or model2vec."""
     for name in ("embedding.weight", "embeddings"):
         for full, spec in tensors.items():
             if (full == name or full.endswith("/" + name)) and len(spec.shape) == 2:
@@ -193,7 +194,7 @@ def static_table(tensors: Mapping[str, TensorSpec]) -> TensorSpec | None:
 
 
 def _family(config: Mapping[str, Any], pooling: tuple[str, ...]) -> str:
-    """A decoder says so by its class, its grouped key-value heads or the token it pools."""
+    """`decoder` or `encoder`, by the class, grouped key-value heads, and the pooling."""
     architecture = class_name(config)
     decoder = (
         architecture.endswith("ForCausalLM")
@@ -210,16 +211,16 @@ def position_rows(tensors: Mapping[str, TensorSpec]) -> int | None:
     return min(rows, default=None)
 
 
-AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
-"""Model types whose positions begin behind the padding's id: the rows up to it are none."""
+POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
+"""Model types whose position ids start after the padding id."""
 
 
 def first_position(config: Mapping[str, Any]) -> int:
-    """The row of a learned position table where a text's first token stands."""
-    if config.get("model_type") not in AFTER_PADDING:
+    """The row of a learned position table for the first token of a text."""
+    if config.get("model_type") not in POSITIONS_AFTER_PADDING:
         return 0
     padding = config.get("pad_token_id")
-    return padding + 1 if isinstance(padding, int) else 2  # as transformers has it unless told
+    return padding + 1 if isinstance(padding, int) else 2  # the default in transformers
 
 
 def _max_length(
@@ -229,18 +230,16 @@ def _max_length(
     config: Mapping[str, Any],
     tensors: Mapping[str, TensorSpec],
 ) -> int | None:
-    """The limit as sentence-transformers resolves it, but never above a table's positions."""
+    """The limit as in sentence-transformers, but at most the number of learned positions."""
     if chain and chain[0].kind == "StaticEmbedding":
-        return _tokenizer_truncation(inside(folder, join(main, "tokenizer.json")))
-    stated = chain[0].config.get("max_seq_length") if chain else None
+        return _tokenizer_truncation(resolve_inside(folder, join(main, "tokenizer.json")))
+    declared = chain[0].config.get("max_seq_length") if chain else None
     limits: Iterable[Any]
     rows = position_rows(tensors)
     positions = None if rows is None else rows - first_position(config)
-    if isinstance(stated, int) and stated > 0:
-        windows = chain[0].type.startswith(
-            SUPPORTED_MODULES
-        )  # no position beyond a window's is asked for
-        limits = (stated, None if windows else positions)
+    if isinstance(declared, int) and declared > 0:
+        windows = chain[0].type.startswith(CUSTOM_MODULES)  # positions are those inside a window
+        limits = (declared, None if windows else positions)
     else:
         tokenizer = read_json(folder, join(main, "tokenizer_config.json")) or {}
         limits = (
@@ -249,85 +248,85 @@ def _max_length(
             positions,
         )
     # transformers writes 1e30 for "no limit"
-    known = [int(x) for x in limits if isinstance(x, int | float) and 0 < x < 10**9]
-    return min(known, default=None)
+    finite = [int(x) for x in limits if isinstance(x, int | float) and 0 < x < 10**9]
+    return min(finite, default=None)
 
 
 def _tokenizer_truncation(path: Path) -> int | None:
-    """`truncation.max_length` of a tokenizer.json, from its first bytes: the rest is vocabulary."""
+    """`truncation.max_length` of a tokenizer.json, from its first bytes."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
-        head = file.read(1024).decode("utf-8", "replace")
-    found = re.search(r'"truncation"\s*:\s*\{[^}]*?"max_length"\s*:\s*(\d+)', head)
-    return int(found[1]) if found else None
+        start = file.read(1024).decode("utf-8", "replace")
+    match = re.search(r'"truncation"\s*:\s*\{[^}]*?"max_length"\s*:\s*(\d+)', start)
+    return int(match[1]) if match else None
 
 
 def write_layout(folder: Path, layout: Layout) -> Layout:
-    """Write `modules.json`, the modules' configs and `config_sentence_transformers.json`.
+    """Write `modules.json`, the configs of modules and `config_sentence_transformers.json`.
 
-    The main part goes to the folder itself, the others to `1_Pooling`, `2_Dense`, ...; weights of
-    modules are the caller's to write, into the folders that the returned layout names.
+    The first module is written to the root, the others to `1_Pooling`, `2_Dense`, and so on. The
+    caller writes the weights of modules into the folders of the returned layout.
 
     Args:
-        folder: The checkpoint being written; made if absent.
-        layout: Read from a checkpoint, or made.
+        folder: The checkpoint being written; created if it does not exist.
+        layout: The layout.
 
     Returns:
         The layout as written.
 
     Raises:
-        InvalidInput: A Router: its routes are checkpoints of their own.
+        InvalidInput: The layout has a Router.
     """
     if layout.routes:
         raise InvalidInput(
-            "a Router's layout is not rewritten", "name the folder of one of its routes"
+            "the layout of a Router is not supported here", "give the folder of one of its routes"
         )
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for index, module in enumerate(layout.modules):
         path = "" if index == 0 else f"{index}_{module.kind}"
-        ours = module.type.startswith(SUPPORTED_MODULES)
-        type_ = module.type if ours else f"sentence_transformers.models.{module.kind}"
+        custom = module.type.startswith(CUSTOM_MODULES)
+        type_ = module.type if custom else f"sentence_transformers.models.{module.kind}"
         config = _legacy_config(module, layout)
         written.append(ModuleSpec(module.kind, path, config, type_))
         if path:
             (folder / path).mkdir(exist_ok=True)
         if module.kind == "Transformer":
             write_json(folder / "sentence_bert_config.json", config)
-        elif path:  # an empty config too: a folder that holds nothing gets lost on the way
+        elif path:  # also an empty config, since the hub and git drop empty folders
             write_json(folder / path / "config.json", config)
     entries = [
         {"idx": i, "name": str(i), "path": m.path, "type": m.type} for i, m in enumerate(written)
     ]
     write_json(folder / "modules.json", entries)
-    st: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "prompts": layout.prompts,
         "default_prompt_name": layout.default_prompt_name,
         "similarity_fn_name": layout.similarity,
     }
     if layout.truncate_dim is not None:
-        st["truncate_dim"] = layout.truncate_dim
-    write_json(folder / "config_sentence_transformers.json", st)
+        settings["truncate_dim"] = layout.truncate_dim
+    write_json(folder / "config_sentence_transformers.json", settings)
     return replace(layout, modules=tuple(written))
 
 
 def _legacy_config(module: ModuleSpec, layout: Layout) -> dict[str, Any]:
-    """A module's config in the legacy spelling; a key that it cannot express is kept."""
+    """The config of a module in the legacy format; keys without a legacy form do not change."""
     config = dict(module.config)
     if module.kind == "Transformer":
-        kept = {k: v for k, v in config.items() if _TEXT_ONLY.get(k) != v}
-        if "modality_config" in kept:  # both or neither: the class asks for it
-            kept["module_output_name"] = config.get("module_output_name")
-        kept["max_seq_length"] = layout.max_length
-        kept["do_lower_case"] = bool(config.get("do_lower_case", False))
-        return kept
+        written = {k: v for k, v in config.items() if _TEXT_ONLY.get(k) != v}
+        if "modality_config" in written:  # the class requires both or neither
+            written["module_output_name"] = config.get("module_output_name")
+        written["max_seq_length"] = layout.max_length
+        written["do_lower_case"] = bool(config.get("do_lower_case", False))
+        return written
     if module.kind == "Pooling":
         width = config.get("word_embedding_dimension") or config.get("embedding_dimension")
         legacy: dict[str, Any] = {"word_embedding_dimension": width}
         modes = read_pooling(Path(), module)
         if modes != tuple(m for m in POOLING_KEYS if m in modes):
-            # booleans lose the order of concatenation; new versions keep it
+            # booleans do not determine the order of concatenation; a list does
             legacy["pooling_mode"] = list(modes)
         else:
             legacy |= {key: mode in modes for mode, key in POOLING_KEYS.items()}

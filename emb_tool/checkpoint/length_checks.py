@@ -1,4 +1,4 @@
-"""How a checkpoint may be asked to read texts: refusals that its configs alone can give."""
+"""Check of the maximum length of texts against the limits of a model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ if TYPE_CHECKING:
 
 
 def check_max_length(tokens: int | None, layout: Layout, model: str) -> None:
-    """Refuse to read more tokens than a model has positions for.
+    """Refuse more tokens than a model supports.
 
     Args:
-        tokens: `--max-length`; None is the model's own limit.
-        layout: The model's.
-        model: Its name.
+        tokens: `--max-length`; None: the limit of the model.
+        layout: Layout of the model.
+        model: Name of the model.
+
+    Raises:
+        InvalidInput: `tokens` is above the limit.
     """
     limit = layout.max_length
     if tokens and limit and tokens > limit:

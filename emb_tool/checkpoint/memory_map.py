@@ -1,7 +1,7 @@
-"""Tensors that lie in a file: read as they are touched, and let go behind a reader.
+"""Memory-mapped tensors whose pages can be released.
 
-Pages of a file that were touched count as memory of the process until they are let go; a table of
-tens of gigabytes, read in slices of rows, so takes no more memory than a slice.
+Touched pages of a mapped file count as memory of the process until they are released; a table of
+tens of gigabytes that is read in slices needs the memory of one slice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from emb_tool.checkpoint.header import TORCH_DTYPES, read_header
 
 
 def map_tensor(path: Path, name: str) -> torch.Tensor:
-    """A tensor of a safetensors file, memory-mapped; not to be written to."""
+    """Memory-map a tensor of a safetensors file; the tensor is read-only."""
     header = read_header(path)
     spec = header.tensors[name]
     begin = header.data_start + header.offsets[name][0]
@@ -27,23 +27,26 @@ def map_tensor(path: Path, name: str) -> torch.Tensor:
 def map_file(
     path: Path, shape: tuple[int, ...], dtype: torch.dtype, begin: int = 0
 ) -> torch.Tensor:
-    """Part of a file as a tensor, memory-mapped; not to be written to.
+    """Memory-map part of a file as a tensor; the tensor is read-only.
 
     Args:
         path: The file.
-        shape: The tensor's.
-        dtype: The tensor's.
-        begin: Where its data begin, bytes from the file's start.
+        shape: Shape of the tensor.
+        dtype: Dtype of the tensor.
+        begin: Offset of its data in bytes.
     """
     with path.open("rb") as file:
-        held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    tensor = torch.frombuffer(held, dtype=dtype, count=prod(shape), offset=begin).view(shape)
-    tensor.mapping = held  # type: ignore[attr-defined]
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    tensor = torch.frombuffer(mapping, dtype=dtype, count=prod(shape), offset=begin).view(shape)
+    tensor.mapping = mapping  # type: ignore[attr-defined]
     return tensor
 
 
 def release_pages(tensor: torch.Tensor) -> None:
-    """Let go the pages of a mapped tensor (they are read again when touched); else nothing."""
-    held: Any = getattr(tensor, "mapping", None)
-    if held is not None and hasattr(mmap, "MADV_DONTNEED"):
-        held.madvise(mmap.MADV_DONTNEED)
+    """Release the pages of a mapped tensor, which are read again on access.
+
+    Does nothing for other tensors.
+    """
+    mapping: Any = getattr(tensor, "mapping", None)
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)

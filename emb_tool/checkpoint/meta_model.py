@@ -1,4 +1,4 @@
-"""What transformers makes of a `config.json`, without weights and without the checkpoint's code."""
+"""Models built from a `config.json` on the meta device, without weights and remote code."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ if TYPE_CHECKING:
 
 
 MAX_EXTENT = 8
-"""Times the weights of a file that its model may have: some files hold no decoder or no pooler."""
+"""Maximum ratio of a model's parameters to stored ones, since files may lack a decoder or a
+head."""
 
 
 def check_extent(config: Mapping[str, Any], tensors: Iterable[TensorSpec], name: str) -> None:
-    """Refuse a `config.json` that describes far more weights than there are.
+    """Refuse a `config.json` that describes far more weights than the files have.
 
-    Transformers would make room for all of them, and fill them with random numbers, before it tells
-    that the shapes differ.
+    transformers would allocate and initialize all of them before it reports different shapes.
 
     Args:
         config: The `config.json`.
-        tensors: Those of the files, packed ones in their plain shapes; of other whole numbers each
-            bit counts, since some formats put several weights into one.
-        name: The checkpoint's.
+        tensors: Tensors of the files, packed ones with their unpacked shapes. Each bit of other
+            integers counts as a weight, since some formats pack several weights into one integer.
+        name: Name of the checkpoint.
 
     Raises:
-        InvalidInput: It does, or is one that transformers can make no model of.
+        InvalidInput: There are too many weights, or transformers cannot build the model.
     """
-    there = sum(
+    stored = sum(
         8 * spec.nbytes if spec.dtype.startswith(("I", "U")) else spec.numel for spec in tensors
     )
     try:
-        wanted = sum(parameter.numel() for parameter in model_on_meta(config).parameters())
+        described = sum(parameter.numel() for parameter in model_on_meta(config).parameters())
     except InvalidInput as error:
         raise InvalidInput(f"{name}: {error.message}", error.hint) from error.__cause__
-    if wanted > MAX_EXTENT * there:
+    if described > MAX_EXTENT * stored:
         raise InvalidInput(
-            f"{name}: config.json describes a model of {wanted:,} weights, the files hold"
-            f" {there:,}",
-            "config.json is not that of these weights: restore the original file",
+            f"{name}: config.json describes a model with {described:,} weights, but the files have"
+            f" {stored:,}",
+            "config.json does not belong to these weights: restore the original file",
         )
 
 
 def transformers_config(raw: Mapping[str, Any]) -> Any:
-    """Transformers' own config class for a `config.json`; never code of the checkpoint's."""
+    """The config of transformers for a `config.json`; remote code is not run."""
     from transformers import CONFIG_MAPPING
 
     kind = str(raw.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise InvalidInput(
-            f"transformers does not know the model type {kind!r}, and the checkpoint's own code"
+            f"transformers does not know the model type {kind!r}, and remote code of a checkpoint"
             " is not run",
-            "update transformers, or take a model of a type that it knows",
+            "update transformers, or use a model of a type that it knows",
         )
     with transformers_error():
         return CONFIG_MAPPING[kind].from_dict(dict(raw))
@@ -66,28 +66,27 @@ def transformers_config(raw: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def transformers_error() -> Iterator[None]:
-    """What transformers raises over a config that it can make nothing of, as a refusal.
-
-    It checks little: anything from a `ZeroDivisionError` to an error class of its own may come.
-    """
+    """Translate any error that transformers raises for an invalid config to `InvalidInput`."""
     with translate_errors(
-        "transformers can make no model of this config.json", "restore the original file"
+        "transformers cannot build a model from this config.json", "restore the original file"
     ):
         yield
 
 
 def model_on_meta(config: Mapping[str, Any]) -> nn.Module:
-    """The model of a `config.json`, without memory.
+    """Build the model of a `config.json` on the meta device.
 
     Raises:
-        InvalidInput: A model type that transformers does not know, or values that it cannot use.
+        InvalidInput: transformers does not know the model type, or cannot use the values.
     """
     import torch
     from transformers import AutoModel
 
-    made = transformers_config({k: v for k, v in config.items() if k != "quantization_config"})
+    model_config = transformers_config(
+        {k: v for k, v in config.items() if k != "quantization_config"}
+    )
     with torch.device("meta"), transformers_error():
-        model: nn.Module = AutoModel.from_config(made)
+        model: nn.Module = AutoModel.from_config(model_config)
     return model
 
 

@@ -1,15 +1,15 @@
-"""The output folder: written under `OUT.partial`, renamed to `OUT` when all is there.
+"""The output folder: written to `OUT.partial`, renamed to `OUT` when complete.
 
-| OUT / OUT.partial found                  | plain   | --resume             | --overwrite       |
+| state of OUT and OUT.partial             | plain   | --resume             | --overwrite       |
 | ---------------------------------------- | ------- | -------------------- | ----------------- |
-| neither, or OUT an empty folder          | starts  | starts               | starts            |
-| OUT finished by the same job             | refused | finished, no work    | replaced when done |
-| OUT holds anything else                  | refused | refused              | replaced when done |
-| `.partial` of the same job               | refused | taken up             | made anew         |
-| `.partial` of another job, or not ours   | refused | refused              | made anew         |
-| `.partial` that another process writes   | refused | refused              | refused           |
+| neither, or OUT is an empty folder       | starts  | starts               | starts            |
+| OUT is complete, from the same job       | refused | finished, no work    | replaced at the end |
+| OUT has anything else                    | refused | refused              | replaced at the end |
+| `.partial` of the same job               | refused | resumed              | restarted         |
+| `.partial` of another job, or unknown    | refused | refused              | restarted         |
+| `.partial` locked by another process     | refused | refused              | refused           |
 
-With both flags a job is taken up where it can be and made anew where it cannot.
+With both flags a job is resumed if possible and restarted otherwise.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
 
 
 class OutputFolder:
-    """A folder that is either whole under its name or a `.partial` to be taken up.
+    """A folder that either is complete or exists as `.partial`, which can be resumed.
 
-    `OUT.partial/.state/` holds the lock, the job's digest and whatever the job needs to go on;
-    `seal` removes it. After an exception the partial stays, except where the input is at fault
-    (`InvalidInput`) and this run began it.
+    `OUT.partial/.state/` has the lock, the digest of the job and the state for resuming; `seal`
+    removes it. After an exception the partial folder stays, except after `InvalidInput` in the run
+    that created it.
 
     Args:
-        out: The folder to be.
-        job_digest: Names the job; a partial is taken up only by the same job.
-        overwrite: Replace what is there.
-        resume: Take up the partial of the same job.
+        out: The output folder.
+        job_digest: Identifies the job; a partial folder is resumed only by the same job.
+        overwrite: Replace an existing folder.
+        resume: Resume the partial folder of the same job.
 
     Attributes:
-        path: The folder to be, resolved.
-        partial: Where to write.
-        resumed: Whether an earlier run's partial is taken up.
-        finished: Whether `OUT` is already the result of this job: there is nothing to do.
+        path: The output folder, resolved.
+        partial: The folder to write to.
+        resumed: Whether the partial folder of an earlier run is resumed.
+        finished: Whether the output of this job is complete already.
 
     Raises:
         InvalidInput: On entering, see the table above.
@@ -60,19 +60,19 @@ class OutputFolder:
         self.state = self.partial / ".state"
         self.digest = job_digest
         self._digest_file = self.state / "digest"
-        self._replaced = self.state / "replaced"  # what OUT was, between the renames of `seal`
+        self._replaced = self.state / "replaced"  # the old OUT, between the renames of `seal`
         self.overwrite = overwrite
         self.resume = resume
         self.resumed = False
         self.finished = False
         self._lock: int | None = None
-        self._made: list[Path] = []
+        self._created: list[Path] = []
 
     def check(self) -> bool:
-        """Refuse what entering would refuse, and change nothing.
+        """Refuse what `__enter__` would refuse, without changing anything.
 
         Returns:
-            Whether the output is finished.
+            Whether the output is complete.
 
         Raises:
             InvalidInput: See the table of this module.
@@ -81,7 +81,7 @@ class OutputFolder:
             return True
         with suppress(FileNotFoundError), (self.state / "lock").open("rb") as lock:
             self._flock(lock.fileno(), fcntl.LOCK_SH)
-        self._decide()
+        self._should_resume()
         return False
 
     def __enter__(self) -> OutputFolder:
@@ -95,13 +95,13 @@ class OutputFolder:
         except OSError as error:
             self._remove_parents()
             if disk_full(error):
-                raise self._full() from error
+                raise self._disk_full_error() from error
             raise InvalidInput(
                 f"{error.filename}: cannot write there ({error.strerror})", "choose another -o"
             ) from None
         try:
-            self._put_back()
-            self.finished = self._is_done()  # again: who held the lock may have sealed it
+            self._restore_replaced()
+            self.finished = self._is_done()  # again: the last owner of the lock may have sealed it
             if self.finished:
                 self.discard()
             else:
@@ -111,63 +111,63 @@ class OutputFolder:
             raise
         return self
 
-    def _put_back(self) -> None:
-        """Undo the first rename of `seal` where a kill came before the second."""
-        free = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
-        if free and self._replaced.is_dir():
+    def _restore_replaced(self) -> None:
+        """Undo the first rename of `seal` after a kill before the second one."""
+        is_empty = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
+        if is_empty and self._replaced.is_dir():
             self._replaced.rename(self.path)
 
     def _is_done(self) -> bool:
-        """Whether OUT is finished by this very job; refuses what may not be replaced."""
+        """Whether OUT is the complete output of this job; refuses what must not be replaced."""
         if self.path.is_file():
-            raise InvalidInput(f"{self.path} is a file", "name a folder with -o")
+            raise InvalidInput(f"{self.path} is a file", "give a folder with -o")
         if self.path.is_mount():
-            raise InvalidInput(f"{self.path} is a mount point", "name a folder inside it with -o")
+            raise InvalidInput(f"{self.path} is a mount point", "give a folder inside it with -o")
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return False
         if self.resume and sealed_digest(self.path / PROVENANCE) == self.digest:
             return True
         if not self.overwrite:
-            other = (
+            detail = (
                 " with the result of another job" if sealed_digest(self.path / PROVENANCE) else ""
             )
             raise InvalidInput(
-                f"output folder {self.path} is not empty{other}",
+                f"output folder {self.path} is not empty{detail}",
                 "choose another -o, or replace it with --overwrite",
             )
         if Path.cwd().is_relative_to(self.path) or Path.home().is_relative_to(self.path):
             raise InvalidInput(
-                f"{self.path} holds your working or home folder and is not overwritten",
+                f"{self.path} contains your working or home folder and is not overwritten",
                 "choose another -o",
             )
         return False
 
     def _check_partial(self) -> None:
-        """Take the partial up or make it anew, once it is locked."""
-        self.resumed = self._decide()
+        """Resume or restart the partial folder, after it is locked."""
+        self.resumed = self._should_resume()
         if not self.resumed:
             self._empty()
             write_atomically(self._digest_file, self.digest + "\n")
 
-    def _decide(self) -> bool:
-        """Whether the partial is taken up; refuses what may be neither that nor made anew."""
-        if self.resume and self._ours():
+    def _should_resume(self) -> bool:
+        """Whether the partial folder is resumed; refuses it if it must not be restarted either."""
+        if self.resume and self._is_same_job():
             return True
-        found = self.partial.is_dir() and any(p != self.state for p in self.partial.iterdir())
-        if self.overwrite or not (found or self._digest_file.exists()):
+        has_files = self.partial.is_dir() and any(p != self.state for p in self.partial.iterdir())
+        if self.overwrite or not (has_files or self._digest_file.exists()):
             return False
         if self.resume:
             raise InvalidInput(
-                f"{self.partial} is not of this job: its settings or inputs differ",
-                "give the same settings as before, or begin anew with --overwrite",
+                f"{self.partial} belongs to another job: its settings or inputs differ",
+                "use the same settings as before, or restart with --overwrite",
             )
         raise InvalidInput(
             f"{self.partial} was left by an interrupted job",
-            "go on with --resume, or begin anew with --overwrite",
+            "continue with --resume, or restart with --overwrite",
         )
 
-    def _ours(self) -> bool:
-        """Whether the partial is of this job."""
+    def _is_same_job(self) -> bool:
+        """Whether the partial folder belongs to this job."""
         file = self._digest_file
         return file.is_file() and file.read_text(encoding="utf-8").strip() == self.digest
 
@@ -181,11 +181,11 @@ class OutputFolder:
         for path in [*reversed(self.path.parents), self.partial, self.state]:
             if not path.is_dir():
                 path.mkdir(exist_ok=True)
-                self._made.append(path)
+                self._created.append(path)
 
     def _remove_parents(self) -> None:
-        """Remove the folders made on entering, as far as they are empty."""
-        for path in reversed(self._made):
+        """Remove the folders created on entering that are empty."""
+        for path in reversed(self._created):
             try:
                 path.rmdir()
             except OSError:
@@ -201,7 +201,7 @@ class OutputFolder:
             except InvalidInput:
                 os.close(lock)
                 raise
-            # the holder may have sealed or removed the folder between our open and our lock
+            # the owner may have sealed or removed the folder between our open and our lock
             if path.exists() and path.stat().st_ino == os.fstat(lock).st_ino:
                 break
             os.close(lock)
@@ -210,14 +210,14 @@ class OutputFolder:
         self._lock = lock
 
     def _flock(self, lock: int, kind: int) -> None:
-        """Lock the open lock file, or refuse: another process has it."""
+        """Lock the open lock file; refuse if another process has the lock."""
         try:
             fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise InvalidInput(
                     f"{self.state / 'lock'} cannot be locked ({error.strerror})",
-                    "write to a file system that has locks (flock)",
+                    "write to a file system that supports locks (flock)",
                 ) from None
             holder = os.read(lock, 64).decode("ascii", "replace").strip()
             raise InvalidInput(
@@ -231,18 +231,18 @@ class OutputFolder:
             self._lock = None
 
     def seal(self) -> Path:
-        """Flush the partial to disk and give it its name; what stood there before is removed.
+        """Flush the partial folder to disk and rename it to `OUT`, replacing an existing folder.
 
-        `provenance.json` gets the job's digest, by which a later `--resume` knows the result.
+        The digest of the job is added to `provenance.json`, where a later `--resume` looks for it.
 
         Returns:
-            The finished folder.
+            The output folder.
         """
         provenance = read_json(self.partial, PROVENANCE) or {}
         write_json(own_file(self.partial, PROVENANCE), provenance | {"digest": self.digest})
         sync_tree(self.partial)
         if self.path.is_dir():
-            shutil.rmtree(self._replaced, ignore_errors=True)  # of a kill, if OUT was made again
+            shutil.rmtree(self._replaced, ignore_errors=True)  # left by a kill
             self.path.rename(self._replaced)
         self.partial.rename(self.path)
         sync_folder(self.path.parent)
@@ -251,10 +251,10 @@ class OutputFolder:
         return self.path
 
     def discard(self) -> None:
-        """Remove the partial, and the parent folders made for it."""
+        """Remove the partial folder and the parents that were created for it."""
         shutil.rmtree(self.partial, ignore_errors=True)
         self._release()
-        self._made = [p for p in self._made if p not in (self.partial, self.state)]
+        self._created = [p for p in self._created if p not in (self.partial, self.state)]
         self._remove_parents()
 
     def __exit__(
@@ -267,46 +267,48 @@ class OutputFolder:
             self.discard()
         self._release()
         if error is not None and disk_full(error):
-            raise self._full() from error
+            raise self._disk_full_error() from error
         if error is not None:
-            check_file_size(error)
+            raise_file_too_large(error)
 
-    def _full(self) -> RunFailed:
+    def _disk_full_error(self) -> RunFailed:
         written = sum(512 * p.stat().st_blocks for p in self.partial.rglob("*") if p.is_file())
-        place = next(p for p in self.partial.parents if p.exists())
+        parent = next(p for p in self.partial.parents if p.exists())
         return RunFailed(
-            f"no space left on the disk of {place}: {shutil.disk_usage(place).free / 1e6:,.1f} MB"
-            f" free, {written / 1e6:,.1f} MB taken by {self.partial.name}",
-            f"free space on the disk of {place} and go on with --resume",
+            f"no space left on the disk of {parent}: {shutil.disk_usage(parent).free / 1e6:,.1f} MB"
+            f" free, {written / 1e6:,.1f} MB used by {self.partial.name}",
+            f"free space on the disk of {parent} and continue with --resume",
         )
 
 
 def disk_full(error: BaseException) -> bool:
-    """Also where a library has turned the errno into a text."""
-    return _is(error, (errno.ENOSPC, errno.EDQUOT), "No space left on device", "os error 28")
+    """Whether an error is a full disk, also if a library reports it only as text."""
+    return _matches_error(
+        error, (errno.ENOSPC, errno.EDQUOT), "No space left on device", "os error 28"
+    )
 
 
-def check_file_size(error: BaseException) -> None:
-    """Say so where an error means that a file may not be so large.
+def raise_file_too_large(error: BaseException) -> None:
+    """Translate errors about a file that is too large.
 
     Raises:
-        RunFailed: It does.
+        RunFailed: `error` is about the size of a file.
     """
-    if _is(error, (errno.EFBIG,), "File too large", "os error 27"):
+    if _matches_error(error, (errno.EFBIG,), "File too large", "os error 27"):
         raise RunFailed(
-            "a file has become larger than its file system or `ulimit -f` permits",
-            "lift the limit, or write to another disk, then go on with --resume",
+            "a file is larger than its file system or `ulimit -f` permits",
+            "raise the limit, or write to another disk, then continue with --resume",
         ) from error
 
 
-def _is(error: BaseException, numbers: tuple[int, ...], *texts: str) -> bool:
+def _matches_error(error: BaseException, numbers: tuple[int, ...], *texts: str) -> bool:
     if isinstance(error, OSError) and error.errno in numbers:
         return True
     return not isinstance(error, EmbToolError) and any(text in str(error) for text in texts)
 
 
 def sealed_digest(provenance: Path) -> str | None:
-    """The job that a finished output is the result of; None where that is not known."""
+    """Digest of the job of a complete output; None if unknown."""
     try:
         digest = json.loads(provenance.read_text(encoding="utf-8"))["digest"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -315,7 +317,7 @@ def sealed_digest(provenance: Path) -> str | None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a file, or a folder's entries, to the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -324,19 +326,19 @@ def sync_folder(path: Path) -> None:
 
 
 def sync_tree(root: Path) -> None:
-    """Flush a folder and all that is in it to the disk."""
+    """Flush a folder and its contents to disk."""
     for path in [root, *root.rglob("*")]:
         if path.is_file() or path.is_dir():
             sync_folder(path)
 
 
 def remove_folder(folder: Path, state: Path, *more: Path) -> None:
-    """Remove what a killed run was writing into `folder`, but for `state`.
+    """Remove the files of an interrupted run from `folder`, except `state`.
 
     Args:
-        folder: The `.partial`.
-        state: The folder in it that a run which is taken up reads.
-        more: What goes, too.
+        folder: The `.partial` folder.
+        state: The folder in it with the state for resuming.
+        more: Further paths to remove.
     """
     for path in [*(p for p in folder.iterdir() if p != state), *more]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,7 +1,7 @@
-"""Which text stands before an input: by the rules of sentence-transformers, whoever reads it.
+"""Prompts, by the rules of sentence-transformers.
 
-The reference is what the installed sentence-transformers gives: `query` is `encode_query`,
-`document` is `encode_document`, `default` (or no name) is `encode`, and `none` is no prompt at all.
+The names follow its methods: `query` is the prompt of `encode_query`, `document` that of
+`encode_document`, `default` (or no name) that of `encode`, and `none` is no prompt.
 """
 
 from __future__ import annotations
@@ -13,23 +13,21 @@ from emb_tool.errors import InvalidInput
 
 ROLES = ("query", "document")
 
-_OF_DOCUMENTS = ("passage", "corpus")
-"""Names under which models keep the prompt of documents, and which `encode_document` does not ask
-for: it knows an empty `document` prompt of every model."""
+_DOCUMENT_PROMPTS = ("passage", "corpus")
+"""Prompt names for documents that `encode_document` ignores: it only uses `document`."""
 
 
 def prompt_text(layout: Layout, name: str | None, model: str) -> str:
-    """The text that a prompt's name puts before an input.
+    """The text of a prompt.
 
     Args:
-        layout: Of the model.
-        name: `query` or `document`, which is empty unless the model has a prompt of that very
-            name; `default` or None, the prompt that `default_prompt_name` names, if any; `none`;
-            or any prompt that the model names.
-        model: Its name, for the message.
+        layout: Layout of the model.
+        name: `query` or `document`, empty if the model has no prompt of this name; `default` or
+            None, the prompt of `default_prompt_name`, if any; `none`; or any prompt of the model.
+        model: Name of the model, for error messages.
 
     Raises:
-        InvalidInput: Another name.
+        InvalidInput: The model has no such prompt.
     """
     prompts = layout.prompts
     if name == "none":
@@ -39,27 +37,26 @@ def prompt_text(layout: Layout, name: str | None, model: str) -> str:
     if name in (None, "default"):
         return prompts.get(layout.default_prompt_name or "", "")
     known = ", ".join(dict.fromkeys([*ROLES, "default", "none", *prompts]))
-    raise InvalidInput(f"{model} has no prompt named {name!r}", f"it knows: {known}")
+    raise InvalidInput(f"{model} has no prompt named {name!r}", f"it has: {known}")
 
 
 def unused_prompt(layout: Layout, name: str | None) -> tuple[str, str] | None:
-    """A prompt that the model has for such texts, and that is not put before them.
+    """A prompt of the model that may be meant for the texts but is not used.
 
     Args:
-        layout: Of the model.
-        name: Of the prompt asked for.
+        layout: Layout of the model.
+        name: Name of the requested prompt.
 
     Returns:
-        The name that puts it there, and a sentence on why that one does not; None where no prompt
-        is passed over.
+        The name that would use it, and a sentence on why it is not used; None if there is none.
     """
     if name not in ROLES or layout.prompts.get(name):
         return None
-    for other in _OF_DOCUMENTS if name == "document" else ():
-        if text := layout.prompts.get(other):
-            return other, (
-                f"its prompt {other} ({text!r}) is not put before documents: sentence-transformers'"
-                " encode_document uses the prompt named document alone"
+    for alternative in _DOCUMENT_PROMPTS if name == "document" else ():
+        if text := layout.prompts.get(alternative):
+            return alternative, (
+                f"its prompt {alternative} ({text!r}) is not put before documents:"
+                " sentence-transformers' encode_document uses only the prompt named document"
             )
     default = layout.default_prompt_name
     if text := layout.prompts.get(default or ""):
@@ -77,14 +74,14 @@ def check_prompt(
     warn: Callable[[str], None],
     flag: str = "--prompt-name {}",
 ) -> str:
-    """The text that a prompt's name puts before an input, with a warning of an unused prompt.
+    """The text of a prompt, with a warning about an unused prompt.
 
     Args:
-        layout: Of the model.
-        name: Of the prompt asked for.
-        model: Its name.
+        layout: Layout of the model.
+        name: Name of the requested prompt.
+        model: Name of the model.
         warn: Called with the warning of `unused_prompt`, if there is one.
-        flag: What to type for another prompt, `{}` in the place of its name.
+        flag: The option for another prompt, with `{}` for its name.
 
     Raises:
         InvalidInput: See `prompt_text`.
@@ -96,5 +93,5 @@ def check_prompt(
 
 
 def format_prompt(text: str) -> str:
-    """A prompt in a table."""
+    """Format a prompt for a table."""
     return repr(text) if text else "none"

@@ -1,4 +1,4 @@
-"""What an output was made from: `provenance.json`, and `recipe.yaml` that makes it again."""
+"""Provenance of an output: `provenance.json`, and `recipe.yaml` that reproduces it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "sa
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes, from the packages' metadata (nothing is imported)."""
-    found = {"emb_tool": __version__, "python": platform.python_version()}
+    """Versions of relevant packages, from their metadata, without imports."""
+    installed = {"emb_tool": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def provenance(
@@ -35,17 +35,17 @@ def provenance(
     papers: list[str],
     extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What an output was made from.
+    """Provenance of an output.
 
-    Paths, times and traces of a resume belong here and nowhere else: weight files stay the same
-    bytes for the same job.
+    Paths, times and information about resuming are only stored here, so that weight files of the
+    same job are bit-identical.
 
     Args:
-        job: The resolved job, every value stated.
-        inputs: Input (a model, a data file) to its files' sha256.
+        job: The resolved job, with all values.
+        inputs: sha256 of the files of each input (a model, a data file).
         runtime: Device, dtype, the reason for both, seed, number of processes.
-        papers: What the methods were published as.
-        extra: Further entries, e.g. from where a resumed run went on.
+        papers: Papers of the methods.
+        extra: Further entries, such as the step at which a run was resumed.
     """
     return {
         "versions": versions(),
@@ -63,18 +63,18 @@ def write_provenance(folder: Path, *, job: dict[str, Any], **facts: Any) -> None
     """Write `provenance.json` and `recipe.yaml`.
 
     Args:
-        folder: The output.
-        job: As for `provenance`.
-        **facts: The others.
+        folder: The output folder.
+        job: See `provenance`.
+        **facts: Other arguments of `provenance`.
     """
     import yaml
 
     write_json(own_file(folder, PROVENANCE), provenance(job=job, **facts))
     text = yaml.safe_dump(to_json_types(job), sort_keys=False, allow_unicode=True, width=100)
-    head = "# Makes this output again: embtool run recipe.yaml\n"
-    own_file(folder, RECIPE).write_text(head + text, encoding="utf-8")
+    comment = "# Makes this output again: embtool run recipe.yaml\n"
+    own_file(folder, RECIPE).write_text(comment + text, encoding="utf-8")
 
 
 def to_json_types(value: Any) -> Any:
-    """The same as JSON's own types: paths as text, tuples as lists."""
+    """Convert a value to JSON types: paths to strings, tuples to lists."""
     return json.loads(json.dumps(value, default=str))

@@ -1,4 +1,4 @@
-"""Packed weights (`emb_tool.packed`) as the `quantization_config` of a `config.json` names them."""
+"""Packed weights (`emb_tool.packed`) in the `quantization_config` of a `config.json`."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from emb_tool.errors import InvalidInput
 from emb_tool.plan import TensorSpec
 
 PACKED = "embtool"
-"""Their `quant_method`."""
+"""The `quant_method` of packed weights."""
 
 VERSION = 1
-"""Of that format."""
+"""Version of the format."""
 
 
 def packed_modules(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The packed modules that a `config.json` names: name to spec.
+    """Specs of the packed modules in a `config.json`, by module name.
 
     Raises:
-        InvalidInput: A version that is not known here, or what is no spec.
+        InvalidInput: An unsupported version, or an invalid spec.
     """
-    stated = config.get("quantization_config")
-    if not isinstance(stated, Mapping) or stated.get("quant_method") != PACKED:
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, Mapping) or quantization.get("quant_method") != PACKED:
         return {}
-    version, modules = stated.get("version"), stated.get("modules")
+    version, modules = quantization.get("version"), quantization.get("modules")
     if version != VERSION:
         raise InvalidInput(
-            f"packed weights of version {version!r}; this embtool knows {VERSION}", "update embtool"
+            f"packed weights of version {version!r}; this embtool supports {VERSION}",
+            "update embtool",
         )
     if not isinstance(modules, Mapping) or not all(map(_is_spec, modules.values())):
         raise InvalidInput(
@@ -48,21 +49,23 @@ def _is_spec(spec: Any) -> bool:
     return all(type(size) is int and size > 0 for size in shape)
 
 
-def plain_name(module: str, spec: Mapping[str, Any]) -> str:
-    """What the tensor of a packed module is called where it is plain; a bare file has any names."""
+def unpacked_name(module: str, spec: Mapping[str, Any]) -> str:
+    """Name of the unpacked tensor of a packed module; tables of a bare file may have any name."""
     return str(spec.get("tensor", f"{module}.weight"))
 
 
-def unpacked(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
-    """The tensors as they would be if nothing were packed: float32 in place of bytes."""
+def unpacked_specs(
+    config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]
+) -> dict[str, TensorSpec]:
+    """The tensors of a checkpoint with unpacked (float32) ones in place of packed ones."""
     packed = packed_modules(config)
-    found = {
+    plain = {
         name: spec
         for name, spec in tensors.items()
         if name.rpartition(".")[0] not in packed or spec.dtype != "U8"
     }
     for module, spec in packed.items():
         if f"{module}.weight" in tensors:
-            name = plain_name(module, spec)
-            found[name] = TensorSpec(name, (*spec["shape"],), "F32")
-    return found
+            name = unpacked_name(module, spec)
+            plain[name] = TensorSpec(name, (*spec["shape"],), "F32")
+    return plain

@@ -1,9 +1,9 @@
-"""The ranges of a model's vectors, by dimension: what 8-bit codes are scaled by.
+"""Ranges of the vectors of a model by dimension, which scale 8-bit codes.
 
-They lie in the model's folder as `embtool/embedding_ranges.json`, so that codes made today and next
-year mean the same: `schema` 1, `dim`, `texts` (how many they were taken from), and `low`, `high`
-and `mean`, each a list of `dim` numbers. Whatever changes a model's vectors must leave the file out
-or make it anew; nothing copies it.
+They are stored in the folder of the model as `embtool/embedding_ranges.json`, so that codes from
+different runs are comparable: `schema` 1, `dim`, `texts` (the number of calibration texts), and
+`low`, `high` and `mean`, each a list of `dim` numbers. Steps that change the vectors must not copy
+the file.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ SCHEMA = 1
 
 @dataclass(frozen=True, eq=False)
 class Ranges:
-    """Least, greatest and mean value of each dimension.
+    """Minimum, maximum and mean of each dimension.
 
     Args:
-        low: (dim,) float32.
-        high: (dim,) float32, nowhere below `low`.
-        mean: (dim,) float32.
-        texts: The number of vectors that they were taken from.
+        low: Minimum, (dim,) float32.
+        high: Maximum, (dim,) float32.
+        mean: Mean, (dim,) float32.
+        texts: Number of vectors.
     """
 
     low: NDArray[np.float32]
@@ -42,8 +42,8 @@ class Ranges:
     texts: int
 
     @classmethod
-    def of(cls, vectors: NDArray[np.float32]) -> Ranges:
-        """Those of vectors, (n, dim) with n at least 1."""
+    def from_vectors(cls, vectors: NDArray[np.float32]) -> Ranges:
+        """Ranges of vectors, (n, dim) with n at least 1."""
         return cls(
             vectors.min(0).astype(np.float32),
             vectors.max(0).astype(np.float32),
@@ -56,8 +56,8 @@ class Ranges:
         """Number of dimensions."""
         return len(self.low)
 
-    def join(self, other: Ranges) -> Ranges:
-        """Those of both sets of vectors together."""
+    def merge(self, other: Ranges) -> Ranges:
+        """Ranges of the union of two sets of vectors."""
         texts = self.texts + other.texts
         share = other.texts / texts
         return Ranges(
@@ -67,23 +67,23 @@ class Ranges:
             texts,
         )
 
-    def outside(self, vectors: NDArray[np.float32]) -> int:
-        """How many numbers of the vectors lie outside, and will be clipped."""
+    def count_outside(self, vectors: NDArray[np.float32]) -> int:
+        """Number of entries of vectors outside the ranges, which are clipped."""
         return int(((vectors < self.low) | (vectors > self.high)).sum())
 
     def to_json(self) -> dict[str, Any]:
-        """As the file has it; float32 survives the way through decimal numbers."""
+        """The content of the file; float32 values are represented exactly."""
         lists = {name: getattr(self, name).tolist() for name in ("low", "high", "mean")}
         return {"schema": SCHEMA, "dim": self.dim, "texts": self.texts, **lists}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> Ranges:
-        """From the file's content; other keys are passed over.
+        """Ranges from the content of a file; other keys are ignored.
 
         Raises:
-            InvalidInput: Names `where` and what is wrong.
+            InvalidInput: The content is invalid; the message begins with `where`.
         """
-        hint = "make the file anew: embtool encode --calibrate TEXTS"
+        hint = "create the file again: embtool encode --calibrate TEXTS"
         if value.get("schema") != SCHEMA:
             raise InvalidInput(f"{where}: schema {value.get('schema')!r}, not {SCHEMA}", hint)
         arrays = []
@@ -91,7 +91,7 @@ class Ranges:
             try:
                 array = np.asarray(value[name], np.float32)
             except (KeyError, TypeError, ValueError):
-                raise InvalidInput(f"{where}: {name!r} is no list of numbers", hint) from None
+                raise InvalidInput(f"{where}: {name!r} is not a list of numbers", hint) from None
             if array.shape != (value.get("dim"),) or not np.isfinite(array).all():
                 raise InvalidInput(
                     f"{where}: {name!r} is not {value.get('dim')} finite numbers", hint
@@ -101,36 +101,36 @@ class Ranges:
         if (low > high).any():
             j = int((low > high).argmax())
             raise InvalidInput(
-                f"{where}: dimension {j} begins at {low[j]:g}, ends at {high[j]:g}", hint
+                f"{where}: dimension {j} has low {low[j]:g} above high {high[j]:g}", hint
             )
         return cls(low, high, mean, int(value.get("texts") or 0))
 
 
 def read_ranges(folder: Path, dim: int | None = None) -> Ranges | None:
-    """The ranges stored with a model; None where there are none.
+    """Read the ranges stored with a model; None if there are none.
 
     Args:
         folder: The checkpoint.
-        dim: Width of its vectors.
+        dim: Dimension of its vectors.
 
     Raises:
-        InvalidInput: A file that is broken or of another width.
+        InvalidInput: The file is invalid or has another dimension.
     """
     value = read_json(folder, RANGES) if folder.is_dir() else None
     return None if value is None else _checked(value, folder / RANGES, dim)
 
 
 def read_ranges_file(path: Path, dim: int | None = None) -> Ranges:
-    """Ranges from a file of their own, or from the `.codes.json` beside a file of codes.
+    """Read ranges from a file, or from the `.codes.json` of a file of codes.
 
     Raises:
-        InvalidInput: No such file, or as `read_ranges`.
+        InvalidInput: There is no such file, or see `read_ranges`.
     """
     named = path.resolve()  # by the user: a link may lead anywhere
     value = read_json(named.parent, named.name)
     if value is None:
         raise InvalidInput(
-            f"{path}: no such file", "make ranges with: embtool encode --calibrate TEXTS"
+            f"{path}: no such file", "create ranges with: embtool encode --calibrate TEXTS"
         )
     return _checked(value, path, dim)
 
@@ -142,14 +142,14 @@ def _checked(value: Mapping[str, Any], path: Path, dim: int | None) -> Ranges:
 
 
 def check_width(ranges: Ranges, dim: int | None, where: str) -> None:
-    """Refuse ranges of another width than the vectors'."""
+    """Refuse ranges whose dimension differs from that of the vectors."""
     if dim is not None and ranges.dim != dim:
         raise InvalidInput(
-            f"{where}: ranges of {ranges.dim} dimensions, the vectors have {dim}",
-            "calibrate anew: embtool encode --calibrate TEXTS",
+            f"{where}: ranges of {ranges.dim} dimensions, but the vectors have {dim}",
+            "calibrate again: embtool encode --calibrate TEXTS",
         )
 
 
 def write_ranges(folder: Path, ranges: Ranges) -> None:
-    """Store ranges with the model in `folder`."""
+    """Store ranges in the folder of a model."""
     write_json(own_file(folder, RANGES), ranges.to_json())

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emb_tool.checkpoint.completeness import MAIN_KINDS, Fault, find_faults, strip_wrappers
-from emb_tool.checkpoint.files import inside, join, read_json, sha256
+from emb_tool.checkpoint.files import join, read_json, resolve_inside, sha256
 from emb_tool.checkpoint.header import TORCH_DTYPES
-from emb_tool.checkpoint.kinds import head_warning, unsupported_kind, without_weights
+from emb_tool.checkpoint.kinds import head_warning, missing_weights_kind, unsupported_kind
 from emb_tool.checkpoint.layout import Layout, read_layout
 from emb_tool.checkpoint.modules import read_modules
 from emb_tool.checkpoint.source import commit_of, resolve_source
-from emb_tool.checkpoint.weight_files import Weights, bare_file, find_weights
-from emb_tool.checkpoint.wrappers import copy_unwrapped, warning
+from emb_tool.checkpoint.weight_files import Weights, file_weights, find_weights
+from emb_tool.checkpoint.wrappers import copy_unwrapped, wrapper_warning
 from emb_tool.errors import InvalidInput
 from emb_tool.plan import TensorSpec
 
@@ -35,7 +35,7 @@ _SIDE_FILES = (
 )  # fmt: skip
 
 
-LARGE = 1 << 28
+MMAP_BYTES = 1 << 28
 """Bytes from which a tensor is mapped so that its pages can be let go (`checkpoint.mapped`)."""
 
 
@@ -107,12 +107,12 @@ class Checkpoint:
         path = resolve_source(source)
         notes: list[str] = []
         if path.is_file():
-            weights = bare_file(path)
+            weights = file_weights(path)
             return cls(path, str(source), {}, {"": weights}, Layout(), notes)
         if kind := unsupported_kind(path):
             if not lenient:
-                raise InvalidInput(f"{source} {kind.what}", kind.hint)
-            notes.append(f"it {kind.what}")
+                raise InvalidInput(f"{source} {kind.description}", kind.hint)
+            notes.append(f"it {kind.description}")
         modules, routes = read_modules(path, notes if lenient else None)
         layout = Layout(modules=modules, routes=routes)
         parts = dict.fromkeys([layout.main, *(m.path for m in layout.all_modules)])
@@ -123,8 +123,8 @@ class Checkpoint:
                 weights_by_part[part] = found
         main = weights_by_part[layout.main]
         if not main.files:
-            kind = without_weights(path, layout.main)
-            raise InvalidInput(f"{path / layout.main} {kind.what}", kind.hint)
+            kind = missing_weights_kind(path, layout.main)
+            raise InvalidInput(f"{path / layout.main} {kind.description}", kind.hint)
         config = read_json(path, join(layout.main, "config.json")) or {}
         chain = layout.chain
         if not config and not (chain and chain[0].kind == "StaticEmbedding"):
@@ -153,7 +153,7 @@ class Checkpoint:
         checkpoint = cls(path, str(source), config, weights_by_part, layout, notes)
         checkpoint.faults = faults
         for name in checkpoint.files():
-            inside(path, name)
+            resolve_inside(path, name)
         return checkpoint
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -189,7 +189,7 @@ class Checkpoint:
         if dtype not in TORCH_DTYPES:
             raise InvalidInput(f"{self.name}: {name} has dtype {dtype}", "torch has no such dtype")
         path, stored = weights.where[name], weights.stored(name)
-        if weights.tensors[name].nbytes >= LARGE:
+        if weights.tensors[name].nbytes >= MMAP_BYTES:
             from emb_tool.checkpoint.memory_map import map_tensor
 
             return map_tensor(path, stored)
@@ -209,7 +209,7 @@ class Checkpoint:
     def warnings(self) -> tuple[str, ...]:
         """What a user has to know of a checkpoint that can be used all the same."""
         wrappers = dict.fromkeys(w.wrapper for w in self.weights.values() if w.wrapper)
-        sentences = [warning(self.name, wrapper) for wrapper in wrappers]
+        sentences = [wrapper_warning(self.name, wrapper) for wrapper in wrappers]
         if self.config and not (self.path / "modules.json").is_file():
             head = head_warning(self.config, " and ".join(self.layout.pooling))
             sentences += [f"{self.name}: {head}"] if head else []
@@ -234,7 +234,7 @@ class Checkpoint:
         """sha256 of each of `files()`, by relative name."""
         if self.path.is_file():  # named by the user: a link may lead anywhere
             return {self.path.name: sha256(self.path)}
-        return {name: sha256(inside(self.path, name)) for name in self.files()}
+        return {name: sha256(resolve_inside(self.path, name)) for name in self.files()}
 
     def fingerprint(self) -> str:
         """sha256 over the names and digests of `files()`: the same wherever the folder lies."""
@@ -247,14 +247,14 @@ class Checkpoint:
         return sum((root / n).stat().st_size for w in self.weights.values() for n in w.files)
 
 
-def copy_side_files(source: Checkpoint, folder: Path) -> None:
+def copy_aux_files(source: Checkpoint, folder: Path) -> None:
     """Copy tokenizer files and `config.json`, byte for byte, into the root of `folder`.
 
     Weights, cards and other formats' folders stay behind.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in _SIDE_FILES:
-        path = inside(source.path, join(source.layout.main, name))
+        path = resolve_inside(source.path, join(source.layout.main, name))
         if path.is_file():
             shutil.copyfile(path, folder / name)
 
@@ -265,7 +265,7 @@ def copy_module_weights(source: Checkpoint, folder: Path, written: Layout) -> No
         weights = source.weights.get(old.path, Weights())
         for name in weights.files:
             target = folder / new.path / Path(name).name
-            copy_unwrapped(inside(source.path, name), target, weights.wrapper)
+            copy_unwrapped(resolve_inside(source.path, name), target, weights.wrapper)
 
 
 def check_finite(checkpoint: Checkpoint) -> None:

@@ -1,4 +1,4 @@
-"""What a killed run had finished: results of single steps, each in a file of its own."""
+"""Cache of the results of steps on disk, for resumed runs."""
 
 from __future__ import annotations
 
@@ -17,69 +17,68 @@ _FACTS, _SUM = "facts", "checksum"
 
 
 class Result(NamedTuple):
-    """What a step has found: tensors by name, and what JSON holds."""
+    """A result of a step: tensors by name, and JSON-serializable facts."""
 
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
 
 
 class ResultCache:
-    """Results on disk; a run that is taken up finds those of the run before.
+    """Cache of results on disk, with which an interrupted run is resumed.
 
-    A result is written under another name, forced to disk and renamed: it is there whole or not
-    at all. One of the run before that a disk has damaged is made again.
+    Results are written atomically. Damaged results of an earlier run are computed again.
 
     Args:
-        folder: Where they lie; None keeps nothing.
+        folder: Folder of the cache; None: nothing is cached.
 
     Attributes:
-        taken: How many results of the run before have been used, by kind.
+        hits: Number of results of an earlier run that were used, by kind.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self.taken: Counter[str] = Counter()
-        self._before: set[Path] = set()
+        self.hits: Counter[str] = Counter()
+        self._previous: set[Path] = set()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._before = set(folder.glob("*.safetensors"))
+            self._previous = set(folder.glob("*.safetensors"))
 
-    def result(self, kind: str, names: Sequence[str], make: Callable[[], Result]) -> Result:
-        """A result, made only if it is not there.
+    def result(self, kind: str, names: Sequence[str], compute: Callable[[], Result]) -> Result:
+        """A cached result; computed if it is not in the cache.
 
         Args:
-            kind: What it is called in the report, in the plural.
-            names: All that it depends on, for this job.
-            make: Makes it.
+            kind: Kind of result, a plural noun that the report shows.
+            names: Cache key: everything in this job that the result depends on.
+            compute: Computes the result.
         """
         if self.folder is None:
-            return make()
-        found = self.find(kind, names)
-        if found is None:
-            made = make()
-            tensors = {name: tensor.cpu().contiguous() for name, tensor in made.tensors.items()}
-            stated = {_FACTS: json.dumps(made.facts), _SUM: _checksum(tensors)}
-            save_tensors(self._path(kind, names), tensors, stated)
-            found = self.find(kind, names)
-        assert found is not None
-        return found
+            return compute()
+        result = self.find(kind, names)
+        if result is None:
+            computed = compute()
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in computed.tensors.items()}
+            metadata = {_FACTS: json.dumps(computed.facts), _SUM: _checksum(tensors)}
+            save_tensors(self._path(kind, names), tensors, metadata)
+            result = self.find(kind, names)
+        assert result is not None
+        return result
 
     def find(self, kind: str, names: Sequence[str]) -> Result | None:
-        """A result, if it is there."""
+        """A cached result; None if it is not in the cache."""
         path = self._path(kind, names)
         if self.folder is None or not path.exists():
             return None
-        if path not in self._before:
+        if path not in self._previous:
             return _read(path)[0]
-        self._before.remove(path)
+        self._previous.remove(path)
         try:
-            found, sound = _read(path)
+            result, valid = _read(path)
         except Exception:  # whatever safetensors and json say of a damaged file
             return None
-        if not sound:
+        if not valid:
             return None
-        self.taken[kind] += 1
-        return found
+        self.hits[kind] += 1
+        return result
 
     def _path(self, kind: str, names: Sequence[str]) -> Path:
         key = json.dumps([kind, *names]).encode()
@@ -90,30 +89,30 @@ class ResultCache:
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write named tensors: the file is there whole and on disk, or not at all.
+    """Write named tensors atomically.
 
-    Memory that several names share is written once for each.
+    Memory that is shared by several names is written once per name.
     """
     from safetensors.torch import save_file
 
     new = path.with_name(f"{path.name}.new")
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    seen: set[int] = set()
-    for name, tensor in whole.items():  # safetensors refuses shared memory
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    written: set[int] = set()
+    for name, tensor in contiguous.items():  # safetensors refuses shared memory
         memory = tensor.untyped_storage()
-        if memory.nbytes() > tensor.nbytes or memory.data_ptr() in seen:
-            whole[name] = tensor.clone()
-        seen.add(memory.data_ptr())
-    save_file(whole, str(new), dict(metadata) if metadata else None)
+        if memory.nbytes() > tensor.nbytes or memory.data_ptr() in written:
+            contiguous[name] = tensor.clone()
+        written.add(memory.data_ptr())
+    save_file(contiguous, str(new), dict(metadata) if metadata else None)
     with open(new, "rb+") as file:
         os.fsync(file.fileno())
     new.replace(path)
 
 
 def _read(path: Path) -> tuple[Result, bool]:
-    """A result, and whether it is what was written.
+    """Read a result, and whether its checksum is correct.
 
-    Also read is what was just written, so that a run that is taken up sees the same to the bit.
+    New results are also read from disk, so that a resumed run has bit-identical ones.
     """
     from safetensors import safe_open
 
@@ -124,7 +123,7 @@ def _read(path: Path) -> tuple[Result, bool]:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """BLAKE2b of the bytes, by name."""
+    """BLAKE2b of the tensors, in the order of their names."""
     import torch
 
     digest = blake2b(digest_size=16)

@@ -1,4 +1,4 @@
-"""From what the user typed to a local path: a folder, a safetensors file, or a hub id."""
+"""Resolution of a source (a folder, a safetensors file or a hub id) to a local path."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def resolve_source(source: str | Path) -> Path:
         if path.suffix == ".safetensors":
             return path
         kind = file_kind(path)
-        raise InvalidInput(f"{source} {kind.what}", kind.hint)
+        raise InvalidInput(f"{source} {kind.description}", kind.hint)
     name = None if isinstance(source, Path) else parse_hub_name(source)
     if name is None:
-        raise InvalidInput(f"{source} does not exist", _nearby(path))
+        raise InvalidInput(f"{source} does not exist", _spelling_hint(path))
     return _snapshot(name, _PATTERNS)
 
 
@@ -85,7 +85,8 @@ def _not_available(name: HubName, error: Exception) -> InvalidInput:
     """Why there is no snapshot of a model."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    why = "not in the local cache, and HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else _line(error)
+    offline = "not in the local cache, and HF_HUB_OFFLINE is set"
+    why = offline if HF_HUB_OFFLINE else _first_line(error)
     if HF_HUB_OFFLINE and name.revision and (cached := _cached_revisions(name.repo)):
         return InvalidInput(
             f"revision {name.revision!r} of {name.repo} is {why}",
@@ -93,7 +94,7 @@ def _not_available(name: HubName, error: Exception) -> InvalidInput:
         )
     return InvalidInput(
         f"'{name}' is neither a local folder nor a model to be had from the hub ({why})",
-        f"a local path? {_nearby(Path(str(name)))}"
+        f"a local path? {_spelling_hint(Path(str(name)))}"
         + ("" if HF_HUB_OFFLINE else "; a private model needs `hf auth login`"),
     )
 
@@ -109,14 +110,14 @@ def _cached_revisions(repo: str) -> list[str]:
     return [str(path.relative_to(folder / "refs")) for path in refs] + sorted(rest)
 
 
-def _nearby(path: Path) -> str:
-    """A hint: what lies there under a similar name."""
+def _spelling_hint(path: Path) -> str:
+    """A hint with similar names in the same folder."""
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist either"
-    near = get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=2)
-    return f"did you mean {' or '.join(near)}?" if near else "check the spelling"
+    matches = get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=2)
+    return f"did you mean {' or '.join(matches)}?" if matches else "check the spelling"
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"

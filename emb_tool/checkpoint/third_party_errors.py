@@ -1,8 +1,8 @@
-"""What a checkpoint's model raises while it runs, as a refusal of the checkpoint.
+"""Translation of errors that libraries raise for invalid checkpoints.
 
-Its values may be of the right types and sizes and yet make a forward pass fail: heads that do not
-share their keys evenly, more experts asked for than there are, a position beyond the table. The
-libraries raise anything over these, from a `KeyError` to a panic of `tokenizers`.
+A config may have values of valid types and sizes with which a forward pass fails: a number of heads
+that is no multiple of the key-value heads, too few experts, a position beyond the table. Libraries
+raise any error for these, from a `KeyError` to a panic of `tokenizers`.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from contextlib import contextmanager
 from emb_tool.errors import EmbToolError, InvalidInput
 
 PACKED = "emb_tool.packed"
-"""Ours, but what it computes with is what the checkpoint's files hold."""
+"""Modules of this package whose computations depend on the content of a checkpoint."""
 
 
 @contextmanager
 def translate_errors(what: str, hint: str) -> Iterator[None]:
-    """Refuse a checkpoint over what its own modules raise.
+    """Translate errors of libraries to `InvalidInput`.
 
-    Left as they are: errors of ours, memory that ran out, a device that failed, interruptions, and
-    what a line of this package raises, which is a bug.
+    Not translated are `EmbToolError`, out-of-memory and device errors, interruptions, and errors
+    that this package raises, which are bugs.
 
     Args:
-        what: What has failed, and of which folder.
-        hint: What to do next.
+        what: Start of the error message.
+        hint: Hint of the error message.
 
     Raises:
-        InvalidInput: Tells what the libraries say; their error is its cause.
+        InvalidInput: With the message of the library, whose error is the cause.
     """
     try:
         yield
     except BaseException as error:
         from emb_tool.runtime.device import (
-            Runtime,  # what is described from its headers needs no torch
+            Runtime,  # imported here because reading headers does not need torch
         )
 
         if isinstance(error, EmbToolError) or not is_library_error(error):
@@ -45,19 +45,19 @@ def translate_errors(what: str, hint: str) -> Iterator[None]:
 
 
 def is_library_error(error: BaseException) -> bool:
-    """Whether an error may be of a library: a panic of `tokenizers` is no `Exception`."""
+    """Whether an error may come from a library: a panic of `tokenizers` is not an `Exception`."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def format_error(error: BaseException) -> str:
-    """An error's class, and the first line of what it says (two, where that is a title)."""
+    """The class of an error and the first line of its message (two if the first ends with `:`)."""
     name, lines = type(error).__name__, [line.strip() for line in str(error).strip().splitlines()]
     first = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     return f"{name}: {first[:300]}" if first else name
 
 
 def _is_a_bug(error: BaseException) -> bool:
-    """Whether the line that raised it is of this package."""
+    """Whether an error was raised by a line of this package."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

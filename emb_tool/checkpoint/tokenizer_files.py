@@ -1,7 +1,8 @@
-"""Tokenizer files, read with care.
+"""Reading and validation of tokenizer files.
 
-A fast tokenizer lies in `tokenizer.json`; beside it may lie what it was made from (`vocab.txt`,
-`vocab.json` and `merges.txt`, a sentencepiece model) and what transformers adds to it.
+A fast tokenizer is stored in `tokenizer.json`; there may also be the files that it was converted
+from (`vocab.txt`, `vocab.json` and `merges.txt`, a sentencepiece model) and configs of
+transformers.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 FILES = (
     *TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
-"""All that decides how text becomes ids."""
+"""The files that determine the tokenization."""
 
 SENTENCEPIECE = (
     "it is a sentencepiece model: pip install sentencepiece protobuf, or save the model again with"
-    " its tokenizer.json"
+    " a tokenizer.json"
 )
 
 KINDS = ("WordPiece", "Unigram", "BPE", "WordLevel")
@@ -37,12 +38,12 @@ KINDS = ("WordPiece", "Unigram", "BPE", "WordLevel")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a fast tokenizer, and the file that holds them.
+    """The vocabulary of a fast tokenizer.
 
     Args:
-        data: `tokenizer.json`.
-        pieces: Token to id, those of the tokenizer's model.
-        added: Token to id, those that are found in the text before the model sees it.
+        data: Content of `tokenizer.json`.
+        pieces: Ids of the tokens of the tokenizer's model.
+        added: Ids of added tokens, which are matched before the model is applied.
     """
 
     data: dict[str, Any]
@@ -62,102 +63,108 @@ class Vocabulary:
 
     @property
     def ids(self) -> dict[str, int]:
-        """Token to id, all of them."""
+        """Ids of all tokens."""
         return {**self.pieces, **self.added}
 
     @property
     def unknown(self) -> int | None:
-        """The id of what the tokenizer's model cannot express."""
+        """Id of the unknown token; None if there is none."""
         if self.kind == "Unigram":
-            found: int | None = self.model.get("unk_id")
-            return found
+            unknown_id: int | None = self.model.get("unk_id")
+            return unknown_id
         token = self.model.get("unk_token") or ""
-        return self.added.get(token, self.pieces.get(token))  # `ids` would make a whole dictionary
+        return self.added.get(token, self.pieces.get(token))  # `ids` would merge the dictionaries
 
 
 def open_tokenizer(
-    files: Mapping[str, bytes], config: Mapping[str, Any], name: str, *, plain: bool = False
+    files: Mapping[str, bytes],
+    config: Mapping[str, Any],
+    name: str,
+    *,
+    tokenizer_json_only: bool = False,
 ) -> Tokenizer:
-    """A fast tokenizer as transformers makes it of its files; it neither cuts nor pads.
+    """Load a fast tokenizer as transformers does, without truncation and padding.
 
     Args:
-        files: Its files by name.
+        files: Contents of its files by name.
         config: The model's `config.json`, which may name the class.
-        name: The checkpoint's, for messages.
-        plain: Take `tokenizer.json` alone, as static embeddings do.
+        name: Name of the checkpoint, for error messages.
+        tokenizer_json_only: Use only `tokenizer.json`, as static embeddings do.
 
     Raises:
-        InvalidInput: Files that no fast tokenizer can be made of.
+        InvalidInput: No fast tokenizer can be loaded from the files.
     """
     from tokenizers import Tokenizer
 
     try:
-        if plain:
-            made = Tokenizer.from_str(files["tokenizer.json"].decode())
+        if tokenizer_json_only:
+            tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
         else:
-            made = _transformers(files, config)
+            tokenizer = _load_with_transformers(files, config)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic of the library is no Exception
+    except BaseException as error:  # a panic of the library is not an Exception
         first = str(error).strip().split("\n")[0] or repr(error)
-        told = f"{name}: no fast tokenizer can be made of {', '.join(sorted(files))}"
+        message = f"{name}: no fast tokenizer can be loaded from {', '.join(sorted(files))}"
         if lacks_sentencepiece(files):
-            raise InvalidInput(told, SENTENCEPIECE) from None
+            raise InvalidInput(message, SENTENCEPIECE) from None
         raise InvalidInput(
-            f"{told}: {first}",
+            f"{message}: {first}",
             "save the model again with its tokenizer.json (transformers: save_pretrained)",
         ) from None
-    made.no_truncation()
-    made.no_padding()
-    return made
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def lacks_sentencepiece(names: Iterable[str]) -> bool:
-    """Whether a tokenizer is a sentencepiece model alone, which nothing here can read."""
-    found = {*names}
-    alone = "tokenizer.json" not in found and any(name.endswith(".model") for name in found)
-    return alone and not (find_spec("sentencepiece") and find_spec("google"))
+    """Whether a tokenizer is only a sentencepiece model and its packages are not installed."""
+    files = {*names}
+    only_sentencepiece = "tokenizer.json" not in files and any(
+        name.endswith(".model") for name in files
+    )
+    return only_sentencepiece and not (find_spec("sentencepiece") and find_spec("google"))
 
 
-def _transformers(files: Mapping[str, bytes], config: Mapping[str, Any]) -> Tokenizer:
+def _load_with_transformers(files: Mapping[str, bytes], config: Mapping[str, Any]) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    with tempfile.TemporaryDirectory() as held, quiet():
-        folder = Path(held)
+    with tempfile.TemporaryDirectory() as directory, quiet():
+        folder = Path(directory)
         for name, content in files.items():
             (folder / name).write_bytes(content)
         write_json(folder / "config.json", dict(config))
         tokenizer = AutoTokenizer.from_pretrained(
-            held, trust_remote_code=False, local_files_only=True
+            directory, trust_remote_code=False, local_files_only=True
         )
-        made: Tokenizer = tokenizer.backend_tokenizer
-        return made
+        backend: Tokenizer = tokenizer.backend_tokenizer
+        return backend
 
 
 def read_vocabulary(tokenizer: Tokenizer, files: Mapping[str, bytes], name: str) -> Vocabulary:
-    """The tokens of a tokenizer that was made of these files.
+    """Read the vocabulary of a tokenizer.
 
     Args:
-        tokenizer: By `open_tokenizer`.
-        files: Its files by name.
-        name: The checkpoint's, for messages.
+        tokenizer: From `open_tokenizer`.
+        files: Contents of its files by name.
+        name: Name of the checkpoint, for error messages.
 
     Raises:
-        InvalidInput: A `tokenizer.json` that is not what it should be.
+        InvalidInput: An invalid `tokenizer.json`.
     """
-    held = tokenizer.get_vocab(with_added_tokens=True)
+    all_ids = tokenizer.get_vocab(with_added_tokens=True)
     data = None
     if "tokenizer.json" in files:
         data = _parse(files["tokenizer.json"], f"{name}: tokenizer.json")
-        found = _pieces(data["model"])
+        pieces = _pieces(data["model"])
         if {
-            **found,
-            **{t["content"]: held.get(t["content"]) for t in data["added_tokens"]},
-        } != held:
-            data = None  # transformers adds to it: what it makes of it is what the model sees
+            **pieces,
+            **{t["content"]: all_ids.get(t["content"]) for t in data["added_tokens"]},
+        } != all_ids:
+            data = None  # transformers changes it when loading: use the loaded tokenizer
     data = data or _parse(tokenizer.to_str().encode(), f"{name}: its tokenizer")
     contents = [token["content"] for token in data["added_tokens"]]
-    return Vocabulary(data, _pieces(data["model"]), {text: held[text] for text in contents})
+    return Vocabulary(data, _pieces(data["model"]), {text: all_ids[text] for text in contents})
 
 
 def _pieces(model: Mapping[str, Any]) -> dict[str, int]:
@@ -168,7 +175,7 @@ def _pieces(model: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _parse(content: bytes, where: str) -> dict[str, Any]:
-    """`tokenizer.json`, every field that is used here being of its type."""
+    """Parse a `tokenizer.json` and validate the fields that are used."""
     if len(content) > MAX_INDEX:
         raise InvalidInput(f"{where} has {len(content):,} bytes", f"at most {MAX_INDEX:,} are read")
     try:
@@ -197,12 +204,12 @@ def _parse(content: bytes, where: str) -> dict[str, Any]:
 
 def _fault(data: Any) -> str:
     if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
-        return "an object with a model is expected"
+        return "it is not an object with a model"
     vocab = data["model"].get("vocab")
     if isinstance(vocab, dict):
         ids = list(vocab.values())
         if not all(type(i) is int and i >= 0 for i in ids) or len(set(ids)) != len(ids):
-            return "the ids of model.vocab are not different whole numbers"
+            return "the ids of model.vocab are not distinct integers"
     elif not isinstance(vocab, list) or not all(map(_is_scored, vocab)):
         return "model.vocab is neither a map of ids nor a list of pieces with their scores"
     merges = data["model"].get("merges") or []

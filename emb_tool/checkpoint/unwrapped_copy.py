@@ -1,4 +1,4 @@
-"""A checkpoint for stock loaders, without the prefix of a wrapper in its tensors' names."""
+"""Copy of a checkpoint for stock loaders, without the prefix of a wrapper in tensor names."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ INDEX = "model.safetensors.index.json"
 
 @contextmanager
 def unwrapped_folder(checkpoint: Checkpoint) -> Iterator[Path]:
-    """The folder for stock loaders: the checkpoint's own, or a temporary one with clean names.
+    """A folder for stock loaders: the checkpoint itself, or a temporary copy without prefixes.
 
-    Only weight files with a wrapper's names are copied; the others are links.
+    Only weight files with a wrapper's prefix are copied; other files are links.
     """
     wrapped = {
         checkpoint.path / name: weights.wrapper
@@ -35,20 +35,20 @@ def unwrapped_folder(checkpoint: Checkpoint) -> Iterator[Path]:
 
 
 def _mirror(source: Path, target: Path, wrapped: Mapping[Path, str]) -> None:
-    """Link the files of a folder, and copy its wrapped ones with clean names."""
-    here = {path: wrapper for path, wrapper in wrapped.items() if path.parent == source}
+    """Link the files of a folder, and copy the wrapped ones without prefixes."""
+    wrapped_here = {path: wrapper for path, wrapper in wrapped.items() if path.parent == source}
     for entry in source.iterdir():
-        place = target / entry.name
-        if entry in here:
-            copy_unwrapped(entry, place, here[entry])
-        elif entry.name == INDEX and here:
+        destination = target / entry.name
+        if entry in wrapped_here:
+            copy_unwrapped(entry, destination, wrapped_here[entry])
+        elif entry.name == INDEX and wrapped_here:
             index = read_json(source, INDEX, limit=MAX_INDEX) or {}
-            (wrapper,) = set(here.values())
-            places = index["weight_map"].items()
-            index["weight_map"] = {name.removeprefix(wrapper): file for name, file in places}
-            write_json(place, index)
+            (wrapper,) = set(wrapped_here.values())
+            weight_map = index["weight_map"].items()
+            index["weight_map"] = {name.removeprefix(wrapper): file for name, file in weight_map}
+            write_json(destination, index)
         elif any(entry in path.parents for path in wrapped):
-            place.mkdir()
-            _mirror(entry, place, wrapped)
+            destination.mkdir()
+            _mirror(entry, destination, wrapped)
         else:
-            place.symlink_to(entry.resolve())
+            destination.symlink_to(entry.resolve())

@@ -1,7 +1,7 @@
-"""What the JSON files of a checkpoint state, held against what such a thing can be.
+"""Validation of the JSON files of a checkpoint.
 
-A stranger's file may state a width of `"x"` or 10^9 layers. Every reader would have to mind that;
-instead it is refused where the file is read. What transformers alone reads is left to it.
+Untrusted files may have a hidden size of `"x"` or 10^9 layers. Such values are refused when a file
+is read, so that other code need not check them. Keys that only transformers reads are not checked.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any
 from emb_tool.errors import InvalidInput
 
 MAX_SIZE = 2**31
-"""Above every width, vocabulary and length; products of two still fit an int64."""
+"""Upper bound of sizes and lengths; products of two fit an int64."""
 
 MAX_COUNT = 4096
-"""Above every number of layers, heads and experts: each becomes an object in memory."""
+"""Upper bound of numbers of layers, heads and experts, which become objects in memory."""
 
 _COUNTED = ("layer", "head", "expert", "block", "stage", "group")
-"""In the names of what is counted by MAX_COUNT."""
+"""Parts of the keys that are limited by `MAX_COUNT`."""
 
 
 TEXT_OUTPUTS = {"last_hidden_state": True, "pooler_output": False, "text_embeds": False}
-"""What is read of a model's output, and whether it is a vector a token."""
+"""Supported model outputs, and whether they have one vector per token."""
 
 _ATTENTION = {
     "embtool_logn": ("original",),
     "embtool_self_extend": ("original", "group_size", "window", "dim", "theta"),
 }
-"""Of `ops.attention`, and what each reads of `embtool_attention`."""
+"""Implementations in `ops.attention`, and the keys of `embtool_attention` that each reads."""
 
 
 def _size(value: Any) -> bool:
@@ -37,12 +37,12 @@ def _size(value: Any) -> bool:
 
 
 def _length(value: Any) -> bool:
-    return _size(value) or value == -1  # of no limit, in some configs
+    return _size(value) or value == -1  # some configs use -1 for no limit
 
 
 def _number(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value is None or (number and value > -MAX_SIZE)  # NaN is not
+    return value is None or (number and value > -MAX_SIZE)  # False for NaN
 
 
 def _text(value: Any) -> bool:
@@ -66,7 +66,7 @@ def _switch(value: Any) -> bool:
 
 
 def _modalities(value: Any) -> bool:
-    """Of several that a model may read, text has to be one."""
+    """Whether text is among the modalities, with a supported output."""
     text = value.get("text") if isinstance(value, dict) else None
     return value is None or (
         isinstance(text, dict)
@@ -75,7 +75,7 @@ def _modalities(value: Any) -> bool:
     )
 
 
-def _own(name: str) -> bool:
+def _is_own_class(name: str) -> bool:
     return "." not in name or name.startswith("sentence_transformers.")
 
 
@@ -83,7 +83,7 @@ def _activation(value: Any) -> bool:
     return _text(value) and ("." not in (value or "") or value.startswith("torch.nn."))
 
 
-_SIZE, _TEXT = "a whole number from 0 to 2^31", "a text"
+_SIZE, _TEXT = "an integer from 0 to 2^31", "a string"
 _Kind = tuple[str, Callable[[Any], bool]]
 
 _KINDS: dict[str, _Kind] = {
@@ -114,18 +114,20 @@ _KINDS: dict[str, _Kind] = {
          "embtool_attention"),
         ("an object", _mapping),
     ),
-    # dotted names are imported by sentence-transformers, and called
+    # sentence-transformers imports and calls dotted names
     "activation_function": ("the name of a function, or a class of torch.nn", _activation),
-    "tokenizer_class": ("the name of a class", lambda value: _text(value) and _own(value or "")),
-    # one with a slash is fetched from the hub, and run
+    "tokenizer_class": (
+        "the name of a class", lambda value: _text(value) and _is_own_class(value or "")
+    ),
+    # names with a slash are downloaded from the hub and run
     **dict.fromkeys(
         ("attn_implementation", "_attn_implementation"),
-        ("a text without /", lambda value: _text(value) and "/" not in (value or "")),
+        ("a string without /", lambda value: _text(value) and "/" not in (value or "")),
     ),
-    "architectures": ("a list of texts", _texts),
+    "architectures": ("a list of strings", _texts),
     "model_max_length": ("a number", _number),
-    "prompts": ("an object of texts", _prompts),
-    "pooling_mode": ("a text or a list of them", lambda value: _text(value) or _texts(value)),
+    "prompts": ("an object of strings", _prompts),
+    "pooling_mode": ("a string or a list of strings", lambda value: _text(value) or _texts(value)),
 }  # fmt: skip
 
 _TRANSFORMER: dict[str, _Kind] = {
@@ -137,56 +139,59 @@ _TRANSFORMER: dict[str, _Kind] = {
     ),
     "window": (_SIZE, _size),
 }
-"""In the config of a Transformer module alone."""
+"""Further keys in the config of a Transformer module."""
 
 _CONFIGS = ("config.json", "tokenizer_config.json", "adapter_config.json", "router_config.json")
 
 
 def validate_config(path: Path, value: Mapping[str, Any]) -> None:
-    """Refuse a config that states what cannot be.
+    """Refuse a config with invalid values.
 
     Args:
-        path: The file; only configs and `tokenizer.json` are looked at.
-        value: What it holds.
+        path: The file; only configs and `tokenizer.json` are checked.
+        value: Its content.
 
     Raises:
-        InvalidInput: Names the file, the key and what is wrong.
+        InvalidInput: A value is invalid; the message has the file and the key.
     """
     if path.name in _CONFIGS or path.name.startswith(("sentence_", "config_sentence_")):
         kinds = _KINDS | _TRANSFORMER if path.name.startswith("sentence_") else _KINDS
-        _check(path, value, "", kinds)
+        _check_values(path, value, "", kinds)
         _check_attention(path, value)
     elif path.name == "tokenizer.json":
         added = value.get("added_tokens") or []
-        listed = isinstance(added, list) and all(isinstance(token, dict) for token in added)
-        if not _mapping(value.get("model")) or not listed:
+        is_list = isinstance(added, list) and all(isinstance(token, dict) for token in added)
+        if not _mapping(value.get("model")) or not is_list:
             raise InvalidInput(
-                f"{path}: model is no object, or added_tokens no list of objects",
+                f"{path}: model is not an object, or added_tokens not a list of objects",
                 "restore the original file",
             )
 
 
 def _check_attention(path: Path, value: Mapping[str, Any]) -> None:
-    """Refuse settings of an attention of ours that are not there, or no numbers above 0."""
+    """Refuse missing or invalid settings of the attention implementations of this package."""
     settings = value.get("embtool_attention") or {}
     for key in _ATTENTION.get(value.get("attn_implementation") or "", ()):
-        held, least = settings.get(key), 2 if key == "original" else 1  # log(original) divides
-        number = _size(held) or (key == "theta" and isinstance(held, float))
-        if not number or not least <= (held or 0) < MAX_SIZE:
+        setting, minimum = settings.get(key), 2 if key == "original" else 1  # log(original) divides
+        number = _size(setting) or (key == "theta" and isinstance(setting, float))
+        if not number or not minimum <= (setting or 0) < MAX_SIZE:
             raise InvalidInput(
-                f"{path}: embtool_attention.{key} is {str(held)[:80]}, not a number from {least}",
+                f"{path}: embtool_attention.{key} is {str(setting)[:80]}, not a number of at least"
+                f" {minimum}",
                 "restore the original file",
             )
 
 
-def _check(path: Path, value: Mapping[str, Any], inside: str, kinds: Mapping[str, _Kind]) -> None:
-    for key, held in value.items():
-        where = f"{path}: {inside}{key[:80]} is {str(held)[:80]}"
-        said, fits = kinds.get(key, ("", lambda value: True))
-        if not fits(held):
-            raise InvalidInput(f"{where}, not {said}", "restore the original file")
-        counted = any(part in key for part in _COUNTED) and not key.endswith(("_size", "_dim"))
-        if counted and type(held) is int and not -1 <= held <= MAX_COUNT:
-            raise InvalidInput(f"{where}; {MAX_COUNT:,} is the most", "restore the original file")
-        if isinstance(held, dict) and not inside.count("."):  # text_config and the like
-            _check(path, held, f"{inside}{key[:80]}.", kinds)
+def _check_values(
+    path: Path, value: Mapping[str, Any], prefix: str, kinds: Mapping[str, _Kind]
+) -> None:
+    for key, item in value.items():
+        where = f"{path}: {prefix}{key[:80]} is {str(item)[:80]}"
+        expected, is_valid = kinds.get(key, ("", lambda value: True))
+        if not is_valid(item):
+            raise InvalidInput(f"{where}, not {expected}", "restore the original file")
+        is_count = any(part in key for part in _COUNTED) and not key.endswith(("_size", "_dim"))
+        if is_count and type(item) is int and not -1 <= item <= MAX_COUNT:
+            raise InvalidInput(f"{where}, above {MAX_COUNT:,}", "restore the original file")
+        if isinstance(item, dict) and not prefix.count("."):  # text_config and the like
+            _check_values(path, item, f"{prefix}{key[:80]}.", kinds)

@@ -1,8 +1,8 @@
-"""Weights saved from a wrapper around a model, whose prefix every tensor's name begins with.
+"""Weights saved from a wrapper around a model, with its prefix in all tensor names.
 
-transformers knows no such name, initializes the model's own weights at random and only warns. Where
-exactly one known wrapper is around all names they are read without it; stock loaders get a copy
-(`emb_tool.checkpoint.unwrapped_copy`).
+transformers does not match such names: it initializes the weights of the model at random and only
+warns. If all names have the prefix of exactly one known wrapper, they are read without it, and
+stock loaders get a copy (`emb_tool.checkpoint.unwrapped_copy`).
 """
 
 from __future__ import annotations
@@ -24,20 +24,23 @@ WRAPPERS = {
     "auto_model.": "a sentence-transformers module's state_dict",
     "base_model.model.": "peft",
 }
-"""Prefix to what puts it there; no class of transformers has one of these as its own."""
+"""Source of each prefix; no class in transformers has one of these prefixes."""
 
 _OUTER = {"model.": "a class that holds the model as .model"}
-"""Also the own prefix of many classes: a wrapper only where the architecture has another one."""
+"""Also the prefix of many classes: a wrapper only if the architecture has another prefix."""
 
 _STATIC = {"0.": "a SentenceTransformer's state_dict"}
 
 
 def known_wrappers(config: Mapping[str, Any], kind: str) -> dict[str, str]:
-    """Prefixes that a part's own tensors never have: prefix to what puts it there.
+    """Prefixes of wrappers that cannot occur in tensor names of a module itself.
 
     Args:
         config: The main `config.json`.
-        kind: Of the part's module.
+        kind: Kind of the module.
+
+    Returns:
+        Source of each prefix.
     """
     if kind == "StaticEmbedding":
         return WRAPPERS | _STATIC
@@ -46,24 +49,24 @@ def known_wrappers(config: Mapping[str, Any], kind: str) -> dict[str, str]:
     return WRAPPERS | (_OUTER if outer else {})
 
 
-def wrapper_of(names: Collection[str], config: Mapping[str, Any], kind: str) -> str:
-    """The one known wrapper's prefix that all names begin with, or ""."""
+def find_wrapper(names: Collection[str], config: Mapping[str, Any], kind: str) -> str:
+    """The prefix of a known wrapper that all names have, or ""."""
     known = known_wrappers(config, kind)
     return next((p for p in known if names and all(n.startswith(p) for n in names)), "")
 
 
-def warning(name: str, wrapper: str) -> str:
-    """The warning to users of a wrapped checkpoint."""
-    made = (WRAPPERS | _OUTER | _STATIC)[wrapper]
+def wrapper_warning(name: str, wrapper: str) -> str:
+    """Warning about a wrapped checkpoint."""
+    source = (WRAPPERS | _OUTER | _STATIC)[wrapper]
     return (
-        f"{name}: all tensor names begin with {wrapper!r} ({made}); they are read without it, but"
+        f"{name}: all tensor names begin with {wrapper!r} ({source}); they are read without it, but"
         " transformers and sentence-transformers would initialize the model at random: save the"
         " inner model with save_pretrained"
     )
 
 
 def copy_unwrapped(source: Path, target: Path, wrapper: str) -> None:
-    """Copy a safetensors file without the wrapper's prefix, if there is one, in its names."""
+    """Copy a safetensors file, removing the prefix of a wrapper from tensor names."""
     shutil.copyfile(source, target)
     if wrapper:
         rename_tensors(target, lambda name: name.removeprefix(wrapper))

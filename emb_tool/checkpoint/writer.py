@@ -1,7 +1,7 @@
-"""Writing safetensors shard by shard with one tensor in memory.
+"""Streaming writer of safetensors shards, with one tensor in memory at a time.
 
-Sizes are known from the plan, so the headers are written first and each tensor goes straight to its
-place. The bytes are those that `safetensors.torch.save_file` would write.
+Sizes are known in advance, so headers are written first and each tensor directly to its offset. The
+files are bit-identical to those of `safetensors.torch.save_file`.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
     import torch
 
 MAX_SHARD = 5 * 10**9
-"""Bytes of tensor data in one file, as transformers has it by default."""
+"""Maximum bytes of tensor data per file, the default of transformers."""
 
 
 class ShardWriter:
-    """Stream tensors into one safetensors file, or into shards with an index.
+    """Stream tensors to one safetensors file, or to shards with an index.
 
-    Tensors go to shards in the given order; inside a shard they lie as safetensors lays them
-    (widest dtype first, then by name). Unless more is given, the metadata is `{"format": "pt"}`
-    alone: the same tensors give the same bytes.
+    Tensors are assigned to shards in the given order and sorted inside a shard as by safetensors
+    (widest dtype first, then by name). By default the metadata is `{"format": "pt"}`, so the same
+    tensors give the same bytes.
 
     Args:
-        folder: Where to write; made if absent.
-        specs: Everything that will be written.
-        name: File name when one file is enough; shards are named after it.
-        max_shard: Bytes of tensor data in one file at most (a larger tensor gets its own).
+        folder: Output folder; created if it does not exist.
+        specs: Specs of all tensors.
+        name: File name of a single file; the names of shards derive from it.
+        max_shard: Maximum bytes of tensor data per file (a larger tensor gets its own file).
         metadata: Further entries of the header.
-        done: Files that an earlier run has finished; they are left as they are.
+        done: Files that an earlier run has completed; they are not written again.
 
     Attributes:
-        shards: File name to the names of its tensors.
+        shards: Names of the tensors by file name.
 
     Raises:
-        OSError: The disk is full (told at once where the file system can reserve space).
+        OSError: The disk is full (raised at the start if the file system can reserve space).
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class ShardWriter:
         self.specs = {spec.name: spec for spec in specs}
         if len(self.specs) != len(specs):
             raise ValueError("a tensor name occurs twice in the plan")
-        self._left = {spec.name: spec.nbytes for spec in specs}
+        self._remaining = {spec.name: spec.nbytes for spec in specs}
         self._lock = Lock()
         self._files: dict[str, int] = {}
         self._metadata = dict(metadata or {})
-        self._place: dict[str, tuple[int, int]] = {}
+        self._positions: dict[str, tuple[int, int]] = {}
         shards = _split(specs, max_shard)
         stem, suffix = Path(name).stem, Path(name).suffix
         n = len(shards)
@@ -82,7 +82,7 @@ class ShardWriter:
         for shard, shard_name in zip(shards, names, strict=True):
             if shard_name in done:
                 for spec in shard:
-                    del self._left[spec.name]
+                    del self._remaining[spec.name]
             else:
                 self._open(shard_name, shard)
         if n > 1:
@@ -105,17 +105,17 @@ class ShardWriter:
         _reserve(file, len(text) + size)
         _write_at(file, text, 0)
         for spec_name, begin in begins.items():
-            self._place[spec_name] = (file, len(text) + begin)
+            self._positions[spec_name] = (file, len(text) + begin)
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Write one tensor, in any order.
 
         Args:
-            name: A planned name, not written yet.
-            tensor: On any device, of the planned shape and dtype.
+            name: Name of a tensor in `specs` that is not written yet.
+            tensor: The tensor, on any device, with the shape and dtype of its spec.
 
         Raises:
-            ValueError: The plan says otherwise (a bug of the caller).
+            ValueError: The tensor does not match its spec (a bug of the caller).
         """
         import torch
 
@@ -130,56 +130,56 @@ class ShardWriter:
         )
 
     def write_part(self, name: str, data: np.ndarray, begin: int = 0) -> None:
-        """Write some bytes of a tensor; parts may come in any order and from any thread.
+        """Write part of a tensor, in any order and from any thread.
 
         Args:
-            name: A planned name.
-            data: Contiguous, of the planned dtype, flat.
-            begin: Bytes of the tensor before it.
+            name: Name of a tensor in `specs`.
+            data: Flat contiguous elements of the stored dtype.
+            begin: Offset in the tensor, in bytes.
 
         Raises:
-            ValueError: More bytes than planned (a bug of the caller).
+            ValueError: The part exceeds the tensor (a bug of the caller).
         """
         spec = self._spec(name)
         if begin + data.nbytes > spec.nbytes:
             raise ValueError(f"{name}: {begin + data.nbytes} bytes, planned {spec.nbytes}")
-        file, position = self._place[name]
+        file, position = self._positions[name]
         _write_at(file, data.view("u1").data, position + begin)
         with self._lock:
-            self._left[name] -= data.nbytes
-            if self._left[name] <= 0:
-                del self._left[name]
+            self._remaining[name] -= data.nbytes
+            if self._remaining[name] <= 0:
+                del self._remaining[name]
 
     def _spec(self, name: str) -> TensorSpec:
-        if name not in self._left:
+        if name not in self._remaining:
             raise ValueError(f"{name!r} is not planned, or written already")
         return self.specs[name]
 
     def flush(self) -> None:
-        """Have what is written so far on disk; meant for a thread beside those that write."""
+        """Flush written data to disk; may be called from another thread."""
         for file in list(self._files.values()):
             os.fdatasync(file)
 
     def finish(self, shard: str) -> None:
-        """Flush one file, all of whose tensors are written.
+        """Flush a file whose tensors are all written.
 
         Raises:
-            ValueError: One of them is not (a bug of the caller).
+            ValueError: A tensor is not written (a bug of the caller).
         """
-        missing = [name for name in self.shards[shard] if name in self._left]
+        missing = [name for name in self.shards[shard] if name in self._remaining]
         if missing:
             raise ValueError("never written: " + ", ".join(missing[:5]))
         os.fsync(self._files[shard])
 
     def close(self) -> None:
-        """Flush everything to disk.
+        """Flush all files to disk and close them.
 
         Raises:
-            ValueError: A planned tensor was never written.
+            ValueError: A tensor was not written (a bug of the caller).
         """
         try:
-            if self._left:
-                raise ValueError("never written: " + ", ".join(sorted(self._left)[:5]))
+            if self._remaining:
+                raise ValueError("never written: " + ", ".join(sorted(self._remaining)[:5]))
             for file in self._files.values():
                 os.fsync(file)
         finally:
@@ -202,14 +202,14 @@ class ShardWriter:
 def header(
     specs: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, dict[str, int], int]:
-    """What a file of these tensors begins with.
+    """The header of a file.
 
     Args:
-        specs: The tensors.
-        metadata: Free entries besides `format`.
+        specs: Specs of the tensors.
+        metadata: Further entries besides `format`.
 
     Returns:
-        Its bytes, where behind them each tensor begins, and the bytes of all tensors.
+        The bytes of the header, the offset of each tensor after it, and the bytes of all tensors.
     """
     fields: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     position, begins = 0, {}
@@ -227,12 +227,12 @@ def header(
 
 
 def replace_metadata(path: Path, metadata: Mapping[str, str]) -> None:
-    """Put other entries in the place of a file's metadata, which must take as many bytes.
+    """Replace the metadata of a file by entries of the same length.
 
-    What is only known when all is written (digests of what was read) so gets into the header.
+    This allows values in the header that are known only at the end, such as digests of the inputs.
 
     Raises:
-        ValueError: Their length is another (a bug of the caller).
+        ValueError: The length differs (a bug of the caller).
     """
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -242,10 +242,10 @@ def replace_metadata(path: Path, metadata: Mapping[str, str]) -> None:
 
 
 def rename_tensors(path: Path, rename: Callable[[str], str]) -> None:
-    """Give the tensors of a file shorter names; their data stays where it is.
+    """Rename the tensors of a file to shorter names, without moving their data.
 
     Raises:
-        ValueError: The names are longer than before, or one occurs twice (a bug of the caller).
+        ValueError: The names are longer than before, or not unique (a bug of the caller).
     """
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -258,10 +258,10 @@ def rename_tensors(path: Path, rename: Callable[[str], str]) -> None:
 
 
 def _put_header(file: BinaryIO, fields: Mapping[str, Any], length: int, spare: int) -> None:
-    """Replace a header of `length` bytes by one that has fewer than `spare` bytes left over."""
+    """Replace a header of `length` bytes by one that is less than `spare` bytes shorter."""
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     if not 0 <= length - len(text) < spare:
-        raise ValueError("a header of another length")
+        raise ValueError("the length of the header differs")
     file.seek(8)
     file.write(text + b" " * (length - len(text)))
     file.flush()
@@ -269,7 +269,7 @@ def _put_header(file: BinaryIO, fields: Mapping[str, Any], length: int, spare: i
 
 
 def _split(specs: Sequence[TensorSpec], max_shard: int) -> list[list[TensorSpec]]:
-    """Consecutive runs of at most `max_shard` bytes; at least one run."""
+    """Consecutive groups of at most `max_shard` bytes; at least one group."""
     shards: list[list[TensorSpec]] = [[]]
     filled = 0
     for spec in specs:
@@ -282,9 +282,9 @@ def _split(specs: Sequence[TensorSpec], max_shard: int) -> list[list[TensorSpec]
 
 
 def _reserve(file: int, size: int) -> None:
-    """Set the file's size, and take the space now where the file system can.
+    """Set the size of a file and reserve the space if the file system can.
 
-    A full disk is then known before the work, not after it.
+    A full disk is then detected before the work.
     """
     os.ftruncate(file, size)
     if hasattr(os, "posix_fallocate") and size:
@@ -293,7 +293,7 @@ def _reserve(file: int, size: int) -> None:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            # not supported here (some network and FUSE file systems): found out while writing
+            # not supported by some network and FUSE file systems: detected while writing
 
 
 def _write_at(file: int, data: bytes | memoryview, position: int) -> None:
@@ -301,6 +301,6 @@ def _write_at(file: int, data: bytes | memoryview, position: int) -> None:
     while view:
         written = os.pwrite(file, view[: 1 << 30], position)
         if written == 0:
-            raise RunFailed("the file system takes no more bytes", "free space and use --resume")
+            raise RunFailed("the file system accepts no more bytes", "free space and use --resume")
         position += written
         view = view[written:]

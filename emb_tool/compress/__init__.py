@@ -1,4 +1,4 @@
-"""`embtool compress`: fewer dimensions, layers, tokens and bits, in one chain."""
+"""`embtool compress`: reduce dimensions, layers, vocabulary and bits in one chain of steps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from emb_tool.report import Report
 
 PANEL = MADE
-SUMMARY = "fewer dimensions, layers, tokens and bits"
+SUMMARY = "reduce dimensions, layers, vocabulary and bits"
 HELP = """Make a model smaller.
 
-A chain of methods, one read and one write, measured on the files as written.
+Applies a chain of methods to one checkpoint and measures the result on the written files.
 """
 EXAMPLE = (
     "embtool compress sentence-transformers/all-MiniLM-L6-v2 -m truncate:dim=256 -m int:bits=8"
@@ -26,33 +26,33 @@ JOB = ("emb_tool.compress.job", "CompressJob")
 RUNNER = ("emb_tool.compress.run", "CompressRunner")
 
 _SUMMARIES = {
-    "layers": "keep some of the layers",
-    "vocab": "keep the tokens that texts like yours need",
-    "rotate": "turn the space: the first dimensions hold the most (PCA), or bits fit (ITQ)",
-    "truncate": "keep the first dimensions, baked into the weights",
+    "layers": "keep a subset of the layers",
+    "vocab": "keep the tokens that the given texts need",
+    "rotate": "rotate the vectors by PCA (before truncate) or ITQ (for binary codes)",
+    "truncate": "keep the first dimensions (Matryoshka), folded into the weights",
     "cast": "all weights in fp16 or bf16",
-    "int": "linear layers and tables in groups of 2 to 8 bits, ranges searched",
-    "gptq": "linear layers in few bits, rounded so that outputs on your texts change least",
-    "float8": "linear layers and tables as float8 with a scale for each row",
-    "bnb-int8": "linear layers in bitsandbytes' int8, opened by stock libraries",
-    "bnb-nf4": "linear layers in bitsandbytes' NF4, opened by stock libraries",
-    "bnb-fp4": "linear layers in bitsandbytes' FP4, opened by stock libraries",
-    "pq": "token table by product quantisation, frequent rows as whole numbers",
-    "opq": "token table turned, then product-quantised",
-    "rq": "token table as sums of codewords",
-    "mgqe": "token table by product quantisation, fewer codewords for rare rows",
-    "cce": "token table as sums of two codewords for each part of a row",
-    "svd": "token table as a product of two thin matrices",
-    "tt": "token table as a train of three small tensors",
+    "int": "linear layers and tables as 2 to 8-bit integers in groups, with searched ranges",
+    "gptq": "linear layers as 2 to 8-bit integers by GPTQ, calibrated on texts",
+    "float8": "linear layers and tables as float8 with a scale per row",
+    "bnb-int8": "linear layers in bitsandbytes' int8, readable by stock libraries",
+    "bnb-nf4": "linear layers in bitsandbytes' NF4, readable by stock libraries",
+    "bnb-fp4": "linear layers in bitsandbytes' FP4, readable by stock libraries",
+    "pq": "token table by product quantization, frequent rows as integers",
+    "opq": "token table by optimized product quantization (rotation, then pq)",
+    "rq": "token table by residual quantization (sums of codewords)",
+    "mgqe": "token table by product quantization, fewer codewords for rare rows",
+    "cce": "token table by clustered compositional embeddings (two codewords per subvector)",
+    "svd": "token table as a low-rank product of two matrices",
+    "tt": "token table as a tensor train of three cores",
     "hash": "rows shared by a hash of the id",
-    "qr": "rows made of a quotient's and a remainder's row",
-    "robe": "rows made of pieces of one shared array",
-    "dhe": "rows made by a small network from hashes of the id",
-    "dedup": "rows or blocks of rows that are alike, stored once",
+    "qr": "rows composed of a quotient row and a remainder row",
+    "robe": "rows composed of blocks of one shared array",
+    "dhe": "rows computed by a small network from hashes of the id",
+    "dedup": "equal or similar blocks of rows, stored once",
     "mde": "fewer dimensions for rarer rows",
-    "prune": "the smallest numbers of the table left out",
+    "prune": "entries of the smallest magnitude removed",
 }
-"""Method to what it does, in the order in which one would look for them."""
+"""Summary of each method, in the order of `embtool methods compress`."""
 
 METHODS = tuple(
     (
@@ -66,7 +66,7 @@ METHODS = tuple(
 
 
 def compress(model: StrPath, **settings: Unpack[CompressKwargs]) -> Report:
-    """Make a model smaller by a chain of methods.
+    """Compress a model by a chain of methods.
 
     Args:
         model: Folder, hub id, or a bare .safetensors file.

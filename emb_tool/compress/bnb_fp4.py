@@ -10,11 +10,15 @@ from emb_tool.compress.bnb import Bnb4
 
 
 class BnbFp4(Bnb4):
-    """Codes with a sign, 2 bits of exponent and 1 of mantissa, scaled per block; NF4 is better."""
+    """4-bit floats (1 sign, 2 exponent, 1 mantissa bits) with a scale per block.
+
+    NF4 has a smaller error on normally distributed weights.
+    """
 
     name: ClassVar[str] = "bnb-fp4"
     paper: ClassVar[str] = "arXiv:2212.09720"
 
     double_quant: Annotated[
-        bool, Field(description="keep the blocks' scales in 8 bits: 4.13 bits a weight, not 4.5")
+        bool,
+        Field(description="quantize the block scales to 8 bits: 4.13 bits per weight, not 4.5"),
     ] = False

@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 
 
 class BnbInt8(Bnb):
-    """Rows of linear layers as int8 with their largest magnitude: w' = q · max|w| / 127.
+    """Int8 rows of linear layers, scaled by their largest magnitude: w' = q · max|w| / 127.
 
-    Inputs are quantised too when the model runs, but for the columns above `threshold`.
+    At inference, inputs are quantized too, except columns with values above `threshold`.
     """
 
     name: ClassVar[str] = "bnb-int8"
     paper: ClassVar[str] = "arXiv:2208.07339"
 
     threshold: Annotated[
-        float, Field(ge=0, description="inputs above it are multiplied in float16; 0: none are")
+        float,
+        Field(ge=0, description="input columns above this value are computed in float16; 0: none"),
     ] = 6.0
 
     def settings(self, dtype: str) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from emb_tool.compress.bnb import Bnb4
 
 
 class BnbNf4(Bnb4):
-    """Codes at the quantiles of a normal distribution, scaled by the largest of a block."""
+    """Quantiles of a normal distribution, scaled by the largest magnitude of each block."""
 
     name: ClassVar[str] = "bnb-nf4"
     paper: ClassVar[str] = "arXiv:2305.14314"
 
     double_quant: Annotated[
-        bool, Field(description="keep the blocks' scales in 8 bits: 4.13 bits a weight, not 4.5")
+        bool,
+        Field(description="quantize the block scales to 8 bits: 4.13 bits per weight, not 4.5"),
     ] = False

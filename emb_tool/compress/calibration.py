@@ -1,4 +1,4 @@
-"""What a step may look at while it works: texts, their vectors, how often each token occurs."""
+"""Calibration data for steps: texts, their vectors and their token frequencies."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from emb_tool.runtime.device import Runtime
 
 MAX_SAMPLE_TEXTS = 4096
-"""Texts that are encoded at most; tokens are counted in all."""
+"""Maximum number of texts that are encoded; token frequencies are counted in all texts."""
 
-PIECE = 1024
-"""Texts whose vectors are kept together for a run that is taken up."""
+BLOCK_TEXTS = 1024
+"""Texts per cached block of vectors, for resumed runs."""
 
 
 class CalibrationContext:
-    """The texts of a calibration, and the model run on them as the steps so far have made it.
+    """Calibration texts, and a model that runs them after the steps applied so far.
 
     Args:
-        texts: Calibration texts; what a result is measured on is never among them.
-        runtime: Where the model runs.
-        progress: Bars and warnings.
-        scratch: Folder for drafts that have to be run before they are finished.
-        seed: Of everything random.
-        prompt_name: The prompt that texts are encoded with.
-        kept: Results of steps, of this run and of one that was killed.
-        unseen: Held-out texts, on which a step may tell what it costs; it learns nothing from them.
+        texts: Calibration texts, disjoint from those that the result is measured on.
+        runtime: Device, dtype and processes.
+        progress: Progress bars and warnings.
+        scratch: Folder for intermediate checkpoints.
+        seed: Random seed.
+        prompt_name: Name of the prompt that texts are encoded with.
+        cache: Results of steps, including those of an interrupted run.
+        heldout: Texts on which a step may report its loss; never used for calibration.
     """
 
     def __init__(
@@ -47,24 +47,24 @@ class CalibrationContext:
         scratch: Path,
         seed: int = 0,
         prompt_name: str = "document",
-        kept: ResultCache | None = None,
-        unseen: Sequence[str] = (),
+        cache: ResultCache | None = None,
+        heldout: Sequence[str] = (),
     ) -> None:
-        self.texts, self.unseen = texts, unseen
+        self.texts, self.heldout = texts, heldout
         self.runtime, self.progress, self.seed = runtime, progress, seed
         self.scratch = scratch
-        self.kept = kept or ResultCache()
+        self.cache = cache or ResultCache()
         self._prompt_name = prompt_name
         self._open: tuple[CheckpointEditor, Encoder] | None = None
 
     @property
     def sample(self) -> list[str]:
-        """At most `SAMPLE` of the texts, spread over all of them."""
+        """At most `MAX_SAMPLE_TEXTS` of the texts, evenly spaced."""
         step = max(1, -(-len(self.texts) // MAX_SAMPLE_TEXTS))
         return [self.texts[i] for i in range(0, len(self.texts), step)]
 
     def encoder(self, draft: CheckpointEditor) -> Encoder:
-        """The draft as a model that runs, its weights float32."""
+        """The draft as an encoder with float32 weights."""
         from emb_tool.checkpoint.reader import Checkpoint
         from emb_tool.model.encoder import Encoder
 
@@ -83,67 +83,70 @@ class CalibrationContext:
         return self._open[1]
 
     def close(self) -> None:
-        """Let the model go, and the folders of unfinished drafts."""
+        """Release the model and remove the intermediate checkpoints."""
         self._open = None
         for folder in self.scratch.glob("step-*"):
             shutil.rmtree(folder)
 
     def result(
-        self, draft: CheckpointEditor, kind: str, make: Callable[[], Result], *names: str
+        self, draft: CheckpointEditor, kind: str, compute: Callable[[], Result], *names: str
     ) -> Result:
-        """What a step finds, made only if no run before has.
+        """A cached result of a step; computed if it is not in the cache.
 
         Args:
-            draft: The step's own, after `plan`: the result is that of its whole chain.
-            kind: What is found, in the plural, as the report says it.
-            make: Finds it.
-            names: What tells it from others of the step.
+            draft: The draft of the step after `plan`; its chain is part of the cache key.
+            kind: Kind of result, a plural noun that the report shows.
+            compute: Computes the result.
+            names: Further parts of the cache key, to distinguish results of one step.
         """
-        return self.kept.result(kind, [*draft.chain, *names], make)
+        return self.cache.result(kind, [*draft.chain, *names], compute)
 
     def prompt(self, encoder: Encoder) -> str:
         """The prompt that texts are encoded with."""
         return encoder.prompt(self._prompt_name)
 
     def vectors(self, draft: CheckpointEditor, texts: Sequence[str] | None = None) -> np.ndarray:
-        """(texts, dim) float32: the vectors of texts (the `sample` unless given).
+        """Vectors of texts, by default of `sample`.
+
+        Returns:
+            (texts, dim) float32.
 
         Raises:
-            InvalidInput: One of them is not finite.
+            InvalidInput: A vector is not finite.
         """
         import torch
 
         texts = self.sample if texts is None else texts
-        found = []
+        blocks = []
         with self.progress.task("encoding the texts", len(texts), "texts") as advance:
-            for start in range(0, len(texts), PIECE):
-                piece = texts[start : start + PIECE]
+            for start in range(0, len(texts), BLOCK_TEXTS):
+                block = texts[start : start + BLOCK_TEXTS]
 
-                def encode(piece: Sequence[str] = piece) -> Result:
+                def encode(block: Sequence[str] = block) -> Result:
                     encoder = self.encoder(draft)
                     prompt = self.prompt(encoder)
-                    vectors = encoder.encode(piece, prompt)
-                    _check_finite(vectors, piece, prompt, encoder)
+                    vectors = encoder.encode(block, prompt)
+                    _check_vectors(vectors, block, prompt, encoder)
                     return Result({"vectors": torch.from_numpy(vectors)}, {})
 
-                before = self.kept.taken.total()
-                pieces = self.result(draft, "pieces of texts encoded", encode, *piece)
-                found.append(pieces.tensors["vectors"].numpy())
-                there = self.kept.taken.total() > before
-                (advance.skip if there else advance)(len(piece))
-        if not found:
+                before = self.cache.hits.total()
+                result = self.result(draft, "pieces of texts encoded", encode, *block)
+                blocks.append(result.tensors["vectors"].numpy())
+                cached = self.cache.hits.total() > before
+                (advance.skip if cached else advance)(len(block))
+        if not blocks:
             return np.zeros((0, self.encoder(draft).dim), np.float32)
-        return np.concatenate(found)
+        return np.concatenate(blocks)
 
     def token_ids(
         self, draft: CheckpointEditor, texts: Sequence[str] | None = None
     ) -> list[np.ndarray]:
-        """Token ids of texts (the `sample` unless given), special tokens included."""
+        """Token ids of texts, by default of `sample`, with special tokens."""
         encoder = self.encoder(draft)
         return encoder.tokenize(self.sample if texts is None else texts, self.prompt(encoder))
 
     def frequencies(self, draft: CheckpointEditor) -> np.ndarray:
-        """(vocabulary,) int64: how often each token id occurs in all the texts."""
+        """Occurrences of each token id in all texts, (vocabulary,) int64."""
         rows = draft.spec(draft.table_name()).shape[0]
         counts = np.zeros(rows, np.int64)
         for start in range(0, len(self.texts), MAX_SAMPLE_TEXTS):
@@ -153,7 +156,9 @@ class CalibrationContext:
         return counts
 
 
-def _check_finite(vectors: np.ndarray, texts: Sequence[str], prompt: str, encoder: Encoder) -> None:
+def _check_vectors(
+    vectors: np.ndarray, texts: Sequence[str], prompt: str, encoder: Encoder
+) -> None:
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         text = texts[int(np.argmin(finite))]

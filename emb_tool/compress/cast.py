@@ -1,4 +1,4 @@
-"""Half the bytes: the weights in bfloat16 or float16."""
+"""Cast weights to bfloat16 or float16."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ _DTYPES = {"bf16": "BF16", "fp16": "F16"}
 
 
 class Cast(CompressStep):
-    """Every float tensor in another dtype, rounded to nearest even; packed bytes stay."""
+    """Cast every float tensor, rounding to nearest even; packed tensors are not changed."""
 
     name: ClassVar[str] = "cast"
     stage: ClassVar[str] = "weights"
 
     dtype: Annotated[
         Literal["bf16", "fp16"],
-        Field(description="fp16 has 3 bits more precision, bf16 the range of float32"),
+        Field(description="fp16 has 3 more bits of precision, bf16 has the range of float32"),
     ] = "fp16"
 
     def plan(self, draft: CheckpointEditor) -> None:
-        """Cast what is stored, and let the configs say so."""
+        """Cast the tensors and set the dtype in the config."""
         draft.refuse_quantized("cast")
         target = _DTYPES[self.dtype]
         for tensors in (draft.tensors, *draft.modules.values()):
             for name, lazy in tensors.items():
                 if lazy.spec.dtype in FLOATS and lazy.spec.dtype != target:
-                    tensors[name] = _lazy(lazy, target)
+                    tensors[name] = _cast_lazily(lazy, target)
         if draft.config:
-            _state(draft.config, TORCH_DTYPES[target])
+            _set_dtype(draft.config, TORCH_DTYPES[target])
             draft.config["torch_dtype"] = TORCH_DTYPES[target]
 
 
-def _lazy(lazy: LazyTensor, target: str) -> LazyTensor:
+def _cast_lazily(lazy: LazyTensor, target: str) -> LazyTensor:
     from dataclasses import replace
 
     load: Callable[[], torch.Tensor] = lazy.load
@@ -54,32 +54,32 @@ def _lazy(lazy: LazyTensor, target: str) -> LazyTensor:
 
 
 def cast(name: str, tensor: torch.Tensor, target: str) -> torch.Tensor:
-    """A tensor in another dtype.
+    """Cast a tensor, refusing overflow.
 
     Args:
-        name: For the message.
-        tensor: Of floats.
-        target: safetensors' name of the dtype.
+        name: Name of the tensor, for the error message.
+        tensor: Float tensor.
+        target: Name of the dtype in safetensors.
 
     Raises:
-        InvalidInput: A finite value that becomes infinite.
+        InvalidInput: A finite value becomes infinite.
     """
-    made = tensor.to(torch_dtype(target))
-    lost = made.isinf() & ~tensor.isinf()
-    if lost.any():
+    result = tensor.to(torch_dtype(target))
+    overflowed = result.isinf() & ~tensor.isinf()
+    if overflowed.any():
         raise InvalidInput(
-            f"{name}: {int(lost.sum())} values overflow {TORCH_DTYPES[target]}, the largest is"
-            f" {float(tensor.abs().max()):.4g}",
+            f"{name}: {int(overflowed.sum())} values overflow {TORCH_DTYPES[target]}, the largest"
+            f" is {float(tensor.abs().max()):.4g}",
             "use -m cast:dtype=bf16",
         )
-    return made
+    return result
 
 
-def _state(config: dict[str, Any], dtype: str) -> None:
-    """The dtype wherever a config or one nested in it states one (transformers has two names)."""
+def _set_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Set the dtype wherever a config or a nested config has one (under either of two keys)."""
     for key, value in config.items():
         if key in ("dtype", "torch_dtype"):
             config[key] = dtype
         elif isinstance(value, dict) and key != "quantization_config":
             config[key] = dict(value)
-            _state(config[key], dtype)
+            _set_dtype(config[key], dtype)

@@ -1,4 +1,4 @@
-"""Clustered compositional embeddings: each part of a row is the sum of two codewords."""
+"""Clustered compositional embeddings: each subvector of a row is the sum of two codewords."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from emb_tool.compress.codebooks import FrequentRowsMethod
 
 
 class Cce(FrequentRowsMethod):
-    """x[j] ≈ A[j, g[j]] + B[j, h[j]]; on a finished table two stages of residual quantisation."""
+    """x[j] ≈ A[j, g[j]] + B[j, h[j]], fitted as two-stage residual quantization."""
 
     name: ClassVar[str] = "cce"
     paper: ClassVar[str] = "arXiv:2210.05974"
     kind: ClassVar[str] = "cce"
 
     subvectors: Annotated[
-        int | None, Field(ge=1, description="parts of a row [by budget, else of 8 dimensions]")
+        int | None,
+        Field(ge=1, description="subvectors per row [by the budget, else of 8 dimensions each]"),
     ] = None
     beam: Annotated[
-        int, Field(ge=1, le=64, description="first codewords tried for each part; 1 is greedy")
+        int,
+        Field(ge=1, le=64, description="first codewords tried for each subvector; 1 is greedy"),
     ] = 4

@@ -1,8 +1,8 @@
-"""The chains that `--target` chooses from: sound methods, one number left to be solved.
+"""The chains that `--target` chooses from, with the budget of the token table as a free parameter.
 
-How linear layers are kept comes in steps of some bits. What they leave of a size goes to the token
-table, in which almost any number of bytes can be spent: `pq` fills a budget with frequent rows in
-whole numbers, `int` with bits and finer groups.
+The linear layers have a discrete set of formats. The bytes that remain go to the token table, whose
+size is almost continuous: `pq` fills its budget with frequent rows as integers, `int` with more
+bits and smaller groups.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from emb_tool.compress.step import CompressStep, plan_step
 from emb_tool.editing import CheckpointEditor
 from emb_tool.errors import InvalidInput
 
-WEIGHTS = (
+TRANSFORMER_CHAINS = (
     ("cast:dtype=fp16",),
     ("int:bits=8",),
     ("gptq:bits=6", "int:bits=8"),
@@ -30,9 +30,9 @@ WEIGHTS = (
     ("gptq:bits=3,group_size=32", "pq:budget=0.1", "int:bits=8"),
     ("gptq:bits=2,group_size=32", "pq:budget=0.08", "int:bits=8"),
 )
-"""How the weights of a transformer are kept, the largest first: linear layers, then tables."""
+"""Chains for transformers, largest first: linear layers, then tables."""
 
-TABLES = (
+STATIC_CHAINS = (
     ("cast:dtype=fp16",),
     ("int:bits=8",),
     ("int:bits=6",),
@@ -41,9 +41,9 @@ TABLES = (
     ("pq:budget=0.1",),
     ("pq:budget=0.07",),
 )
-"""Likewise for a static table, which has nothing else."""
+"""Chains for static embeddings, largest first."""
 
-LINEAR = (
+LINEAR_SPECS = (
     "int:bits=8,tables=0",
     "gptq:bits=6",
     "gptq:bits=5",
@@ -51,29 +51,30 @@ LINEAR = (
     "gptq:bits=3,group_size=32",
     "gptq:bits=2,group_size=32",
 )
-"""How linear layers are kept where the table's share is solved for, the largest first."""
+"""Formats of the linear layers where the budget of the table is solved for, largest first."""
 
-PQ_UP_TO = 0.16
-"""Share of float32 up to which `pq` keeps more of a token table than `int` (measured)."""
+MAX_PQ_SHARE = 0.16
+"""Largest budget at which `pq` loses less than `int` on a token table (measured)."""
 
-SHARES = (0.03, 0.26)
-"""Of a table's float32 bytes: the least that was found of use, and 8 bits with their scales."""
+SHARE_RANGE = (0.03, 0.26)
+"""Smallest useful budget (measured) and largest (8 bits with scales), as shares of float32
+bytes."""
 
-DIGITS = 4
-"""Decimals of a share that is solved for: what is recorded is what is carried out."""
+SHARE_DECIMALS = 4
+"""Decimals of a solved budget, so that the recorded value is the one that was applied."""
 
 
-def build(texts: Sequence[str]) -> tuple[CompressStep, ...]:
-    """Steps as typed after `-m`."""
-    named = [registry.parse(text) for text in texts]
+def parse_chain(texts: Sequence[str]) -> tuple[CompressStep, ...]:
+    """Steps from their specs, as in `-m SPEC`."""
+    parsed = [registry.parse(text) for text in texts]
     return tuple(
         cast(CompressStep, registry.build(registry.load("compress", name), settings))
-        for name, settings in named
+        for name, settings in parsed
     )
 
 
 def step_spec(step: CompressStep) -> str:
-    """A step as `-m` takes it, defaults left out."""
+    """The spec of a step, as in `-m SPEC`, without default values."""
     values = step.model_dump(mode="json", exclude_defaults=True)
     settings = ",".join(
         f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}"
@@ -83,196 +84,217 @@ def step_spec(step: CompressStep) -> str:
 
 
 def is_static(draft: CheckpointEditor) -> bool:
-    """Whether a model is a table and nothing else."""
+    """Whether a model is a static embedding."""
     return draft.layout.family == "static"
 
 
 def fixed_chains(
     draft: CheckpointEditor, vocabulary: bool = False
 ) -> list[tuple[CompressStep, ...]]:
-    """Chains without anything to solve for, the largest first.
+    """Chains without free parameters, largest first.
 
     Args:
         draft: The model.
-        vocabulary: Also with a trimmed vocabulary.
+        vocabulary: Also return each chain with a trimmed vocabulary.
     """
-    known = TABLES if is_static(draft) else WEIGHTS
-    heads: list[tuple[str, ...]] = [(), ("vocab",)] if vocabulary else [()]
-    return [build((*head, *rest)) for head in heads for rest in known]
+    weights = STATIC_CHAINS if is_static(draft) else TRANSFORMER_CHAINS
+    prefixes: list[tuple[str, ...]] = [(), ("vocab",)] if vocabulary else [()]
+    return [parse_chain((*prefix, *steps)) for prefix in prefixes for steps in weights]
 
 
 def nearly_lossless_chains(draft: CheckpointEditor) -> list[tuple[CompressStep, ...]]:
-    """Chains that lose next to nothing, the largest first: what fits of them needs no search."""
+    """Chains without measurable loss, largest first; if one of them fits, no search is needed."""
     return fixed_chains(draft)[:2]
 
 
 @dataclass(frozen=True)
 class Family:
-    """Chains that differ in the share of its float32 bytes that the token table gets.
+    """Chains that differ in the budget of the token table, a share of its float32 bytes.
 
     Args:
-        linear: How linear layers are kept; None for a static table.
-        table: `pq` or `int`; None takes what keeps more at a share.
+        linear: Spec of the step for linear layers; None for a static embedding.
+        table: Method for the table, `pq` or `int`; None: the better one at a given budget.
     """
 
     linear: str | None
     table: str | None = None
 
     def steps(self, share: float) -> tuple[CompressStep, ...]:
-        """The chain at a share."""
-        table = self.table or ("pq" if share < PQ_UP_TO else "int")
-        first = () if self.linear is None else (self.linear,)
-        rest = ("int:bits=8",) if table == "pq" and self.linear is not None else ()
-        return build((*first, f"{table}:budget={share:.{DIGITS}f}", *rest))
+        """The chain at a given budget of the table."""
+        table = self.table or ("pq" if share < MAX_PQ_SHARE else "int")
+        linear = () if self.linear is None else (self.linear,)
+        tables = ("int:bits=8",) if table == "pq" and self.linear is not None else ()
+        return parse_chain((*linear, f"{table}:budget={share:.{SHARE_DECIMALS}f}", *tables))
 
     @property
     def bits(self) -> int:
-        """Of a weight of the linear layers."""
-        (step,) = build([str(self.linear)])
+        """Bits per weight of the linear layers."""
+        (step,) = parse_chain([str(self.linear)])
         return int(getattr(step, "bits"))  # noqa: B009
 
     def share(self, draft: CheckpointEditor, size: int) -> float | None:
-        """The share at which headers say that a size is met; None if it is not at any.
+        """The budget of the table at which a size is met, computed from headers.
 
         Args:
-            draft: The model, its vocabulary trimmed where it is to be.
-            size: Bytes of tensors.
+            draft: The model, with its vocabulary trimmed if the chain trims it.
+            size: Bytes of the weight files.
+
+        Returns:
+            A share of the float32 bytes of the table; None if no budget meets the size.
         """
-        most = SHARES[1]
-        largest = plan_chain(draft, self.steps(most))
+        max_share = SHARE_RANGE[1]
+        largest = plan_chain(draft, self.steps(max_share))
         if largest is None:
             return None
-        return adjust_share(most, size - estimate(draft, largest, most), draft)
+        return adjust_share(max_share, size - estimate(draft, largest, max_share), draft)
 
 
-def estimate(draft: CheckpointEditor, made: CheckpointEditor, share: float) -> int:
-    """Bytes of a chain with a share; `pq` fills it with rows that its plan cannot tell.
+def estimate(draft: CheckpointEditor, planned: CheckpointEditor, share: float) -> int:
+    """Estimated bytes of the weight files of a chain.
+
+    The table is counted with its full budget, since `pq` chooses its frequent rows only when it is
+    fitted.
 
     Args:
         draft: The model.
-        made: What the chain makes of it, planned.
-        share: Of its token table.
+        planned: The model after planning the chain.
+        share: Budget of the token table, a share of its float32 bytes.
     """
     module = draft.table_name().removesuffix(".weight")
-    held = sum(spec.nbytes for spec in made.specs() if spec.name.startswith(f"{module}."))
-    return file_bytes(made) - held + int(share * table_bytes(draft))
+    table_nbytes = sum(
+        spec.nbytes for spec in planned.specs() if spec.name.startswith(f"{module}.")
+    )
+    return file_bytes(planned) - table_nbytes + int(share * table_bytes(draft))
 
 
 def adjust_share(share: float, gap: int, draft: CheckpointEditor) -> float | None:
-    """A share that takes up a gap; None below the least.
+    """A budget of the table that closes a gap to the target size.
 
     Args:
-        share: The one that left it.
-        gap: Bytes that are left, below 0 bytes too many.
+        share: The current budget.
+        gap: Target size minus current size, in bytes.
         draft: The model.
+
+    Returns:
+        The new budget, limited to `SHARE_RANGE`; None if it would be below.
     """
-    scale = 10**DIGITS
-    found = floor((share + gap / table_bytes(draft)) * scale) / scale
-    return None if found < SHARES[0] else min(found, SHARES[1])
+    scale = 10**SHARE_DECIMALS
+    adjusted = floor((share + gap / table_bytes(draft)) * scale) / scale
+    return None if adjusted < SHARE_RANGE[0] else min(adjusted, SHARE_RANGE[1])
 
 
 def file_bytes(draft: CheckpointEditor) -> int:
-    """Bytes of the weight files of a draft, their headers included."""
+    """Bytes of the weight files of a draft, including headers."""
     parts = [draft.tensors, *draft.modules.values()]
     headers = (header([lazy.spec for lazy in part.values()]) for part in parts if part)
     return draft.nbytes + sum(len(text) for text, _, _ in headers)
 
 
 def most_balanced(families: Sequence[Family], shares: Sequence[float | None]) -> int | None:
-    """The family whose linear layers and token table have the most similar bits a weight.
+    """Index of the family whose linear layers and token table have the closest bits per weight.
 
     Args:
-        families: Of a model that is no static table.
-        shares: Of each; None where it cannot be made.
+        families: Families of a model that is not a static embedding.
+        shares: Budget of each; None where the family does not fit.
     """
-    unlike = {
+    differences = {
         number: abs(family.bits - 32 * share)
         for number, (family, share) in enumerate(zip(families, shares, strict=True))
         if share is not None
     }
-    return min(unlike, key=lambda number: unlike[number], default=None)
+    return min(differences, key=lambda number: differences[number], default=None)
 
 
 def smallest_chain(draft: CheckpointEditor) -> tuple[CompressStep, ...] | None:
-    """The chain of fewest bytes by headers; None where none can be made."""
-    every = [*fixed_chains(draft), *(family.steps(SHARES[0]) for family in families(draft))]
+    """The chain with the fewest bytes, computed from headers; None if none is applicable."""
+    candidates = [
+        *fixed_chains(draft),
+        *(family.steps(SHARE_RANGE[0]) for family in families(draft)),
+    ]
     sizes = {
-        steps: made.nbytes for steps in every if (made := plan_chain(draft, steps)) is not None
+        steps: planned.nbytes
+        for steps in candidates
+        if (planned := plan_chain(draft, steps)) is not None
     }
     return min(sizes, key=lambda steps: sizes[steps], default=None)
 
 
 def table_bytes(draft: CheckpointEditor) -> int:
-    """Bytes of the token table in float32, which a share is of."""
+    """Bytes of the token table in float32."""
     return 4 * draft.spec(draft.table_name()).numel
 
 
 def families(draft: CheckpointEditor) -> list[Family]:
-    """Those of a model, the largest linear layers first; none where no table can be made out."""
+    """Families for a model, largest linear layers first; none if its token table is unknown."""
     if is_static(draft):
         return [Family(None, table) for table in ("int", "pq")]
     try:
         draft.table_name()
     except InvalidInput:
         return []
-    return [Family(linear) for linear in LINEAR]
+    return [Family(linear) for linear in LINEAR_SPECS]
 
 
 def plan_chain(draft: CheckpointEditor, steps: Sequence[CompressStep]) -> CheckpointEditor | None:
-    """What a chain makes of a model, from headers; None where a step does not fit it."""
-    made = draft.copy()
+    """A model after planning a chain, from headers; None if a step is not applicable."""
+    planned = draft.copy()
     try:
         for step in steps:
-            plan_step(step, made)
+            plan_step(step, planned)
     except InvalidInput:
         return None
-    return made
+    return planned
 
 
 def chain_spec(steps: Sequence[CompressStep]) -> str:
-    """A chain as one would type it."""
+    """A chain as command-line options."""
     return " ".join(f"-m {step_spec(step)}" for step in steps)
 
 
 def preview_chains(
     draft: CheckpointEditor, size: int | None, vocabulary: bool
 ) -> list[tuple[str, int]]:
-    """Chains that a search would try, with the bytes that headers promise, the largest first.
+    """Chains that a search would try, with sizes estimated from headers, largest first.
 
     Args:
         draft: The model.
-        size: Bytes that are aimed at; None: a share to be kept.
-        vocabulary: Whether `vocab` may be tried; how much it leaves only the texts tell.
+        size: Target size in bytes; None for a target retention.
+        vocabulary: Whether `vocab` may be tried; its effect depends on the texts.
+
+    Returns:
+        Pairs of chain and estimated bytes.
 
     Raises:
-        InvalidInput: A size that no chain comes down to.
+        InvalidInput: No chain reaches the size.
     """
     if size is None:
-        made = {
+        planned = {
             chain_spec(steps): plan_chain(draft, steps) for steps in fixed_chains(draft, vocabulary)
         }
-        found = {name: file_bytes(chain) for name, chain in made.items() if chain is not None}
-        return sorted(found.items(), key=lambda item: -item[1])
+        sizes = {name: file_bytes(chain) for name, chain in planned.items() if chain is not None}
+        return sorted(sizes.items(), key=lambda item: -item[1])
     for steps in nearly_lossless_chains(draft):
         chain = plan_chain(draft, steps)
         if chain is not None and file_bytes(chain) <= size:
             return [(chain_spec(steps), file_bytes(chain))]
-    found, least = {}, draft.nbytes
+    sizes, min_bytes = {}, draft.nbytes
     for family in families(draft):
-        if (largest := plan_chain(draft, family.steps(SHARES[1]))) is None:
+        if (largest := plan_chain(draft, family.steps(SHARE_RANGE[1]))) is None:
             continue
-        least = min(least, estimate(draft, largest, 0.0 if vocabulary else SHARES[0]))
+        min_bytes = min(min_bytes, estimate(draft, largest, 0.0 if vocabulary else SHARE_RANGE[0]))
         if (share := family.share(draft, size)) is not None:
             chain = plan_chain(draft, family.steps(share)) or largest
-            found[chain_spec(family.steps(share))] = estimate(draft, chain, share)
+            sizes[chain_spec(family.steps(share))] = estimate(draft, chain, share)
         if vocabulary:
-            found[chain_spec((*build(("vocab",)), *family.steps(share or SHARES[0])))] = size
+            sizes[
+                chain_spec((*parse_chain(("vocab",)), *family.steps(share or SHARE_RANGE[0])))
+            ] = size
     for steps in fixed_chains(draft):
         chain = plan_chain(draft, steps)
-        least = min(least, file_bytes(chain) if chain is not None else least)
-    if least > size:
+        min_bytes = min(min_bytes, file_bytes(chain) if chain is not None else min_bytes)
+    if min_bytes > size:
         raise InvalidInput(
-            f"--target {size / 1e6:g} MB: the smallest chain has about {least / 1e6:,.2f} MB",
-            "a larger target; or a smaller model first, with embtool distill --student-layers",
+            f"--target {size / 1e6:g} MB: the smallest chain has about {min_bytes / 1e6:,.2f} MB",
+            "use a larger target, or make a smaller model first: embtool distill --student-layers",
         )
-    return sorted(found.items(), key=lambda item: -item[1])
+    return sorted(sizes.items(), key=lambda item: -item[1])

@@ -1,8 +1,8 @@
 """Export of linear layers to compressed-tensors' pack-quantized layout.
 
-A weight there is w = s (q - z): codes of 2, 4 or 8 bits in int32 words, a scale and a whole zero
-point for each group. `int` and `gptq` round to that form with `integer_zero_point=true`. Tables
-stay as they are: transformers would read them packed, vLLM's token tables of encoders do not.
+The layout stores w = s (q - z): 2, 4 or 8-bit codes in int32 words, with a scale and an integer
+zero point per group. `int` and `gptq` round to that form with `integer_zero_point=true`. Tables are
+not packed: transformers could read packed tables, but vLLM's encoders cannot.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ if TYPE_CHECKING:
     import torch
 
 BITS = (2, 4, 8)
-"""Codes that fill a word without rest, as all versions of the format pack them."""
+"""Bits per code that divide 32, which all versions of the format pack alike."""
 
 VERSIONS = ">=0.15.0.1,<0.21"
-"""Of compressed-tensors, between which what is written here was loaded; as in pyproject.toml."""
+"""Versions of compressed-tensors that were tested with written checkpoints; as in
+pyproject.toml."""
 
 
 def adapt_step(step: CompressStep) -> CompressStep:
-    """A step of a chain, set to what the layout holds: whole zero points, linear layers alone.
+    """A step with settings that the layout supports: integer zero points, linear layers only.
 
     Raises:
-        InvalidInput: Bits for tables.
+        InvalidInput: The step packs tables.
     """
     if tables := getattr(step, "tables", None):
         raise InvalidInput(
-            f"-m {step.name}:tables={tables}: --format compressed-tensors holds"
-            " linear layers alone, since loaders of the format do not read packed tables",
-            "leave tables= out: tables stay as they are, and -m cast before it halves them",
+            f"-m {step.name}:tables={tables}: --format compressed-tensors supports linear"
+            " layers only, because loaders of the format do not read packed tables",
+            "leave out tables=; to halve the bytes of tables, put -m cast before this step",
         )
     settings = {"integer_zero_point": True, "tables": 0}
     return step.model_copy(
@@ -45,56 +46,56 @@ def adapt_step(step: CompressStep) -> CompressStep:
 
 
 def check_package() -> str | None:
-    """A warning about the version of compressed-tensors that is installed.
+    """A warning if the installed version of compressed-tensors was not tested.
 
     Raises:
-        InvalidInput: It is not there; what is written is opened with it, to be measured.
+        InvalidInput: The package is not installed; it is needed to measure the written files.
     """
     from packaging.specifiers import SpecifierSet
 
     try:
-        found = metadata.version("compressed-tensors")
+        version = metadata.version("compressed-tensors")
     except metadata.PackageNotFoundError:
         raise InvalidInput(
-            "--format compressed-tensors: the package is not installed, and what is written is"
-            " opened to measure it",
+            "--format compressed-tensors: the package is not installed, and it is needed to"
+            " measure the written files",
             f"run: pip install 'compressed-tensors{VERSIONS}'",
         ) from None
-    if SpecifierSet(VERSIONS).contains(found, prereleases=True):
+    if SpecifierSet(VERSIONS).contains(version, prereleases=True):
         return None
     return (
-        f"compressed-tensors {found} has not been tried: --format compressed-tensors was run with"
+        f"compressed-tensors {version} is not tested: --format compressed-tensors was tested with"
         f" {VERSIONS}"
     )
 
 
 def export(draft: CheckpointEditor) -> None:
-    """Rewrite a draft whose packed modules are whole numbers into that layout.
+    """Convert the packed integer modules of a draft to the layout.
 
-    Codes and scales are the same; a minimum was -z s rounded to float16 and is -z s exactly.
+    Codes and scales do not change; a minimum of -z s rounded to float16 becomes exactly -z s.
 
     Raises:
-        InvalidInput: A packed module that the layout cannot hold, or none.
+        InvalidInput: Nothing is packed, or the layout does not support a packed module.
     """
     if not draft.packed or draft.layout.family == "static":
-        what = "a static embedding has no linear layers" if draft.packed else "nothing is packed"
-        raise InvalidInput(f"--format compressed-tensors: {what}", "use it with -m int or -m gptq")
+        fault = "a static embedding has no linear layers" if draft.packed else "nothing is packed"
+        raise InvalidInput(f"--format compressed-tensors: {fault}", "use it with -m int or -m gptq")
     for module, spec in draft.packed.items():
-        if why := _unfit(spec):
+        if reason := _unsupported_reason(spec):
             raise InvalidInput(
-                f"--format compressed-tensors cannot hold {module}: {why}",
-                "use -m int or -m gptq with bits=2, 4 or 8 and a group that divides the columns, or"
-                f" leave it out with skip={module}",
+                f"--format compressed-tensors does not support {module}: {reason}",
+                "use -m int or -m gptq with bits=2, 4 or 8 and a group size that divides the"
+                f" number of columns, or leave it out with skip={module}",
             )
     schemes = dict.fromkeys((spec["bits"], _group(spec)) for spec in draft.packed.values())
     if len(schemes) > 1:
-        told = ", ".join(
+        listed = ", ".join(
             f"{bits} bits in groups of {group_size or 'a row'}" for bits, group_size in schemes
         )
         raise InvalidInput(
-            f"--format compressed-tensors: {told} in one checkpoint, of which transformers reads"
-            " one alone",
-            "give all linear layers the same bits and group, or leave some out with skip=",
+            f"--format compressed-tensors: {listed} in one checkpoint, but transformers reads"
+            " only one",
+            "use the same bits and group size for all linear layers, or leave some out with skip=",
         )
     ((bits, group_size),) = schemes
     draft.config["quantization_config"] = _config(draft, bits, group_size)
@@ -102,24 +103,26 @@ def export(draft: CheckpointEditor) -> None:
         _rewrite(draft, module, spec)
     draft.packed = {}
     draft.notes.append(
-        "compressed-tensors: linear layers are packed, tables stay as they are; opens where the"
-        " package of that name is installed; transformers unpacks the weights when it loads them,"
-        " so that only the file is small"
+        "compressed-tensors: linear layers are packed, tables are not; loading needs the package"
+        " of that name; transformers unpacks the weights when it loads them, so only the files"
+        " are small"
     )
 
 
-def _unfit(spec: Mapping[str, Any]) -> str | None:
-    """Why the layout cannot hold a packed module."""
+def _unsupported_reason(spec: Mapping[str, Any]) -> str | None:
+    """Why the layout does not support a packed module; None if it does."""
     if spec["kind"] != "int":
         return f"its format is {spec['kind']}"
     if spec["role"] != "linear":
-        return "it is a table, which loaders of the format do not read"
+        return "it is a table, which loaders of the format do not read packed"
     if spec["bits"] not in BITS:
         return f"{spec['bits']} bits"
     if spec["shape"][1] % (_group(spec) or 1):
-        return f"{spec['shape'][1]} columns are not whole groups of {spec['group_size']}"
+        return (
+            f"{spec['shape'][1]} columns are not a multiple of the group size {spec['group_size']}"
+        )
     if not spec.get("integer_zero_point"):
-        return "its groups have no whole zero points"
+        return "its groups have no integer zero points"
     if spec["bits"] == 4 and spec["shape"][0] <= 8 and _group(spec):
         return (
             f"compressed-tensors 0.20 does not unpack 4 bits of {spec['shape'][0]} rows in groups"
@@ -150,22 +153,22 @@ def _rewrite(draft: CheckpointEditor, module: str, spec: Mapping[str, Any]) -> N
 
         packed = Int(spec)
         packed.weight = stored
-        found = packed.rounded()
-        zero = whole_zeros(found.scale, found.minimum)
-        made = {
-            "weight_packed": pack_words(found.codes, bits),
-            "weight_scale": found.scale,
+        groups = packed.rounded()
+        zero = zero_points(groups.scale, groups.minimum)
+        tensors = {
+            "weight_packed": pack_words(groups.codes, bits),
+            "weight_scale": groups.scale,
             "weight_zero_point": pack_words(zero.T, bits).T.contiguous(),
             "weight_shape": torch.tensor([rows, columns]),
         }
-        return {f"{module}.{part}": tensor for part, tensor in made.items()}
+        return {f"{module}.{part}": tensor for part, tensor in tensors.items()}
 
     specs = [TensorSpec(f"{module}.{p}", shape, dtype) for p, (shape, dtype) in shapes.items()]
     draft.split(f"{module}.weight", specs, fn)
 
 
-def whole_zeros(scale: torch.Tensor, minimum: torch.Tensor) -> torch.Tensor:
-    """The z of m = -z s, uint8; 0 where s is 0, since m is then 0 too."""
+def zero_points(scale: torch.Tensor, minimum: torch.Tensor) -> torch.Tensor:
+    """Zero points z with m = -z s, uint8; 0 where s is 0, since m is 0 there too."""
     import torch
 
     quotient = -minimum.float() / torch.where(scale > 0, scale.float(), torch.inf)
@@ -173,14 +176,14 @@ def whole_zeros(scale: torch.Tensor, minimum: torch.Tensor) -> torch.Tensor:
 
 
 def pack_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes in int32 words along the last dimension, the first in the lowest bits.
+    """Pack codes into int32 words along the last dimension, lowest bits first.
 
     Args:
-        codes: (rows, columns) uint8 below 2^bits.
-        bits: 2, 4 or 8.
+        codes: (rows, columns) uint8, below 2^bits.
+        bits: Bits per code: 2, 4 or 8.
 
     Returns:
-        (rows, words) int32, the last word filled up with zeros.
+        (rows, words) int32, padded with zeros.
     """
     import torch
     from torch.nn.functional import pad
@@ -196,9 +199,10 @@ def _words(columns: int, bits: int) -> int:
 
 
 def _config(draft: CheckpointEditor, bits: int, group_size: int | None) -> dict[str, Any]:
-    """The `quantization_config`: modules by class, those that are not packed by name.
+    """The `quantization_config`: all linear layers, with those that are not packed in `ignore`.
 
-    `dequantize` is for transformers: left compressed, it expects zero points that are not packed.
+    `dequantize` is for transformers, which expects unpacked zero points where it keeps weights
+    compressed.
     """
     from torch import nn
 
@@ -207,7 +211,7 @@ def _config(draft: CheckpointEditor, bits: int, group_size: int | None) -> dict[
     model: Any = model_on_meta(draft.config)
     base = f"{model.base_model_prefix}."
     packed = {module.removeprefix(base) for module in draft.packed}
-    every = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     weights: dict[str, Any] = {
         "num_bits": bits, "type": "int", "symmetric": False,
         "strategy": "group" if group_size else "channel", "group_size": group_size,
@@ -218,5 +222,5 @@ def _config(draft: CheckpointEditor, bits: int, group_size: int | None) -> dict[
         "quantization_status": "compressed",
         "dequantize": True,
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
-        "ignore": [name for name in every if name not in packed],
+        "ignore": [name for name in linears if name not in packed],
     }

@@ -1,4 +1,4 @@
-"""`dedup`: blocks of rows that are alike, stored once."""
+"""`dedup`: equal or similar blocks of rows, stored once."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ if TYPE_CHECKING:
 
 
 class Dedup(TableMethod):
-    """Deduplication: lossless at tolerance 0, of use where rows are copies of one another.
+    """Deduplication of blocks of rows; lossless at tolerance 0.
 
-    Two blocks x, y are merged if ‖x - y‖ ≤ tolerance ‖x‖; they are found by L2 hashing. (The paper
-    counts the entries that differ; the norm bounds the error.)
+    Two blocks x, y are merged if ‖x - y‖ ≤ tolerance ‖x‖; candidates come from L2 hashing. (The
+    paper counts differing entries; the norm bounds the error.)
     """
 
     name = "dedup"
     kind: ClassVar[str] = "dedup"
     paper = "arXiv:2201.10442"
 
-    block: Annotated[int, Field(ge=1, description="rows that are compared together")] = 1
+    block: Annotated[int, Field(ge=1, description="rows per block")] = 1
     tolerance: Annotated[
-        float, Field(ge=0, lt=1, description="distance of merged blocks, as a share of their norm")
+        float,
+        Field(
+            ge=0, lt=1, description="maximum relative distance of merged blocks; 0: equal blocks"
+        ),
     ] = 0.0
 
     def fit(
@@ -43,17 +46,17 @@ class Dedup(TableMethod):
         """See `TableMethod.fit`.
 
         Raises:
-            InvalidInput: Nothing merges, so that the result would be larger than the table.
+            InvalidInput: No blocks merge, so the result would be larger than the table.
         """
-        made = super().fit(draft, tables, counts, seed)
-        for name, packed in made.items():
+        modules = super().fit(draft, tables, counts, seed)
+        for name, packed in modules.items():
             blocks = -(-packed.num_embeddings // self.block)
             merged = blocks - packed.spec["unique"]
             if not merged:
                 raise InvalidInput(
                     f"{name}: nothing to merge, no two of {blocks:,} blocks are"
                     + (f" within {self.tolerance:g}" if self.tolerance else " equal"),
-                    "take a method that changes every row (pq, int), or a larger tolerance",
+                    "use a method that compresses every row (pq, int), or a larger tolerance",
                 )
             draft.notes.append(f"{name}: {merged:,} of {blocks:,} blocks merged into others")
-        return made
+        return modules

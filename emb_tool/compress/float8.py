@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 class Float8(MatrixMethod):
-    """float8 e4m3 with a scale for each row; computed in the model's own dtype.
+    """float8 e4m3 with a scale per row; computation is in the dtype of the model.
 
-    For weights of very different sizes in one row; `int` with 8 bits is closer where they are
-    alike, as in most models.
+    For rows whose weights differ by orders of magnitude. Otherwise, as in most models, `int` with 8
+    bits has a smaller error.
     """
 
     name: ClassVar[str] = "float8"
     paper: ClassVar[str] = "arXiv:2209.05433"
     kind: ClassVar[str] = "float8"
 
-    tables: Annotated[bool, Field(description="pack tables too")] = True
+    tables: Annotated[bool, Field(description="also pack tables")] = True
 
     def settings(self, matrix: Matrix) -> dict[str, Any] | None:
-        """None of its own."""
+        """See `MatrixMethod.settings`."""
         return None if matrix.role != "linear" and not self.tables else {}

@@ -1,4 +1,4 @@
-"""Whole numbers of 2 to 8 bits for linear layers and tables."""
+"""Integers of 2 to 8 bits for linear layers and tables."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def _group(value: Any) -> Any:
 
 
 class Int(MatrixMethod):
-    """w = s c + m with a scale and a minimum for each group, the range searched for least error.
+    """w = s c + m with a scale and a minimum per group, the range searched for the least error.
 
-    Linear layers and tables of the main part; norms, biases and further modules stay. Group sizes
-    of 64 and less pay off below 6 bits: they take 32 / group bits a weight.
+    Packs linear layers and tables of the transformer; norms, biases and further modules are not
+    changed. Groups cost 32 / group_size bits per weight, so sizes up to 64 pay off below 6 bits.
     """
 
     name: ClassVar[str] = "int"
@@ -31,41 +31,44 @@ class Int(MatrixMethod):
 
     tensor: Annotated[
         TextList,
-        Field(description="names or patterns of tensors to pack, as for tables [all]"),
+        Field(description="names or patterns of the tensors to pack [all]"),
         FlagInfo(metavar="NAME"),
     ] = ()
     budget: Annotated[
         float | None,
         Field(
             gt=0, le=1,
-            description="share of each matrix's float32 bytes that may be used: bits and group are "
-            "chosen, the most bits first",
+            description="maximum bytes of each matrix as a share of its float32 bytes; selects the "
+            "most bits that fit, and group_size",
         ),
     ] = None  # fmt: skip
     bits: Annotated[
         int | None,
-        Field(ge=2, le=8, description="bits of the linear layers [8, or what the budget allows]"),
+        Field(ge=2, le=8, description="bits per weight of linear layers [8, or by the budget]"),
     ] = None
     tables: Annotated[
         int | None,
-        Field(ge=0, le=8, description="bits of the tables; 0 leaves them as they are [as bits]"),
+        Field(
+            ge=0, le=8, description="bits per entry of tables; 0: tables are not packed [as bits]"
+        ),
     ] = None
     group_size: Annotated[
         int | None,
         Field(
             ge=0,
             multiple_of=8,
-            description="weights that share a scale; row or 0 is a row [64 below 6 bits, else row]",
+            description="weights that share a scale; row or 0: a whole row [64 below 6 bits, else"
+            " row]",
         ),
         BeforeValidator(_group),
     ] = None
 
     integer_zero_point: Annotated[
-        bool, Field(description="whole zero points, which the compressed-tensors format needs")
+        bool, Field(description="integer zero points, as --format compressed-tensors requires")
     ] = False
 
     def settings(self, matrix: Matrix) -> dict[str, Any] | None:
-        """Bits and group."""
+        """See `MatrixMethod.settings`."""
         is_table = matrix.role != "linear" and self.tables is not None
         bits = self.tables if is_table else self.bits
         if is_table and not bits:
@@ -74,8 +77,8 @@ class Int(MatrixMethod):
         if self.budget is None:
             bits = bits or 8
             group_size = 64 if self.group_size is None and bits < 6 else group_size
-        rest = {"integer_zero_point": True} if self.integer_zero_point else {}
-        return {"bits": bits, "group_size": group_size, **rest}
+        extra = {"integer_zero_point": True} if self.integer_zero_point else {}
+        return {"bits": bits, "group_size": group_size, **extra}
 
     @property
     def share(self) -> float | None:
@@ -83,6 +86,6 @@ class Int(MatrixMethod):
         return self.budget
 
     @property
-    def wanted(self) -> TextList:
-        """See `MatrixMethod.wanted`."""
+    def patterns(self) -> TextList:
+        """See `MatrixMethod.patterns`."""
         return (*self.only, *self.tensor)

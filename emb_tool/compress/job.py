@@ -1,4 +1,4 @@
-"""The settings of a compression that are not its methods'."""
+"""Settings of `embtool compress`, without those of its methods."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from emb_tool.data.text_options import Delimiter, Header, TextField
 from emb_tool.errors import InvalidInput
 from emb_tool.fields import DATA, EVALUATION, METHOD, MODEL, OUTPUT, REQUIRED, TRAINING, FlagInfo
 
-SEARCHED = ("vocabulary", "weights")
-"""Stages that a search fills."""
+SEARCH_STAGES = ("vocabulary", "weights")
+"""Stages that a search chooses the steps of."""
 
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "b": 1}
 
 
-def _bytes(value: Any) -> Any:
-    """`20MB`, `1.5 GB`, `800000` in bytes; 1 MB = 10^6 bytes."""
+def _parse_bytes(value: Any) -> Any:
+    """Parse `20MB`, `1.5 GB` or `800000` to bytes; 1 MB = 10^6 bytes."""
     if not isinstance(value, str):
         return value
     text = value.strip().lower().replace(" ", "")
@@ -29,13 +29,13 @@ def _bytes(value: Any) -> Any:
         raise ValueError("not a size: write 20MB, 1.5GB or a number of bytes") from None
 
 
-def _weights(count: int) -> int:
+def _check_weight_bytes(count: int) -> int:
     if count < UNITS["kb"]:
-        raise ValueError(f"{count} bytes hold no model: did you mean {count}MB?")
+        raise ValueError(f"{count} bytes are too few for a model: did you mean {count}MB?")
     return count
 
 
-Bytes = Annotated[int, BeforeValidator(_bytes), AfterValidator(_weights)]
+Bytes = Annotated[int, BeforeValidator(_parse_bytes), AfterValidator(_check_weight_bytes)]
 """A number of bytes, written `20MB` in a shell."""
 
 
@@ -55,8 +55,8 @@ class CompressJob(ChainJob):
     texts: Annotated[
         tuple[str, ...],
         Field(
-            description="texts to calibrate on and, others of them, to measure on; best those that "
-            "will be searched [sentences of Python's own documentation]"
+            description="texts for calibration and for measuring the result (split, disjoint); "
+            "ideally those that will be searched [sentences of Python's documentation]"
         ),
         FlagInfo(DATA, "PATH"),
     ] = ()
@@ -71,33 +71,36 @@ class CompressJob(ChainJob):
         FlagInfo(DATA, "NAME"),
     ] = "document"
     limit: Annotated[
-        int | None, Field(ge=1, description="read this many texts at most"), FlagInfo(DATA)
+        int | None, Field(ge=1, description="maximum number of texts to read"), FlagInfo(DATA)
     ] = None
     holdout: Annotated[
         Holdout,
         Field(
-            description="texts kept from calibration to measure the result on, and as many others "
-            "for --target to choose on; at most a tenth each; 0 keeps none",
+            description="texts held out to measure the result on, and as many again for --target "
+            "to select by; at most a tenth of the texts each; 0: none",
         ),
         FlagInfo(EVALUATION),
     ] = 500
     partner: Annotated[
         str | None,
-        Field(description="model of the same space that gets the same vectors' steps: OUT/partner"),
+        Field(
+            description="model with vectors in the same space, to which rotate and truncate are"
+            " also applied; written to OUT/partner"
+        ),
         FlagInfo(DATA, MODEL),
     ] = None
     dev: Annotated[
         tuple[str, ...],
         Field(
-            description="task by whose retention --target chooses, and --tune its state: sts:FILE,"
-            " retrieval:DIR [held-out texts]"
+            description="task whose retention selects the chain of --target and the state of"
+            " --tune: sts:FILE, retrieval:DIR [held-out texts]"
         ),
         FlagInfo(EVALUATION, "TASK"),
     ] = ()
     eval: Annotated[
         tuple[str, ...],
         Field(
-            description="task reported for the result and the input, which chooses nothing:"
+            description="task to report for the result and the input, not used for selection:"
             " sts:FILE, retrieval:DIR"
         ),
         FlagInfo(EVALUATION, "TASK"),
@@ -106,60 +109,66 @@ class CompressJob(ChainJob):
         float | None,
         Field(
             gt=0, le=2,
-            description="gate: least share kept in the tasks of --eval, or of the ten nearest "
-            "neighbours where there is none, else exit code 3",
+            description="gate: minimum retention in the tasks of --eval or, without --eval, of the "
+            "ten nearest neighbors; exit code 3 below it",
         ), FlagInfo(EVALUATION),
     ] = None  # fmt: skip
     max_bytes: Annotated[
         Bytes | None,
-        Field(gt=0, description="gate: size of the weight files, as 20MB, else exit code 3"),
+        Field(
+            gt=0,
+            description="gate: maximum size of the weight files, as 20MB; exit code 3 above it",
+        ),
         FlagInfo(EVALUATION, "SIZE"),
     ] = None
     target: Annotated[
         Bytes | None,
-        Field(gt=0, description="size of the weight files, as 15MB: find the best chain below it"),
+        Field(
+            gt=0,
+            description="maximum size of the weight files, as 15MB: searches for the best chain",
+        ),
         FlagInfo(METHOD, "SIZE"),
     ] = None
     target_retention: Annotated[
         float | None,
-        Field(gt=0, le=1, description="share to be kept: find the smallest chain that keeps it"),
+        Field(gt=0, le=1, description="minimum retention: searches for the smallest chain"),
         FlagInfo(METHOD),
     ] = None
     tune: Annotated[
         tuple[str, ...],
         Field(
-            description="texts on which scales, codebooks, norms and biases are then trained "
-            "towards the input's vectors"
+            description="texts on which scales, codebooks, norms and biases are finetuned to "
+            "reproduce the vectors of the input"
         ),
         FlagInfo(TRAINING, "PATH"),
     ] = ()
     epochs: TuneEpochs = 1.0
     lr: TuneRate = 1e-3
     batch_tokens: Annotated[
-        int, Field(ge=1, description="tokens of a step of --tune"), FlagInfo(TRAINING)
+        int, Field(ge=1, description="tokens per training step of --tune"), FlagInfo(TRAINING)
     ] = 2048
     format: Annotated[
         Literal["embtool", "compressed-tensors"],
         Field(
-            description="of packed weights: our own, or compressed-tensors' pack-quantized (linear "
-            "layers alone, by int or gptq of 2, 4 or 8 bits)"
+            description="format of packed weights: embtool, or compressed-tensors (pack-quantized; "
+            "linear layers only, by int or gptq with 2, 4 or 8 bits)"
         ),
         FlagInfo(OUTPUT),
     ] = "embtool"
     plot: Annotated[
         Picture | None,
-        Field(description="picture of what --target tried, a .png, .svg or .pdf"),
+        Field(description="plot of the chains that --target measured, a .png, .svg or .pdf file"),
         FlagInfo(OUTPUT, "PATH"),
     ] = None
     output: Annotated[str, Field(description="folder to write"), FlagInfo(REQUIRED, "PATH")]
 
     @property
     def searches(self) -> bool:
-        """Whether the chain is to be found."""
+        """Whether the job searches for a chain."""
         return self.target is not None or self.target_retention is not None
 
     @model_validator(mode="after")
-    def _whole(self) -> CompressJob:
+    def _check_combinations(self) -> CompressJob:
         from emb_tool.compress.step import STAGES, CompressStep
 
         if not self.method and not self.searches:
@@ -167,29 +176,33 @@ class CompressJob(ChainJob):
                 "no method: give -m NAME:key=value (see embtool methods compress), or --target 15MB"
             )
         if self.target is not None and self.target_retention is not None:
-            raise ValueError("--target and --target-retention: give one of them")
+            raise ValueError("--target and --target-retention: give only one of them")
         if self.dev and not (self.searches or self.tune):
-            raise ValueError("--dev chooses a chain or a state: give --target or --tune, too")
+            raise ValueError("--dev selects a chain or a state: also give --target or --tune")
         if self.searches and not self.holdout and not self.dev:
-            raise ValueError("--holdout 0 leaves --target nothing to choose by: give --dev, too")
+            raise ValueError("--holdout 0 leaves --target nothing to select by: also give --dev")
         if self.min_retention is not None and not self.holdout and not self.eval:
-            raise ValueError("--holdout 0 leaves --min-retention nothing: give --eval, too")
+            raise ValueError(
+                "--holdout 0 leaves --min-retention nothing to check: also give --eval"
+            )
         if self.plot and not self.searches:
-            raise ValueError("--plot shows what a search tried: give --target, too")
+            raise ValueError("--plot shows the chains of a search: also give --target")
         if self.format != "embtool" and (self.searches or self.tune):
-            raise ValueError("--format compressed-tensors goes with steps alone: name them with -m")
+            raise ValueError(
+                "--format compressed-tensors supports only steps that are given with -m"
+            )
         steps = [step for step in self.method if isinstance(step, CompressStep)]
         order = [STAGES.index(step.stage) for step in steps]
-        if self.searches and any(step.stage in SEARCHED for step in steps):
+        if self.searches and any(step.stage in SEARCH_STAGES for step in steps):
             raise InvalidInput(
-                "--target chooses vocabulary and weights itself",
-                "leave out " + " ".join(f"-m {s.name}" for s in steps if s.stage in SEARCHED),
+                "--target chooses the steps for vocabulary and weights itself",
+                "leave out " + " ".join(f"-m {s.name}" for s in steps if s.stage in SEARCH_STAGES),
             )
         if order != sorted(order):
-            given = " ".join(f"-m {step.name}" for step in steps)
-            right = sorted(steps, key=lambda step: STAGES.index(step.stage))
+            chain = " ".join(f"-m {step.name}" for step in steps)
+            ordered = sorted(steps, key=lambda step: STAGES.index(step.stage))
             raise InvalidInput(
-                f"{given}: a step comes too late, what it needs is gone by then",
-                "in this order: " + " ".join(f"-m {step.name}" for step in right),
+                f"{chain}: the steps are in the wrong order",
+                "use this order: " + " ".join(f"-m {step.name}" for step in ordered),
             )
         return self

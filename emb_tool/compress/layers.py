@@ -1,4 +1,4 @@
-"""Leaving layers out: a model of some of the layers, the others untouched."""
+"""Layer pruning: keep a subset of the layers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from emb_tool.method import IntList
 
 
 class Layers(CompressStep):
-    """x_{j+1} = L_{keep[j]}(x_j): the kept layers, one after another.
+    """x_{j+1} = L_{keep[j]}(x_j): the selected layers, one after another.
 
-    Each layer adds to what comes in, so that those left out are missed less than they look; their
-    neighbours were trained with them all the same: measure, and distil to win back what is lost.
+    Layers are residual, so removing some of them changes the output moderately; distillation
+    recovers part of the loss.
     """
 
     name: ClassVar[str] = "layers"
@@ -23,19 +23,20 @@ class Layers(CompressStep):
     stage: ClassVar[str] = "depth"
 
     keep: Annotated[
-        IntList, Field(description="layers to keep, from 0, in order of application: 0,2,5")
+        IntList,
+        Field(description="layers to keep, counted from 0, in order of application: 0,2,5"),
     ] = ()
     count: Annotated[
         int | None,
-        Field(ge=1, description="how many to keep, spread evenly up to the last"),
+        Field(ge=1, description="number of layers to keep, evenly spaced, including the last"),
     ] = None
 
     @model_validator(mode="after")
-    def _one(self) -> Layers:
+    def _check_settings(self) -> Layers:
         if bool(self.keep) == (self.count is not None):
-            raise ValueError("say either keep (which layers) or count (how many)")
+            raise ValueError("give either keep (which layers) or count (how many)")
         return self
 
     def plan(self, draft: CheckpointEditor) -> None:
-        """Rename the tensors of the layers that stay, and tell config.json."""
+        """Rename the tensors of the selected layers and update config.json."""
         draft.keep_layers(self.keep or self.count or 0)

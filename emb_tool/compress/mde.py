@@ -10,24 +10,25 @@ from emb_tool.compress.table_method import TableMethod
 
 
 class Mde(TableMethod):
-    """Mixed dimensions: low rank by groups of rows, wider for the few that are frequent.
+    """Mixed dimensions: low rank per group of rows, with more dimensions for frequent rows.
 
-    Without frequencies the rows are grouped by their lengths.
+    Without frequencies, rows are grouped by their norms.
     """
 
     name = "mde"
     kind: ClassVar[str] = "mde"
     paper = "arXiv:1909.11810"
 
-    groups: Annotated[int, Field(ge=1, description="groups of rows")] = 4
+    groups: Annotated[int, Field(ge=1, description="number of groups of rows")] = 4
     ratio: Annotated[
-        float, Field(ge=1, description="rows of a group over those of the one before")
+        float, Field(ge=1, description="size of each group relative to the previous one")
     ] = 4.0
     alpha: Annotated[
-        float, Field(ge=0, description="how fast the width falls: rows of the group ^ -alpha")
+        float, Field(ge=0, description="width of a group is proportional to its rows ^ -alpha")
     ] = 0.3
     powers: Annotated[
-        bool, Field(description="widths are powers of two, as in the paper; leaves bytes unused")
+        bool,
+        Field(description="round widths to powers of two, as in the paper; leaves bytes unused"),
     ] = False
     width: Annotated[
         int | None, Field(ge=1, description="width of the first group [by the budget]")

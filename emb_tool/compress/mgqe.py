@@ -1,4 +1,4 @@
-"""Multi-granular quantised embeddings: frequent rows get more codewords."""
+"""Multi-granular quantized embeddings: frequent rows get more codewords."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from emb_tool.compress.codebooks import CodebookMethod
 
 
 class Mgqe(CodebookMethod):
-    """Product quantization; rows outside `frequent_rows` use the first codewords alone.
+    """Product quantization; rows outside `frequent_rows` use only the first codewords.
 
-    Without frequencies the first rows are taken for the frequent ones, as in tables that are sorted
-    by them. Four parts, the paper's default, suit tables of 16 to 64 dimensions.
+    Without frequencies, the first rows count as the most frequent, as in tables that are sorted by
+    frequency. Four subvectors, the paper's default, suit tables of 16 to 64 dimensions.
     """
 
     name: ClassVar[str] = "mgqe"
@@ -21,11 +21,11 @@ class Mgqe(CodebookMethod):
     kind: ClassVar[str] = "mgqe"
 
     subvectors: Annotated[
-        int | None, Field(ge=1, description="parts of a row [by budget, else 4]")
+        int | None, Field(ge=1, description="subvectors per row [by the budget, else 4]")
     ] = None
     frequent_rows: Annotated[
-        int | None, Field(ge=0, description="rows that may use every codeword [a tenth]")
+        int | None, Field(ge=0, description="rows that use all codewords [a tenth of the rows]")
     ] = None
     tail_bits: Annotated[
-        int, Field(ge=2, le=8, description="of a code of the other rows, at most bits")
+        int, Field(ge=2, le=8, description="bits per code of the other rows, at most bits")
     ] = 6

@@ -1,4 +1,4 @@
-"""Optimised product quantisation: a rotation first, then codewords."""
+"""Optimized product quantization: a rotation, then product quantization."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from emb_tool.compress.codebooks import FrequentRowsMethod
 
 
 class Opq(FrequentRowsMethod):
-    """x ≈ R y, y product-quantised; R and the codebooks are fitted in turn.
+    """x ≈ R y, y product-quantized; R and the codebooks are fitted alternately.
 
-    A third less squared error than `pq` on token tables, yet no better sentence vectors; a look-up
-    takes a matrix product. `iterations` counts the rotations, with three rounds of k-means each.
+    Has a third less squared error than `pq` on token tables, but no better sentence vectors; a
+    look-up needs a matrix product. `iterations` counts the updates of R, each with three iterations
+    of k-means.
     """
 
     name: ClassVar[str] = "opq"

@@ -1,4 +1,4 @@
-"""Product quantisation: each part of a row is the nearest of 256 codewords."""
+"""Product quantization: each subvector of a row is replaced by its nearest codeword."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from emb_tool.compress.codebooks import FrequentRowsMethod
-from emb_tool.compress.table_method import role
+from emb_tool.compress.table_method import table_role
 from emb_tool.compress.tensors import module_name
 from emb_tool.editing import CheckpointEditor
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Pq(FrequentRowsMethod):
-    """x[j] ≈ C[j, code[j]], weighted k-means codebooks; frequent rows are integers.
+    """x[j] ≈ C[j, code[j]] with weighted k-means codebooks; frequent rows are stored as integers.
 
-    Of a budget, what codes leave goes to frequent rows: in 5 bits there are about twice as many of
-    them as in int8. `frequent_bits=8` has the quickest look-ups of few tokens.
+    The part of a budget that codes do not need goes to frequent rows. `frequent_bits=8` has the
+    fastest look-ups of few tokens.
     """
 
     name: ClassVar[str] = "pq"
@@ -30,7 +30,7 @@ class Pq(FrequentRowsMethod):
     kind: ClassVar[str] = "pq"
 
     shared: Annotated[
-        bool, Field(description="one set of codebooks for all tables, which are of one width")
+        bool, Field(description="share one set of codebooks among tables of the same width")
     ] = False
 
     def settings(self) -> dict[str, Any]:
@@ -46,9 +46,9 @@ class Pq(FrequentRowsMethod):
         if not self.shared:
             return super().specs(draft, shapes)
         modules = {module_name(name): shape for name, shape in shapes.items()}
-        settings = self.settings() | {"role": role(draft, next(iter(shapes)))}
-        found = Kind.resolve_shared_specs(modules, self.budget, **settings)
-        return {name: found[module_name(name)] for name in shapes}
+        settings = self.settings() | {"role": table_role(draft, next(iter(shapes)))}
+        specs = Kind.resolve_shared_specs(modules, self.budget, **settings)
+        return {name: specs[module_name(name)] for name in shapes}
 
     def fit(
         self,
@@ -62,11 +62,11 @@ class Pq(FrequentRowsMethod):
 
         if not self.shared:
             return super().fit(draft, tables, counts, seed)
-        made = Kind.fit_shared(
+        modules = Kind.fit_shared(
             {module_name(name): table for name, table in tables.items()},
             {module_name(name): count for name, count in counts.items()},
             self.budget,
             seed=seed,
-            **self.settings() | {"role": role(draft, next(iter(tables)))},
+            **self.settings() | {"role": table_role(draft, next(iter(tables)))},
         )
-        return {name: made[module_name(name)] for name in tables}
+        return {name: modules[module_name(name)] for name in tables}

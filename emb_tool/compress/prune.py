@@ -1,4 +1,4 @@
-"""`prune`: small entries become zero and are not stored."""
+"""`prune`: entries of small magnitude become zero and are not stored."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from emb_tool.compress.table_method import TableMethod
 
 
 class Prune(TableMethod):
-    """Magnitude pruning, the entries of frequent rows counting for more.
+    """Magnitude pruning, weighted by the frequency of rows.
 
-    Sound, but `int` at 8 bits loses less in the same bytes.
+    `int` with 8 bits has a smaller error at the same size.
     """
 
     name = "prune"
@@ -20,9 +20,11 @@ class Prune(TableMethod):
     paper = "arXiv:2002.06987"
 
     keep: Annotated[
-        float | None, Field(gt=0, le=1, description="share of the entries kept [by the budget]")
+        float | None, Field(gt=0, le=1, description="share of the entries to keep [by the budget]")
     ] = None
     format: Annotated[
         Literal["bitmap", "csr"] | None,
-        Field(description="a bit per entry, or a column number per entry kept [the smaller]"),
+        Field(
+            description="bitmap: a bit per entry; csr: a column index per kept entry [the smaller]"
+        ),
     ] = None

@@ -1,4 +1,4 @@
-"""`robe`: all rows share one array."""
+"""`robe`: rows are composed of blocks of one shared array."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from emb_tool.compress.table_method import TableMethod
 
 
 class Robe(TableMethod):
-    """Random offset block embeddings; a slot is the signed mean of its entries, the least squares.
+    """Random offset block embeddings, fitted by least squares.
 
-    For tables that will be trained on; a finished table loses 0.57 at a quarter of the bytes.
+    A slot is the signed mean of its entries.
+
+    For tables that are trained further: a trained table has a relative error of about 0.57 at a
+    quarter of the bytes.
     """
 
     name = "robe"
@@ -20,6 +23,8 @@ class Robe(TableMethod):
     paper = "arXiv:2108.02191"
 
     slots: Annotated[
-        int | None, Field(ge=1, description="entries of the array [by the budget]")
+        int | None, Field(ge=1, description="entries of the shared array [by the budget]")
     ] = None
-    block: Annotated[int, Field(ge=1, description="entries of a row that lie side by side")] = 8
+    block: Annotated[
+        int, Field(ge=1, description="consecutive entries of a row that are stored together")
+    ] = 8

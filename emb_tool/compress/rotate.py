@@ -1,4 +1,4 @@
-"""Turning the space: the same cosines at full width, better ones in a prefix or as bits."""
+"""Rotation of the vectors: equal cosines at full width, better truncation or binary codes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 class Rotate(CompressStep):
-    """Turn the space so that its first dimensions hold the most (PCA), or bits fit (ITQ).
+    """Rotate the vectors by PCA, for truncation, or by ITQ, for binary codes.
 
-    y = V x with an orthogonal V, found on the vectors of the calibration texts. `pca`: the rows of
-    V are the eigenvectors of E[x xᵀ] (uncentred), the largest first: of all subspaces of k
-    dimensions that of the first k rows loses the least. `random`: a seeded orthogonal
-    matrix, which evens out the variance of the dimensions for binary codes. `itq`: V minimises
-    |sign(V x) - V x|², found by turns of signs and Procrustes (doi:10.1109/TPAMI.2012.193).
+    y = V x with an orthogonal V, computed from the vectors of the calibration texts. `pca`: the
+    rows of V are the eigenvectors of E[x xᵀ] (uncentered), largest eigenvalue first, so the first k
+    rows span the k-dimensional subspace with the least reconstruction error. `random`: a seeded
+    orthogonal matrix, which equalizes the variance of the dimensions for binary codes. `itq`: V
+    minimizes |sign(V x) - V x|², by alternating signs and Procrustes
+    (doi:10.1109/TPAMI.2012.193).
     """
 
     name: ClassVar[str] = "rotate"
@@ -33,27 +34,30 @@ class Rotate(CompressStep):
 
     basis: Annotated[
         Literal["pca", "random", "itq"],
-        Field(description="pca before truncate; random or itq (after it) for binary codes"),
+        Field(
+            description="pca: for a truncate step after it; random or itq: for binary codes, after"
+            " truncate"
+        ),
     ] = "pca"
     center: Annotated[
-        bool, Field(description="take the mean off before pca; this changes cosines")
+        bool, Field(description="subtract the mean before pca; this changes cosines")
     ] = False
 
     def plan(self, draft: CheckpointEditor) -> None:
-        """Announce V; it is multiplied into the weights when they are written."""
+        """Plan the multiplication of V into the weights, which happens when they are written."""
         width = draft.layout.dim
         if width is None:
             raise InvalidInput(
-                f"{draft.checkpoint.name}: its width cannot be made out",
+                f"{draft.checkpoint.name}: the dimension of its vectors is unknown",
                 "check the folder with: embtool inspect",
             )
         if self.center and self.basis != "pca":
-            raise InvalidInput(f"rotate: center=true belongs to basis=pca, not {self.basis}", None)
+            raise InvalidInput(f"rotate: center=true needs basis=pca, not {self.basis}", None)
         rotation = Rotation()
         draft.rotations.append(rotation)
 
         def matrix() -> Tensor:
-            assert rotation.matrix is not None, "written before it was found"
+            assert rotation.matrix is not None, "plan's tensors are read after apply"
             return rotation.matrix
 
         def shift() -> Tensor:
@@ -66,9 +70,9 @@ class Rotate(CompressStep):
             project_vectors(draft, width, lambda weight: matrix() @ weight)
 
     def apply(
-        self, draft: CheckpointEditor, before: CheckpointEditor, work: CalibrationContext
+        self, draft: CheckpointEditor, before: CheckpointEditor, context: CalibrationContext
     ) -> None:
-        """Find V."""
+        """Compute V."""
         import torch
 
         from emb_tool.compress import rotation
@@ -76,23 +80,23 @@ class Rotate(CompressStep):
         width, announced = draft.layout.dim, draft.rotations[-1]
         assert width is not None
         if self.basis == "random":
-            found = rotation.random(width, work.seed)
+            matrix = rotation.random(width, context.seed)
         else:
-            vectors = torch.from_numpy(work.vectors(before))
+            vectors = torch.from_numpy(context.vectors(before))
             if self.center:
                 announced.mean = vectors.double().mean(0).float()
                 vectors = vectors - announced.mean
             if self.basis == "itq":
-                found = rotation.itq(vectors, work.seed)
+                matrix = rotation.itq(vectors, context.seed)
             else:
-                found, share = rotation.pca(vectors)
+                matrix, share = rotation.pca(vectors)
                 if len(vectors) < 4 * width:
-                    work.progress.warn(
+                    context.progress.warn(
                         f"rotate: {len(vectors):,} texts for {width} dimensions are few: give more "
-                        "--texts, best those that will be searched"
+                        "--texts, ideally those that will be searched"
                     )
-                told = ", ".join(
+                shares = ", ".join(
                     f"{k} {share[k - 1]:.1%}" for k in (32, 64, 96, 128, 256, 512) if k < width
                 )
-                draft.notes.append(f"rotate: share of E|x|² in the first dimensions: {told}")
-        announced.matrix = found.float()
+                draft.notes.append(f"rotate: share of E|x|² in the first dimensions: {shares}")
+        announced.matrix = matrix.float()

@@ -10,7 +10,7 @@ def pca(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """The eigenvectors of E[x xᵀ], the largest eigenvalue first.
 
     Args:
-        vectors: (n, d) float, not centred.
+        vectors: (n, d) float, not centered.
 
     Returns:
         V (d, d) float64, one eigenvector a row, its largest entry positive (so that it does not
@@ -40,7 +40,7 @@ def random(dim: int, seed: int) -> Tensor:
 
 
 def itq(vectors: Tensor, seed: int, iterations: int = 50) -> Tensor:
-    """V that minimises |B - X Vᵀ|² over sign matrices B and orthogonal V.
+    """V that minimizes |B - X Vᵀ|² over sign matrices B and orthogonal V.
 
     By turns: B = sign(X Vᵀ); then V is the Procrustes solution U Wᵀ of Bᵀ X = U S Wᵀ
     (doi:10.1109/TPAMI.2012.193, section 3.2).

@@ -21,7 +21,7 @@ from emb_tool.compress.setup import Setup
 from emb_tool.compress.step import CompressStep, run_steps
 from emb_tool.compress.text_splits import TextSplits
 from emb_tool.compress.tuning import tune_files, write_teacher
-from emb_tool.compress.vocab import FEW_TEXTS
+from emb_tool.compress.vocab import MIN_TEXTS
 from emb_tool.editing import CheckpointEditor
 from emb_tool.evaluate.heldout_check import HeldoutCheck
 from emb_tool.evaluate.task import run_tasks
@@ -42,7 +42,7 @@ RANGE_TEXTS = 1024
 
 
 RETENTION_WARNING = 0.9
-"""Share of the ten nearest neighbours below which the loss is shouted."""
+"""Share of the ten nearest neighbors below which the loss is shouted."""
 
 
 class Heldout(NamedTuple):
@@ -141,7 +141,7 @@ class CompressRunner(CheckpointRunner):
             draft = run_steps(self.steps, start, work)
             if self.job.searches:
                 draft = self._search(draft, work, state)
-            self._tell_taken(work.kept)
+            self._tell_taken(work.cache)
         work.close()
         if self.job.format == "compressed-tensors":
             export(draft)
@@ -158,14 +158,14 @@ class CompressRunner(CheckpointRunner):
 
         job, kept = self.job, ResultCache(state / "kept")
         if self.setup.is_bare:  # tables alone: there is no model to run
-            return CalibrationContext([], runtime, self.progress, state, job.seed, kept=kept)
+            return CalibrationContext([], runtime, self.progress, state, job.seed, cache=kept)
         if not job.texts and any(step.calibrated for step in self.steps):
             self.progress.warn(
                 "no --texts: calibrating on sentences of Python's documentation; give texts "
                 "like those that will be searched, the result depends on them"
             )
         with self.progress.task("reading the texts"):
-            parts = TextSplits.of(job, state, self.progress)
+            parts = TextSplits.from_job(job, state, self.progress)
         self.report.facts["texts"] = parts.counts
         work = CalibrationContext(
             parts.calibration, runtime, self.progress, state, job.seed, job.prompt_name, kept,
@@ -181,9 +181,9 @@ class CompressRunner(CheckpointRunner):
 
     def _tell_taken(self, kept: ResultCache) -> None:
         """Say from where a run that was killed goes on."""
-        if kept.taken:
-            self.report.facts["taken_up"] = dict(kept.taken)
-            told = ", ".join(f"{count:,} {kind}" for kind, count in kept.taken.items())
+        if kept.hits:
+            self.report.facts["taken_up"] = dict(kept.hits)
+            told = ", ".join(f"{count:,} {kind}" for kind, count in kept.hits.items())
             self.progress.say(f"taken up from the run before: {told}")
 
     def _write(self, draft: CheckpointEditor, folder: Path) -> None:
@@ -202,7 +202,7 @@ class CompressRunner(CheckpointRunner):
         written.name = self.setup.body.name  # what fails on both is a fault of the input
         encoder = Encoder.open(written, work.runtime)
         vectors = encoder.encode(work.sample[:RANGE_TEXTS], work.prompt(encoder))
-        write_ranges(folder, Ranges.of(vectors))
+        write_ranges(folder, Ranges.from_vectors(vectors))
 
     def _search(
         self, draft: CheckpointEditor, work: CalibrationContext, state: Path
@@ -215,7 +215,7 @@ class CompressRunner(CheckpointRunner):
         search = ChainSearch(draft, work, measure, state, vocabulary=vocabulary)
         if job.target is not None:
             aim = f"--target {job.target / 1e6:g} MB"
-            found = search.below(job.target)
+            found = search.find_best(job.target)
             chosen = found or search.measured()[-1]
             gap = (job.target - chosen.bytes) / job.target
             said = (
@@ -224,18 +224,18 @@ class CompressRunner(CheckpointRunner):
         else:
             assert job.target_retention is not None
             aim = f"--target-retention {job.target_retention:g}"
-            found = search.keeping(job.target_retention)
+            found = search.find_smallest(job.target_retention)
             chosen = found or max(search.measured(), key=lambda chain: chain.score)
             said = f"{chosen.bytes / 1e6:,.2f} MB for"
         if found is None:
-            self.missed = f"{aim} cannot be met; the nearest is {chosen.spelled}"
+            self.missed = f"{aim} cannot be met; the nearest is {chosen.spec}"
         if self._heldout is not None:
-            by = f"neighbours kept on {len(self._heldout.texts):,} held-out texts"
+            by = f"neighbors kept on {len(self._heldout.texts):,} held-out texts"
             by += " that are not reported on"
         else:
             by = "the least retention in " + ", ".join(t.label for t in self.setup.tasks.dev)
             by += " (--dev)"
-        self.progress.say(f"chosen by {by}: {chosen.spelled} ({said} {aim})")
+        self.progress.say(f"chosen by {by}: {chosen.spec} ({said} {aim})")
         # the recipe that is recorded makes the same model again without a search
         steps = (*self.steps, *chosen.steps)
         nothing = {"target": None, "target_retention": None, "plot": None}
@@ -245,30 +245,30 @@ class CompressRunner(CheckpointRunner):
         self.report.facts["search"] = {
             "aim": aim,
             "by": by,
-            "chosen": chosen.spelled,
+            "chosen": chosen.spec,
             "bytes": chosen.bytes,
-            "kept": chosen.kept,
-            "tried": search.told(),
+            "kept": chosen.retention,
+            "tried": search.to_dicts(),
         }
         self.report.tables.append(search.table(chosen))
         self.report.tables.append(Table("chosen by", [""], [[by]]))
         if job.plot:
-            search.draw(job.plot, self.setup.body.weight_bytes(), chosen)
+            search.plot(job.plot, self.setup.body.weight_bytes(), chosen)
         return search.draft(chosen)
 
     def _tries_vocabulary(self, work: CalibrationContext) -> bool:
         """Whether there are texts enough for `vocab` to know what others of their kind need."""
-        enough = bool(self.job.texts) and len(work.texts) >= FEW_TEXTS
+        enough = bool(self.job.texts) and len(work.texts) >= MIN_TEXTS
         if not enough:
             given = f"{len(work.texts):,} texts" if self.job.texts else "no --texts"
             self.progress.say(
-                f"vocab is not tried: it takes {FEW_TEXTS:,} --texts to tell which tokens"
+                f"vocab is not tried: it takes {MIN_TEXTS:,} --texts to tell which tokens"
                 f" are needed, and there are {given}"
             )
         return enough
 
     def _kept(self, folder: Path, work: CalibrationContext) -> float:
-        """The least share that a written model keeps: of the tasks, or of the neighbours."""
+        """The least share that a written model keeps: of the tasks, or of the neighbors."""
         from emb_tool.evaluate.agreement import NEIGHBOURS, similarity_metrics
         from emb_tool.evaluate.model_pair import ModelPair
         from emb_tool.model.encoder import Encoder
@@ -336,7 +336,7 @@ class CompressRunner(CheckpointRunner):
         kept = report.value("neighbour overlap", of="held-out texts")
         if kept is not None and kept < RETENTION_WARNING:
             loss = (
-                f"MUCH IS LOST: {kept:.1%} of the ten nearest neighbours are kept, less than"
+                f"MUCH IS LOST: {kept:.1%} of the ten nearest neighbors are kept, less than"
                 f" {RETENTION_WARNING:.0%}; what it finds will differ from what the input finds"
             )
             report.facts["loss"] = loss

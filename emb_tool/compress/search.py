@@ -1,4 +1,4 @@
-"""`--target` and `--target-retention`: chains of sound methods, measured, the best one taken."""
+"""`--target` and `--target-retention`: search for a chain by writing and measuring candidates."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from emb_tool.compress.calibration import CalibrationContext
 
 CLOSE_TO_TARGET = 0.005
-"""Share of a target within which its bytes are used up."""
+"""Relative distance below the target size at which the budget is no longer adjusted."""
 
 MAX_SOLVER_STEPS = 3
-"""Times that a share is solved for: from headers, then from what was written."""
+"""Maximum number of times that a budget is solved for: from headers, then from written sizes."""
 
 
 @dataclass
@@ -31,166 +31,179 @@ class Candidate:
     """One chain.
 
     Args:
-        steps: What it does.
-        bytes: Of its weights.
-        kept: Least share kept in what is measured; None while it is only planned.
-        refused: Why it cannot be made.
+        steps: Its steps.
+        bytes: Bytes of the weight files.
+        retention: Minimum retention that was measured; None if it was not measured.
+        error: Why the chain is not applicable.
     """
 
     steps: tuple[CompressStep, ...]
     bytes: int
-    kept: float | None = None
-    refused: str | None = None
+    retention: float | None = None
+    error: str | None = None
 
     @property
-    def spelled(self) -> str:
-        """As one would type it."""
+    def spec(self) -> str:
+        """The chain as command-line options."""
         return chains.chain_spec(self.steps)
 
     @property
     def score(self) -> float:
-        """What is kept; below 0 where nothing was measured."""
-        return -1.0 if self.kept is None else self.kept
+        """The retention; -1 if it was not measured."""
+        return -1.0 if self.retention is None else self.retention
 
 
 class ChainSearch:
-    """Writes and measures as few chains as it takes.
+    """Search over chains that writes and measures few of them.
 
     Args:
-        start: The model, with the steps that were asked for besides.
-        work: Texts.
-        measure: Maps a folder to the least share kept.
-        scratch: Where chains are written to be measured.
+        start: The model after the steps that were given with `-m`.
+        context: Calibration texts.
+        measure: Maps a folder to its minimum retention.
+        scratch: Folder for the checkpoints to measure.
         vocabulary: Whether `vocab` may be tried.
     """
 
     def __init__(
         self,
         start: CheckpointEditor,
-        work: CalibrationContext,
+        context: CalibrationContext,
         measure: Callable[[Path], float],
         scratch: Path,
         *,
         vocabulary: bool,
     ) -> None:
-        self.start, self.work, self.measure, self.scratch = start, work, measure, scratch
-        self.heads = [(), chains.build(["vocab"])] if vocabulary else [()]
-        self.tried: list[Candidate] = []
-        self._headed: dict[tuple[CompressStep, ...], CheckpointEditor] = {(): start}
+        self.start, self.context, self.measure, self.scratch = start, context, measure, scratch
+        self.prefixes = [(), chains.parse_chain(["vocab"])] if vocabulary else [()]
+        self.candidates: list[Candidate] = []
+        self._prefixed: dict[tuple[CompressStep, ...], CheckpointEditor] = {(): start}
 
-    def _after(self, head: tuple[CompressStep, ...]) -> CheckpointEditor:
-        """The model as a chain's other steps find it; a vocabulary is trimmed once."""
-        if head not in self._headed:
-            self._headed[head] = run_steps(head, self.start, self.work)
-        return self._headed[head]
+    def _prefixed_draft(self, prefix: tuple[CompressStep, ...]) -> CheckpointEditor:
+        """The model after the first steps of a chain, computed once."""
+        if prefix not in self._prefixed:
+            self._prefixed[prefix] = run_steps(prefix, self.start, self.context)
+        return self._prefixed[prefix]
 
     # -- the best at a size -----------------------------------------------------------------------
 
-    def below(self, size: int) -> Candidate | None:
-        """The best chain that fits; None, with the smallest tried, if none does.
+    def find_best(self, size: int) -> Candidate | None:
+        """The chain with the highest retention within a size.
 
-        What loses next to nothing is taken where it fits. Else linear layers get more bits or
-        fewer, from where they and the token table have about as many, for as long as that keeps
-        more; what they leave is the table's, solved for each time. The same with a trimmed
+        If a chain without measurable loss fits, it is used. Otherwise a hill climb over the bits of
+        the linear layers, which starts where linear layers and token table have similar bits per
+        weight; the remaining bytes are the budget of the table. Then the same with a trimmed
         vocabulary.
 
         Args:
-            size: Bytes of the weight files at most.
+            size: Maximum bytes of the weight files.
+
+        Returns:
+            None if no chain fits; the smallest chain is measured then.
         """
         for steps in chains.nearly_lossless_chains(self.start):
-            made = chains.plan_chain(self.start, steps)
-            if made is not None and chains.file_bytes(made) <= size:
-                return self._try((), steps)
-        at: int | None = None
-        for head in self.heads:
-            at = self._climb(head, size, at)
+            planned = chains.plan_chain(self.start, steps)
+            if planned is not None and chains.file_bytes(planned) <= size:
+                return self._evaluate((), steps)
+        index: int | None = None
+        for prefix in self.prefixes:
+            index = self._search_families(prefix, size, index)
         if not self._fitting(size):
-            for head in self.heads:
-                if (least := chains.smallest_chain(self._after(head))) is not None:
-                    self._try(head, least)
+            for prefix in self.prefixes:
+                if (smallest := chains.smallest_chain(self._prefixed_draft(prefix))) is not None:
+                    self._evaluate(prefix, smallest)
         return max(self._fitting(size), key=lambda chain: chain.score, default=None)
 
     def _fitting(self, size: int) -> list[Candidate]:
-        return [chain for chain in self.tried if chain.kept is not None and chain.bytes <= size]
+        return [
+            chain
+            for chain in self.candidates
+            if chain.retention is not None and chain.bytes <= size
+        ]
 
-    def _climb(self, head: tuple[CompressStep, ...], size: int, at: int | None) -> int | None:
-        """Measure chains of the families, from one on as long as a neighbour keeps more.
+    def _search_families(
+        self, prefix: tuple[CompressStep, ...], size: int, index: int | None
+    ) -> int | None:
+        """Hill climb over the families: move to a neighbor as long as its retention is higher.
 
         Args:
-            head: Steps before theirs.
-            size: Bytes at most.
-            at: The family to begin with [where linear layers and table have about as many bits].
+            prefix: First steps of the chains.
+            size: Maximum bytes.
+            index: Family to start with [similar bits per weight in linear layers and table].
 
         Returns:
-            The best family's number; None where none fits.
+            Index of the best family; None if none fits.
         """
-        known = chains.families(self._after(head))
+        families = chains.families(self._prefixed_draft(prefix))
         if chains.is_static(self.start):
-            for family in known:
-                self._solved(head, family, size)
+            for family in families:
+                self._solve_share(prefix, family, size)
             return None
-        if at is None:
-            at = chains.most_balanced(known, [f.share(self._after(head), size) for f in known])
-        kept: dict[int, float] = {}
+        if index is None:
+            index = chains.most_balanced(
+                families, [f.share(self._prefixed_draft(prefix), size) for f in families]
+            )
+        scores: dict[int, float] = {}
 
-        def keeps(number: int) -> float:
-            if number not in kept:
+        def score(number: int) -> float:
+            if number not in scores:
                 chain = (
-                    self._solved(head, known[number], size) if 0 <= number < len(known) else None
+                    self._solve_share(prefix, families[number], size)
+                    if 0 <= number < len(families)
+                    else None
                 )
-                kept[number] = chain.score if chain and chain.bytes <= size else -1.0
-            return kept[number]
+                scores[number] = chain.score if chain and chain.bytes <= size else -1.0
+            return scores[number]
 
-        while at is not None:
-            best = max((at, at - 1, at + 1), key=keeps)
-            if best == at:
-                return at if keeps(at) >= 0 else None
-            at = best
+        while index is not None:
+            best = max((index, index - 1, index + 1), key=score)
+            if best == index:
+                return index if score(index) >= 0 else None
+            index = best
         return None
 
-    def _solved(
-        self, head: tuple[CompressStep, ...], family: Family, size: int
+    def _solve_share(
+        self, prefix: tuple[CompressStep, ...], family: Family, size: int
     ) -> Candidate | None:
-        """Measure the chain of a family that uses a size up, or as much of it as it can.
+        """Measure the chain of a family whose budget of the table fills a size.
 
-        The share of the token table is solved for from headers first, then from the bytes of what
-        was made; it is measured last, once.
+        The budget is solved for from headers first, then from the sizes of compressed drafts; only
+        the final chain is measured.
         """
-        draft, fitting = self._after(head), None
+        draft, fitting = self._prefixed_draft(prefix), None
         share = family.share(draft, size)
         for _ in range(MAX_SOLVER_STEPS):
             if share is None:
                 break
             steps = family.steps(share)
-            if chains.plan_chain(draft, steps) is None:  # its codebooks alone are larger
+            if chains.plan_chain(draft, steps) is None:  # the codebooks alone exceed the budget
                 family = replace(family, table="int")
                 steps = family.steps(share)
             try:
-                gap = size - chains.file_bytes(run_steps(steps, draft, self.work))
+                gap = size - chains.file_bytes(run_steps(steps, draft, self.context))
             except InvalidInput as error:
-                self.tried.append(Candidate((*head, *steps), size, refused=error.message))
+                self.candidates.append(Candidate((*prefix, *steps), size, error=error.message))
                 break
             if gap >= 0:
                 fitting = steps
-            moved = chains.adjust_share(share, gap, draft)
-            if 0 <= gap <= CLOSE_TO_TARGET * size or moved == share:
+            adjusted = chains.adjust_share(share, gap, draft)
+            if 0 <= gap <= CLOSE_TO_TARGET * size or adjusted == share:
                 break
-            share = moved
-        return self._try(head, fitting) if fitting else None
+            share = adjusted
+        return self._evaluate(prefix, fitting) if fitting else None
 
-    # -- the smallest that keeps a share ----------------------------------------------------------
+    # -- the smallest chain for a retention -------------------------------------------------------
 
-    def keeping(self, share: float) -> Candidate | None:
-        """The smallest chain that keeps a share; the search ends when two in a row do not."""
+    def find_smallest(self, share: float) -> Candidate | None:
+        """The smallest chain with a retention; stops after two consecutive chains below it."""
         best, failed = None, 0
         sizes = {
-            (head, steps): made.nbytes
-            for head in self.heads
+            (prefix, steps): planned.nbytes
+            for prefix in self.prefixes
             for steps in chains.fixed_chains(self.start)
-            if (made := chains.plan_chain(self._after(head), steps)) is not None
+            if (planned := chains.plan_chain(self._prefixed_draft(prefix), steps)) is not None
         }
-        for head, steps in sorted(sizes, key=lambda chain: -sizes[chain]):
-            chain = self._try(head, steps)
+        for prefix, steps in sorted(sizes, key=lambda chain: -sizes[chain]):
+            chain = self._evaluate(prefix, steps)
             if chain.score >= share:
                 best, failed = chain, 0
             else:
@@ -199,76 +212,80 @@ class ChainSearch:
                     break
         return best
 
-    # -- what was found ---------------------------------------------------------------------------
+    # -- results ----------------------------------------------------------------------------------
 
     def measured(self) -> list[Candidate]:
-        """What was measured, the largest first.
+        """The measured chains, largest first.
 
         Raises:
-            InvalidInput: Nothing was.
+            InvalidInput: No chain is applicable.
         """
-        found = [chain for chain in self.tried if chain.kept is not None]
-        if not found:
-            why = next((f": {c.refused}" for c in self.tried if c.refused), "")
-            raise InvalidInput(f"no chain fits this model{why}", "name the steps yourself, with -m")
-        return sorted(found, key=lambda chain: -chain.bytes)
+        measured = [chain for chain in self.candidates if chain.retention is not None]
+        if not measured:
+            reason = next((f": {c.error}" for c in self.candidates if c.error), "")
+            raise InvalidInput(f"no chain fits this model{reason}", "give the steps with -m")
+        return sorted(measured, key=lambda chain: -chain.bytes)
 
     def draft(self, chain: Candidate) -> CheckpointEditor:
-        """What a chain makes; its steps' results are kept, so once it was tried this is quick."""
-        return run_steps(chain.steps, self.start, self.work)
+        """The draft after a chain; fast for measured chains, whose results are cached."""
+        return run_steps(chain.steps, self.start, self.context)
 
-    def _try(self, head: tuple[CompressStep, ...], steps: tuple[CompressStep, ...]) -> Candidate:
-        chain = Candidate((*head, *steps), 0)
-        for other in self.tried:
-            if other.spelled == chain.spelled:
+    def _evaluate(
+        self, prefix: tuple[CompressStep, ...], steps: tuple[CompressStep, ...]
+    ) -> Candidate:
+        chain = Candidate((*prefix, *steps), 0)
+        for other in self.candidates:
+            if other.spec == chain.spec:
                 return other
-        self.tried.append(chain)
+        self.candidates.append(chain)
 
-        def measured() -> Result:
+        def write_and_measure() -> Result:
             folder = self.scratch / "chain"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            run_steps(steps, self._after(head), self.work).write(folder)
+            run_steps(steps, self._prefixed_draft(prefix), self.context).write(folder)
             size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-            kept = self.measure(folder)
+            retention = self.measure(folder)
             shutil.rmtree(folder)
-            return Result({}, {"bytes": size, "kept": kept})
+            return Result({}, {"bytes": size, "kept": retention})
 
         try:
-            found = self.work.result(self.start, "chains measured", measured, chain.spelled)
+            result = self.context.result(
+                self.start, "chains measured", write_and_measure, chain.spec
+            )
         except InvalidInput as error:
-            chain.refused = error.message
-            self.work.progress.say(f"{chain.spelled} cannot be made: {error.message}")
+            chain.error = error.message
+            self.context.progress.say(f"{chain.spec} is not applicable: {error.message}")
             return chain
-        chain.bytes, chain.kept = found.facts["bytes"], float(found.facts["kept"])
-        self.work.progress.say(
-            f"{chain.bytes / 1e6:,.2f} MB keep {chain.kept:.2%}: {chain.spelled}"
+        chain.bytes, chain.retention = result.facts["bytes"], float(result.facts["kept"])
+        self.context.progress.say(
+            f"{chain.bytes / 1e6:,.2f} MB keep {chain.retention:.2%}: {chain.spec}"
         )
         return chain
 
-    def told(self) -> list[dict[str, object]]:
-        """Every chain as plain data."""
+    def to_dicts(self) -> list[dict[str, object]]:
+        """All candidates, for the report."""
         return [
-            {"chain": c.spelled, "bytes": c.bytes, "kept": c.kept, "refused": c.refused}
-            for c in self.tried
+            {"chain": c.spec, "bytes": c.bytes, "kept": c.retention, "refused": c.error}
+            for c in self.candidates
         ]
 
     def table(self, chosen: Candidate) -> Table:
-        """What was measured; a star where nothing smaller keeps more."""
+        """Table of the measured chains; Pareto-optimal ones have a star."""
         table = Table("chains measured", ["", "", "MB", "kept", "chain"])
         measured = self.measured()
         for number, chain in enumerate(measured, 1):
-            best = all(chain.score > c.score for c in measured if c.bytes < chain.bytes)
-            mark = "chosen" if chain is chosen else "*" if best else ""
+            optimal = all(chain.score > c.score for c in measured if c.bytes < chain.bytes)
+            mark = "chosen" if chain is chosen else "*" if optimal else ""
             size = f"{chain.bytes / 1e6:,.2f}"
-            table.rows.append([str(number), mark, size, f"{chain.score:.2%}", chain.spelled])
+            table.rows.append([str(number), mark, size, f"{chain.score:.2%}", chain.spec])
         return table
 
-    def draw(self, path: str, whole: int, chosen: Candidate) -> None:
-        """Picture of what is kept against size; chains by their numbers in the table."""
+    def plot(self, path: str, input_bytes: int, chosen: Candidate) -> None:
+        """Plot retention against size, with the numbers of the table."""
         from emb_tool.reporting import plots
 
-        points = [plots.Point("before", whole, 1.0, True)]
+        points = [plots.Point("before", input_bytes, 1.0, True)]
         for number, chain in enumerate(self.measured(), 1):
             label = f"{number} chosen" if chain is chosen else str(number)
             points.append(plots.Point(label, chain.bytes, chain.score))

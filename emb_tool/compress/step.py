@@ -1,4 +1,4 @@
-"""A step of surgery: what it says before the work, and what it needs texts for."""
+"""`CompressStep`, one step of a chain, and how a chain of steps is planned and applied."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from emb_tool.compress.calibration import CalibrationContext
 
 STAGES = ("depth", "vocabulary", "vectors", "weights")
-"""The order of a chain that makes sense: each looks at what those before it have left."""
+"""The stages of a chain in order; each works on the result of the previous ones."""
 
 
 class CompressStep(Method):
-    """A method that turns tensors into tensors: a step of a chain.
+    """A method that transforms the tensors of a checkpoint: one step of a chain.
 
     Attributes:
-        stage: Its place in a chain, one of `STAGES`.
-        calibrated: Whether it looks at texts.
-        packs: Whether weights are stored as codes afterwards.
+        stage: One of `STAGES`.
+        calibrated: Whether the step uses texts.
+        packs: Whether the step stores weights as codes.
     """
 
     stage: ClassVar[str]
@@ -30,48 +30,48 @@ class CompressStep(Method):
     packs: ClassVar[bool] = False
 
     def plan(self, draft: CheckpointEditor) -> None:
-        """Say what the step will do: names, shapes, dtypes, config; refuse what does not fit.
+        """Change names, shapes, dtypes and the config, and refuse unsupported input.
 
-        What needs no texts is complete after this, since tensors are computed when written.
+        A step without calibration is complete after this, since tensors are computed when written.
         """
         raise NotImplementedError
 
     def apply(
-        self, draft: CheckpointEditor, before: CheckpointEditor, work: CalibrationContext
+        self, draft: CheckpointEditor, before: CheckpointEditor, context: CalibrationContext
     ) -> None:
-        """What needs texts: fill in what `plan` announced.
+        """Compute the planned tensors from texts.
 
         Args:
-            draft: After `plan`.
-            before: As the earlier steps left it; `work.encoder(before)` runs it.
-            work: `emb_tool.compress.calibration.CalibrationContext`: texts, vectors, token
-                frequencies.
+            draft: The draft after `plan`.
+            before: The draft before this step; `context.encoder(before)` runs it.
+            context: Texts, their vectors, token frequencies.
         """
 
 
 def plan_step(step: CompressStep, draft: CheckpointEditor) -> None:
-    """Plan one step of a chain; a refusal begins with its name."""
+    """Plan one step of a chain; error messages begin with its name."""
     try:
         step.plan(draft)
     except InvalidInput as error:
-        said = error.message
-        said = said if said.startswith(step.name) else f"{step.name}: {said}"
-        raise InvalidInput(said, error.hint) from None
+        message = error.message
+        message = message if message.startswith(step.name) else f"{step.name}: {message}"
+        raise InvalidInput(message, error.hint) from None
     draft.history.append(step.name)
     draft.chain.append(f"{step.name} {step.model_dump_json()}")
 
 
 def run_steps(
-    steps: Iterable[CompressStep], draft: CheckpointEditor, work: CalibrationContext
+    steps: Iterable[CompressStep], draft: CheckpointEditor, context: CalibrationContext
 ) -> CheckpointEditor:
-    """The draft after some steps; each sees what those before it have made.
+    """The draft after planning and applying steps in order.
 
-    A step is planned when those before it are applied, although `Setup.plan` has planned it before:
-    what it announces depends on what they have found, as the ids that are left of a vocabulary.
+    `Setup.plan` has planned each step once already. Here a step is planned again after the steps
+    before it have been applied, because its plan depends on their results: for example, the number
+    of ids that `vocab` keeps.
     """
     for step in steps:
         before, draft = draft, draft.copy()
         plan_step(step, draft)
-        with work.progress.task(step.name):
-            step.apply(draft, before, work)
+        with context.progress.task(step.name):
+            step.apply(draft, before, context)
     return draft

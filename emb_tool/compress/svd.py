@@ -1,4 +1,4 @@
-"""`svd`: a table as the product of two thin matrices."""
+"""`svd`: a table as a low-rank product of two matrices."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from emb_tool.compress.table_method import TableMethod
 
 
 class Svd(TableMethod):
-    """Low rank, as ALBERT's factorised embeddings, from the singular value decomposition.
+    """Low-rank factorization, as in ALBERT, by the singular value decomposition.
 
-    Token tables have a flat spectrum: a quarter of the bytes loses a fifth of MiniLM's table.
+    Token tables have a flat spectrum: on MiniLM's table, a quarter of the bytes loses a fifth.
     """
 
     name = "svd"
@@ -20,5 +20,5 @@ class Svd(TableMethod):
     paper = "arXiv:1909.11942"
 
     rank: Annotated[
-        int | None, Field(ge=1, description="columns of the thin matrix [by the budget]")
+        int | None, Field(ge=1, description="rank of the factorization [by the budget]")
     ] = None

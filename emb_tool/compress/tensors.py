@@ -1,4 +1,4 @@
-"""What steps on matrices ask of a draft's tensors, and what they refuse of them."""
+"""Checks and names of tensors, shared by the steps that pack matrices."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 
 
 def module_name(tensor: str) -> str:
-    """The module whose weight a tensor is."""
-    if tensor == "embeddings":  # model2vec's name for what sentence-transformers calls so:
+    """Name of the module that a weight belongs to."""
+    if tensor == "embeddings":  # the name in model2vec; sentence-transformers has:
         return "embedding"
     return tensor.removesuffix(".weight")
 
 
-def match(draft: CheckpointEditor, pattern: str) -> list[str]:
-    """The tensors of a name or pattern.
+def match_tensors(draft: CheckpointEditor, pattern: str) -> list[str]:
+    """Names of the tensors that match a name or glob pattern.
 
     Raises:
-        InvalidInput: There is none, with the nearest names.
+        InvalidInput: Nothing matches; the hint has similar names.
     """
     if pattern in draft.tensors and module_name(pattern) not in draft.packed:
         return [pattern]
-    found = [
+    names = [
         name
         for name, lazy in draft.tensors.items()
         if fnmatchcase(name, pattern) and len(lazy.spec.shape) == 2
     ]
-    if found:
-        return found
+    if names:
+        return names
     if module_name(pattern) in draft.packed:
         raise InvalidInput(f"{pattern} is packed already", "pack a table in one step")
     matrices = [name for name, lazy in draft.tensors.items() if len(lazy.spec.shape) == 2]
@@ -50,10 +50,18 @@ def match(draft: CheckpointEditor, pattern: str) -> list[str]:
 
 
 def read_counts(file: str, rows: int, name: str) -> np.ndarray:
-    """Counts from a file.
+    """Read row frequencies from a file.
+
+    Args:
+        file: .npy, or text with one number per line.
+        rows: Number of rows of the table.
+        name: Name of the table, for error messages.
+
+    Returns:
+        (rows,).
 
     Raises:
-        InvalidInput: No such file, no numbers, negative ones, or not one per row.
+        InvalidInput: The file does not exist, has no numbers, negative numbers, or not one per row.
     """
     import numpy as np
 
@@ -62,46 +70,46 @@ def read_counts(file: str, rows: int, name: str) -> np.ndarray:
         counts = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, dtype=np.float64)
     except (OSError, ValueError) as error:
         raise InvalidInput(
-            f"frequencies {path}: {error}", "a .npy file, or one number a line"
+            f"frequencies {path}: {error}", "use a .npy file, or one number per line"
         ) from None
     counts = np.atleast_1d(counts)
     if counts.shape != (rows,):
         raise InvalidInput(
-            f"frequencies {path}: shape {list(counts.shape)}, and {name} has {rows:,} rows",
-            "one count per row, in the order of the rows",
+            f"frequencies {path}: shape {list(counts.shape)}, but {name} has {rows:,} rows",
+            "use one count per row, in the order of the rows",
         )
     if not np.isfinite(counts).all() or (counts < 0).any():
         row = int(np.flatnonzero(~np.isfinite(counts) | (counts < 0))[0])
         raise InvalidInput(
-            f"frequencies {path}: row {row} is {counts[row]}", "counts are 0 or more"
+            f"frequencies {path}: row {row} is {counts[row]}", "counts must be 0 or more"
         )
     return counts
 
 
 def check_rows(name: str, table: torch.Tensor) -> None:
-    """Refuse NaN and infinities.
+    """Refuse NaN and infinite values.
 
     Raises:
-        InvalidInput: There are some; in which rows.
+        InvalidInput: Some rows are not finite; the message has the first of them.
     """
     from emb_tool.ops import rows
 
-    found, count = rows.non_finite_rows(table)
+    first_rows, count = rows.non_finite_rows(table)
     if count:
         raise InvalidInput(
             f"{name}: {count:,} rows are not finite (NaN or infinity), the first are "
-            + ", ".join(map(str, found)),
-            "the table is damaged or its training diverged; mend these rows first",
+            + ", ".join(map(str, first_rows)),
+            "the table is damaged or its training diverged; repair these rows first",
         )
 
 
 def use_native_names(draft: CheckpointEditor) -> None:
-    """Rename and split tensors as transformers does while it reads them.
+    """Rename and split tensors as transformers does when it loads them.
 
-    A packed module is stored in the place of one tensor, so each module needs a tensor of its own.
+    A packed module replaces one tensor, so each module needs its own tensor.
 
     Args:
-        draft: Is changed.
+        draft: Changed in place.
     """
     from emb_tool.compress.native_names import native_names
 
@@ -114,7 +122,7 @@ def use_native_names(draft: CheckpointEditor) -> None:
     if renames:
         name, new = next(iter(renames.items()))
         draft.notes.append(
-            f"{len(renames)} tensors are written under the names of transformers' own class:"
+            f"{len(renames)} tensors are written under the names of the transformers class:"
             f" {name} as {', '.join(new)}" + (", ..." if len(renames) > 1 else "")
         )
 
@@ -124,54 +132,57 @@ def _cut(tensor: torch.Tensor, names: Sequence[str]) -> dict[str, torch.Tensor]:
 
 
 def refuse_unless_table(draft: CheckpointEditor, names: Sequence[str]) -> None:
-    """Refuse tensors of a model that are used for anything but looking rows up.
+    """Refuse tensors that the model uses for anything but look-ups of rows.
 
     Raises:
-        InvalidInput: There are some.
+        InvalidInput: A tensor is not a look-up table.
     """
     from emb_tool.ops.matrices import find_matrices
 
-    matrices, own = find_matrices(draft.config, draft.tensors)
+    matrices, other_uses = find_matrices(draft.config, draft.tensors)
     roles = {matrix.tensor: matrix.role for matrix in matrices}
     tables = [tensor for tensor, role in roles.items() if role == "table"]
     for name in names:
         if roles.get(name) == "linear":
             raise InvalidInput(
-                f"{name} is the weight of a linear layer, and no table",
+                f"{name} is the weight of a linear layer, not a table",
                 f"pack it with -m int:only={module_name(name)}, all of them with -m int or -m gptq",
             )
         if name not in tables:
-            how = "does more with it than look rows up" if name in own else "looks no rows up in it"
+            reason = (
+                "does more with it than look up rows"
+                if name in other_uses
+                else "does not look up rows in it"
+            )
             raise InvalidInput(
-                f"{name} is no table that can be packed: {draft.config['model_type']} {how}",
+                f"{name} cannot be packed as a table: {draft.config['model_type']} {reason}",
                 f"tables: {', '.join(tables) or 'none'}; or pack linear layers: -m gptq",
             )
 
 
-def refuse_head(draft: CheckpointEditor, tensor: str, way_out: str) -> None:
-    """Refuse a table that is the output head, too: a head multiplies by the matrix itself.
+def refuse_head(draft: CheckpointEditor, tensor: str, alternative: str) -> None:
+    """Refuse a table that is also the output head, which needs the whole matrix.
 
     Args:
         draft: The model.
-        tensor: The table.
-        way_out: What to do about it.
+        tensor: Name of the table.
+        alternative: Start of the hint.
 
     Raises:
-        InvalidInput: It is.
+        InvalidInput: The table is tied to the output head.
     """
     if _is_head(draft, tensor):
         raise InvalidInput(
             f"{tensor} is also the output head of {draft.config['architectures'][0]}, which needs"
-            " the matrix itself",
-            f"{way_out}, or take the model as an embedder, which has no head: save it with"
-            " sentence-transformers first",
+            " the whole matrix",
+            f"{alternative}, or save the model with sentence-transformers first, without its head",
         )
 
 
 def _is_head(draft: CheckpointEditor, tensor: str) -> bool:
-    """Whether a language model that is no embedder's folder has its head tied to the table.
+    """Whether a tensor is the token table of a language model and tied to its output head.
 
-    In a folder of sentence-transformers the model is loaded without its head.
+    False for sentence-transformers folders, whose models are loaded without a head.
     """
     if (draft.checkpoint.path / "modules.json").is_file():
         return False

@@ -1,4 +1,4 @@
-"""The texts of a compression in three parts: to calibrate on, to choose on, to report on."""
+"""Splits of the texts: for calibration, for the selection of a chain, for the report."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from emb_tool.data.text_options import TextOptions
 from emb_tool.evaluate.agreement import NEIGHBOURS
 from emb_tool.progress import Progress
 
-MANY_TEXTS = 100
-"""Held-out texts among which ten nearest neighbours are a choice."""
+MIN_HELDOUT_TEXTS = 100
+"""Held-out texts below which ten nearest neighbors are a large share of them."""
 
 
 class TextSplits(NamedTuple):
-    """No text is in two of them; which is where hangs on its content alone.
+    """Disjoint splits of the texts; the split of a text depends only on its content.
 
     Args:
-        calibration: What steps look at.
-        choice: What `--target` compares chains on.
-        report: What the result is measured on.
-        counts: For the report.
+        calibration: For calibration of the steps.
+        choice: For `--target` to compare chains on.
+        report: For measuring the result.
+        counts: Numbers of texts, for the report.
     """
 
     calibration: list[str]
@@ -34,16 +34,16 @@ class TextSplits(NamedTuple):
     counts: dict[str, int]
 
     @classmethod
-    def of(cls, job: CompressJob, state: Path, progress: Progress) -> TextSplits:
-        """Read them, or what a run before has read; without --texts a sample of our own.
+    def from_job(cls, job: CompressJob, state: Path, progress: Progress) -> TextSplits:
+        """Read the texts of a job, or the corpus of an interrupted run.
 
         Args:
-            job: Names them.
-            state: Folder of what is read.
-            progress: Told in which field the text is, if not in `text`, and warned of few texts.
+            job: The job; without --texts, built-in sentences are used.
+            state: Folder of the corpus.
+            progress: Notes the field of the texts if it is not `text`, and warns about few texts.
 
         Raises:
-            InvalidInput: Too few to hold any out.
+            InvalidInput: Too few texts to hold out any.
         """
         corpus = Corpus.open(state / "corpus") or Corpus.build(
             state / "corpus",
@@ -55,15 +55,15 @@ class TextSplits(NamedTuple):
         )
         corpus.tell(progress.note)
         report, choice = split_heldout(corpus)
-        least = min(len(report), len(choice)) if job.searches and not job.dev else len(report)
-        fitted = len(corpus.train) + len(choice) + len(report) - least
-        if warning := check_parts("--texts", fitted, least, job.holdout):
+        smallest = min(len(report), len(choice)) if job.searches and not job.dev else len(report)
+        training = len(corpus.train) + len(choice) + len(report) - smallest
+        if warning := check_parts("--texts", training, smallest, job.holdout):
             progress.warn(warning)
-        if 0 < len(report) < MANY_TEXTS:
+        if 0 < len(report) < MIN_HELDOUT_TEXTS:
             chance = min(1, NEIGHBOURS / max(len(report) - 1, 1))
             progress.warn(
-                f"{len(report)} held-out texts are few to measure on: of ten nearest neighbours"
-                f" among them chance alone keeps {chance:.0%}; give some thousand --texts"
+                f"{len(report)} held-out texts are few to measure on: {chance:.0%} of ten nearest"
+                " neighbors among them agree by chance; give some thousand --texts"
             )
         return cls(
             corpus.texts(corpus.train),
@@ -74,14 +74,14 @@ class TextSplits(NamedTuple):
 
 
 def split_heldout(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
-    """What is held out, to report on and to choose on: by turns in the order of the keys."""
-    held = np.asarray(corpus.heldout)
-    by_key = np.array(sorted(held, key=lambda i: corpus.keys[i].tobytes()), dtype=held.dtype)
+    """Held-out indices for the report and for the selection, alternating in the order of keys."""
+    indices = np.asarray(corpus.heldout)
+    by_key = np.array(sorted(indices, key=lambda i: corpus.keys[i].tobytes()), dtype=indices.dtype)
     return np.sort(by_key[::2]), np.sort(by_key[1::2])
 
 
 def _sample(path: Path) -> tuple[str, ...]:
-    """Sentences of Python's own documentation, in a file."""
+    """Write sentences of Python's documentation to a file."""
     from emb_tool.data.builtin_texts import sample_texts
 
     lines = [json.dumps({"text": text}) + "\n" for text in sample_texts()]

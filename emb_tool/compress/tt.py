@@ -10,10 +10,10 @@ from emb_tool.compress.table_method import TableMethod
 
 
 class Tt(TableMethod):
-    """TT-Rec's cores from two truncated singular value decompositions (TT-SVD).
+    """Cores of TT-Rec by two truncated singular value decompositions (TT-SVD).
 
-    Rows are grouped by their ids, which say little about token tables. Frequencies do not factor
-    and have no influence.
+    The ids of rows are factored into digits, although neighboring ids of a token table are rarely
+    similar. Frequencies are not used.
     """
 
     name = "tt"
@@ -21,5 +21,5 @@ class Tt(TableMethod):
     paper = "arXiv:2101.11714"
 
     rank: Annotated[
-        int | None, Field(ge=1, description="width of the inner edges [by the budget]")
+        int | None, Field(ge=1, description="rank between the cores [by the budget]")
     ] = None

@@ -1,4 +1,4 @@
-"""`--tune`: what a packed model has of floats, trained towards the vectors of its input."""
+"""`--tune`: finetune the float parameters of a packed model to reproduce the input's vectors."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from emb_tool.runtime.device import Runtime
 
 TEACHER = "teacher"
-"""Where a model of turned or cut vectors lies while it is tuned towards."""
+"""Folder of the teacher, if steps change its vectors."""
 
 
 def write_teacher(shaped: CheckpointEditor, state: Path) -> None:
-    """Write what is tuned towards, if it is not the input itself.
+    """Write the teacher, unless it is the input itself.
 
     Args:
-        shaped: The input after the steps that shape vectors.
-        state: Folder for what is needed on the way.
+        shaped: The input after the steps of the stage `vectors`.
+        state: Folder for intermediate files.
     """
     if shaped.history:
         shutil.rmtree(state / TEACHER, ignore_errors=True)
@@ -52,16 +52,16 @@ def tune_files(
     progress: Progress,
     dev: Sequence[Task] = (),
 ) -> dict[str, Any]:
-    """Train scales, codebooks, norms, biases and Dense modules; the matrices keep their codes.
+    """Train scales, codebooks, norms, biases and Dense modules; codes are fixed.
 
     Args:
-        folder: The files as written; replaced.
-        body: The input: the teacher, unless `write_teacher` has written one.
+        folder: The written checkpoint; its weight files are replaced.
+        body: The input, which is the teacher unless `write_teacher` wrote one.
         job: Texts and settings.
-        state: Folder for what is needed on the way, and for a run that is taken up.
-        runtime: Where.
-        progress: Bar and warnings.
-        dev: Tasks that choose the state [the held-out texts].
+        state: Folder for intermediate files and for resuming.
+        runtime: Device, dtype and processes.
+        progress: Progress bars and warnings.
+        dev: Tasks that select the state [the held-out texts].
 
     Returns:
         Figures for the report.
@@ -81,7 +81,7 @@ def tune_files(
     runtime.on_main(check)
     corpus = _corpus(job, state)
     corpus.tell(progress.note)
-    runtime.reseed()  # what came before depends on whether the run was taken up
+    runtime.reseed()  # earlier random numbers depend on whether the run was resumed
     source = state / TEACHER
     teacher = Encoder.open(Checkpoint.open(source) if source.is_dir() else body, runtime)
     prompt = teacher.prompt(job.prompt_name)
@@ -133,7 +133,7 @@ def tune_files(
 
 
 def _corpus(job: CompressJob, state: Path) -> Corpus:
-    """The texts to tune on; none of those that the result is measured on is among them."""
+    """The texts to finetune on, without those that the result is measured on."""
     folder = state / "tune-corpus"
     corpus = Corpus.open(folder) or Corpus.build(
         folder, job.tune, options=TextOptions.of(job), limit=job.limit, holdout=job.holdout
@@ -141,35 +141,35 @@ def _corpus(job: CompressJob, state: Path) -> Corpus:
     measured = Corpus.open(state / "corpus")
     if measured is not None:
         report, _ = split_heldout(measured)
-        barred = {measured.keys[i].tobytes() for i in report}
+        excluded = {measured.keys[i].tobytes() for i in report}
         corpus.train, corpus.heldout = (
-            np.array([i for i in part if corpus.keys[i].tobytes() not in barred], part.dtype)
+            np.array([i for i in part if corpus.keys[i].tobytes() not in excluded], part.dtype)
             for part in (corpus.train, corpus.heldout)
         )
     return corpus
 
 
 def load_state_into_draft(draft: CheckpointEditor, encoder: Encoder) -> CheckpointEditor:
-    """A draft whose tensors are those of a model in memory, in the dtypes of the files."""
-    body = encoder.model[0]
-    model = getattr(body, "auto_model", body)
+    """A draft with the tensors of a model in memory, in the dtypes of the files."""
+    transformer = encoder.model[0]
+    model = getattr(transformer, "auto_model", transformer)
     base = f"{getattr(model, 'base_model_prefix', '')}."
     state = model.state_dict()
     for name, lazy in draft.tensors.items():
-        plain = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
-        found = next((n for n in (name, plain, plain.removeprefix(base)) if n in state), None)
-        if found is not None:
-            draft.tensors[name] = _of(lazy, state[found])
+        modern = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
+        key = next((n for n in (name, modern, modern.removeprefix(base)) if n in state), None)
+        if key is not None:
+            draft.tensors[name] = _with_value(lazy, state[key])
     for module, spec in zip(list(encoder.model)[1:], draft.layout.modules[1:], strict=True):
-        held = module.state_dict()
+        module_state = module.state_dict()
         for name, lazy in draft.modules.get(spec.path, {}).items():
-            draft.modules[spec.path][name] = _of(lazy, held[name])
+            draft.modules[spec.path][name] = _with_value(lazy, module_state[name])
     return draft
 
 
-def _of(lazy: LazyTensor, value: torch.Tensor) -> LazyTensor:
+def _with_value(lazy: LazyTensor, value: torch.Tensor) -> LazyTensor:
     from emb_tool.editing import torch_dtype
 
     dtype = torch_dtype(lazy.spec.dtype)
-    held = value.detach().cpu().to(dtype)
-    return lazy._replace(load=lambda: held)
+    tensor = value.detach().cpu().to(dtype)
+    return lazy._replace(load=lambda: tensor)

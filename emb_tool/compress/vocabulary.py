@@ -1,13 +1,13 @@
-"""Which tokens a corpus needs, so that it is tokenised with them as it was with all of them.
+"""The tokens that a corpus needs to be tokenized as with the full vocabulary.
 
-Let S be a subset of a tokenizer's tokens that holds every token of the corpus. Then
+Let S be a subset of a tokenizer's tokens that contains every token of the corpus. Then
 
-- WordPiece takes the longest piece that fits, and one that it took is the longest in S too;
-- Unigram takes the path with the highest sum of scores, and the best of all paths is the best of
-  those through S (ties go to the path met first, in S as before). What no piece covers scores the
-  lowest of all scores less 10, so a piece with that lowest score stays;
-- BPE applies the first of its merges that applies, again and again. If S holds the tokens that the
-  merges of the corpus pass through, the first that applies is among those kept at every step.
+- WordPiece takes the longest piece that matches; a piece that it took is also the longest in S;
+- Unigram takes the path with the highest sum of scores; the best of all paths is also the best of
+  those through S (ties go to the first path, in S as before). Unknown characters have the lowest of
+  all scores minus 10, so a piece with the lowest score is kept;
+- BPE repeatedly applies the applicable merge of the highest rank. If S contains the intermediate
+  tokens of the merges of the corpus, this merge is in S at every step.
 """
 
 from __future__ import annotations
@@ -31,50 +31,50 @@ if TYPE_CHECKING:
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 _CHUNK = 1024
-"""Texts that are tokenised at a time."""
+"""Texts per call of the tokenizer."""
 
 
 def special_ids(vocabulary: Vocabulary) -> set[int]:
-    """Ids that mean something: special tokens, what surrounds a text, the unknown and padding."""
-    found = processor_ids(vocabulary)
+    """Ids of special tokens, of the post-processor, of the unknown token and of padding."""
+    ids = processor_ids(vocabulary)
     for token in vocabulary.data["added_tokens"]:
         if token.get("special"):
-            found.add(vocabulary.added[token["content"]])
-    return found if vocabulary.unknown is None else found | {vocabulary.unknown}
+            ids.add(vocabulary.added[token["content"]])
+    return ids if vocabulary.unknown is None else ids | {vocabulary.unknown}
 
 
 def required_ids(vocabulary: Vocabulary, *, characters: bool) -> set[int]:
-    """Ids that stay whatever the corpus is.
+    """Ids that are kept for any corpus.
 
     Args:
         vocabulary: The tokens.
-        characters: Keep all tokens of one character, so that a word of such characters is never
+        characters: Keep all tokens of one character, so that words of these characters are never
             unknown. Bytes are always kept.
     """
     model, pieces = vocabulary.model, vocabulary.pieces
-    found = special_ids(vocabulary)
+    ids = special_ids(vocabulary)
     if model.get("byte_fallback"):
-        found |= {i for token, i in pieces.items() if _BYTE.fullmatch(token)}
+        ids |= {i for token, i in pieces.items() if _BYTE.fullmatch(token)}
     if vocabulary.kind == "Unigram":
-        found.add(min(range(len(model["vocab"])), key=lambda i: float(model["vocab"][i][1])))
+        ids.add(min(range(len(model["vocab"])), key=lambda i: float(model["vocab"][i][1])))
     if vocabulary.kind != "WordLevel" and (characters or _byte_level(vocabulary)):
-        start, end = _marks(vocabulary)
-        found |= {
+        start, end = _affixes(vocabulary)
+        ids |= {
             i
             for token, i in pieces.items()
             if len(token) == 1 or len(token.removeprefix(start).removesuffix(end)) == 1
         }
-    return found
+    return ids
 
 
 def _byte_level(vocabulary: Vocabulary) -> bool:
-    """Whether text becomes the 256 characters that stand for bytes."""
+    """Whether the tokenizer works on bytes, represented by 256 characters."""
     parts = (vocabulary.data.get("pre_tokenizer"), vocabulary.data.get("normalizer"))
     return '"type": "ByteLevel"' in json.dumps(parts)
 
 
-def _marks(vocabulary: Vocabulary) -> tuple[str, str]:
-    """What a piece inside a word begins with, and what one at its end ends with."""
+def _affixes(vocabulary: Vocabulary) -> tuple[str, str]:
+    """The prefix of pieces inside a word, and the suffix of pieces at its end."""
     model = vocabulary.model
     default = "##" if vocabulary.kind == "WordPiece" else ""
     start = model.get("continuing_subword_prefix", default)
@@ -82,17 +82,17 @@ def _marks(vocabulary: Vocabulary) -> tuple[str, str]:
 
 
 def bpe_ancestors(vocabulary: Vocabulary) -> Callable[[int], set[int]]:
-    """A function from an id to the ids that BPE passes through on the way to it.
+    """A function from an id to the ids of the intermediate tokens of its BPE merges.
 
-    They depend on the token alone: had a merge crossed its ends, it would not have come about.
+    They depend only on the token, since no merge crosses the boundaries of a final token.
     """
     if vocabulary.kind != "BPE":
         return lambda _: set()
-    pieces, (start, end) = vocabulary.pieces, _marks(vocabulary)
+    pieces, (start, end) = vocabulary.pieces, _affixes(vocabulary)
     ranks = {pair: rank for rank, pair in enumerate(vocabulary.model["merges"])}
     tokens = {i: token for token, i in pieces.items()}
 
-    def walk(i: int) -> set[int]:
+    def ancestors(i: int) -> set[int]:
         token = tokens.get(i, "")
         core = token.removeprefix(start).removesuffix(end)
         if not core:
@@ -100,64 +100,67 @@ def bpe_ancestors(vocabulary: Vocabulary) -> Callable[[int], set[int]]:
         symbols = [start + c for c in core]
         symbols[0] = symbols[0] if start and token.startswith(start) else core[0]
         symbols[-1] += end if end and token.endswith(end) else ""
-        seen = set(symbols)
+        reached = set(symbols)
         while len(symbols) > 1:
             rank, at = min(
                 (ranks.get(pair, len(ranks)), at) for at, pair in enumerate(pairwise(symbols))
             )
             if rank == len(ranks):
-                return set()  # it is only ever found whole (`ignore_merges`)
+                return set()  # only reached as a whole word (`ignore_merges`)
             symbols[at : at + 2] = [symbols[at] + symbols[at + 1][len(start) :]]
-            seen.add(symbols[at])
-        return {pieces[symbol] for symbol in seen if symbol in pieces}
+            reached.add(symbols[at])
+        return {pieces[symbol] for symbol in reached if symbol in pieces}
 
-    return walk
+    return ancestors
 
 
 def choose_ids(
-    vocabulary: Vocabulary, must: Iterable[int], wanted: Iterable[int], size: int | None = None
+    vocabulary: Vocabulary,
+    required: Iterable[int],
+    requested: Iterable[int],
+    size: int | None = None,
 ) -> set[int]:
     """The ids to keep.
 
     Args:
         vocabulary: The tokens.
-        must: Ids that stay.
-        wanted: Further ids, the most important first.
-        size: How many ids there may be.
+        required: Ids to keep in any case.
+        requested: Further ids, most important first.
+        size: Maximum number of ids.
 
     Raises:
-        InvalidInput: More than `size` must stay.
+        InvalidInput: There are more than `size` required ids.
     """
-    walk = bpe_ancestors(vocabulary)
-    kept: set[int] = set()
-    for i in must:
-        kept |= {i} | walk(i)
-    if size is not None and len(kept) > size:
+    ancestors = bpe_ancestors(vocabulary)
+    chosen: set[int] = set()
+    for i in required:
+        chosen |= {i} | ancestors(i)
+    if size is not None and len(chosen) > size:
         raise InvalidInput(
-            f"size={size:,}: {len(kept):,} tokens must stay (special ones, single characters and"
-            " bytes, those of keep)",
-            f"at least {len(kept):,}, or drop characters that do not occur: characters=false",
+            f"size={size:,}: {len(chosen):,} tokens are required (special tokens, single characters"
+            " and bytes, those of keep)",
+            f"use at least {len(chosen):,}, or drop unused characters with characters=false",
         )
-    for i in wanted:
-        more = {i} if i in kept else {i} | walk(i)
-        if size is None or len(kept | more) <= size:
-            kept |= more
-    return kept
+    for i in requested:
+        added = {i} if i in chosen else {i} | ancestors(i)
+        if size is None or len(chosen | added) <= size:
+            chosen |= added
+    return chosen
 
 
-def renumber_ids(vocabulary: Vocabulary, kept: set[int]) -> dict[int, int]:
-    """New ids for those that are kept, in their order; special ids stay what they are if they fit.
+def renumber_ids(vocabulary: Vocabulary, chosen: set[int]) -> dict[int, int]:
+    """Map the ids to keep to new ids, in the same order; special ids do not change if they fit.
 
-    Tokens outside the tokenizer's model come after it, since that is where a tokenizer puts them
-    when it is read; after them rows that no token has.
+    Added tokens follow those of the tokenizer's model, where a tokenizer puts them when it is
+    loaded; then rows without a token.
     """
-    inner = sorted(i for i in vocabulary.pieces.values() if i in kept)
+    inner = sorted(i for i in vocabulary.pieces.values() if i in chosen)
     known = set(inner)
-    outer = sorted(i for i in set(vocabulary.added.values()) & kept if i not in known)
+    outer = sorted(i for i in set(vocabulary.added.values()) & chosen if i not in known)
     pinned = {i for i in special_ids(vocabulary) & known if i < len(inner)}
-    rest = (i for i in inner if i not in pinned)
-    order = [place if place in pinned else next(rest) for place in range(len(inner))]
-    order += outer + sorted(kept - known - set(outer))
+    remaining = (i for i in inner if i not in pinned)
+    order = [position if position in pinned else next(remaining) for position in range(len(inner))]
+    order += outer + sorted(chosen - known - set(outer))
     return {old: new for new, old in enumerate(order)}
 
 
@@ -168,9 +171,9 @@ def encode_ids(tokenizer: Tokenizer, texts: Sequence[str], special: bool) -> Ite
     """Ids of each text, (tokens,) int64.
 
     Args:
-        tokenizer: Neither cuts nor pads.
+        tokenizer: Tokenizer without truncation and padding.
         texts: The texts.
-        special: Whether special tokens surround them.
+        special: Whether to add special tokens.
     """
     for begin in range(0, len(texts), _CHUNK):
         chunk = list(texts[begin : begin + _CHUNK])
@@ -185,34 +188,34 @@ def count_ids(
     special: bool,
     advance: Callable[[int], None],
 ) -> tuple[np.ndarray, set[int]]:
-    """How often each id occurs in texts, and ids that they need without showing them.
+    """Occurrences of each id in texts, and ids that affect their tokenization without occurring.
 
     Args:
-        tokenizer: Neither cuts nor pads.
+        tokenizer: Tokenizer without truncation and padding.
         vocabulary: Its tokens.
         texts: The texts.
-        special: Whether special tokens surround them.
+        special: Whether to add special tokens.
         advance: Called after each text.
 
     Returns:
-        (ids,) int64 counts, and the pieces with which WordPiece began words that it then gave up:
-        without them it would come to another end.
+        (ids,) int64 counts, and the first pieces of words that WordPiece abandoned as unknown;
+        without these pieces it could split such words.
     """
     counts = np.zeros(max(vocabulary.ids.values()) + 1, np.int64)
     hidden: set[int] = set()
     for text, ids in zip(texts, encode_ids(tokenizer, texts, special), strict=True):
         np.add.at(counts, ids, 1)
         if vocabulary.kind == "WordPiece" and (ids == vocabulary.unknown).any():
-            hidden |= _given_up(tokenizer, vocabulary, text)
+            hidden |= _abandoned_pieces(tokenizer, vocabulary, text)
         advance(1)
     return counts, hidden
 
 
-def _given_up(tokenizer: Tokenizer, vocabulary: Vocabulary, text: str) -> set[int]:
-    pieces, (start, _) = vocabulary.pieces, _marks(vocabulary)
+def _abandoned_pieces(tokenizer: Tokenizer, vocabulary: Vocabulary, text: str) -> set[int]:
+    pieces, (start, _) = vocabulary.pieces, _affixes(vocabulary)
     longest = vocabulary.model.get("max_input_chars_per_word", 100)
     encoding = tokenizer.encode(text, add_special_tokens=False)
-    found: set[int] = set()
+    abandoned: set[int] = set()
     for i, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
         part = text[begin:end] if i == vocabulary.unknown else ""
         if part and tokenizer.normalizer is not None:
@@ -221,28 +224,28 @@ def _given_up(tokenizer: Tokenizer, vocabulary: Vocabulary, text: str) -> set[in
         if part and tokenizer.pre_tokenizer is not None:
             words = tokenizer.pre_tokenizer.pre_tokenize_str(part)
         for word, _ in words:
-            at = 0
-            while at < len(word) <= longest:
-                mark = start if at else ""
-                stops = range(len(word), at, -1)
-                stop = next((s for s in stops if mark + word[at:s] in pieces), None)
+            position = 0
+            while position < len(word) <= longest:
+                prefix = start if position else ""
+                stops = range(len(word), position, -1)
+                stop = next((s for s in stops if prefix + word[position:s] in pieces), None)
                 if stop is None:
                     break
-                found.add(pieces[mark + word[at:stop]])
-                at = stop
-    return found
+                abandoned.add(pieces[prefix + word[position:stop]])
+                position = stop
+    return abandoned
 
 
 @dataclass(frozen=True)
 class RetokenizationResult:
-    """What becomes of texts under new ids.
+    """Comparison of tokenizations before and after trimming.
 
     Args:
-        texts: How many.
-        differ: Those whose ids are not the old ones renumbered.
-        first: The first of those.
-        tokens: Tokens before and after.
-        unknown: Share of them that are the unknown token, before and after.
+        texts: Number of texts.
+        differ: Number of texts that are tokenized differently.
+        first: The first of these texts.
+        tokens: Numbers of tokens before and after.
+        unknown: Shares of unknown tokens before and after.
     """
 
     texts: int
@@ -261,30 +264,30 @@ def compare_tokenizations(
     special: bool,
     advance: Callable[[int], None],
 ) -> RetokenizationResult:
-    """Tokenise texts both ways.
+    """Compare the tokenizations of texts by two tokenizers.
 
     Args:
-        before: The tokenizer as it was.
-        after: The tokenizer as it is written.
-        ids: Old id to new.
+        before: The original tokenizer.
+        after: The trimmed tokenizer.
+        ids: Map of old to new ids.
         unknown: Old id of the unknown token.
         texts: The texts.
-        special: Whether special tokens surround them.
+        special: Whether to add special tokens.
         advance: Called after each text.
     """
     new = np.full(max([*before.get_vocab().values(), *ids]) + 1, -1, np.int64)
     new[list(ids)] = list(ids.values())
     differ, first = 0, ""
-    tokens, lost = np.zeros(2, np.int64), np.zeros(2, np.int64)
+    tokens, unknown_counts = np.zeros(2, np.int64), np.zeros(2, np.int64)
     pairs = zip(encode_ids(before, texts, special), encode_ids(after, texts, special), strict=True)
-    for text, (old, found) in zip(texts, pairs, strict=True):
-        if not np.array_equal(new[old], found):
+    for text, (old, new_ids) in zip(texts, pairs, strict=True):
+        if not np.array_equal(new[old], new_ids):
             differ, first = differ + 1, first or text
-        tokens += len(old), len(found)
+        tokens += len(old), len(new_ids)
         if unknown is not None:
-            lost += (old == unknown).sum(), (found == ids[unknown]).sum()
+            unknown_counts += (old == unknown).sum(), (new_ids == ids[unknown]).sum()
         advance(1)
-    share = lost / np.maximum(tokens, 1)
+    share = unknown_counts / np.maximum(tokens, 1)
     return RetokenizationResult(
         len(texts), differ, first, (int(tokens[0]), int(tokens[1])),
         (float(share[0]), float(share[1])),

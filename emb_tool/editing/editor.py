@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emb_tool.checkpoint.files import inside, join, write_json
+from emb_tool.checkpoint.files import join, resolve_inside, write_json
 from emb_tool.checkpoint.layout import Layout, write_layout
 from emb_tool.checkpoint.quantization import packed_modules
-from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
+from emb_tool.checkpoint.reader import Checkpoint, copy_aux_files
 from emb_tool.editing.lazy_tensor import LazyTensor, part_reader, tensor_reader, write_tensors
 from emb_tool.editing.token_table import SHARED, stored_twice, token_table
 from emb_tool.errors import InvalidInput
@@ -134,7 +134,7 @@ class CheckpointEditor:
         """A tokenizer or config file as it will be written; None if there is none."""
         if name in self.files:
             return self.files[name]
-        path = inside(self.checkpoint.path, join(self.checkpoint.layout.main, name))
+        path = resolve_inside(self.checkpoint.path, join(self.checkpoint.layout.main, name))
         return path.read_bytes() if path.is_file() else None
 
     def specs(self) -> list[TensorSpec]:
@@ -284,7 +284,7 @@ class CheckpointEditor:
         Returns:
             The layout as written.
         """
-        copy_side_files(self.checkpoint, folder)
+        copy_aux_files(self.checkpoint, folder)
         for name, content in self.files.items():
             if content is None:
                 (folder / name).unlink(missing_ok=True)

@@ -206,7 +206,7 @@ class _Run:
         spent, saved = state.seconds, time.perf_counter()
         for texts, vectors, truncated in coming:
             if isinstance(code, ScalarCode):
-                state.outside += code.ranges.outside(vectors)
+                state.outside += code.ranges.count_outside(vectors)
             writer.append(texts, code.encode(vectors))
             state.texts += len(texts)
             for text in texts:
@@ -266,7 +266,9 @@ class _Run:
         state.ranges = job.ranges
         if ranges is None and job.calibrate:
             calibration = self._stream(self._read(job.calibrate))
-            ranges = reduce(Ranges.join, (Ranges.of(block.vectors) for block in calibration))
+            ranges = reduce(
+                Ranges.merge, (Ranges.from_vectors(block.vectors) for block in calibration)
+            )
             state.ranges = "the calibration texts"
         elif ranges is None:
             ranges = read_ranges(self.model.checkpoint.path, self.model.dim)
@@ -274,7 +276,7 @@ class _Run:
         if ranges is None:
             head = list(_first(coming, CALIBRATION_TEXTS))
             coming = chain(head, coming)
-            ranges = Ranges.of(np.concatenate([block.vectors for block in head]))
+            ranges = Ranges.from_vectors(np.concatenate([block.vectors for block in head]))
             state.ranges = "the texts themselves"
             state.warnings.append(
                 f"{job.model} stores no ranges: they were taken from the first {ranges.texts:,} of "

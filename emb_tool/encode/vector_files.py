@@ -245,7 +245,7 @@ def output_file(
     return OutputFile(
         path,
         provenance=provenance_of(path),
-        beside=[metadata_path(path)] if path.suffix == ".npy" else [],
+        companions=[metadata_path(path)] if path.suffix == ".npy" else [],
         job_digest=digest,
         overwrite=overwrite,
         resume=resume,

@@ -124,4 +124,4 @@ def _ranges(task: RetrievalRun, pair: ModelPair, documents: Floats) -> tuple[Ran
         stored = read_ranges(folder, documents.shape[1])
         if stored is not None:
             return stored, "stored with the model"
-    return Ranges.of(documents), "of these documents"
+    return Ranges.from_vectors(documents), "of these documents"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from emb_tool.checkpoint.layout import (
-    AFTER_PADDING,
     POSITION_TABLE,
+    POSITIONS_AFTER_PADDING,
     first_position,
     position_rows,
 )
@@ -40,7 +40,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("bert", "distilbert", "electra", "albert"), Family("learned")),
-    **dict.fromkeys(AFTER_PADDING, Family("learned")),
+    **dict.fromkeys(POSITIONS_AFTER_PADDING, Family("learned")),
     "mpnet": Family("learned", eager=True),
     **dict.fromkeys(("nomic_bert", "eurobert", "gte", "jina_embeddings_v3"), Family("rotary")),
     **dict.fromkeys(("qwen2", "qwen3", "llama", "mistral"), Family("rotary")),

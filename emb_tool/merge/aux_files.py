@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from emb_tool.checkpoint.elements import FLOATS, promote_dtypes
 from emb_tool.checkpoint.files import write_json
 from emb_tool.checkpoint.layout import Layout, write_layout
-from emb_tool.checkpoint.reader import copy_side_files
+from emb_tool.checkpoint.reader import copy_aux_files
 
 if TYPE_CHECKING:
     from emb_tool.merge.setup import Setup
@@ -22,7 +22,7 @@ def write_aux_files(setup: Setup, folder: Path) -> None:
     """Everything but weights: tokenizer, config, modules."""
     if setup.is_bare:
         return
-    copy_side_files(setup.copied_from("tokenizer"), folder)
+    copy_aux_files(setup.copied_from("tokenizer"), folder)
     config: Mapping[str, Any] = config_of(setup)
     if config:
         write_json(folder / "config.json", config)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emb_tool.checkpoint.elements import STORED, to_float64
+from emb_tool.checkpoint.elements import NUMPY_DTYPES, to_float64
 from emb_tool.checkpoint.files import join
 from emb_tool.errors import InvalidInput
 from emb_tool.merge.tensor_names import canonical
@@ -159,5 +159,5 @@ def parameters_of(encoder: Encoder) -> Iterator[tuple[str, Tensor]]:
 
 def _read(source: TensorSource, start: int, stop: int, like: Tensor) -> Tensor:
     raw, dtype = source.raw(start, stop), source.spec.dtype
-    values = raw if STORED[dtype] == "<f4" else to_float64(raw, dtype)
+    values = raw if NUMPY_DTYPES[dtype] == "<f4" else to_float64(raw, dtype)
     return torch.from_numpy(values).to(like.device, like.dtype)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from emb_tool.checkpoint.files import MAX_INDEX, inside, join, read_json, sha256
+from emb_tool.checkpoint.files import MAX_INDEX, join, read_json, resolve_inside, sha256
 from emb_tool.checkpoint.modules import ModuleSpec
 from emb_tool.checkpoint.quantization import packed_modules
 from emb_tool.checkpoint.reader import TOKENIZER_FILES, Checkpoint
@@ -231,7 +231,9 @@ def _tokenizers(first: Checkpoint, other: Checkpoint) -> Iterator[tuple[str, str
         yield "tokenizer", "in files of another kind: their vocabularies cannot be compared"
     unlike = [
         name for name in shared
-        if len({sha256(inside(c.path, join(c.layout.main, name))) for c in (first, other)}) > 1
+        if len({
+            sha256(resolve_inside(c.path, join(c.layout.main, name))) for c in (first, other)
+        }) > 1
     ]  # fmt: skip
     if "tokenizer.json" not in shared:
         yield from (("vocabulary", name) for name in unlike)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emb_tool.checkpoint.completeness import current_name
-from emb_tool.checkpoint.elements import FLOATS, STORED, OpenFiles, promote_dtypes
+from emb_tool.checkpoint.elements import FLOATS, NUMPY_DTYPES, OpenFiles, promote_dtypes
 from emb_tool.checkpoint.files import join
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import InvalidInput
@@ -147,7 +147,7 @@ class Tensors:
     def _out_dtype(self, dtypes: set[str], name: str = "") -> str:
         if not dtypes <= set(FLOATS):
             (only, *more) = sorted(dtypes)
-            if more or only not in STORED:
+            if more or only not in NUMPY_DTYPES:
                 raise InvalidInput(f"{name} is {', '.join(sorted(dtypes))}: not to be merged", None)
             return only
         return self.out_dtype or promote_dtypes(dtypes)

@@ -223,7 +223,7 @@ class Encoder(Tokenization):
         batch_tokens: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """Vectors of tokenised texts, in their order: see `encode`."""
+        """Vectors of tokenized texts, in their order: see `encode`."""
         # weights put together in inference mode could not be trained on afterwards
         mode = torch.no_grad() if self.sharded else torch.inference_mode()
         with mode, self.runtime.translate_peer_errors():

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from emb_tool.checkpoint.layout import Layout, needs_hub, static_table, write_layout
 from emb_tool.checkpoint.meta_model import check_extent, meta_kwargs
-from emb_tool.checkpoint.quantization import unpacked
-from emb_tool.checkpoint.reader import Checkpoint, copy_side_files
+from emb_tool.checkpoint.quantization import unpacked_specs
+from emb_tool.checkpoint.reader import Checkpoint, copy_aux_files
 from emb_tool.checkpoint.third_party_errors import format_error, is_library_error
 from emb_tool.checkpoint.tokenizer_files import SENTENCEPIECE, lacks_sentencepiece
 from emb_tool.checkpoint.unwrapped_copy import unwrapped_folder
@@ -50,7 +50,7 @@ def load(
     if needs_hub(config, layout):
         import emb_tool.hub  # noqa: F401  (teaches the libraries the format)
     if config and layout.family != "static" and checkpoint.tensors:
-        check_extent(config, unpacked(config, checkpoint.tensors).values(), checkpoint.name)
+        check_extent(config, unpacked_specs(config, checkpoint.tensors).values(), checkpoint.name)
     with quiet():
         from sentence_transformers import SentenceTransformer
 
@@ -108,7 +108,7 @@ def _static(checkpoint: Checkpoint) -> list[torch.nn.Module] | None:
     """The modules of a static model of whose table sentence-transformers makes something else.
 
     Integers it refuses: their scale is not stored with them; to a model whose vectors are
-    normalised it does not matter. Before 6.2 it passes over model2vec's rows by token (`mapping`)
+    normalized it does not matter. Before 6.2 it passes over model2vec's rows by token (`mapping`)
     and weights of tokens.
     """
     layout, tensors = checkpoint.layout, checkpoint.tensors
@@ -165,7 +165,7 @@ def save(
             for name, value in state.items()
         }
 
-    copy_side_files(source, folder)
+    copy_aux_files(source, folder)
     written = write_layout(folder, layout)
     for module, spec in zip(model, written.modules, strict=True):
         target = folder / spec.path

@@ -230,7 +230,7 @@ class RabitqCode(Code):
     A row is `bits` and `factor` = ‖r‖² / ‖P r‖₁ (float32).
 
     RaBitQ, arXiv:2405.12497, equation 13 and theorem 3.2; there of unit vectors, here the norm is
-    part of the factor. Queries are not quantised.
+    part of the factor. Queries are not quantized.
     """
 
     def __init__(self, precision: str, dim: int, ranges: Ranges, seed: int) -> None:

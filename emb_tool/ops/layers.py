@@ -130,8 +130,8 @@ def plan_cut(ckpt: Checkpoint, keep: Sequence[int]) -> LayerCut:
     _check_keep(keep, len(layers))
     if "quantization_config" in ckpt.config:
         raise InvalidInput(
-            f"{ckpt.name} is quantised: what its layers are made of is not known here",
-            "take layers out of the model that it was made from, and quantise the result",
+            f"{ckpt.name} is quantized: what its layers are made of is not known here",
+            "take layers out of the model that it was made from, and quantize the result",
         )
     edits = _config_edits(ckpt.config, keep, len(layers))
     before, after = _Expected(ckpt.config), _Expected({**ckpt.config, **edits})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from emb_tool.checkpoint.memory_map import map_file, release_pages
-from emb_tool.checkpoint.reader import LARGE
+from emb_tool.checkpoint.reader import MMAP_BYTES
 from emb_tool.progress import Progress
 
 CHUNK = 1 << 22
@@ -102,7 +102,7 @@ def scaled(table: Tensor, scale: float, folder: Path) -> Tensor:
         scale: What 1 stands for.
         folder: Where a large one is laid down, as a file that is gone once it is mapped.
     """
-    if table.numel() * 4 < LARGE:
+    if table.numel() * 4 < MMAP_BYTES:
         return table.float() * scale
     path = folder / "scaled"
     with path.open("wb") as file:

@@ -1,6 +1,6 @@
-"""Weights kept as bytes: modules that stand where `nn.Embedding` or `nn.Linear` stood.
+"""Packed weights: modules with compressed weights that replace `nn.Embedding` or `nn.Linear`.
 
-`KINDS` names them; a checkpoint's `quantization_config` says which module is of which kind.
+`KINDS` lists the formats; the `quantization_config` of a checkpoint has the format of each module.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def kind(name: str) -> type[Packed]:
     """The class of a kind.
 
     Raises:
-        InvalidInput: A kind that this version does not know.
+        InvalidInput: This version does not know the kind.
     """
     module, attribute = KINDS[match_name(name, KINDS, "packed format")]
     cls: type[Packed] = getattr(import_module(module), attribute)
@@ -49,19 +49,19 @@ def kind(name: str) -> type[Packed]:
 
 
 MAX_BYTES = 1 << 40
-"""Bytes of a packed module; what claims more is none."""
+"""Maximum bytes of a packed module."""
 
 
 def empty(spec: Mapping[str, Any], name: str = "", role: str | None = None) -> Packed:
-    """A module of the right sizes whose bytes are still to be read.
+    """An uninitialized packed module, whose buffers are loaded later.
 
     Args:
-        spec: As `config.json` states it.
-        name: Of the module, for messages.
-        role: What it is to stand for.
+        spec: The spec in `config.json`.
+        name: Name of the module, for error messages.
+        role: The expected role, if any.
 
     Raises:
-        InvalidInput: A kind that is not known, a spec that is none of its kind, another role.
+        InvalidInput: An unknown kind, an invalid spec, or another role.
     """
     where, hint = f"config.json, quantization_config, {name}", "restore the original file"
     cls = kind(str(spec["kind"]))

@@ -1,9 +1,9 @@
-"""What every packed weight is: some parts, stored as bytes, from which rows are made.
+"""Base class of packed weights: arrays stored as bytes, from which rows are decoded.
 
-Bytes are buffers of dtype uint8, so that no cast of the model reaches them: what is resident is
-what is in the file, and a model saved again has the same bytes. The first part is stored under the
-weight's own name in one dimension, so that a library that does not know the format raises instead
-of running on a random table.
+Arrays are uint8 buffers, so casts of the model do not change them: memory has the bytes of the
+file, and a model that is saved again has the same bytes. The first array has the name of the
+weight and one dimension, so that libraries that do not know the format raise an error instead of
+initializing the weight at random.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from emb_tool.errors import InvalidInput
 from emb_tool.packed.spec import Spec
 
 MIN_IDS, MAX_ROWS = 512, 1 << 20
-"""Ids from which, and rows up to which, it is looked for ids that come again."""
+"""Minimum number of ids, and maximum number of rows, for decoding repeated ids only once."""
 
 REPEATED = 0.6
-"""Share of distinct ids up to which each row is made once and then copied."""
+"""Maximum share of distinct ids for decoding repeated ids only once."""
 
 ALIGNMENT = 16
-"""Bytes; the widest number that a part is looked at as."""
+"""Bytes of the widest dtype that a part is viewed as."""
 
 
 class Part(NamedTuple):
@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
     Args:
         shape: Its shape.
-        dtype: Its dtype; float parts can be trained, see `Packed.unlock`.
+        dtype: Its dtype; float parts are trainable, see `Packed.unlock`.
     """
 
     shape: tuple[int, ...]
@@ -47,36 +47,37 @@ class Part(NamedTuple):
 
 
 def byte_budget(shape: tuple[int, int], budget: float | None, open_setting: str) -> int:
-    """Bytes that a budget allows: ⌊budget · 4 rows · columns⌋.
+    """Maximum bytes for a budget: ⌊budget · 4 rows · columns⌋.
 
     Args:
         shape: (rows, columns).
-        budget: Share of the matrix's float32 bytes.
-        open_setting: What is chosen from it.
+        budget: Share of the float32 bytes of the matrix.
+        open_setting: The setting that is chosen by the budget, for the error message.
 
     Raises:
-        InvalidInput: No budget.
+        InvalidInput: There is no budget.
     """
     if budget is None:
         raise InvalidInput(
-            f"neither {open_setting} nor a budget is given", "say for example budget=0.1"
+            f"neither {open_setting} nor a budget is given", "give, for example, budget=0.1"
         )
     return int(budget * 4 * shape[0] * shape[1])
 
 
 class Packed(nn.Module):
-    """A matrix W (rows, columns) kept in fewer bytes.
+    """A compressed matrix W (rows, columns).
 
-    Its `role` says how it is used: `table` stands for `nn.Embedding` (rows of ids), `linear` for
-    `nn.Linear` (x Wᵀ + bias), `bag` for `nn.EmbeddingBag` with mode mean.
+    Its `role` is the module that it replaces: `table` is `nn.Embedding` (rows of ids), `linear` is
+    `nn.Linear` (x Wᵀ + bias), `bag` is `nn.EmbeddingBag` with mode mean.
 
     Args:
-        spec: `kind`, `shape` (rows, columns), `role`, `bias`, and the settings of the kind: JSON.
+        spec: `kind`, `shape` (rows, columns), `role`, `bias`, and the settings of the kind, as JSON
+            types.
     """
 
     kind: ClassVar[str]
     stored: ClassVar[type[Spec]] = Spec
-    """What its spec has to be."""
+    """The class that validates specs."""
     frozen: ClassVar[tuple[str, ...]] = ()
     """Float parts that are not trained."""
 
@@ -88,7 +89,7 @@ class Packed(nn.Module):
         self.out_features, self.in_features = int(rows), int(columns)
         self.padding_idx = None
         self.role: str = self.spec["role"]
-        self.dtype = torch.get_default_dtype()  # that of a model being made
+        self.dtype = torch.get_default_dtype()  # the dtype of a model that is being built
         self._parts = self.parts(self.spec)
         for name, part in self._parts.items():
             buffer = torch.zeros(part.nbytes, dtype=torch.uint8)
@@ -96,36 +97,36 @@ class Packed(nn.Module):
         bias = torch.zeros(self.out_features) if self.spec.get("bias") else None
         self.bias = None if bias is None else nn.Parameter(bias)
 
-    # -- what a kind says of itself ---------------------------------------------------------------
+    # -- implemented by each kind -----------------------------------------------------------------
 
     @classmethod
     def resolve_spec(
         cls, shape: tuple[int, int], budget: float | None = None, **settings: Any
     ) -> dict[str, Any]:
-        """The spec for a matrix of a shape, from sizes alone.
+        """The spec for a matrix of a given shape.
 
         Args:
             shape: (rows, columns).
-            budget: Share of the matrix's float32 bytes that may be used; the kind chooses its
-                sizes from it where the settings leave them open.
-            settings: The kind's own.
+            budget: Maximum bytes as a share of the float32 bytes; determines the sizes that are not
+                in `settings`.
+            settings: Settings of the kind.
 
         Raises:
-            InvalidInput: Settings that do not fit the shape, a budget that cannot be kept.
+            InvalidInput: Settings do not fit the shape, or the budget is too small.
         """
         raise NotImplementedError
 
     @classmethod
     def parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
-        """The stored arrays, by name; the first is stored as `weight`."""
+        """The stored arrays by name; the first is stored as `weight`."""
         raise NotImplementedError
 
     @classmethod
-    def within(cls, spec: dict[str, Any], budget: float | None) -> dict[str, Any]:
-        """The spec, if it keeps the budget.
+    def check_budget(cls, spec: dict[str, Any], budget: float | None) -> dict[str, Any]:
+        """Return the spec if it is within the budget.
 
         Raises:
-            InvalidInput: It takes more bytes.
+            InvalidInput: It needs more bytes.
         """
         rows, columns = spec["shape"]
         needed = sum(part.nbytes for part in cls.parts(spec).values())
@@ -148,14 +149,14 @@ class Packed(nn.Module):
         seed: int = 0,
         **settings: Any,
     ) -> Self:
-        """Pack a finished matrix.
+        """Pack a matrix.
 
         Args:
-            table: (rows, columns), on any device; large ones are read in slices of rows.
-            frequencies: (rows,) float, how often each row is used; None weighs all alike.
-            budget: As for `settle`.
-            seed: Of everything random.
-            settings: As for `settle`; `role` and `bias` go into the spec as they are.
+            table: (rows, columns), on any device; large matrices are read in slices of rows.
+            frequencies: Frequency of each row, (rows,) float; None: uniform weights.
+            budget: See `resolve_spec`.
+            seed: Random seed.
+            settings: See `resolve_spec`; `role` and `bias` are copied to the spec.
         """
         raise NotImplementedError
 
@@ -170,27 +171,27 @@ class Packed(nn.Module):
         """
         raise NotImplementedError
 
-    # -- what follows from it ---------------------------------------------------------------------
+    # -- shared by all kinds ----------------------------------------------------------------------
 
     def stored_name(self, part: str) -> str:
-        """The name of a part's buffer."""
+        """Name of the buffer of a part."""
         return "weight" if part == next(iter(self._parts)) else part
 
     def value(self, name: str) -> Tensor:
-        """A part as numbers of its own dtype and shape (a view, nothing is copied)."""
-        held: Tensor = getattr(self, self.stored_name(name))
-        if isinstance(held, nn.Parameter):
-            return held
+        """A part with its dtype and shape, as a view of its buffer."""
+        buffer: Tensor = getattr(self, self.stored_name(name))
+        if isinstance(buffer, nn.Parameter):
+            return buffer
         part = self._parts[name]
-        if held.data_ptr() % ALIGNMENT or held.storage_offset() % ALIGNMENT:
-            # a view of a mapped file, where bytes lie anywhere: kernels of wider numbers crash
-            with torch.inference_mode(False):  # it outlives the pass that asks for it
-                held = held.clone()
-            setattr(self, self.stored_name(name), held)
-        return held.view(part.dtype).view(part.shape)
+        if buffer.data_ptr() % ALIGNMENT or buffer.storage_offset() % ALIGNMENT:
+            # unaligned view of a mapped file, on which kernels of wider dtypes crash
+            with torch.inference_mode(False):  # the copy outlives the current forward pass
+                buffer = buffer.clone()
+            setattr(self, self.stored_name(name), buffer)
+        return buffer.view(part.dtype).view(part.shape)
 
     def put(self, name: str, value: Tensor) -> None:
-        """Store a part, cast to its dtype."""
+        """Store a part, converted to its dtype."""
         part = self._parts[name]
         assert tuple(value.shape) == part.shape, (name, tuple(value.shape), part.shape)
         data = value.detach().to(part.dtype).contiguous()
@@ -199,63 +200,63 @@ class Packed(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the stored arrays (a bias apart)."""
+        """Bytes of the stored arrays, without a bias."""
         return sum(part.nbytes for part in self._parts.values())
 
     def link(self, modules: Mapping[str, Packed]) -> None:
-        """Find what this module shares with others; `shared_with` in its spec names the owner.
+        """Connect this module to the module named by `shared_with` in its spec, if any.
 
         Args:
             modules: All packed modules of the checkpoint, by name.
         """
 
     def unlock(self) -> list[nn.Parameter]:
-        """Make the float parts trainable, float32 parameters in place of bytes; they are returned.
+        """Replace the float parts by trainable float32 parameters, and return these.
 
-        `lock` turns them back.
+        `lock` is the inverse.
         """
-        found = []
+        parameters = []
         for name, part in self._parts.items():
             if part.dtype.is_floating_point and name not in self.frozen:
                 value = nn.Parameter(self.value(name).to(torch.float32, copy=True))
                 stored = self.stored_name(name)
                 delattr(self, stored)
                 self.register_parameter(stored, value)
-                found.append(value)
-        return found
+                parameters.append(value)
+        return parameters
 
     def lock(self) -> None:
-        """Turn trained parts back into bytes."""
+        """Convert trained parameters back to stored parts."""
         for name, part in self._parts.items():
             stored = self.stored_name(name)
-            held = getattr(self, stored)
-            if isinstance(held, nn.Parameter):
+            parameter = getattr(self, stored)
+            if isinstance(parameter, nn.Parameter):
                 delattr(self, stored)
                 self.register_buffer(stored, torch.zeros(part.nbytes, dtype=torch.uint8))
-                self.put(name, held)
+                self.put(name, parameter)
 
     def reset(self, seed: int = 0) -> Self:
-        """Random values to train from, so that entries of W are about N(0, 1); returns itself."""
+        """Initialize for training so that entries of W are about N(0, 1); returns `self`."""
         generator = torch.Generator().manual_seed(seed)
         for name, part in self._parts.items():
             if part.dtype.is_floating_point:
-                value = torch.randn(part.shape, generator=generator) * self.spread(name)
+                value = torch.randn(part.shape, generator=generator) * self.init_std(name)
                 self.put(name, value.to(self._device()))
         return self
 
-    def spread(self, name: str) -> float:
-        """Standard deviation of a part's entries after `reset`."""
+    def init_std(self, name: str) -> float:
+        """Standard deviation of the entries of a part after `reset`."""
         return 1.0
 
     def expand(self, chunk: int = 1 << 16) -> Tensor:
-        """The whole matrix, (rows, columns)."""
+        """Decode the whole matrix, (rows, columns)."""
         ids = torch.arange(self.num_embeddings, device=self._device())
         if len(ids) <= chunk:
             return self.rows(ids)
         return torch.cat([self.rows(ids[i : i + chunk]) for i in range(0, len(ids), chunk)])
 
     def forward(self, input: Tensor, offsets: Tensor | None = None) -> Tensor:
-        """As the module that it stands for."""
+        """The forward pass of the replaced module."""
         if self.role == "linear":
             return functional.linear(input, self.expand().to(input.dtype), self.bias)
         rows = self._unique_rows(input.reshape(-1)).to(self.dtype)
@@ -269,41 +270,44 @@ class Packed(nn.Module):
         return sums / counts.clamp(min=1).unsqueeze(1).to(rows.dtype)
 
     def _unique_rows(self, ids: Tensor) -> Tensor:
-        """`rows`, on a CPU each but once where many ids come again, as words of texts do."""
-        few = len(ids) < MIN_IDS or self.num_embeddings > MAX_ROWS or not self.is_costly
-        if few or self._device().type != "cpu" or torch.compiler.is_compiling():
+        """`rows`; on a CPU, rows of repeated ids are decoded once."""
+        skip = len(ids) < MIN_IDS or self.num_embeddings > MAX_ROWS or not self.is_costly
+        if skip or self._device().type != "cpu" or torch.compiler.is_compiling():
             return self.rows(ids)
-        # instead of a sort: each id's last place, in an array over all ids of which few are touched
-        places, last = torch.arange(len(ids)), torch.empty(self.num_embeddings, dtype=torch.int64)
+        # faster than sorting: the last position of each id, in an array over all rows
+        positions, last = (
+            torch.arange(len(ids)),
+            torch.empty(self.num_embeddings, dtype=torch.int64),
+        )
         ids = ids.long()
-        last.scatter_(0, ids, places)  # and not last[ids], which takes negative ids
-        once = ids[(last[ids] == places).nonzero().flatten()]
-        if len(once) > REPEATED * len(ids):
+        last.scatter_(0, ids, positions)  # last[ids] would accept negative ids
+        distinct = ids[(last[ids] == positions).nonzero().flatten()]
+        if len(distinct) > REPEATED * len(ids):
             return self.rows(ids)
-        once, rows = self.sorted_rows(once)
-        last[once] = places[: len(once)]
+        distinct, rows = self.sorted_rows(distinct)
+        last[distinct] = positions[: len(distinct)]
         return functional.embedding(last[ids], rows)
 
     def sorted_rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids in the order that suits them best, and their `rows`."""
+        """Ids in the order that is fastest to decode, and their `rows`."""
         return ids, self.rows(ids)
 
     @property
     def is_costly(self) -> bool:
-        """Whether making a row takes longer than copying one."""
+        """Whether decoding a row is slower than copying one."""
         return True
 
     def _device(self) -> torch.device:
-        held: Tensor = getattr(self, self.stored_name(next(iter(self._parts))))
-        return held.device
+        buffer: Tensor = getattr(self, self.stored_name(next(iter(self._parts))))
+        return buffer.device
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Follow casts of the model, which bytes do not feel."""
+        """Track the dtype of the model, since casts do not change the buffers."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.dtype = fn(torch.zeros(0, dtype=self.dtype, device=self._device())).dtype
         return self
 
     def extra_repr(self) -> str:
         """Shape, kind and settings."""
-        rest = {k: v for k, v in self.spec.items() if k not in ("kind", "shape")}
-        return f"{self.num_embeddings}, {self.embedding_dim}, {rest}"
+        settings = {k: v for k, v in self.spec.items() if k not in ("kind", "shape")}
+        return f"{self.num_embeddings}, {self.embedding_dim}, {settings}"

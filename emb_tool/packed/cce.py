@@ -17,7 +17,7 @@ from emb_tool.packed.rq import Rq
 class Cce(Rq):
     """x[j] = A[j, g[j]] + B[j, h[j]]: two codewords for each sub-vector.
 
-    Fitted to a finished table this is residual quantisation in two stages. Trained from scratch it
+    Fitted to a finished table this is residual quantization in two stages. Trained from scratch it
     begins with random g and h (`reset`); `recluster`, now and then, learns g from the rows so far.
     """
 
@@ -38,15 +38,15 @@ class Cce(Rq):
             table = self.expand()
             none = torch.arange(0)
             data, weights = training_rows(table, row_weights(frequencies), none, seed)
-            centres = kmeans(subspaces(data, m), k, weights, seed=seed)
-            near = nearest_codes(subspaces(table, m), centres)
+            centers = kmeans(subspaces(data, m), k, weights, seed=seed)
+            nearest = nearest_codes(subspaces(table, m), centers)
             generator = torch.Generator().manual_seed(seed)
-            other = torch.randint(0, k, near.shape, generator=generator).to(near)
-            codes = torch.stack([near, other], dim=2).flatten(1)
+            random_codes = torch.randint(0, k, nearest.shape, generator=generator).to(nearest)
+            codes = torch.stack([nearest, random_codes], dim=2).flatten(1)
             self.put("codes", pack_codes(codes, self.spec["bits"]))
-            books = torch.stack([centres, torch.zeros_like(centres)], dim=1) / self.scale
-            held: Any = self.codebooks
-            if isinstance(held, nn.Parameter):  # in training
-                held.copy_(books)
+            books = torch.stack([centers, torch.zeros_like(centers)], dim=1) / self.scale
+            codebooks: Any = self.codebooks
+            if isinstance(codebooks, nn.Parameter):  # in training
+                codebooks.copy_(books)
             else:
                 self.put("codebooks", books)

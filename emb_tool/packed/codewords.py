@@ -1,4 +1,4 @@
-"""Codewords by their codes."""
+"""Look-up of codewords."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn import functional
 
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
-"""Bytes of a sub-vector that a single number can carry, and its dtype."""
+"""Dtype with the bytes of a sub-vector."""
 
 
 def gather(codes: Tensor, codebooks: Tensor) -> Tensor:
     """The codewords of each sub-vector, summed over stages: (n · sub-vectors, width) floats.
 
-    A codeword of float16 that is as wide as some number is moved as that number.
+    Float16 codewords with the width of a wider dtype are gathered as elements of it.
 
     Args:
         codes: (n, sub-vectors · stages).

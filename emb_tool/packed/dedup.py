@@ -1,4 +1,4 @@
-"""Blocks of rows that are alike are stored once (arXiv:2201.10442)."""
+"""Deduplication of similar blocks of rows (arXiv:2201.10442)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from emb_tool.packed.base import Packed, Part
 from emb_tool.packed.hashing import splitmix
 from emb_tool.packed.spec import Size, Spec, Switch
 
-TABLES = 16
-"""Hash tables in which rows that are alike are looked for."""
-ROUNDS = 4
-"""Leaders that a bucket of a hash table may have."""
+HASH_TABLES = 16
+"""Hash tables for the search for similar blocks."""
+MAX_LEADERS = 4
+"""Maximum number of leaders per bucket of a hash table."""
 
 
 class DedupSpec(Spec):
@@ -31,13 +31,13 @@ class DedupSpec(Spec):
 
 
 class Dedup(Packed):
-    """w_i = U[m[i div b] b + i mod b]: blocks of b rows, those that are alike stored once.
+    """w_i = U[m[i div b] b + i mod b]: blocks of b rows, similar ones stored once.
 
-    Two blocks x, y are alike if ‖x - y‖ ≤ tolerance ‖x‖, so that the relative error is at most
-    tolerance²; with tolerance 0, equal: nothing is lost. 4 blocks + 4 unique · b · columns bytes, U
-    in the table's own precision (float16 if it has that, else float32).
+    Two blocks x, y are similar if ‖x - y‖ ≤ tolerance ‖x‖, so the relative error is at most
+    tolerance²; tolerance 0 is lossless. Bytes: 4 blocks + 4 unique · b · columns, with U in float16
+    if the table is, else float32.
 
-    Settings: `block` b; `tolerance`; `unique`, blocks kept, is found by `fit`.
+    Settings: `block` b; `tolerance`; `unique`, the number of stored blocks, is determined by `fit`.
     """
 
     kind: ClassVar[str] = "dedup"
@@ -65,7 +65,7 @@ class Dedup(Packed):
             if budget is not None:
                 allowed = int(budget * 4 * rows * columns) - 4 * blocks
                 unique = max(1, min(blocks, allowed // (4 * block * columns)))
-        return cls.within(
+        return cls.check_budget(
             {
                 "kind": cls.kind, "shape": [*shape], "block": block, "tolerance": tolerance,
                 "unique": unique, "half": half, **rest,
@@ -93,43 +93,43 @@ class Dedup(Packed):
         seed: int = 0,
         **settings: Any,
     ) -> Self:
-        """Equal blocks first, by a fingerprint; then those alike, by hashing (p-stable, L2).
+        """Merge equal blocks by a fingerprint, then similar ones by p-stable hashing (L2).
 
-        Of blocks that are alike the most frequent is kept, else the first.
+        The most frequent of several similar blocks is stored; without frequencies the first.
 
         Raises:
-            InvalidInput: The budget does not hold the blocks that differ.
+            InvalidInput: The distinct blocks exceed the budget.
         """
         shape = (table.shape[0], table.shape[1])
         bound = cls.resolve_spec(shape, budget, **settings)
         half = table.dtype == torch.float16
         blocks = _Blocks(table, bound["block"])
-        leader = _equal(blocks)
+        leader = _merge_equal(blocks)
         if bound["tolerance"] > 0:
-            kept = (leader == torch.arange(len(leader))).nonzero().flatten()
+            unique = (leader == torch.arange(len(leader))).nonzero().flatten()
             weight = torch.ones(len(leader))
             if frequencies is not None:
                 padded = functional.pad(frequencies.cpu().float(), (0, blocks.padding))
                 weight = padded.view(-1, bound["block"]).sum(dim=1)
             weight = torch.zeros_like(weight).index_add_(0, leader, weight)
-            merged = _alike(blocks, kept, weight[kept], bound["tolerance"], seed)
-            leader[kept] = kept[merged]
+            merged = _merge_similar(blocks, unique, weight[unique], bound["tolerance"], seed)
+            leader[unique] = unique[merged]
             leader = leader[leader]
-        kept, place = torch.unique(leader, return_inverse=True)
-        settings = {**settings, "unique": len(kept), "half": half}
+        unique, index = torch.unique(leader, return_inverse=True)
+        settings = {**settings, "unique": len(unique), "half": half}
         try:
             packed = cls(cls.resolve_spec(shape, budget, **settings))
         except InvalidInput as error:
             raise InvalidInput(
-                f"dedup: {len(kept):,} of {len(leader):,} blocks differ; {error.message}",
+                f"dedup: {len(unique):,} of {len(leader):,} blocks differ; {error.message}",
                 "a larger budget or tolerance, or a method that changes every row: pq, int",
             ) from None
-        data = torch.empty(len(kept), bound["block"] * shape[1], dtype=table.dtype)
-        for start, _ in _steps(len(kept), data.shape[1], "storing"):
-            part = kept[start : start + _step(data.shape[1])]
+        data = torch.empty(len(unique), bound["block"] * shape[1], dtype=table.dtype)
+        for start, _ in _slices(len(unique), data.shape[1], "storing"):
+            part = unique[start : start + _slice_size(data.shape[1])]
             data[start : start + len(part)] = blocks.take(part).to(table.dtype)
         packed.put("blocks", data.view(-1, shape[1]))
-        packed.put("map", place)
+        packed.put("map", index)
         return packed
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class Dedup(Packed):
         return functional.embedding(where, self.value("blocks")).float()
 
     def reset(self, seed: int = 0) -> Self:
-        """See `Packed.reset`; blocks take turns."""
+        """See `Packed.reset`; blocks are assigned in turn."""
         super().reset(seed)
         blocks = self._parts["map"].shape[0]
         self.put("map", torch.arange(blocks, device=self._device()) % self.spec["unique"])
@@ -147,7 +147,7 @@ class Dedup(Packed):
 
 
 class _Blocks:
-    """A table as blocks of rows, flattened; rows beyond its end are zero."""
+    """A table as flattened blocks of rows, padded with zero rows."""
 
     def __init__(self, table: Tensor, block: int) -> None:
         self.table, self.block = table, block
@@ -156,7 +156,7 @@ class _Blocks:
         self.padding = self.count * block - len(table)
 
     def take(self, blocks: Tensor) -> Tensor:
-        """Some blocks, (n, block · columns) float32 on the CPU."""
+        """Blocks by index, (n, block · columns) float32 on the CPU."""
         ids = (blocks.unsqueeze(1) * self.block + torch.arange(self.block)).flatten()
         inside = ids < len(self.table)
         rows = torch.zeros(len(ids), self.table.shape[1])
@@ -164,14 +164,14 @@ class _Blocks:
         return rows.view(len(blocks), self.width)
 
 
-def _step(width: int) -> int:
+def _slice_size(width: int) -> int:
     return max(1, CHUNK // width)
 
 
-def _steps(count: int, width: int, what: str) -> Iterator[tuple[int, int]]:
-    """Begin and end of slices of `count` blocks, with a bar."""
-    step = _step(width)
-    with fit_progress(what, count, "blocks") as advance:
+def _slices(count: int, width: int, title: str) -> Iterator[tuple[int, int]]:
+    """Start and stop of slices of `count` blocks, with a progress bar."""
+    step = _slice_size(width)
+    with fit_progress(title, count, "blocks") as advance:
         for start in range(0, count, step):
             stop = min(start + step, count)
             yield start, stop
@@ -180,78 +180,80 @@ def _steps(count: int, width: int, what: str) -> Iterator[tuple[int, int]]:
 
 def _distances(blocks: _Blocks, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """‖x - y‖ and ‖y‖ of pairs (x, y) of blocks."""
-    apart, size = torch.zeros(len(first)), torch.zeros(len(first))
-    for start, stop in _steps(len(first), blocks.width, "comparing"):
+    distance, norm = torch.zeros(len(first)), torch.zeros(len(first))
+    for start, stop in _slices(len(first), blocks.width, "comparing"):
         y = blocks.take(second[start:stop])
-        apart[start:stop] = (blocks.take(first[start:stop]) - y).norm(dim=1)
-        size[start:stop] = y.norm(dim=1)
-    return apart, size
+        distance[start:stop] = (blocks.take(first[start:stop]) - y).norm(dim=1)
+        norm[start:stop] = y.norm(dim=1)
+    return distance, norm
 
 
-def _equal(blocks: _Blocks) -> Tensor:
-    """The first block that equals each block, (blocks,) int64.
+def _merge_equal(blocks: _Blocks) -> Tensor:
+    """Index of the first equal block of each block, (blocks,) int64.
 
-    Blocks of one fingerprint, a sum of products of their bits in integers, are compared.
+    Blocks with equal fingerprints, an integer linear combination of their bits, are compared.
     """
     factors = torch.tensor([n - (1 << 63) for n in splitmix(0, blocks.width)]) | 1
-    prints = torch.empty(blocks.count, dtype=torch.int64)
-    for start, stop in _steps(blocks.count, blocks.width, "comparing"):
-        bits = (blocks.take(torch.arange(start, stop)) + 0.0).view(torch.int32)  # one kind of 0
-        prints[start:stop] = (bits * factors).sum(dim=1)
-    _, group = torch.unique(prints, return_inverse=True)
-    every = torch.arange(blocks.count)
+    fingerprints = torch.empty(blocks.count, dtype=torch.int64)
+    for start, stop in _slices(blocks.count, blocks.width, "comparing"):
+        bits = (blocks.take(torch.arange(start, stop)) + 0.0).view(torch.int32)  # -0 becomes 0
+        fingerprints[start:stop] = (bits * factors).sum(dim=1)
+    _, group = torch.unique(fingerprints, return_inverse=True)
+    all_blocks = torch.arange(blocks.count)
     first = torch.full((int(group.max()) + 1,), blocks.count).scatter_reduce_(
-        0, group, every, "amin"
+        0, group, all_blocks, "amin"
     )
     leader = first[group]
-    others = (leader != every).nonzero().flatten()
-    apart, _ = _distances(blocks, leader[others], others)
-    leader[others[apart > 0]] = others[apart > 0]
+    copies = (leader != all_blocks).nonzero().flatten()
+    distance, _ = _distances(blocks, leader[copies], copies)
+    leader[copies[distance > 0]] = copies[distance > 0]
     return leader
 
 
-def _alike(blocks: _Blocks, kept: Tensor, weight: Tensor, tolerance: float, seed: int) -> Tensor:
-    """Which of the kept blocks stands for each, as positions in `kept`.
+def _merge_similar(
+    blocks: _Blocks, distinct: Tensor, weight: Tensor, tolerance: float, seed: int
+) -> Tensor:
+    """Leader of each distinct block, as positions in `distinct`.
 
-    h(x) = ⌊(a·x + b) / r⌋ with normal a (Datar et al., doi:10.1145/997817.997857), several
-    together the key of a hash table, so many that a table has as many cells as there are blocks. In
-    each bucket the blocks are compared with a leader, which stands for those that are alike.
+    h(x) = ⌊(a·x + b) / r⌋ with normal a (Datar et al., doi:10.1145/997817.997857). Several
+    functions are the key of a hash table, so that it has about as many buckets as there are
+    blocks. In each bucket, blocks are compared with a leader, which replaces the similar ones.
     """
-    count = len(kept)
+    count = len(distinct)
     generator = torch.Generator().manual_seed(seed)
     functions = max(1, ceil(log(max(count, 2)) / log(max(2.0, 1 / tolerance))))
-    normal = torch.randn(blocks.width, TABLES * functions, generator=generator)
-    shift = torch.rand(TABLES * functions, generator=generator)
+    normal = torch.randn(blocks.width, HASH_TABLES * functions, generator=generator)
+    shift = torch.rand(HASH_TABLES * functions, generator=generator)
     factors = torch.tensor([n - (1 << 63) for n in splitmix(seed, functions)]) | 1
     squares = 0.0
-    for start, stop in _steps(count, blocks.width, "hashing"):
-        squares += float(blocks.take(kept[start:stop]).square().sum())
-    reach = 4 * tolerance * max((squares / count) ** 0.5, 1e-30)  # four times what is alike
-    keys = torch.empty(count, TABLES, dtype=torch.int64)
-    for start, stop in _steps(count, max(blocks.width, TABLES * functions), "hashing"):
-        cells = (blocks.take(kept[start:stop]) @ normal / reach + shift).floor().long()
-        keys[start:stop] = (cells.view(-1, TABLES, functions) * factors).sum(dim=2)
+    for start, stop in _slices(count, blocks.width, "hashing"):
+        squares += float(blocks.take(distinct[start:stop]).square().sum())
+    cell_size = 4 * tolerance * max((squares / count) ** 0.5, 1e-30)  # 4 x the merging distance
+    keys = torch.empty(count, HASH_TABLES, dtype=torch.int64)
+    for start, stop in _slices(count, max(blocks.width, HASH_TABLES * functions), "hashing"):
+        cells = (blocks.take(distinct[start:stop]) @ normal / cell_size + shift).floor().long()
+        keys[start:stop] = (cells.view(-1, HASH_TABLES, functions) * factors).sum(dim=2)
 
     leader = torch.arange(count)
     rank = torch.argsort(weight, descending=True, stable=True)
-    for t in range(TABLES):
-        left = rank[leader[rank] == rank]
-        for _ in range(ROUNDS):
-            left = left[torch.argsort(keys[left, t], stable=True)]
+    for t in range(HASH_TABLES):
+        remaining = rank[leader[rank] == rank]
+        for _ in range(MAX_LEADERS):
+            remaining = remaining[torch.argsort(keys[remaining, t], stable=True)]
             _, group, sizes = torch.unique_consecutive(
-                keys[left, t], return_inverse=True, return_counts=True
+                keys[remaining, t], return_inverse=True, return_counts=True
             )
-            heads = left[sizes.cumsum(0) - sizes][group]
-            left, heads = left[left != heads], heads[left != heads]
-            if not len(left):
+            heads = remaining[sizes.cumsum(0) - sizes][group]
+            remaining, heads = remaining[remaining != heads], heads[remaining != heads]
+            if not len(remaining):
                 break
-            apart, size = _distances(blocks, kept[heads], kept[left])
-            near = apart <= tolerance * size
-            leader[left[near]] = heads[near]
-            left = left[~near]
-            # those whose leader has found one follow it too, or are on their own again
+            distance, norm = _distances(blocks, distinct[heads], distinct[remaining])
+            similar = distance <= tolerance * norm
+            leader[remaining[similar]] = heads[similar]
+            remaining = remaining[~similar]
+            # blocks whose leader was merged move to the new leader, or become leaders again
             orphans = (leader[leader] != leader).nonzero().flatten()
             heads = leader[leader[orphans]]
-            apart, size = _distances(blocks, kept[heads], kept[orphans])
-            leader[orphans] = torch.where(apart <= tolerance * size, heads, orphans)
+            distance, norm = _distances(blocks, distinct[heads], distinct[orphans])
+            leader[orphans] = torch.where(distance <= tolerance * norm, heads, orphans)
     return leader

@@ -74,7 +74,7 @@ class Dhe(Packed):
                 f"dhe: {hashes} hashes, {layers} layers of {hidden} for {shape[0]:,} rows",
                 f"1 or more each, at most {PRIME:,} rows",
             )
-        return cls.within(
+        return cls.check_budget(
             {
                 "kind": cls.kind, "shape": [*shape], "hashes": hashes, "hidden": hidden,
                 "layers": layers, "seed": seed, "epochs": epochs, "lr": lr, **rest,
@@ -109,12 +109,12 @@ class Dhe(Packed):
         """
         spec = cls.resolve_spec((table.shape[0], table.shape[1]), budget, seed=seed, **settings)
         packed = cls(spec).reset(seed).to(device_of(table))
-        mean, size = _moments(table)
+        mean, scale = _moments(table)
         last = spec["layers"]
         packed.put(f"matrix{last}", torch.zeros_like(packed.value(f"matrix{last}")))
         packed.put(f"offset{last}", mean.to(device_of(table)))
         packed._regress(
-            table, row_weights(frequencies), size, seed=seed,
+            table, row_weights(frequencies), scale, seed=seed,
             epochs=spec["epochs"], peak=spec["lr"],
         )  # fmt: skip
         return packed.cpu()
@@ -148,11 +148,11 @@ class Dhe(Packed):
                 for group in optimizer.param_groups:
                     group["lr"] = peak * group["scale"] * (1 + cos(pi * step / steps)) / 2
                 target = take_rows(table, ids)
-                lost = (self.rows(ids.to(target.device)) - target).square().mean(dim=1)
+                loss = (self.rows(ids.to(target.device)) - target).square().mean(dim=1)
                 if weights is not None:
-                    lost = lost * weights[ids].to(lost)
+                    loss = loss * weights[ids].to(loss)
                 optimizer.zero_grad()
-                (lost.mean() / size**2).backward()
+                (loss.mean() / size**2).backward()
                 optimizer.step()
                 advance(1)
         self.lock()
@@ -169,7 +169,7 @@ class Dhe(Packed):
                 x = functional.mish(functional.layer_norm(x, x.shape[1:]))
         return x
 
-    def spread(self, name: str) -> float:
+    def init_std(self, name: str) -> float:
         """See `Packed.spread`; mish of N(0, 1) has a mean square of 0.43 or so."""
         if name.startswith("offset"):
             return 0.0

@@ -11,7 +11,7 @@ from torch import Tensor
 from emb_tool.ops.rows import iterate_chunks
 from emb_tool.packed.base import Packed, Part
 
-LARGEST = 448.0
+FLOAT8_MAX = 448.0
 """Of float8 e4m3 (4 bits of exponent, 3 of mantissa, no infinities)."""
 
 
@@ -29,7 +29,7 @@ class Float8(Packed):
         cls, shape: tuple[int, int], budget: float | None = None, **rest: Any
     ) -> dict[str, Any]:
         """See `Packed.settle`; its size cannot be chosen."""
-        return cls.within({"kind": cls.kind, "shape": [*shape], **rest}, budget)
+        return cls.check_budget({"kind": cls.kind, "shape": [*shape], **rest}, budget)
 
     @classmethod
     def parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
@@ -54,9 +54,9 @@ class Float8(Packed):
         packed = cls(cls.resolve_spec((table.shape[0], table.shape[1]), budget, **settings))
         data, scales = packed.value("data"), packed.value("scale")
         for start, piece in iterate_chunks(table, "rounding"):
-            scale = piece.abs().amax(1) / LARGEST
+            scale = piece.abs().amax(1) / FLOAT8_MAX
             inverse = torch.where(scale > 0, scale, torch.inf).reciprocal()
-            value = (piece * inverse.unsqueeze(1)).clamp_(-LARGEST, LARGEST)
+            value = (piece * inverse.unsqueeze(1)).clamp_(-FLOAT8_MAX, FLOAT8_MAX)
             stop = start + len(piece)
             data[start:stop] = value.to(torch.float8_e4m3fn).view(torch.uint8).to(data.device)
             scales[start:stop] = scale.to(scales.device)
@@ -70,10 +70,10 @@ class Float8(Packed):
     def reset(self, seed: int = 0) -> Self:
         """See `Packed.reset`."""
         generator = torch.Generator().manual_seed(seed)
-        made = self.fit(
+        packed = self.fit(
             torch.randn(self.num_embeddings, self.embedding_dim, generator=generator),
             **{k: v for k, v in self.spec.items() if k not in ("kind", "shape")},
         )
         for name in self._parts:
-            self.put(name, made.value(name).to(self._device()))
+            self.put(name, packed.value(name).to(self._device()))
         return self

@@ -24,7 +24,7 @@ from emb_tool.runtime.device import runs_triton
 BLOCK = 1 << 18
 """Elements decoded at a time on a CPU: what lies between stays in the cache."""
 
-SIDE = 4
+SIDE_BYTES = 4
 """Bytes of a group's scale and minimum."""
 
 _U8 = torch.uint8
@@ -40,7 +40,7 @@ class Groups(NamedTuple):
     """How rows lie: w = s c + m, c of `bits` bits, s and m float16 for each group of columns.
 
     A group lies in one piece: its codes (see `pack_codes`), s, m. For 2 and 4 bits this is the
-    layout of torch's quantised embedding bags (`torch.ops.quantized`), which gather and decode in
+    layout of torch's quantized embedding bags (`torch.ops.quantized`), which gather and decode in
     one pass on a CPU; for other widths they decode the parts of rows that have been gathered. A
     last group that is shorter is filled up.
 
@@ -55,18 +55,18 @@ class Groups(NamedTuple):
     size: int
 
     @classmethod
-    def of(cls, columns: int, bits: int, group: int | None = None) -> Self:
+    def from_columns(cls, columns: int, bits: int, group: int | None = None) -> Self:
         """For rows of some columns; no group is a whole row."""
         return cls(columns, bits, min(group or columns, columns))
 
     @property
-    def of_row(self) -> int:
+    def per_row(self) -> int:
         """Groups of a row."""
         return -(-self.columns // self.size)
 
     def part(self, rows: int) -> Part:
         """What so many rows are stored as, (rows, groups, bytes of a group)."""
-        return Part((rows, self.of_row, packed_bytes(self.size, self.bits) + SIDE), _U8)
+        return Part((rows, self.per_row, packed_bytes(self.size, self.bits) + SIDE_BYTES), _U8)
 
     def round(self, rows: Tensor, *, integer_zero_point: bool = False) -> QuantizedGroups:
         """Rows rounded to nearest, with a search for the range of each group: `quantize_groups`."""
@@ -77,25 +77,25 @@ class Groups(NamedTuple):
         levels = 2**self.bits
         shape = (rows, self.columns)
         codes = torch.randint(levels, shape, generator=generator, dtype=torch.uint8)
-        scale = torch.full((rows, self.of_row), (12 / (levels**2 - 1)) ** 0.5)
+        scale = torch.full((rows, self.per_row), (12 / (levels**2 - 1)) ** 0.5)
         return QuantizedGroups(codes, scale, scale * (1 - levels) / 2)
 
     def pack(self, rounded: QuantizedGroups) -> Tensor:
         """The bytes of rows, of (n, columns) codes, (n, groups) scales and minima."""
-        missing = self.of_row * self.size - self.columns
-        codes = functional.pad(rounded.codes, (0, missing)).view(-1, self.of_row, self.size)
+        missing = self.per_row * self.size - self.columns
+        codes = functional.pad(rounded.codes, (0, missing)).view(-1, self.per_row, self.size)
         sides = [rounded.scale, rounded.minimum]
-        held = [pack_codes(codes, self.bits), *(s.half().unsqueeze(-1).view(_U8) for s in sides)]
-        return torch.cat(held, -1)
+        parts = [pack_codes(codes, self.bits), *(s.half().unsqueeze(-1).view(_U8) for s in sides)]
+        return torch.cat(parts, -1)
 
     def unpack(self, data: Tensor) -> QuantizedGroups:
         """What `pack` has been given."""
-        codes = unpack_codes(data[..., :-SIDE], self.bits, self.size).flatten(1)
+        codes = unpack_codes(data[..., :-SIDE_BYTES], self.bits, self.size).flatten(1)
         return QuantizedGroups(codes[:, : self.columns], *self.sides(data))
 
     def sides(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """Scales and minima, (n, groups) float16 each."""
-        return _side(data, -SIDE), _side(data, -SIDE // 2)
+        return _float16_at(data, -SIDE_BYTES), _float16_at(data, -SIDE_BYTES // 2)
 
     def rows(
         self, data: Tensor, ids: Tensor, dtype: torch.dtype, out: Tensor | None = None
@@ -115,19 +115,21 @@ class Groups(NamedTuple):
         if runs_triton(data.device):
             from emb_tool.packed.kernels.lookup import integer_rows
 
-            found = integer_rows(data, ids, self.bits, self.size, self.columns, dtype)
-        elif self.is_whole(data.device):
-            ids = self._of_groups(ids)
-            found = embedding_bag(self.bits, data, ids, torch.arange(len(ids), dtype=ids.dtype))
-            found = found.view(-1, self.of_row * found.shape[-1])[:, : self.columns].to(dtype)
+            decoded = integer_rows(data, ids, self.bits, self.size, self.columns, dtype)
+        elif self.has_native_layout(data.device):
+            ids = self._group_ids(ids)
+            decoded = embedding_bag(self.bits, data, ids, torch.arange(len(ids), dtype=ids.dtype))
+            decoded = decoded.view(-1, self.per_row * decoded.shape[-1])[:, : self.columns].to(
+                dtype
+            )
         elif len(ids) <= step or self.bits == 8 or data.device.type != "cpu":
-            found = self._some(data, ids).to(dtype)
+            decoded = self._decode_rows(data, ids).to(dtype)
         else:
             out = torch.empty(len(ids), self.columns, dtype=dtype) if out is None else out
-            for some, place in zip(ids.split(step), out.split(step), strict=True):
-                place.copy_(self._some(data, some))
+            for block, target in zip(ids.split(step), out.split(step), strict=True):
+                target.copy_(self._decode_rows(data, block))
             return out
-        return found if out is None else out.copy_(found)
+        return decoded if out is None else out.copy_(decoded)
 
     def decode(
         self, data: Tensor, scale: Tensor | None = None, minimum: Tensor | None = None
@@ -144,53 +146,53 @@ class Groups(NamedTuple):
         """
         if scale is None or minimum is None:
             if has_fused_kernel(data.device):
-                return self._by_parts(data)
+                return self._decode_by_kernels(data)
             scale, minimum = self.sides(data)
-        codes = unpack_codes(data[..., :-SIDE], self.bits, self.size).float()
-        found = codes.mul_(scale.float().unsqueeze(-1)).add_(minimum.float().unsqueeze(-1))
-        return found.flatten(1)[:, : self.columns]
+        codes = unpack_codes(data[..., :-SIDE_BYTES], self.bits, self.size).float()
+        decoded = codes.mul_(scale.float().unsqueeze(-1)).add_(minimum.float().unsqueeze(-1))
+        return decoded.flatten(1)[:, : self.columns]
 
-    def _some(self, data: Tensor, ids: Tensor) -> Tensor:
+    def _decode_rows(self, data: Tensor, ids: Tensor) -> Tensor:
         """`decode` of some rows."""
         if has_fused_kernel(data.device):
-            return self._by_parts(data, ids)
+            return self._decode_by_kernels(data, ids)
         return self.decode(data.index_select(0, ids))
 
-    def _by_parts(self, data: Tensor, ids: Tensor | None = None) -> Tensor:
+    def _decode_by_kernels(self, data: Tensor, ids: Tensor | None = None) -> Tensor:
         """All or some rows by torch's kernels: s c + m of the lowest bits, s c of those above."""
-        part, *others = PARTS[self.bits]
-        data = held = data.flatten(0, 1)
+        part, *upper_parts = PARTS[self.bits]
+        data = selected = data.flatten(0, 1)
         if ids is None:
             ids = torch.arange(len(data))
         else:
-            ids = self._of_groups(ids)
-            held = data.index_select(0, ids)
+            ids = self._group_ids(ids)
+            selected = data.index_select(0, ids)
         if part == 8:
-            side = _halves(held[:, -SIDE:]).float().view(_U8)
-            found = _all(part, held[:, :-SIDE], side)
+            side = _as_float16(selected[:, -SIDE_BYTES:]).float().view(_U8)
+            decoded = _decode_all(part, selected[:, :-SIDE_BYTES], side)
         else:  # of rows as they are stored; what lies above the part makes columns that are cut off
-            found = embedding_bag(part, data, ids, torch.arange(len(ids), dtype=ids.dtype))[
+            decoded = embedding_bag(part, data, ids, torch.arange(len(ids), dtype=ids.dtype))[
                 :, : self.size
             ]
         start, shift = packed_bytes(self.size, part), part
-        for part in others:
+        for part in upper_parts:
             stop = start + packed_bytes(self.size, part)
-            codes = held[:, start:stop]
+            codes = selected[:, start:stop]
             if part == 1:  # there is no kernel of one bit
-                more = unpack_part(codes, 1, self.size, shift).float()
+                upper = unpack_part(codes, 1, self.size, shift).float()
             else:
-                more = _all(part, codes, _steps(shift))[:, : self.size]
-            found.addcmul_(more, _side(held, -SIDE).unsqueeze(1).float())
+                upper = _decode_all(part, codes, _shift_bytes(shift))[:, : self.size]
+            decoded.addcmul_(upper, _float16_at(selected, -SIDE_BYTES).unsqueeze(1).float())
             start, shift = stop, shift + part
-        return found.reshape(-1, self.of_row * self.size)[:, : self.columns]
+        return decoded.reshape(-1, self.per_row * self.size)[:, : self.columns]
 
-    def _of_groups(self, ids: Tensor) -> Tensor:
+    def _group_ids(self, ids: Tensor) -> Tensor:
         """Ids of rows to those of their groups."""
-        if self.of_row == 1:
+        if self.per_row == 1:
             return ids
-        return (ids.unsqueeze(1) * self.of_row + torch.arange(self.of_row)).flatten()
+        return (ids.unsqueeze(1) * self.per_row + torch.arange(self.per_row)).flatten()
 
-    def is_whole(self, device: torch.device) -> bool:
+    def has_native_layout(self, device: torch.device) -> bool:
         """Whether torch's kernels take the rows as they are stored."""
         return self.bits in (2, 4) and has_fused_kernel(device)
 
@@ -222,27 +224,27 @@ def embedding_bag(bits: int, data: Tensor, ids: Tensor, offsets: Tensor) -> Tens
         (sums, columns of a group, filled up to whole bytes) float32.
     """
     rows = data.flatten(0, -2)
-    found: Tensor = getattr(torch.ops.quantized, _BAGS[bits])(rows, ids.contiguous(), offsets)
-    return found
+    sums: Tensor = getattr(torch.ops.quantized, _BAGS[bits])(rows, ids.contiguous(), offsets)
+    return sums
 
 
-def _all(bits: int, codes: Tensor, side: Tensor) -> Tensor:
+def _decode_all(bits: int, codes: Tensor, side: Tensor) -> Tensor:
     """Rows of codes (n, bytes) decoded with scales and minima (n or 1, bytes)."""
     ids = torch.arange(len(codes))
     return embedding_bag(bits, torch.cat([codes, side.expand(len(codes), -1)], 1), ids, ids)
 
 
 @lru_cache
-def _steps(shift: int) -> Tensor:
+def _shift_bytes(shift: int) -> Tensor:
     """The scale 2^shift and the minimum 0, as bytes: (1, 4)."""
     return torch.tensor([[2.0**shift, 0.0]], dtype=torch.float16).view(_U8)
 
 
-def _side(data: Tensor, begin: int) -> Tensor:
+def _float16_at(data: Tensor, begin: int) -> Tensor:
     """A float16 of each group."""
-    return _halves(data[..., begin : begin + 2 or None]).squeeze(-1)
+    return _as_float16(data[..., begin : begin + 2 or None]).squeeze(-1)
 
 
-def _halves(data: Tensor) -> Tensor:
+def _as_float16(data: Tensor) -> Tensor:
     """Bytes as float16; copied, since they may lie at odd addresses."""
     return data.clone(memory_format=torch.contiguous_format).view(torch.float16)

@@ -61,7 +61,7 @@ class Hash(Packed):
                 f"hash: {buckets:,} buckets of {rows:,} rows",
                 f"no more buckets than rows, and at most {PRIME:,} rows",
             )
-        return cls.within(
+        return cls.check_budget(
             {
                 "kind": cls.kind, "shape": [*shape], "buckets": buckets, "function": function,
                 "seed": seed, **rest,
@@ -89,16 +89,16 @@ class Hash(Packed):
         packed = cls(spec)
         weights = row_weights(frequencies)
         sums = torch.zeros(spec["buckets"], table.shape[1])
-        held = torch.zeros(spec["buckets"])
+        total_weight = torch.zeros(spec["buckets"])
         for start, piece in iterate_chunks(table, "hash"):
             piece = piece.cpu()  # sums in the order of the rows, the same on every machine
             slots = packed.bucket(torch.arange(start, start + len(piece)))
-            used = torch.ones(len(piece))
+            weight = torch.ones(len(piece))
             if weights is not None:
-                used = weights[start : start + len(piece)].cpu()
-            sums.index_add_(0, slots, piece * used.unsqueeze(1))
-            held.index_add_(0, slots, used)
-        packed.put("shared", sums.div_(held.clamp(min=1e-30).unsqueeze(1)))
+                weight = weights[start : start + len(piece)].cpu()
+            sums.index_add_(0, slots, piece * weight.unsqueeze(1))
+            total_weight.index_add_(0, slots, weight)
+        packed.put("shared", sums.div_(total_weight.clamp(min=1e-30).unsqueeze(1)))
         return packed
 
     def bucket(self, ids: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from emb_tool.errors import InvalidInput
 from emb_tool.ops.rounding import QuantizedGroups
 from emb_tool.ops.rows import iterate_chunks
 from emb_tool.packed.base import Packed, Part, byte_budget
-from emb_tool.packed.groups import SIDE, Groups, embedding_bag
+from emb_tool.packed.groups import SIDE_BYTES, Groups, embedding_bag
 from emb_tool.packed.spec import Size, Spec
 
-GROUPS = (32, 64, 128, None)
+GROUP_SIZES = (32, 64, 128, None)
 """Groups that a budget chooses from, the finest first."""
 
 
@@ -66,11 +66,11 @@ class Int(Packed):
             return {**spec, "bits": bits or 8, "group_size": group_size}
         allowed = byte_budget(shape, budget, "bits and group")
         for b in [bits] if bits else range(8, 1, -1):
-            for g in [group_size] if group_size else GROUPS:
-                found = {**spec, "bits": b, "group_size": g}
-                if (g or 0) < shape[1] and cls.parts(found)["weight"].nbytes <= allowed:
-                    return found
-        return cls.within({**spec, "bits": bits or 2, "group_size": group_size}, budget)
+            for g in [group_size] if group_size else GROUP_SIZES:
+                candidate = {**spec, "bits": b, "group_size": g}
+                if (g or 0) < shape[1] and cls.parts(candidate)["weight"].nbytes <= allowed:
+                    return candidate
+        return cls.check_budget({**spec, "bits": bits or 2, "group_size": group_size}, budget)
 
     @classmethod
     def parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
@@ -101,8 +101,8 @@ class Int(Packed):
             rounded: (n, columns) codes, (n, groups) scales and minima.
             start: The first row.
         """
-        held = self.groups.pack(rounded)
-        self.value("weight")[start : start + len(held)] = held.to(self._device())
+        data = self.groups.pack(rounded)
+        self.value("weight")[start : start + len(data)] = data.to(self._device())
 
     def rounded(self) -> QuantizedGroups:
         """What `store` has taken over."""
@@ -119,13 +119,13 @@ class Int(Packed):
 
     def expand(self, chunk: int = 1 << 16) -> Tensor:
         """The whole matrix, (rows, columns)."""
-        if self._is_whole() or self.num_embeddings > chunk:
+        if self._has_native_layout() or self.num_embeddings > chunk:
             return super().expand(chunk)
         return self.groups.decode(self.value("weight"), self.scale, self.minimum)
 
     def forward(self, input: Tensor, offsets: Tensor | None = None) -> Tensor:
         """As the module that it stands for."""
-        if offsets is None or self.groups.of_row > 1 or not self._is_whole():
+        if offsets is None or self.groups.per_row > 1 or not self._has_native_layout():
             return super().forward(input, offsets)
         sums = embedding_bag(self.groups.bits, self.value("weight"), input, offsets)
         ends = torch.cat([offsets[1:], offsets.new_tensor([len(input)])])
@@ -137,9 +137,9 @@ class Int(Packed):
         """Whether making a row takes longer than copying one."""
         return self.groups.is_costly
 
-    def _is_whole(self) -> bool:
+    def _has_native_layout(self) -> bool:
         """Whether torch's kernels take the rows as they are stored."""
-        return self.scale is None and self.groups.is_whole(self._device())
+        return self.scale is None and self.groups.has_native_layout(self._device())
 
     # -- training ---------------------------------------------------------------------------------
 
@@ -153,8 +153,8 @@ class Int(Packed):
         """Put trained scales and minima back among the bytes."""
         if self.scale is not None and self.minimum is not None:
             sides = [self.scale.detach().half(), self.minimum.detach().half()]
-            held = torch.cat([side.unsqueeze(-1).view(torch.uint8) for side in sides], -1)
-            self.value("weight")[..., -SIDE:] = held
+            data = torch.cat([side.unsqueeze(-1).view(torch.uint8) for side in sides], -1)
+            self.value("weight")[..., -SIDE_BYTES:] = data
             self.register_parameter("scale", None)
             self.register_parameter("minimum", None)
 
@@ -166,4 +166,4 @@ class Int(Packed):
 
 
 def _groups(spec: Mapping[str, Any]) -> Groups:
-    return Groups.of(int(spec["shape"][1]), int(spec["bits"]), spec["group_size"])
+    return Groups.from_columns(int(spec["shape"][1]), int(spec["bits"]), spec["group_size"])

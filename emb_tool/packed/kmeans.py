@@ -1,4 +1,4 @@
-"""k-means in many subspaces at once: the codebooks of product and residual quantisers."""
+"""k-means in many subspaces at once: the codebooks of product and residual quantizers."""
 
 from __future__ import annotations
 

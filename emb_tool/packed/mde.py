@@ -27,8 +27,8 @@ class MixedDimensionSpec(Spec):
     def fault(self, rows: int, columns: int) -> str | None:
         """See `Spec.fault`."""
         paired = len(self.sizes) == len(self.widths) and sum(self.sizes) == rows
-        fits = paired and max(self.widths) <= columns
-        return None if fits else f"sizes and widths are not those of {rows:,} x {columns}"
+        valid = paired and max(self.widths) <= columns
+        return None if valid else f"sizes and widths are not those of {rows:,} x {columns}"
 
 
 class MixedDimension(Packed):
@@ -70,10 +70,10 @@ class MixedDimension(Packed):
         spec = {"kind": cls.kind, "shape": [*shape], "sizes": sizes, **rest}
 
         def with_width(base: float) -> dict[str, Any]:
-            wide = [base * (size / sizes[0]) ** -alpha for size in sizes]
+            exact = [base * (size / sizes[0]) ** -alpha for size in sizes]
             if powers:
-                wide = [2.0 ** round(log2(max(w, 1))) for w in wide]
-            widths = [max(1, int(w)) for w in wide]
+                exact = [2.0 ** round(log2(max(w, 1))) for w in exact]
+            widths = [max(1, int(w)) for w in exact]
             # the rows themselves where a_i and B together would take no less
             return {
                 **spec,
@@ -86,14 +86,14 @@ class MixedDimension(Packed):
         if width is not None:
             if not 1 <= width <= columns:
                 raise InvalidInput(f"mde: width {width} of {columns} columns", "1 to the columns")
-            return cls.within(with_width(width), budget)
+            return cls.check_budget(with_width(width), budget)
         allowed = byte_budget(shape, budget, "width")
         low, high = 1, int(columns * (sizes[-1] / sizes[0]) ** alpha * 2**0.5) + 2
         while high - low > 1:  # bytes grow with the width
             middle = (low + high) // 2
             needed = sum(part.nbytes for part in cls.parts(with_width(middle)).values())
             low, high = (middle, high) if needed <= allowed else (low, middle)
-        return cls.within(with_width(low), budget)
+        return cls.check_budget(with_width(low), budget)
 
     @classmethod
     def parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
@@ -122,22 +122,22 @@ class MixedDimension(Packed):
         packed = cls(cls.resolve_spec((table.shape[0], table.shape[1]), budget, **settings))
         key = _norms(table) if frequencies is None else frequencies.cpu()
         order = torch.argsort(key, descending=True, stable=True)
-        place = torch.empty(len(table), dtype=torch.int32)
+        position = torch.empty(len(table), dtype=torch.int32)
         weights = row_weights(frequencies)
         lefts, rights = [], []
         for (start, stop), width in zip(packed.spans(), packed.spec["widths"], strict=True):
             ids = order[start:stop].sort().values
-            place[ids] = torch.arange(start, stop, dtype=torch.int32)
+            position[ids] = torch.arange(start, stop, dtype=torch.int32)
             if width == packed.embedding_dim:
                 lefts += [piece.cpu().half().flatten() for _, piece in slices(table, ids)]
             else:
-                own = None if weights is None else weights[ids]
-                left, right = low_rank(table, width, own, ids)
+                group_weights = None if weights is None else weights[ids]
+                left, right = low_rank(table, width, group_weights, ids)
                 lefts.append(left.flatten())
                 rights.append(right.flatten())
         packed.put("left", torch.cat(lefts))
         packed.put("right", torch.cat([torch.zeros(0), *rights]))
-        packed.put("place", place)
+        packed.put("place", position)
         return packed
 
     def spans(self) -> list[tuple[int, int]]:
@@ -148,19 +148,19 @@ class MixedDimension(Packed):
     def rows(self, ids: Tensor) -> Tensor:
         """See `Packed.rows`."""
         columns = self.embedding_dim
-        place = self.value("place")[ids].long()
+        position = self.value("place")[ids].long()
         left, right = self.value("left"), self.value("right")
         out = torch.zeros(len(ids), columns, device=ids.device)
         for (start, stop), width in zip(self.spans(), self.spec["widths"], strict=True):
             size = (stop - start) * width
             matrix, left = left[:size].view(stop - start, width), left[size:]
-            found = ((place >= start) & (place < stop)).nonzero().flatten()
-            picked = functional.embedding(place[found] - start, matrix).float()
+            selected = ((position >= start) & (position < stop)).nonzero().flatten()
+            rows = functional.embedding(position[selected] - start, matrix).float()
             if width < columns:
                 size = width * columns
-                turn, right = right[:size].view(width, columns), right[size:]
-                picked = picked @ turn.float()
-            out = out.index_copy(0, found, picked)
+                projection, right = right[:size].view(width, columns), right[size:]
+                rows = rows @ projection.float()
+            out = out.index_copy(0, selected, rows)
         return out
 
     def reset(self, seed: int = 0) -> Self:
@@ -173,8 +173,8 @@ class MixedDimension(Packed):
                 right[begin : begin + width * self.embedding_dim] *= width**-0.5
                 begin += width * self.embedding_dim
         self.put("right", right)
-        place = torch.arange(self.num_embeddings, device=self._device())
-        self.put("place", place)
+        position = torch.arange(self.num_embeddings, device=self._device())
+        self.put("place", position)
         return self
 
 

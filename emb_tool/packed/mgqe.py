@@ -1,4 +1,4 @@
-"""Multi-granular quantised embeddings (Kang et al., arXiv:2002.08530)."""
+"""Multi-granular quantized embeddings (Kang et al., arXiv:2002.08530)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MgqeSpec(SizedSpec):
 
 
 class Mgqe(Codebooks):
-    """Product quantisation in which only the frequent rows may use every codeword.
+    """Product quantization in which only the frequent rows may use every codeword.
 
     The `frequent_rows` most frequent rows (a tenth, unless given) have codes of `bits`, the others
     codes of `tail_bits`, into the first 2^tail_bits codewords of the same codebooks (section 3.3,
@@ -45,16 +45,18 @@ class Mgqe(Codebooks):
     defaults: ClassVar[dict[str, Any]] = {"bits": 8}
 
     @classmethod
-    def _within(
+    def _candidate_specs(
         cls, shape: tuple[int, int], budget: float | None, settings: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         settings = {"frequent_rows": ceil(shape[0] / 10), "tail_bits": 6, **settings}
         if budget is None:
             settings = {"subvectors": 4, **settings}
-        return super()._within(shape, budget, settings)
+        return super()._candidate_specs(shape, budget, settings)
 
     @classmethod
-    def _best(cls, specs: list[dict[str, Any]], budget: float, weights: Tensor) -> dict[str, Any]:
+    def _choose_spec(
+        cls, specs: list[dict[str, Any]], budget: float, weights: Tensor
+    ) -> dict[str, Any]:
         return specs[-1]
 
     @classmethod
@@ -77,13 +79,13 @@ class Mgqe(Codebooks):
     ) -> TrainedCodebooks:
         """Codewords for the tail first; then the others, and all together."""
         data, tail_weights = training_rows(table, weights, frequent, seed)
-        m, k, few = spec["subvectors"], 1 << spec["bits"], 1 << spec["tail_bits"]
+        m, k, tail_k = spec["subvectors"], 1 << spec["bits"], 1 << spec["tail_bits"]
         tail = subspaces(data, m)
         rounds = spec["iterations"]
-        c = kmeans(tail, few, tail_weights, iterations=rounds, seed=seed, what="k-means, tail")
-        if few == k or not len(frequent):
+        c = kmeans(tail, tail_k, tail_weights, iterations=rounds, seed=seed, what="k-means, tail")
+        if tail_k == k or not len(frequent):
             return TrainedCodebooks(
-                torch.cat([c, c[:, :1].expand(-1, k - few, -1)], dim=1).unsqueeze(1)
+                torch.cat([c, c[:, :1].expand(-1, k - tail_k, -1)], dim=1).unsqueeze(1)
             )
         drawn, v = sample(
             len(frequent), TRAIN_ROWS, None if weights is None else weights[frequent], seed
@@ -92,26 +94,26 @@ class Mgqe(Codebooks):
         w = torch.ones(tail.shape[1]) if tail_weights is None else tail_weights
         v = torch.ones(head.shape[1]) if v is None else v
         w = torch.cat([w, v]).to(data)
-        more = kmeans(head, k - few, v, iterations=1, seed=seed, what="k-means, head")
+        more = kmeans(head, k - tail_k, v, iterations=1, seed=seed, what="k-means, head")
         c = torch.cat([c, more], dim=1)
         both = torch.cat([tail, head], dim=1)
         for _ in range(rounds):
-            found = [assign(tail, c[:, :few]), assign(head, c)]
-            labels = torch.cat([labels for labels, _ in found], dim=1)
-            lost = torch.cat([lost for _, lost in found], dim=1)
-            lost[:, : tail.shape[1]] = 0  # only the head may claim a codeword that lies idle
+            assigned = [assign(tail, c[:, :tail_k]), assign(head, c)]
+            labels = torch.cat([labels for labels, _ in assigned], dim=1)
+            distances = torch.cat([distances for _, distances in assigned], dim=1)
+            distances[:, : tail.shape[1]] = 0  # only the head may claim a codeword that lies idle
             total = sums(both, labels, k, w)
-            update_centroids(c, total, both, lambda i, lost=lost: lost[i] * w)  # type: ignore[misc]
+            update_centroids(c, total, both, lambda i, distances=distances: distances[i] * w)  # type: ignore[misc]
         return TrainedCodebooks(c.unsqueeze(1))
 
-    def _encode(self, rows: Tensor, bits: int, how: Mapping[str, Any]) -> Tensor:
+    def _encode(self, rows: Tensor, bits: int, options: Mapping[str, Any]) -> Tensor:
         parts = subspaces(rows, self.spec["subvectors"])
         return nearest_codes(parts, self.books()[:, 0, : 1 << bits].float())
 
-    def _encode_frequent(self, rows: Tensor, how: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _encode_frequent(self, rows: Tensor, options: Mapping[str, Any]) -> dict[str, Tensor]:
         bits = self.spec["bits"]
-        return {"frequent_codes": pack_codes(self._encode(rows, bits, how), bits)}
+        return {"frequent_codes": pack_codes(self._encode(rows, bits, options), bits)}
 
-    def _frequent(self, slot: Tensor, out: Tensor | None = None) -> Tensor:
+    def _frequent_rows(self, slot: Tensor, out: Tensor | None = None) -> Tensor:
         codes = self.value("frequent_codes").index_select(0, slot)
         return self._decode_codes(self._unpack(codes, self.spec["bits"]), out)

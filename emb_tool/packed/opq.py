@@ -1,4 +1,4 @@
-"""Optimised product quantisation (Ge et al., doi:10.1109/TPAMI.2013.240)."""
+"""Optimized product quantization (Ge et al., doi:10.1109/TPAMI.2013.240)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from emb_tool.packed.kmeans import kmeans
 from emb_tool.packed.points import nearest_codes, subspaces, training_rows
 from emb_tool.packed.pq import Pq
 
-STEPS = 3
+KMEANS_ITERATIONS = 3
 """Rounds of k-means between two rotations."""
 
 
 class Opq(Pq):
-    """x ≈ R y, y product-quantised: an orthogonal R that makes the sub-vectors easy to quantise.
+    """x ≈ R y, y product-quantized: an orthogonal R that makes the sub-vectors easy to quantize.
 
     Alternates k-means on X R with the rotation of least ‖X R - Y‖² (orthogonal Procrustes:
     R = U Vᵀ of Xᵀ Y = U S Vᵀ), beginning with the eigenvectors of the covariance, dealt out so that
@@ -49,19 +49,23 @@ class Opq(Pq):
         data, w = training_rows(table, weights, frequent, seed)
         w = torch.ones(len(data), device=data.device) if w is None else w.to(data)
         m, k = spec["subvectors"], 1 << spec["bits"]
-        rotation = balanced(data, w, m)
+        rotation = balanced_rotation(data, w, m)
         codebooks: Tensor | None = None
         weighted = data * w.unsqueeze(1)
         for _ in range(spec["iterations"]):
-            turned = subspaces(data @ rotation, m)
-            codebooks = kmeans(turned, k, w, iterations=STEPS, seed=seed, start=codebooks)
-            near = nearest_codes(turned, codebooks).long().t()
-            made = torch.stack([c[i] for c, i in zip(codebooks, near, strict=True)], dim=1)
+            rotated = subspaces(data @ rotation, m)
+            codebooks = kmeans(
+                rotated, k, w, iterations=KMEANS_ITERATIONS, seed=seed, start=codebooks
+            )
+            nearest = nearest_codes(rotated, codebooks).long().t()
+            reconstructed = torch.stack(
+                [c[i] for c, i in zip(codebooks, nearest, strict=True)], dim=1
+            )
             # float64: the product of all rows loses digits
-            u, _, v = torch.linalg.svd((weighted.t() @ made.flatten(1)).double())
+            u, _, v = torch.linalg.svd((weighted.t() @ reconstructed.flatten(1)).double())
             rotation = (u @ v).float()
-        turned = subspaces(data @ rotation.half().float(), m)
-        codebooks = kmeans(turned, k, w, iterations=STEPS, seed=seed, start=codebooks)
+        rotated = subspaces(data @ rotation.half().float(), m)
+        codebooks = kmeans(rotated, k, w, iterations=KMEANS_ITERATIONS, seed=seed, start=codebooks)
         return TrainedCodebooks(codebooks.unsqueeze(1), rotation)
 
     def _put_trained(self, trained: TrainedCodebooks) -> None:
@@ -69,18 +73,18 @@ class Opq(Pq):
         assert trained.rotation is not None
         self.put("rotation", trained.rotation)
 
-    def _encode(self, rows: Tensor, bits: int, how: Mapping[str, Any]) -> Tensor:
-        return super()._encode(rows @ self.value("rotation").float(), bits, how)
+    def _encode(self, rows: Tensor, bits: int, options: Mapping[str, Any]) -> Tensor:
+        return super()._encode(rows @ self.value("rotation").float(), bits, options)
 
-    def _turn(self, rows: Tensor) -> Tensor:
+    def _postprocess(self, rows: Tensor) -> Tensor:
         return multiply(rows, self.value("rotation").to(rows.dtype))
 
-    def spread(self, name: str) -> float:
+    def init_std(self, name: str) -> float:
         """See `Packed.spread`."""
-        return float(self.embedding_dim**-0.5) if name == "rotation" else super().spread(name)
+        return float(self.embedding_dim**-0.5) if name == "rotation" else super().init_std(name)
 
 
-def balanced(data: Tensor, weights: Tensor, count: int) -> Tensor:
+def balanced_rotation(data: Tensor, weights: Tensor, count: int) -> Tensor:
     """Eigenvectors of the covariance, ordered so that sub-vectors have like volumes.
 
     Each next eigenvalue goes to the sub-vector of the smallest product that has room.
@@ -94,8 +98,8 @@ def balanced(data: Tensor, weights: Tensor, count: int) -> Tensor:
         (columns, columns) float32, orthogonal, one eigenvector a column.
     """
     w = (weights / weights.sum()).unsqueeze(1)
-    centred = data - (w * data).sum(dim=0)
-    values, vectors = torch.linalg.eigh(((centred * w).t() @ centred).double())
+    centered = data - (w * data).sum(dim=0)
+    values, vectors = torch.linalg.eigh(((centered * w).t() @ centered).double())
     logs = values.flip(0).clamp(min=1e-30).log().tolist()
     size = data.shape[1] // count
     buckets: list[list[int]] = [[] for _ in range(count)]
@@ -106,5 +110,5 @@ def balanced(data: Tensor, weights: Tensor, count: int) -> Tensor:
         buckets[chosen].append(i)
         volume[chosen] += log - logs[-1]
     order = torch.tensor([i for bucket in buckets for i in bucket], device=data.device)
-    found: Tensor = vectors.flip(1)[:, order].float()
-    return found
+    rotation: Tensor = vectors.flip(1)[:, order].float()
+    return rotation

@@ -14,8 +14,8 @@ from emb_tool import packed
 from emb_tool.checkpoint.files import write_json
 from emb_tool.checkpoint.header import SAFETENSORS_DTYPES
 from emb_tool.checkpoint.layout import write_layout
-from emb_tool.checkpoint.quantization import packed_modules, plain_name, unpacked
-from emb_tool.checkpoint.reader import Checkpoint, copy_module_weights, copy_side_files
+from emb_tool.checkpoint.quantization import packed_modules, unpacked_name, unpacked_specs
+from emb_tool.checkpoint.reader import Checkpoint, copy_aux_files, copy_module_weights
 from emb_tool.checkpoint.writer import ShardWriter
 from emb_tool.errors import InvalidInput
 from emb_tool.ops.rows import CHUNK
@@ -25,7 +25,7 @@ from emb_tool.progress import Progress
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
-MAX_WEIGHTS_A_BYTE = 1 << 16
+MAX_WEIGHTS_PER_BYTE = 1 << 16
 """Weights that a stored byte may stand for: hashed tables of a thousandth are in use."""
 
 
@@ -47,7 +47,7 @@ def write_plain(
     checked = {name: check_module(checkpoint, name, stated) for name, stated in modules.items()}
     torch_name = str(dtype).removeprefix("torch.")
     target = SAFETENSORS_DTYPES[torch_name]
-    copy_side_files(checkpoint, folder)
+    copy_aux_files(checkpoint, folder)
     config = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
     for key in ("dtype", "torch_dtype"):
         if key in config:
@@ -58,20 +58,20 @@ def write_plain(
         (folder / "config.json").unlink(missing_ok=True)
     if checkpoint.layout.modules:
         copy_module_weights(checkpoint, folder, write_layout(folder, checkpoint.layout))
-    origin = {plain_name(module, spec): module for module, spec in modules.items()}
+    packed_names = {unpacked_name(module, spec): module for module, spec in modules.items()}
     specs = [
         replace(spec, dtype=target) if spec.dtype in FLOATS else spec
-        for spec in unpacked(checkpoint.config, checkpoint.tensors).values()
+        for spec in unpacked_specs(checkpoint.config, checkpoint.tensors).values()
     ]
     total = sum(spec.nbytes for spec in specs)
     with ShardWriter(folder, specs) as writer, progress.task("expanding", total, "B") as advance:
         for spec in specs:
-            module = origin.get(spec.name)
+            module = packed_names.get(spec.name)
             if module is not None:
-                wanted = [name for name in (module, modules[module].get("shared_with")) if name]
-                made = {n: filled(checkpoint, n, checked[n]) for n in wanted if n in checked}
-                made[module].link(made)
-                _write_rows(writer, spec, made[module], dtype, advance)
+                names = [name for name in (module, modules[module].get("shared_with")) if name]
+                loaded = {n: load_buffers(checkpoint, n, checked[n]) for n in names if n in checked}
+                loaded[module].link(loaded)
+                _write_rows(writer, spec, loaded[module], dtype, advance)
                 continue
             tensor = checkpoint.tensor(spec.name)
             writer.write(spec.name, tensor.to(dtype) if spec.dtype == target else tensor)
@@ -81,7 +81,7 @@ def write_plain(
 def _write_rows(
     writer: ShardWriter,
     spec: TensorSpec,
-    made: Packed,
+    module: Packed,
     dtype: torch.dtype,
     advance: Callable[[int], None],
 ) -> None:
@@ -92,7 +92,7 @@ def _write_rows(
     rows, columns = spec.shape
     step = max(1, CHUNK // (4 * columns))  # of hashed entries the slots are int64
     for start in range(0, rows, step):
-        piece = made.rows(torch.arange(start, min(start + step, rows))).to(dtype).contiguous()
+        piece = module.rows(torch.arange(start, min(start + step, rows))).to(dtype).contiguous()
         data = piece.view(-1).view(torch.uint8).numpy()
         writer.write_part(spec.name, data, start * columns * dtype.itemsize)
         advance(data.nbytes)
@@ -105,36 +105,36 @@ def check_module(checkpoint: Checkpoint, name: str, spec: Mapping[str, Any]) -> 
         InvalidInput: They are not, or the plain matrix is out of all proportion to what is stored.
     """
     with torch.device("meta"):  # nothing is allocated for what a config claims
-        made = packed.empty({**spec, "bias": False}, name)
-    there = 0
-    for buffer, wanted in made.named_buffers():
+        module = packed.empty({**spec, "bias": False}, name)
+    stored_bytes = 0
+    for buffer, expected in module.named_buffers():
         stored = checkpoint.tensors.get(f"{name}.{buffer}")
-        dtype = SAFETENSORS_DTYPES[str(wanted.dtype).removeprefix("torch.")]
-        if stored is None or (*stored.shape,) != (*wanted.shape,) or stored.dtype != dtype:
-            held = f"{stored.numel:,} elements" if stored else "no elements"
+        dtype = SAFETENSORS_DTYPES[str(expected.dtype).removeprefix("torch.")]
+        if stored is None or (*stored.shape,) != (*expected.shape,) or stored.dtype != dtype:
+            actual = f"{stored.numel:,} elements" if stored else "no elements"
             raise InvalidInput(
-                f"{checkpoint.name}: {name}.{buffer} has {held}, its format"
-                f" {wanted.numel():,} bytes",
+                f"{checkpoint.name}: {name}.{buffer} has {actual}, its format"
+                f" {expected.numel():,} bytes",
                 "the weights are not those that config.json describes: restore the files",
             )
-        there += stored.nbytes
+        stored_bytes += stored.nbytes
     rows, columns = spec["shape"]
-    if rows * columns > MAX_WEIGHTS_A_BYTE * max(there, 1):
+    if rows * columns > MAX_WEIGHTS_PER_BYTE * max(stored_bytes, 1):
         raise InvalidInput(
-            f"{checkpoint.name}: {name} is {rows:,} x {columns:,} of {there:,} bytes",
+            f"{checkpoint.name}: {name} is {rows:,} x {columns:,} of {stored_bytes:,} bytes",
             "no method packs that tightly: restore the original config.json",
         )
-    return made
+    return module
 
 
 def read_module(checkpoint: Checkpoint, name: str, spec: Mapping[str, Any]) -> Packed:
     """A packed module, from its stored bytes."""
-    return filled(checkpoint, name, check_module(checkpoint, name, spec))
+    return load_buffers(checkpoint, name, check_module(checkpoint, name, spec))
 
 
-def filled(checkpoint: Checkpoint, name: str, empty: Packed) -> Packed:
+def load_buffers(checkpoint: Checkpoint, name: str, empty: Packed) -> Packed:
     """A module with its stored bytes; that of `check_module`, which is left without."""
-    made = deepcopy(empty)
-    for buffer, _ in list(made.named_buffers()):
-        setattr(made, buffer, checkpoint.tensor(f"{name}.{buffer}"))
-    return made
+    module = deepcopy(empty)
+    for buffer, _ in list(module.named_buffers()):
+        setattr(module, buffer, checkpoint.tensor(f"{name}.{buffer}"))
+    return module

@@ -32,9 +32,11 @@ def training_rows(
     free = torch.ones(len(table)) if weights is None else weights.cpu().clone()
     if 0 < len(frequent) < len(table):
         free[frequent] = 0
-    there = free.nonzero().flatten()
-    drawn, counted = sample(len(there), limit, None if weights is None else free[there], seed)
-    return take_rows(table, there[drawn]), counted
+    candidates = free.nonzero().flatten()
+    drawn, counted = sample(
+        len(candidates), limit, None if weights is None else free[candidates], seed
+    )
+    return take_rows(table, candidates[drawn]), counted
 
 
 def subspaces(data: Tensor, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Product quantisation (Jégou et al., doi:10.1109/TPAMI.2010.57)."""
+"""Product quantization (Jégou et al., doi:10.1109/TPAMI.2010.57)."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class Pq(Codebooks):
         frequent: Tensor,
         seed: int,
     ) -> TrainedCodebooks:
-        return cls._from(spec, *training_rows(table, weights, frequent, seed), seed)
+        return cls._from_rows(spec, *training_rows(table, weights, frequent, seed), seed)
 
     @classmethod
-    def _from(
+    def _from_rows(
         cls, spec: Mapping[str, Any], data: Tensor, weights: Tensor | None, seed: int
     ) -> TrainedCodebooks:
         parts = subspaces(data, spec["subvectors"])
         k = 1 << spec["bits"]
-        found = kmeans(parts, k, weights, iterations=spec["iterations"], seed=seed)
-        return TrainedCodebooks(found.unsqueeze(1))
+        codebooks = kmeans(parts, k, weights, iterations=spec["iterations"], seed=seed)
+        return TrainedCodebooks(codebooks.unsqueeze(1))
 
-    def _encode(self, rows: Tensor, bits: int, how: Mapping[str, Any]) -> Tensor:
+    def _encode(self, rows: Tensor, bits: int, options: Mapping[str, Any]) -> Tensor:
         parts = subspaces(rows, self.spec["subvectors"])
         return nearest_codes(parts, self.books()[:, 0].float())
 
@@ -69,9 +69,9 @@ class Pq(Codebooks):
         first = next(iter(shapes))
         widths = {shape[1] for shape in shapes.values()}
         if len(widths) > 1:
-            told = ", ".join(f"{name} {shape[1]}" for name, shape in shapes.items())
+            listed = ", ".join(f"{name} {shape[1]}" for name, shape in shapes.items())
             raise InvalidInput(
-                f"tables of different widths share no codebook: {told}",
+                f"tables of different widths share no codebook: {listed}",
                 "pack them with one -m pq for each width",
             )
         frequent = settings.get("frequent_rows") or 0
@@ -83,11 +83,11 @@ class Pq(Codebooks):
             )
         total = (sum(shape[0] for shape in shapes.values()), widths.pop())
         settings = {**settings, "frequent_rows": frequent * len(shapes)}
-        spec = {**cls._within(total, budget, settings)[-1], "frequent_rows": frequent}
-        found = {name: {**spec, "shape": [*shape]} for name, shape in shapes.items()}
-        for name in list(found)[1:]:
-            found[name]["shared_with"] = first
-        return {name: cls._stored(spec) for name, spec in found.items()}
+        spec = {**cls._candidate_specs(total, budget, settings)[-1], "frequent_rows": frequent}
+        specs = {name: {**spec, "shape": [*shape]} for name, shape in shapes.items()}
+        for name in list(specs)[1:]:
+            specs[name]["shared_with"] = first
+        return {name: cls._stored(spec) for name, spec in specs.items()}
 
     @classmethod
     def fit_shared(
@@ -105,7 +105,7 @@ class Pq(Codebooks):
         """
         shapes = {name: (table.shape[0], table.shape[1]) for name, table in tables.items()}
         specs = cls.resolve_shared_specs(shapes, budget, **settings)
-        how = {**cls.only_fit, **{k: settings[k] for k in cls.only_fit if k in settings}}
+        options = {**cls.only_fit, **{k: settings[k] for k in cls.only_fit if k in settings}}
         total = sum(rows for rows, _ in shapes.values())
         frequent, data, weights = {}, [], []
         for name, table in tables.items():
@@ -113,18 +113,20 @@ class Pq(Codebooks):
                 frequencies[name], specs[name]["frequent_rows"], len(table)
             )
             count = max(1, TRAIN_ROWS * len(table) // total)
-            held, w = training_rows(
+            sampled, w = training_rows(
                 table, row_weights(frequencies[name]), frequent[name], seed, count
             )
-            data.append(held)
-            weights.append(torch.ones(len(held)) if w is None else w)
+            data.append(sampled)
+            weights.append(torch.ones(len(sampled)) if w is None else w)
         first = next(iter(tables))
-        trained = cls._from({**specs[first], **how}, torch.cat(data), torch.cat(weights), seed)
-        made: dict[str, Pq] = {}
+        trained = cls._from_rows(
+            {**specs[first], **options}, torch.cat(data), torch.cat(weights), seed
+        )
+        modules: dict[str, Pq] = {}
         for name, table in tables.items():
-            made[name] = cls({**specs[name], **trained.scale}).to(device_of(table))
-            made[name].link(made)
+            modules[name] = cls({**specs[name], **trained.scale}).to(device_of(table))
+            modules[name].link(modules)
             if name == first:
-                made[name]._put_trained(trained)
-            made[name]._encode_table(table, frequent[name], how)
-        return made
+                modules[name]._put_trained(trained)
+            modules[name]._encode_table(table, frequent[name], options)
+        return modules

@@ -56,17 +56,21 @@ class Prune(Packed):
             raise InvalidInput(f"prune: keep={keep:g}", "a share above 0, at most 1")
         entries = shape[0] * shape[1]
         allowed = 0 if keep is not None else byte_budget(shape, budget, "keep")
-        found = []
-        for known in FORMATS if format is None else (format,):
-            spec = {"kind": cls.kind, "shape": [*shape], "format": known, **rest}
-            frame, per_entry = (
+        candidates = []
+        for name in FORMATS if format is None else (format,):
+            spec = {"kind": cls.kind, "shape": [*shape], "format": name, **rest}
+            fixed_bytes, per_entry = (
                 sum(part.nbytes for part in cls.parts({**spec, "kept": count}).values())
                 for count in (0, 1)
             )
             kept = max(1, round(keep * entries)) if keep is not None else 0
-            kept = kept or max(1, min(entries, (allowed - frame) // (per_entry - frame)))
-            found.append(((-kept, frame + kept * (per_entry - frame)), {**spec, "kept": kept}))
-        return cls.within(min(found, key=lambda entry: entry[0])[1], budget)
+            kept = kept or max(
+                1, min(entries, (allowed - fixed_bytes) // (per_entry - fixed_bytes))
+            )
+            candidates.append(
+                ((-kept, fixed_bytes + kept * (per_entry - fixed_bytes)), {**spec, "kept": kept})
+            )
+        return cls.check_budget(min(candidates, key=lambda entry: entry[0])[1], budget)
 
     @classmethod
     def parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:

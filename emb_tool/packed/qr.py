@@ -17,7 +17,7 @@ from emb_tool.packed.spec import Size, Spec
 
 Operation = Literal["sum", "product"]
 OPERATIONS = get_args(Operation)
-ROUNDS = 30
+MAX_ITERATIONS = 30
 """Alternations of a fit at most."""
 
 
@@ -64,11 +64,13 @@ class QuotientRemainder(Packed):
             raise InvalidInput(f"qr: unknown operation {operation!r}", f"known: {known}")
         if quotients is None:
             allowed = byte_budget(shape, budget, "quotients") // (2 * columns)
-            most = isqrt(rows - 1) + 1
-            quotients = next((q for q in range(1, most) if q - (-rows // q) <= allowed), most)
+            max_quotients = isqrt(rows - 1) + 1
+            quotients = next(
+                (q for q in range(1, max_quotients) if q - (-rows // q) <= allowed), max_quotients
+            )
         if not 1 <= quotients <= rows:
             raise InvalidInput(f"qr: {quotients:,} quotients of {rows:,} rows", "no more than rows")
-        return cls.within(
+        return cls.check_budget(
             {
                 "kind": cls.kind, "shape": [*shape], "quotients": quotients,
                 "operation": operation, **rest,
@@ -98,8 +100,8 @@ class QuotientRemainder(Packed):
         """Alternating least squares, rows weighted by √frequency."""
         packed = cls(cls.resolve_spec((table.shape[0], table.shape[1]), budget, **settings))
         weights = row_weights(frequencies)
-        fit = packed._fit_sum if packed.spec["operation"] == "sum" else packed._fit_product
-        quotient, remainder = fit(table, weights)
+        fit_factors = packed._fit_sum if packed.spec["operation"] == "sum" else packed._fit_product
+        quotient, remainder = fit_factors(table, weights)
         packed.put("quotient", quotient.cpu())
         packed.put("remainder", remainder.cpu())
         return packed
@@ -141,7 +143,7 @@ class QuotientRemainder(Packed):
         per_remainder = used.sum(dim=0).unsqueeze(1).clamp(min=1e-30)
         quotient = torch.zeros_like(by_quotient)
         remainder = torch.zeros_like(by_remainder)
-        for _ in range(ROUNDS):
+        for _ in range(MAX_ITERATIONS):
             remainder = (by_remainder - used.T @ quotient) / per_remainder
             before, quotient = quotient, (by_quotient - used @ remainder) / per_quotient
             if (quotient - before).norm() <= 1e-5 * quotient.norm():
@@ -158,7 +160,7 @@ class QuotientRemainder(Packed):
         quotient = torch.ones(self.spec["quotients"], self.embedding_dim, device=device)
         remainder = torch.zeros(self.remainders, self.embedding_dim, device=device)
         explained = 0.0
-        for turn in range(ROUNDS):
+        for turn in range(MAX_ITERATIONS):
             upper, lower = torch.zeros_like(quotient), torch.zeros_like(quotient)
             before, explained = explained, 0.0
             for block in self._blocks(table, weights):
@@ -170,7 +172,7 @@ class QuotientRemainder(Packed):
                 explained += float((part * above).sum())
                 upper += torch.einsum("abj,bj->aj", weighted, part)
                 lower += block.used @ part.square()
-            if explained <= before * (1 + 1e-4) or turn == ROUNDS - 1:
+            if explained <= before * (1 + 1e-4) or turn == MAX_ITERATIONS - 1:
                 break  # now, while R is the best for Q
             quotient = upper / lower.clamp(min=1e-30)
             quotient /= quotient.square().mean(dim=0, keepdim=True).sqrt().clamp(min=1e-30)
@@ -182,7 +184,7 @@ class QuotientRemainder(Packed):
         remainder = functional.embedding(ids % self.remainders, self.value("remainder")).float()
         return quotient + remainder if self.spec["operation"] == "sum" else quotient * remainder
 
-    def spread(self, name: str) -> float:
+    def init_std(self, name: str) -> float:
         """See `Packed.spread`."""
         return 0.5**0.5 if self.spec["operation"] == "sum" else 1.0
 

@@ -14,7 +14,7 @@ from emb_tool.packed.base import Packed, Part, byte_budget
 from emb_tool.packed.hashing import PRIME, universal_pairs
 from emb_tool.packed.spec import Seed, Size, Spec
 
-RANGE = 1 << 27
+SLOTS_PER_PASS = 1 << 27
 """Slots summed in one pass of a fit: a gigabyte of sums and weights."""
 
 
@@ -58,7 +58,7 @@ class Robe(Packed):
                 f"robe: {slots:,} slots, blocks of {block}, for {rows:,} x {columns}",
                 f"blocks of 1 or more, no more slots than entries, at most {PRIME:,}",
             )
-        return cls.within(
+        return cls.check_budget(
             {
                 "kind": cls.kind, "shape": [*shape], "slots": slots, "block": block, "seed": seed,
                 **rest,
@@ -91,26 +91,26 @@ class Robe(Packed):
         slots = spec["slots"]
         array = torch.empty(slots, dtype=torch.float16)
         step = max(1, CHUNK // (4 * table.shape[1]))  # slots are int64
-        for low in range(0, slots, RANGE):
-            high = min(low + RANGE, slots)
-            sums, held = torch.zeros(high - low), torch.zeros(high - low)
+        for low in range(0, slots, SLOTS_PER_PASS):
+            high = min(low + SLOTS_PER_PASS, slots)
+            sums, total_weight = torch.zeros(high - low), torch.zeros(high - low)
             for start, piece in iterate_chunks(table, "robe", step):
-                where, sign = packed.place(torch.arange(start, start + len(piece)))
-                used = torch.ones(len(piece), 1)
+                slots_of, sign = packed.slots_and_signs(torch.arange(start, start + len(piece)))
+                weight = torch.ones(len(piece), 1)
                 if weights is not None:
-                    used = weights[start : start + len(piece)].cpu().unsqueeze(1)
-                signed = (piece.cpu() * sign * used).flatten()
-                where, used = where.flatten() - low, used.expand(piece.shape).flatten()
-                if slots > RANGE:
-                    inside = (where >= 0) & (where < high - low)
-                    where, signed, used = where[inside], signed[inside], used[inside]
-                sums.index_add_(0, where, signed)
-                held.index_add_(0, where, used)
-            array[low:high] = sums / held.clamp(min=1e-30)
+                    weight = weights[start : start + len(piece)].cpu().unsqueeze(1)
+                signed = (piece.cpu() * sign * weight).flatten()
+                slots_of, weight = slots_of.flatten() - low, weight.expand(piece.shape).flatten()
+                if slots > SLOTS_PER_PASS:
+                    inside = (slots_of >= 0) & (slots_of < high - low)
+                    slots_of, signed, weight = slots_of[inside], signed[inside], weight[inside]
+                sums.index_add_(0, slots_of, signed)
+                total_weight.index_add_(0, slots_of, weight)
+            array[low:high] = sums / total_weight.clamp(min=1e-30)
         packed.put("array", array)
         return packed
 
-    def place(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def slots_and_signs(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Slots (n, columns) int64 of rows, and the signs (n, columns) -1 or 1."""
         block, seed = min(self.spec["block"], self.embedding_dim), self.spec["seed"]
         count = -(-self.embedding_dim // block)
@@ -123,5 +123,5 @@ class Robe(Packed):
 
     def rows(self, ids: Tensor) -> Tensor:
         """See `Packed.rows`."""
-        slots, sign = self.place(ids)
+        slots, sign = self.slots_and_signs(ids)
         return self.value("array")[slots].float() * sign

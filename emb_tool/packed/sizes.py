@@ -1,4 +1,4 @@
-"""Sizes of what quantisers with codebooks store, and their choice within a budget."""
+"""Sizes of what quantizers with codebooks store, and their choice within a budget."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Sized(Packed):
         cls, shape: tuple[int, int], budget: float | None = None, **settings: Any
     ) -> dict[str, Any]:
         """See `Packed.settle`; as many codes as the budget allows."""
-        return cls._stored(cls._within(shape, budget, settings)[-1])
+        return cls._stored(cls._candidate_specs(shape, budget, settings)[-1])
 
     @classmethod
     def _stored(cls, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Sized(Packed):
         return {key: value for key, value in spec.items() if key not in left_out}
 
     @classmethod
-    def _within(
+    def _candidate_specs(
         cls, shape: tuple[int, int], budget: float | None, settings: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         """The specs that keep the budget, fewest codes first; frequent rows only if set."""
@@ -91,24 +91,24 @@ class Sized(Packed):
                 f"frequent_rows={settings['frequent_rows']}: there are {rows:,} rows",
                 f"at most {rows:,}",
             )
-        found = []
+        candidates = []
         for subvectors, stages in cls._sizes(columns, settings, budget is not None):
             sizes = {"subvectors": subvectors, "stages": stages}
-            found.append({"kind": cls.kind, "shape": [*shape], **settings, **sizes})
-        found.sort(key=cls.bytes_of)
-        allowed = [spec for spec in found if cls._keeps(spec, budget)]
+            candidates.append({"kind": cls.kind, "shape": [*shape], **settings, **sizes})
+        candidates.sort(key=cls.bytes_of)
+        allowed = [spec for spec in candidates if cls._fits_budget(spec, budget)]
         if not allowed:
-            cls.within(found[0], budget)
+            cls.check_budget(candidates[0], budget)
         return allowed
 
     @classmethod
-    def _keeps(cls, spec: Mapping[str, Any], budget: float | None) -> bool:
+    def _fits_budget(cls, spec: Mapping[str, Any], budget: float | None) -> bool:
         rows, columns = spec["shape"]
         return budget is None or cls.bytes_of(spec) <= int(budget * 4 * rows * columns)
 
     @classmethod
     def _sizes(
-        cls, columns: int, settings: Mapping[str, Any], free: bool
+        cls, columns: int, settings: Mapping[str, Any], has_budget: bool
     ) -> Iterator[tuple[int, int]]:
         """(sub-vectors, stages) that the settings leave open.
 
@@ -118,13 +118,13 @@ class Sized(Packed):
         divisors = [m for m in range(1, columns + 1) if columns % m == 0]
         subvectors = settings.get("subvectors")
         stages = cls.layers or settings.get("stages")
-        if subvectors is None and not free:
+        if subvectors is None and not has_budget:
             subvectors = max(m for m in divisors if columns // m >= min(cls.width, columns))
         if subvectors is not None and subvectors not in divisors:
-            near = sorted(divisors, key=lambda m: abs(m - subvectors))[:6]
+            nearest = sorted(divisors, key=lambda m: abs(m - subvectors))[:6]
             raise InvalidInput(
                 f"subvectors={subvectors} does not divide the width {columns}",
-                "these do: " + ", ".join(map(str, sorted(near))),
+                "these do: " + ", ".join(map(str, sorted(nearest))),
             )
         for m in [subvectors] if subvectors is not None else divisors:
             for s in [stages] if stages is not None else range(1, 65):
@@ -143,14 +143,14 @@ class Sized(Packed):
         """
         rows, columns = spec["shape"]
         m, s, frequent = spec["subvectors"], spec["stages"], spec["frequent_rows"]
-        found = {"codes": Part((rows - frequent, cls._row_bytes(spec)), torch.uint8)}
+        parts = {"codes": Part((rows - frequent, cls._row_bytes(spec)), torch.uint8)}
         if "shared_with" not in spec:
             shape = (m, s, 1 << spec["bits"], columns // m)
-            found["codebooks"] = Part(shape, torch.float16)
+            parts["codebooks"] = Part(shape, torch.float16)
         if frequent:
-            found["frequent_ids"] = Part((frequent,), torch.int32)
-            found |= cls._frequent_parts(spec)
-        return found
+            parts["frequent_ids"] = Part((frequent,), torch.int32)
+            parts |= cls._frequent_parts(spec)
+        return parts
 
     @classmethod
     def _row_bytes(cls, spec: Mapping[str, Any]) -> int:
@@ -166,7 +166,7 @@ class Sized(Packed):
     def _frequent_groups(cls, spec: Mapping[str, Any]) -> Groups | None:
         """How frequent rows lie, each a group; None for int8."""
         bits = int(spec.get("frequent_bits", INT8))
-        return None if bits == INT8 else Groups.of(spec["shape"][1], bits)
+        return None if bits == INT8 else Groups.from_columns(spec["shape"][1], bits)
 
     @classmethod
     def _frequent_parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
@@ -179,23 +179,25 @@ class Sized(Packed):
         }
 
     @classmethod
-    def _best(cls, specs: list[dict[str, Any]], budget: float, weights: Tensor) -> dict[str, Any]:
+    def _choose_spec(
+        cls, specs: list[dict[str, Any]], budget: float, weights: Tensor
+    ) -> dict[str, Any]:
         """Sizes of the least weighted error, by a rule for it.
 
         A bit a weight lowers the relative error of codes about 3-fold (measured on token tables),
         that of the frequent rows, which fill the rest of the budget, 4-fold.
         """
         rows, columns = specs[0]["shape"]
-        kept = weights.sort(descending=True).values.double().cumsum(0)
-        best, least = specs[-1], float("inf")
+        cumulative = weights.sort(descending=True).values.double().cumsum(0)
+        best, min_error = specs[-1], float("inf")
         for spec in specs:
-            more = cls.bytes_of({**spec, "frequent_rows": 1}) - cls.bytes_of(spec)
-            left = int(budget * 4 * rows * columns) - cls.bytes_of(spec)
-            frequent = min(rows, max(0, left // max(1, more)))
-            share = float(kept[frequent - 1] / kept[-1]) if frequent else 0.0
+            bytes_per_row = cls.bytes_of({**spec, "frequent_rows": 1}) - cls.bytes_of(spec)
+            remaining = int(budget * 4 * rows * columns) - cls.bytes_of(spec)
+            frequent = min(rows, max(0, remaining // max(1, bytes_per_row)))
+            share = float(cumulative[frequent - 1] / cumulative[-1]) if frequent else 0.0
             of_codes = 3.0 ** -(8 * cls._row_bytes(spec) / columns)
             of_frequent = 3 * 4.0 ** -int(spec["frequent_bits"])
             error = (1 - share) * of_codes + share * of_frequent
-            if error < least:
-                best, least = {**spec, "frequent_rows": frequent}, error
+            if error < min_error:
+                best, min_error = {**spec, "frequent_rows": frequent}, error
         return best

@@ -1,7 +1,8 @@
-"""What `config.json` says of a packed module, held against what its kind can be.
+"""Validation of the specs of packed modules in `config.json`.
 
-A stranger wrote it, so it is looked at once, where it is read (`emb_tool.packed.empty`); what a
-kind makes of it then need not mind. Its bytes are held against it where they are read.
+Specs may come from untrusted files. They are validated when they are read
+(`emb_tool.packed.empty`), so other code need not check them. The stored arrays are checked against
+them when they are loaded.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Switch = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, Field(strict=True)]
 
-WIDEST = 1 << 20
-"""Columns of a matrix: its rows are made whole, whatever few bytes they are made of."""
+MAX_COLUMNS = 1 << 20
+"""Maximum columns of a matrix, since whole rows are decoded."""
 
 
 class Spec(BaseModel):
-    """What every kind states; further keys are of the making and are kept.
+    """Keys of all kinds; further keys record how a module was made.
 
     Attributes:
-        kind: Which.
+        kind: Name of the kind.
         shape: (rows, columns).
-        role: What the module stands for, see `Packed`.
-        bias: Whether a linear layer has one.
-        tensor: Name of the plain tensor, where the module's does not tell.
-        shared_with: The module that lends its codebooks.
+        role: The module that is replaced, see `Packed`.
+        bias: Whether a linear layer has a bias.
+        tensor: Name of the unpacked tensor, if the name of the module does not determine it.
+        shared_with: The module whose codebooks are used.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -43,14 +44,14 @@ class Spec(BaseModel):
     shared_with: Name | None = None
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_shape(self) -> Self:
         rows, columns = self.shape
-        if columns > WIDEST:
-            raise ValueError(f"{columns:,} columns; {WIDEST:,} is the most")
+        if columns > MAX_COLUMNS:
+            raise ValueError(f"{columns:,} columns, above {MAX_COLUMNS:,}")
         if fault := self.fault(rows, columns):
             raise ValueError(fault)
         return self
 
     def fault(self, rows: int, columns: int) -> str | None:
-        """What of the settings does not go with the shape."""
+        """Why the settings do not fit the shape; None if they do."""
         return None

@@ -79,12 +79,12 @@ class Stride(Packed):
         """Those of long inputs, (n, width) float32."""
         table, first, original = self.value("table"), self.spec["first"], self.spec["original"]
         steps = ceil((self.num_embeddings - first) / original)
-        at = (ids - first).clamp(min=0)
-        low, share = at // steps, (at % steps).float().div(steps).unsqueeze(1)
+        offset = (ids - first).clamp(min=0)
+        low, share = offset // steps, (offset % steps).float().div(steps).unsqueeze(1)
         high = (low + 1).clamp(max=original - 1)
-        made = torch.lerp(table[first + low], table[first + high], share)
+        interpolated = torch.lerp(table[first + low], table[first + high], share)
         before = ids.clamp(max=max(first - 1, 0))
-        return torch.where((ids < first).unsqueeze(1), table[before], made)
+        return torch.where((ids < first).unsqueeze(1), table[before], interpolated)
 
     def forward(self, input: Tensor, offsets: Tensor | None = None) -> Tensor:
         """As `nn.Embedding`."""

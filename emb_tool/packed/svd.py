@@ -1,4 +1,4 @@
-"""W = A B with few columns of A: low rank, as ALBERT's factorised embedding (arXiv:1909.11942)."""
+"""W = A B with few columns of A: low rank, as ALBERT's factorized embedding (arXiv:1909.11942)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Svd(Packed):
             raise InvalidInput(
                 f"rank {rank} of a table of {rows:,} x {columns}", "rank is at most both"
             )
-        return cls.within({"kind": cls.kind, "shape": [*shape], "rank": rank, **rest}, budget)
+        return cls.check_budget({"kind": cls.kind, "shape": [*shape], "rank": rank, **rest}, budget)
 
     @classmethod
     def parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
@@ -81,7 +81,7 @@ class Svd(Packed):
         """See `Packed.rows`."""
         return functional.embedding(ids, self.value("left")).float() @ self.value("right").float()
 
-    def spread(self, name: str) -> float:
+    def init_std(self, name: str) -> float:
         """See `Packed.spread`."""
         return 1.0 if name == "left" else float(self.spec["rank"] ** -0.5)
 

@@ -28,8 +28,8 @@ class TensorTrainSpec(Spec):
     def fault(self, rows: int, columns: int) -> str | None:
         """See `Spec.fault`."""
         n, d = map(prod, self.radices)
-        fits = rows <= n and columns <= d
-        return None if fits else f"radices give {n:,} x {d:,}, the table is {rows:,} x {columns}"
+        valid = rows <= n and columns <= d
+        return None if valid else f"radices give {n:,} x {d:,}, the table is {rows:,} x {columns}"
 
 
 class TensorTrain(Packed):
@@ -67,14 +67,14 @@ class TensorTrain(Packed):
         if rank is not None:
             if rank < 1:
                 raise InvalidInput(f"tt: rank {rank}", "1 or more")
-            return cls.within(with_rank(rank), budget)
+            return cls.check_budget(with_rank(rank), budget)
         allowed = byte_budget(shape, budget, "rank")
         low, high = 1, max(radices[0][0] * radices[1][0], radices[0][2] * radices[1][2]) + 1
         while high - low > 1:  # bytes grow with the rank
             middle = (low + high) // 2
             needed = sum(part.nbytes for part in cls.parts(with_rank(middle)).values())
             low, high = (middle, high) if needed <= allowed else (low, middle)
-        return cls.within(with_rank(low), budget)
+        return cls.check_budget(with_rank(low), budget)
 
     @classmethod
     def parts(cls, spec: Mapping[str, Any]) -> dict[str, Part]:
@@ -162,13 +162,13 @@ class TensorTrain(Packed):
                 for second, head in zip(seconds.tolist(), heads.split(counts.tolist()), strict=True)
             ]
             prefix = torch.cat(products).view(-1, d1 * d2, r2)
-            place = torch.empty_like(order)
-            place[order] = torch.arange(len(order), device=order.device)
-            rows = torch.bmm(prefix[place[pair]], core3[part % n3].float())
+            position = torch.empty_like(order)
+            position[order] = torch.arange(len(order), device=order.device)
+            rows = torch.bmm(prefix[position[pair]], core3[part % n3].float())
             out.append(rows.reshape(len(part), d1 * d2 * d3)[:, : self.embedding_dim])
         return torch.cat(out)
 
-    def spread(self, name: str) -> float:
+    def init_std(self, name: str) -> float:
         """See `Packed.spread`."""
         r1, r2 = self.spec["ranks"]
         return float((r1 * r2) ** (-1 / 6))
@@ -180,14 +180,14 @@ def radix(size: int) -> Triple:
     An exact product goes before a smaller largest factor, and that before less padding. The
     smallest factor is the middle one: its core costs the square of the rank.
     """
-    found: list[Triple] = []
+    candidates: list[Triple] = []
     root = ceil(round(size ** (1 / 3), 9))
     for c in range(root, 2 * root + 1):
         for b in range(max(1, isqrt(size // c) - 1), c + 1):
             a = -(-size // (b * c))
             if a <= b:
-                found.append((b, a, c))
-    return min(found, key=lambda f: (prod(f) != size, max(f), prod(f)))
+                candidates.append((b, a, c))
+    return min(candidates, key=lambda f: (prod(f) != size, max(f), prod(f)))
 
 
 def _inner(block: Tensor, first: Tensor) -> Tensor:

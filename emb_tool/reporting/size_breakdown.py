@@ -7,7 +7,7 @@ from typing import Any
 
 from emb_tool.checkpoint.files import join
 from emb_tool.checkpoint.layout import POSITION_TABLE, static_table
-from emb_tool.checkpoint.quantization import packed_modules, unpacked
+from emb_tool.checkpoint.quantization import packed_modules, unpacked_specs
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.ops.layers import group_layers
 from emb_tool.plan import TensorSpec
@@ -26,7 +26,7 @@ def parameter_groups(ckpt: Checkpoint) -> dict[str, dict[str, int]]:
     for folder, weights in ckpt.weights.items():
         main = many or folder == ckpt.layout.main
         config = ckpt.config if main and not many else {}
-        plain, packed = unpacked(config, weights.tensors), packed_modules(config)
+        plain, packed = unpacked_specs(config, weights.tensors), packed_modules(config)
         table = main_table(ckpt.config if not many else {}, plain)
         stacks = group_layers(plain)
         layered = {n for stack in stacks.values() for names in stack.values() for n in names}

@@ -14,7 +14,7 @@ from emb_tool.checkpoint.architectures import ARCHITECTURES
 from emb_tool.checkpoint.completeness import Fault
 from emb_tool.checkpoint.layout import position_rows, static_table
 from emb_tool.checkpoint.modules import ModuleSpec, class_name, hidden_size, layer_count
-from emb_tool.checkpoint.quantization import packed_modules, unpacked
+from emb_tool.checkpoint.quantization import packed_modules, unpacked_specs
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.checkpoint.weight_files import pickled_weights
 from emb_tool.errors import InvalidInput
@@ -62,7 +62,7 @@ def inspect(source: str, *, exact: bool = False) -> Report:
         "layers": _layer_count(ckpt),
         "hidden": hidden_size(config),
         "vocabulary": config.get("vocab_size"),
-        "positions": position_rows(unpacked(config, ckpt.tensors))
+        "positions": position_rows(unpacked_specs(config, ckpt.tensors))
         or config.get("max_position_embeddings"),
         "max_length": layout.max_length,
         "pooling": list(layout.pooling),
@@ -124,7 +124,7 @@ def _layer_count(ckpt: Checkpoint) -> int | None:
 
 def _tied(ckpt: Checkpoint) -> list[str]:
     """Names that share one tensor: safetensors holds it once, the config says so."""
-    table = main_table(ckpt.config, unpacked(ckpt.config, ckpt.tensors))
+    table = main_table(ckpt.config, unpacked_specs(ckpt.config, ckpt.tensors))
     causal = class_name(ckpt.config).endswith(("CausalLM", "MaskedLM"))
     heads = [
         n for n in ckpt.tensors if n.startswith(("lm_head.", "cls.predictions.decoder.weight"))
@@ -192,7 +192,7 @@ def _odd(ckpt: Checkpoint) -> list[str]:
     """What disagrees, is left over, or will surprise."""
     odd: list[str] = []
     config, layout = ckpt.config, ckpt.layout
-    tensors = unpacked(config, ckpt.tensors)
+    tensors = unpacked_specs(config, ckpt.tensors)
     main = ckpt.weights.get(layout.main)
     if main and main.pickled:
         return ["the weights are pickled: opened only with --allow-pickle"]
@@ -226,7 +226,7 @@ def _odd(ckpt: Checkpoint) -> list[str]:
 
 def _disagreements(ckpt: Checkpoint) -> list[str]:
     """Where config.json or a module's config says other than the weights."""
-    config, tensors = ckpt.config, unpacked(ckpt.config, ckpt.tensors)
+    config, tensors = ckpt.config, unpacked_specs(ckpt.config, ckpt.tensors)
     odd = []
     table = main_table(config, tensors)
     if table:

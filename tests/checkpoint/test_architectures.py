@@ -37,5 +37,5 @@ def test_a_row_says_what_the_class_has(model_type: str) -> None:
         if found:
             layers.setdefault(int(found[1]), {})[found[2]] = shape
     assert sorted(layers) == [*range(LAYERS)]
-    if stated.collective_error:
+    if stated.uniform:
         assert all(layer == layers[0] for layer in layers.values())

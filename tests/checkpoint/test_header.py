@@ -82,14 +82,14 @@ A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 @pytest.mark.parametrize(
     ("header", "data", "says"),
     [
-        ({"a": A}, b"1234", "truncated: its header announces 8 bytes of tensors and 4 are there"),
+        ({"a": A}, b"1234", "truncated: its header describes 8 bytes of tensors, but there are 4"),
         ({"a": A}, b"0" * 9, "1 bytes follow the last tensor"),
         ({"a": {**A, "shape": [3]}}, b"0" * 8, "does not fill the 8 bytes"),
         ({"a": {**A, "dtype": "Q4"}}, b"0" * 8, "unknown dtype 'Q4'"),
         ({"a": {**A, "shape": [-2]}}, b"0" * 8, "has the shape [-2]"),
         ({"a": {**A, "data_offsets": [0, 2**70]}}, b"", "has the byte range"),
         ({"a": A, "b": A}, b"0" * 8, "overlaps"),
-        ({"a": {**A, "data_offsets": [4, 12]}}, b"0" * 12, "leaves a gap"),
+        ({"a": {**A, "data_offsets": [4, 12]}}, b"0" * 12, "has a gap"),
         ({"a": [1]}, b"", "is not described"),
         ({"__metadata__": {"x": 1}}, b"", "__metadata__"),
         (b'{"a":1,"a":1}', b"", "occurs twice"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from emb_tool.checkpoint.kinds import head_warning, without_weights
+from emb_tool.checkpoint.kinds import head_warning, missing_weights_kind
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.errors import InvalidInput
 from tests.conftest import CliResult, bert_tokenizer
@@ -132,7 +132,7 @@ def test_heads_of_other_tasks(architecture: str, said: str | None) -> None:
         assert sentence == (
             f"a {architecture} without modules.json is "
             + said + (" (reranker)" if "cross" in said else "")
-            + ": its head is left out, and mean pooling is assumed, as sentence-transformers does"
+            + ": its head is not used, and mean pooling is assumed, as in sentence-transformers"
         )  # fmt: skip
 
 
@@ -141,13 +141,17 @@ def test_heads_of_other_tasks(architecture: str, said: str | None) -> None:
     [
         (
             ["adapter_config.json"],
-            "holds an adapter",
+            "has an adapter",
             "embtool merge FOLDER --base org/base -o OUT",
         ),
-        (["model-Q8_0.gguf"], "holds GGUF alone (model-Q8_0.gguf)", "the original model"),
-        (["config.json", "onnx/model.onnx"], "holds ONNX alone (model.onnx)", "the original model"),
+        (["model-Q8_0.gguf"], "has only GGUF weights (model-Q8_0.gguf)", "the original model"),
+        (
+            ["config.json", "onnx/model.onnx"],
+            "has only ONNX weights (model.onnx)",
+            "the original model",
+        ),
         (["checkpoint-5/config.json", "log.txt"], "has no model.safetensors", "/checkpoint-5?"),
-        (["config.json"], "has no model.safetensors (it holds config.json)", "is this the folder"),
+        (["config.json"], "has no model.safetensors (it has config.json)", "is this the folder"),
         ([], "has no model.safetensors", "is this the folder of a model?"),
     ],
 )
@@ -157,16 +161,16 @@ def test_folders_without_weights(tmp_path: Path, names: list[str], what: str, hi
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text('{"base_model_name_or_path": "org/base"}')
-    kind = without_weights(folder, "")
-    assert kind.what.startswith(what)
+    kind = missing_weights_kind(folder, "")
+    assert kind.description.startswith(what)
     assert hint.replace("FOLDER", str(folder)) in kind.hint
-    assert refusal(folder) == f"{folder} {kind.what} | {kind.hint}"
+    assert refusal(folder) == f"{folder} {kind.description} | {kind.hint}"
 
 
 @pytest.mark.parametrize(
     ("name", "what"),
     [("m.gguf", "is a model in GGUF"), ("m.onnx", "is a model in ONNX"),
-     ("t.jsonl", "is a file of data, not a model"), ("x.bin", "is a file, but neither")],
+     ("t.jsonl", "is a data file, not a model"), ("x.bin", "is a file, but neither")],
 )  # fmt: skip
 def test_files_that_are_no_model(tmp_path: Path, name: str, what: str) -> None:
     (tmp_path / name).write_bytes(b"")

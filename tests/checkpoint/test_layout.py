@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from emb_tool.checkpoint.layout import Layout, write_layout
 from emb_tool.checkpoint.modules import ModuleSpec
-from emb_tool.checkpoint.reader import Checkpoint, copy_module_weights, copy_side_files
+from emb_tool.checkpoint.reader import Checkpoint, copy_aux_files, copy_module_weights
 from emb_tool.errors import InvalidInput
 from emb_tool.model.loading import embedding_dimension
 
@@ -22,7 +22,7 @@ from emb_tool.model.loading import embedding_dimension
 def rewrite(source: Path, folder: Path) -> Layout:
     """Everything but the main weights by our own hand."""
     checkpoint = Checkpoint.open(source)
-    copy_side_files(checkpoint, folder)
+    copy_aux_files(checkpoint, folder)
     written = write_layout(folder, checkpoint.layout)
     copy_module_weights(checkpoint, folder, written)
     for name in checkpoint.weights[checkpoint.layout.main].files:
@@ -171,7 +171,7 @@ def test_modules_that_give_no_vector(tiny_bert: Path, tmp_path: Path) -> None:
     entries = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps(entries[:1]))
     with pytest.raises(
-        InvalidInput, match=r"modules.json: its modules give no 'sentence_embedding'"
+        InvalidInput, match=r"modules.json: its modules do not write 'sentence_embedding'"
     ):
         Checkpoint.open(folder)
     assert "sentence_embedding" in " ".join(Checkpoint.open(folder, lenient=True).notes)

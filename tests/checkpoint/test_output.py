@@ -62,7 +62,7 @@ def test_a_check_refuses_what_the_work_would_and_changes_nothing(tmp_path: Path)
         ("out", {}, "not empty"),
         ("foreign", {}, "not empty"),
         ("half", {}, "left by an interrupted job"),
-        ("half", {"digest": "job2", "resume": True}, "not of this job"),
+        ("half", {"digest": "job2", "resume": True}, "belongs to another job"),
     ):
         with pytest.raises(InvalidInput, match=said):
             check(tmp_path / name, **flags)  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ def test_partial(tmp_path: Path) -> None:
         make(out)
     assert "--resume" in str(refused.value.hint)
     assert "--overwrite" in str(refused.value.hint)
-    with pytest.raises(InvalidInput, match="not of this job"):
+    with pytest.raises(InvalidInput, match="belongs to another job"):
         make(out, "job2", resume=True)
     with OutputFolder(out, job_digest="job1", resume=True) as folder:
         assert folder.resumed

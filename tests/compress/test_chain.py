@@ -160,7 +160,7 @@ def test_nothing_is_tuned_on_that_is_reported(
         model=str(tiny_bert), method=(Int(bits=8),), output=str(tmp_path / "out"), texts=(texts,),
         tune=(texts,), holdout=30,
     )  # fmt: skip
-    reported = set(TextSplits.of(job, tmp_path, Progress(0)).report)
+    reported = set(TextSplits.from_job(job, tmp_path, Progress(0)).report)
     corpus = tuning._corpus(job, tmp_path)
     trained = corpus.texts(np.concatenate([corpus.train, corpus.heldout]))
     assert len(reported) == 15
@@ -171,10 +171,13 @@ def test_nothing_is_tuned_on_that_is_reported(
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--target", "1MB", "-m", "int:bits=8"], "chooses vocabulary and weights itself"),
-        (["--target", "1MB", "--target-retention", 0.9], "give one of them"),
+        (
+            ["--target", "1MB", "-m", "int:bits=8"],
+            "chooses the steps for vocabulary and weights itself",
+        ),
+        (["--target", "1MB", "--target-retention", 0.9], "give only one of them"),
         (["-m", "int:bits=8", "--plot", "x.png"], "give --target"),
-        (["-m", "int:bits=8", "-m", "rotate"], "comes too late"),
+        (["-m", "int:bits=8", "-m", "rotate"], "wrong order"),
         (["-m", "gptq", "--budget", 0.1], "unknown setting 'budget'"),
         (["-m", "truncate:dim=4", "--partner", "nowhere"], "nowhere"),
     ],

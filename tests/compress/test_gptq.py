@@ -140,9 +140,9 @@ def test_inputs_without_a_factor_are_refused(
     tiny_decoder: Path, tmp_path: Path, sentences: list[str]
 ) -> None:
     few = Gptq(tokens=1, damping=1e-15)
-    with pytest.raises(InvalidInput, match=r"q_proj: damping=1e-15 is too little") as told:
+    with pytest.raises(InvalidInput, match=r"q_proj: damping=1e-15 is too small") as told:
         written(tiny_decoder, tmp_path / "few", sentences[:1], few)
-    assert told.value.hint == "give more: -m gptq:damping=0.01"
+    assert told.value.hint == "use more damping: -m gptq:damping=0.01"
     model = Path(shutil.copytree(tiny_decoder, tmp_path / "model"))
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.0}))  # of padding
@@ -155,5 +155,5 @@ def test_what_does_not_fit_is_refused(tiny_static: Path, tiny_bert: Path) -> Non
         Gptq().plan(CheckpointEditor.of(Checkpoint.open(tiny_static)))
     draft = CheckpointEditor.of(Checkpoint.open(tiny_bert))
     Gptq().plan(draft)
-    with pytest.raises(InvalidInput, match="gptq finds nothing"):
+    with pytest.raises(InvalidInput, match="gptq has nothing"):
         Gptq().plan(draft)

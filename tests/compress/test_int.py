@@ -204,7 +204,7 @@ def test_only_skip_and_tables(tiny_bert: Path, tmp_path: Path) -> None:
     assert modules(skip="*.attention.*,pooler.dense") == {
         n for n in everything if ".attention." not in n and n != "pooler.dense"
     }
-    with pytest.raises(InvalidInput, match="fits no linear layer or table") as refused:
+    with pytest.raises(InvalidInput, match="matches no linear layer or table") as refused:
         modules(skip="pooler.dens")
     assert refused.value.hint == "did you mean pooler.dense?"
     with pytest.raises(InvalidInput, match="bits=1"):
@@ -261,7 +261,7 @@ def test_refusals(tiny_bert: Path, tiny_decoder: Path, tmp_path: Path) -> None:
 
     packed_already = tmp_path / "packed"
     pack(tiny_bert, packed_already, bits=8)
-    with pytest.raises(InvalidInput, match="finds nothing"):
+    with pytest.raises(InvalidInput, match="has nothing"):
         Int(bits=8).plan(CheckpointEditor.of(Checkpoint.open(packed_already)))
 
 
@@ -308,7 +308,7 @@ def test_large_tables_are_fitted_before_writing(
 
     save_file({"table": table(500, 16)}, tmp_path / "t.safetensors")
     pack(tmp_path / "t.safetensors", tmp_path / "a", bits=4)
-    monkeypatch.setattr(reader, "LARGE", 1000)
+    monkeypatch.setattr(reader, "MMAP_BYTES", 1000)
     before = CheckpointEditor.of(Checkpoint.open(tmp_path / "t.safetensors"))
     draft = before.copy()
     method = Int(bits=4)

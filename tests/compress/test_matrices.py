@@ -58,8 +58,8 @@ def test_a_table_that_is_read_otherwise_stays(
     assert "embeddings.word_embeddings" in draft.packed
     (note,) = [note for note in draft.notes if stays in note]
     assert note == (
-        f"int: 1 matrix is not packed, since {draft.config['model_type']} does more than look rows"
-        f" up or apply a linear layer: {stays}.weight"
+        f"int: 1 matrix is not packed, because {draft.config['model_type']} uses it for"
+        f" more than look-ups or a linear layer: {stays}.weight"
     )
     before, after = (load_file(folder / "model.safetensors") for folder in (model, out))
     assert torch.equal(before[f"{stays}.weight"], after[f"{stays}.weight"])
@@ -104,7 +104,7 @@ def test_tensors_take_the_names_of_their_modules(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("tensor", "says", "hint"),
-    [("encoder.rel_embeddings", "deberta-v2 does more with it than look rows up",
+    [("encoder.rel_embeddings", "deberta-v2 does more with it than look up rows",
       "embeddings.word_embeddings.weight"),
      ("encoder.layer.0.output.dense", "is the weight of a linear layer", "-m int:only=")],
 )  # fmt: skip

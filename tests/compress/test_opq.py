@@ -9,7 +9,7 @@ from quantised import bare, decoded, make_table, rel_error, run_step, train_step
 
 from emb_tool.compress.opq import Opq
 from emb_tool.packed.opq import Opq as Packed
-from emb_tool.packed.opq import balanced
+from emb_tool.packed.opq import balanced_rotation
 from emb_tool.packed.pq import Pq
 
 TABLE = make_table()
@@ -43,7 +43,7 @@ def test_less_error_than_pq() -> None:
 def test_eigenvalues_are_dealt_out() -> None:
     values = np.array([100.0, 50, 20, 10, 5, 2, 1, 0.5])
     table = torch.from_numpy(np.random.default_rng(0).normal(size=(20000, 8)) * values**0.5)
-    found = balanced(table.float(), torch.ones(20000), 4)
+    found = balanced_rotation(table.float(), torch.ones(20000), 4)
     torch.testing.assert_close(found.T @ found, torch.eye(8), atol=1e-4, rtol=0)
     variance = (table.float() @ found).var(dim=0).view(4, 2).prod(dim=1).numpy()
     # 100 with 0.5, 50 with 1, 20 with 2, 10 with 5

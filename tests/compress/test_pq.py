@@ -326,8 +326,8 @@ def test_large_tables_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     path = bare(tmp_path, items=TABLE, codes=(TABLE * 20).to(torch.int8))
     whole = Packed.fit(TABLE, subvectors=4, bits=6)
-    monkeypatch.setattr(reader, "LARGE", 1024)
-    monkeypatch.setattr(rows, "LARGE", 1024)
+    monkeypatch.setattr(reader, "MMAP_BYTES", 1024)
+    monkeypatch.setattr(rows, "MMAP_BYTES", 1024)
     monkeypatch.setattr(rows, "CHUNK", 16 * 100)
     step = Pq(tensor=("items",), subvectors=4, bits=6)
     out = written(run_step(step, path, tmp_path / "w"), tmp_path / "out")
@@ -352,9 +352,9 @@ def test_large_tables_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "items: frequent_rows=5000.*1,200 rows",
             "1,200",
         ),
-        ({"tensor": ("line",)}, r"shape \[7\]", "rows and columns"),
+        ({"tensor": ("line",)}, r"shape \[7\]", "two dimensions"),
         ({"tensor": ("items",), "scale": 2.0}, "floats", "scale"),
-        ({}, "holds 2 tables", "tensor="),
+        ({}, "has 2 tables", "tensor="),
     ],
 )
 def test_refused(settings: dict[str, object], message: str, hint: str, tmp_path: Path) -> None:

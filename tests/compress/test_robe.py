@@ -32,7 +32,7 @@ def test_slots_are_the_least_squares_solution(weighted: bool, monkeypatch):
     assert made.nbytes == 80
     check_drop_in(made)
 
-    monkeypatch.setattr(robe, "RANGE", 13)  # in several passes the same comes out
+    monkeypatch.setattr(robe, "SLOTS_PER_PASS", 13)  # in several passes the same comes out
     again = Robe.fit(x, frequencies, slots=40, block=3)
     assert torch.equal(again.expand(), made.expand())
 

@@ -52,9 +52,9 @@ def made_of_words(seed: int, count: int) -> list[str]:
 
 def calibration(scratch: Path) -> CalibrationContext:
     scratch.mkdir(exist_ok=True)
-    kept = ResultCache(scratch / "kept")
+    cache = ResultCache(scratch / "kept")
     return CalibrationContext(
-        made_of_words(1, 200), Runtime.start("cpu"), Progress(0), scratch, kept=kept
+        made_of_words(1, 200), Runtime.start("cpu"), Progress(0), scratch, cache=cache
     )
 
 
@@ -85,10 +85,10 @@ def test_a_budget_is_solved_until_the_target_is_used_up(
 ) -> None:
     """No fixed chain is within a half percent of these."""
     found = search(wide_table, tmp_path, lambda folder: 0.9)
-    found.below(target)
-    chain = next(c for c in found.measured() if "pq:budget" in c.spelled)
+    found.find_best(target)
+    chain = next(c for c in found.measured() if "pq:budget" in c.spec)
     assert (1 - CLOSE_TO_TARGET) * target <= chain.bytes <= target
-    assert chain.kept == 0.9
+    assert chain.retention == 0.9
 
 
 def test_a_share_is_solved_again_from_the_bytes_that_were_made(
@@ -98,8 +98,8 @@ def test_a_share_is_solved_again_from_the_bytes_that_were_made(
     true = chains.estimate
     monkeypatch.setattr(chains, "estimate", lambda *given: int(true(*given) * 1.1))
     found = search(wide_table, tmp_path, lambda folder: 0.9)
-    found.below(61_000)
-    chain = next(c for c in found.measured() if "pq:budget" in c.spelled)
+    found.find_best(61_000)
+    chain = next(c for c in found.measured() if "pq:budget" in c.spec)
     assert (1 - CLOSE_TO_TARGET) * 61_000 <= chain.bytes <= 61_000
 
 
@@ -113,10 +113,10 @@ def test_of_the_chains_that_fit_the_best_is_taken(wide_table: Path, tmp_path: Pa
 
         scratch = tmp_path / best
         scratch.mkdir()
-        chosen = search(wide_table, scratch, measure).below(61_000)
+        chosen = search(wide_table, scratch, measure).find_best(61_000)
         assert chosen is not None
-        assert chosen.kept == 0.9
-        assert ("int:" in chosen.spelled) == (best == "int")
+        assert chosen.retention == 0.9
+        assert ("int:" in chosen.spec) == (best == "int")
 
 
 # -- against a fixed grid, measured here ----------------------------------------------------------
@@ -161,7 +161,10 @@ def grid(
     """Bytes of each chain of the grid, and what it keeps."""
     folder = tmp_path_factory.mktemp("grid")
     return {
-        chain: (write(wide_table, chains.build([chain]), path := folder / str(n)), kept_of(path))
+        chain: (
+            write(wide_table, chains.parse_chain([chain]), path := folder / str(n)),
+            kept_of(path),
+        )
         for n, chain in enumerate(GRID)
     }
 
@@ -171,7 +174,7 @@ def test_no_chain_of_a_grid_is_better_by_more_than_a_point(
     wide_table: Path, grid: dict[str, tuple[int, float]], kept_of: Callable[[Path], float],
     tmp_path: Path, target: int,
 ) -> None:  # fmt: skip
-    chosen = search(wide_table, tmp_path, kept_of).below(target)
+    chosen = search(wide_table, tmp_path, kept_of).find_best(target)
     assert chosen is not None
     assert write(wide_table, chosen.steps, tmp_path / "out") == chosen.bytes <= target
     fitting = [kept for size, kept in grid.values() if size <= target]
@@ -190,10 +193,10 @@ def test_a_share_is_kept_by_the_smallest_chain_that_does(
         size = write(wide_table, steps, path := tmp_path / str(number))
         known[chains.chain_spec(steps)] = (size, kept_of(path))
     for share in (0.95, 0.6):
-        chosen = search(wide_table, tmp_path / f"{share:.0%}", kept_of).keeping(share)
+        chosen = search(wide_table, tmp_path / f"{share:.0%}", kept_of).find_smallest(share)
         assert chosen is not None
-        assert known[chosen.spelled] == (chosen.bytes, chosen.kept)
-        assert chosen.kept >= share
+        assert known[chosen.spec] == (chosen.bytes, chosen.retention)
+        assert chosen.retention >= share
         assert chosen.bytes == min(size for size, kept in known.values() if kept >= share)
 
 
@@ -205,7 +208,7 @@ def test_bits_go_to_linear_layers_as_long_as_that_keeps_more(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peak: int
 ) -> None:
     """The best of all families is found from the even one, and not all of them are measured."""
-    monkeypatch.setattr(chains, "LINEAR", LINEAR)
+    monkeypatch.setattr(chains, "LINEAR_SPECS", LINEAR)
     start = CheckpointEditor.of(Checkpoint.open(tiny_bert))
     size = chains.file_bytes(start.copy()) // 5
 
@@ -214,12 +217,12 @@ def test_bits_go_to_linear_layers_as_long_as_that_keeps_more(
         return 1 - abs(max(bits) - peak) / 10
 
     found = search(tiny_bert, tmp_path, measure)
-    chosen = found.below(size)
+    chosen = found.find_best(size)
     assert chosen is not None
     assert chosen.bytes <= size
     every = search(tiny_bert, tmp_path, measure)
     for family in chains.families(start):
-        every._solved((), family, size)
+        every._solve_share((), family, size)
     best = max(c.score for c in every.measured() if c.bytes <= size)
     assert chosen.score == best
     assert len(found.measured()) <= len(every.measured())
@@ -227,10 +230,10 @@ def test_bits_go_to_linear_layers_as_long_as_that_keeps_more(
 
 def test_what_loses_nothing_is_taken_without_a_search(wide_table: Path, tmp_path: Path) -> None:
     found = search(wide_table, tmp_path, lambda folder: 0.99)
-    chosen = found.below(300_000)
+    chosen = found.find_best(300_000)
     assert chosen is not None
-    assert chosen.spelled == "-m cast"
-    assert len(found.tried) == 1
+    assert chosen.spec == "-m cast"
+    assert len(found.candidates) == 1
 
 
 def test_a_chain_that_cannot_be_made_is_passed_over_and_told(
@@ -243,14 +246,14 @@ def test_a_chain_that_cannot_be_made_is_passed_over_and_told(
 
     monkeypatch.setattr(Pq, "apply", refuse)
     found = search(wide_table, tmp_path, lambda folder: 0.9)
-    chosen = found.below(61_000)
+    chosen = found.find_best(61_000)
     assert chosen is not None
-    assert "int:budget" in chosen.spelled
-    assert "no codebooks today" in {told["refused"] for told in found.told()}
+    assert "int:budget" in chosen.spec
+    assert "no codebooks today" in {told["refused"] for told in found.to_dicts()}
     monkeypatch.setattr(chains, "families", lambda draft: [Family(None, "pq")])
     monkeypatch.setattr(chains, "fixed_chains", lambda draft, vocabulary=False: [])
     none = search(wide_table, tmp_path / "none", lambda folder: 0.9)
-    assert none.below(61_000) is None
+    assert none.find_best(61_000) is None
     with pytest.raises(InvalidInput, match="no chain fits this model: no codebooks today"):
         none.measured()
 
@@ -352,7 +355,7 @@ def test_reported_tasks_choose_no_chain_and_dev_does(
         return f"sts:{tmp_path / name}"
 
     test, dev = pairs("test.tsv", 100), pairs("dev.tsv", 200)
-    for more, said in (([], "neighbours kept on 24 held-out texts"), (["--dev", dev], "sts:dev")):
+    for more, said in (([], "neighbors kept on 24 held-out texts"), (["--dev", dev], "sts:dev")):
         done = compress(tiny_bert, "--target", "1GB", "--eval", test, *more, "--overwrite")
         assert done.code == 0, done.err + done.out
         report = json.loads(done.out)
@@ -367,7 +370,7 @@ def test_reported_tasks_choose_no_chain_and_dev_does(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--target", "1MB", "--holdout", 0], "leaves --target nothing to choose by"),
+        (["--target", "1MB", "--holdout", 0], "leaves --target nothing to select by"),
         (["-m", "cast", "--holdout", 0, "--min-retention", 0.9], "leaves --min-retention nothing"),
         (["-m", "cast", "--dev", "sts:x.tsv"], "give --target or --tune"),
         (["-m", "cast", "--holdout", 2], "at least 3, or 0 for none"),

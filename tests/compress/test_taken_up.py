@@ -81,7 +81,7 @@ POINTS: dict[str, tuple[Callable[[], None], dict[str, int]]] = {
         {TEXTS: 2, "vocabularies": 1, LAYERS: 8},
     ),
     "the table is being fitted": (
-        killed_at("emb_tool.compress.table_method", "TableMethod._fitted"),
+        killed_at("emb_tool.compress.table_method", "TableMethod._pack_tables"),
         {LAYERS: 25, "vocabularies": 1},
     ),
     "the files are being written": (

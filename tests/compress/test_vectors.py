@@ -140,7 +140,7 @@ def test_gates(compress: Compress, tiny_bert: Path, run_cli: Callable[..., CliRe
 @pytest.mark.parametrize(
     ("argv", "said", "hint"),
     [
-        (["-m", "truncate:dim=4", "-m", "layers:count=1"], "comes too late", "-m layers -m trunc"),
+        (["-m", "truncate:dim=4", "-m", "layers:count=1"], "wrong order", "-m layers -m trunc"),
         (["-m", "truncate:dim=4000"], "dimensions", "at most"),
         (["-m", "trunkate:dim=4"], "unknown compress method", "truncate"),
         (["-m", "rotate:center=true,basis=itq"], "center", ""),

@@ -48,7 +48,7 @@ def trim(
     corpus = CORPUS if texts is None else texts
     work = CalibrationContext(
         corpus, Runtime.start("cpu"), progress or Progress(0), tmp_path / "scratch",
-        unseen=corpus if unseen is None else unseen,
+        heldout=corpus if unseen is None else unseen,
     )  # fmt: skip
     draft = run_steps([build(Vocab, settings)], CheckpointEditor.of(Checkpoint.open(model)), work)
     draft.write(tmp_path / "out")
@@ -268,10 +268,10 @@ def test_list_keep_and_characters(tmp_path: Path, tiny_bert: Path) -> None:
     _, whole = planned(tiny_bert, list=str(path))
     assert "at most" in whole.notes[0]
     for settings, says in (
-        ({"keep": "dogg"}, "no 'dogg'"),
+        ({"keep": "dogg"}, "no token 'dogg'"),
         ({"list": str(tmp_path / "none")}, "list .*none"),
-        ({"list": str(path), "min_count": 2}, "give one of them"),
-        ({"size": 20}, r"size=20: \d+ tokens must stay"),
+        ({"list": str(path), "min_count": 2}, "give only one of them"),
+        ({"size": 20}, r"size=20: \d+ tokens are required"),
     ):
         with pytest.raises(InvalidInput, match=says):
             planned(tiny_bert, **settings)
@@ -403,7 +403,7 @@ def test_what_becomes_of_texts_is_told_of_those_that_were_not_counted(
     before, after = facts["tokens"]
     assert before == 4 * 2 + 5  # each between two special tokens
     assert after == before + len("wolf") - 1 + len("fox") - 1
-    assert "2 of 4 held-out texts are tokenised differently" in " ".join(draft.notes)
+    assert "2 of 4 held-out texts are tokenized differently" in " ".join(draft.notes)
     few, apart = progress.warnings
     assert "1 texts are few to count tokens in" in few
     assert "held-out texts have 38.5% more tokens" in apart
@@ -411,4 +411,4 @@ def test_what_becomes_of_texts_is_told_of_those_that_were_not_counted(
 
 def test_without_held_out_texts_nothing_is_claimed(tiny_bert: Path, tmp_path: Path) -> None:
     draft = trim(tiny_bert, tmp_path, ["cat dog"], [])
-    assert any("no text is held out to tell" in note for note in draft.notes)
+    assert any("no held-out texts to measure" in note for note in draft.notes)

@@ -22,7 +22,7 @@ from tokenizers import (
 
 from emb_tool.checkpoint import tokenizer_files as ops
 from emb_tool.compress import vocabulary as vo
-from emb_tool.compress.token_ids import config_ids, renumber_config, rewrite
+from emb_tool.compress.token_ids import config_ids, renumber_config, rewrite_tokenizer
 from emb_tool.errors import InvalidInput
 from tests.conftest import make_sentences
 
@@ -97,7 +97,7 @@ def pairs() -> dict[str, Pair]:
     made = {}
     for kind in KINDS:
         files = {"tokenizer.json": train(kind).to_str().encode()}
-        tokenizer = ops.open_tokenizer(files, {}, kind, plain=True)
+        tokenizer = ops.open_tokenizer(files, {}, kind, tokenizer_json_only=True)
         made[kind] = (tokenizer, ops.read_vocabulary(tokenizer, files, kind), files)
     return made
 
@@ -112,7 +112,7 @@ def trim(
     must = vo.required_ids(vocabulary, characters=characters)
     kept = vo.choose_ids(vocabulary, must, wanted, **given)
     ids = vo.renumber_ids(vocabulary, kept)
-    made = rewrite(vocabulary, ids, files)["tokenizer.json"]
+    made = rewrite_tokenizer(vocabulary, ids, files)["tokenizer.json"]
     assert made is not None
     return Tokenizer.from_str(made.decode()), ids
 
@@ -172,7 +172,7 @@ def test_wordpiece_keeps_what_it_gives_words_up_with() -> None:
         assert hidden == {3}
         kept = vo.choose_ids(vocabulary, must, hidden if hidden_kept else ())
         ids = vo.renumber_ids(vocabulary, kept)
-        made = rewrite(vocabulary, ids, files)["tokenizer.json"]
+        made = rewrite_tokenizer(vocabulary, ids, files)["tokenizer.json"]
         assert made is not None
         after = Tokenizer.from_str(made.decode())
         trial = vo.compare_tokenizations(
@@ -202,7 +202,7 @@ def test_size_keeps_the_most_frequent_with_what_they_are_made_of(pairs: dict[str
     for kind in ("wordpiece", "unigram", "bytes"):
         tokenizer, vocabulary, _ = pairs[kind]
         least = len(vo.required_ids(vocabulary, characters=True))
-        with pytest.raises(InvalidInput, match=f"{least:,} tokens must stay"):
+        with pytest.raises(InvalidInput, match=f"{least:,} tokens are required"):
             trim(pairs[kind], TEXTS, size=least - 1)
         counts, _ = vo.count_ids(tokenizer, vocabulary, TEXTS, True, lambda _: None)
         seen = 0
@@ -234,7 +234,7 @@ def test_files_beside_tokenizer_json_agree(pairs: dict[str, Pair]) -> None:
             vocabulary, vo.required_ids(vocabulary, characters=True), [caption, 280]
         )
         ids = vo.renumber_ids(vocabulary, kept)
-        made = rewrite(vocabulary, ids, files | held)
+        made = rewrite_tokenizer(vocabulary, ids, files | held)
         assert made.keys() == {*names, *files, *held}
         assert made["sentencepiece.bpe.model"] is None
         read = {name: content.decode() for name, content in made.items() if content}
@@ -271,7 +271,7 @@ def test_every_post_processor_and_the_padding_get_the_new_ids() -> None:
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         tokenizer.enable_padding(pad_id=8, pad_token="[PAD]", length=6)
         files = {"tokenizer.json": tokenizer.to_str().encode()}
-        opened = ops.open_tokenizer(files, {}, "x", plain=True)
+        opened = ops.open_tokenizer(files, {}, "x", tokenizer_json_only=True)
         pair = (opened, ops.read_vocabulary(opened, files, "x"), files)
         new, ids = trim(pair, ["c e", "h"])
         assert ids == {2: 0, 4: 1, 7: 2, 8: 3, 9: 4, 10: 5, 11: 6}
@@ -308,8 +308,8 @@ def test_strange_files_are_refused(content: bytes, says: str) -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     with pytest.raises(InvalidInput, match=says):
         ops.read_vocabulary(tokenizer, {"tokenizer.json": content}, "x")
-    with pytest.raises(InvalidInput, match="x: no fast tokenizer can be made of") as refused:
-        ops.open_tokenizer({"tokenizer.json": content}, {}, "x", plain=True)
+    with pytest.raises(InvalidInput, match="x: no fast tokenizer can be loaded from") as refused:
+        ops.open_tokenizer({"tokenizer.json": content}, {}, "x", tokenizer_json_only=True)
     assert refused.value.hint
 
 

@@ -127,8 +127,8 @@ def test_ranges_come_from_the_model_where_it_stores_them(
     assert clipped.value("clipped") > 50
     assert any("numbers lie outside the ranges" in w for w in clipped.warnings)
 
-    write_ranges(model, Ranges.of(np.zeros((2, 31), np.float32)))
-    with pytest.raises(InvalidInput, match=r"ranges of 31 dimensions, the vectors have 32"):
+    write_ranges(model, Ranges.from_vectors(np.zeros((2, 31), np.float32)))
+    with pytest.raises(InvalidInput, match=r"ranges of 31 dimensions, but the vectors have 32"):
         go("x.npy", "int8", model=str(model))
     assert not (tmp_path / "x.npy").exists()
 

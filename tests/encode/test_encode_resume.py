@@ -108,7 +108,7 @@ def test_what_is_left_is_not_of_this_job(
     told = run_cli(job("out.npy"))
     assert (told.code, "left by an interrupted job" in told.err) == (2, True)
     told = run_cli(job("out.npy", "--resume", "--precision", "float16"))
-    assert (told.code, "is not of this job" in told.err) == (2, True)
+    assert (told.code, "belongs to another job" in told.err) == (2, True)
     write_texts(tmp_path / "in.jsonl", [*sentences[:30], "another", *sentences[31:100]])
     told = run_cli(job("out.npy", "--resume"))
     assert (told.code, "the first 40 are not those" in told.err) == (2, True)

@@ -48,7 +48,7 @@ def test_a_damaged_result_is_made_again(tmp_path: Path, damage: float | str) -> 
         assert found.facts == {"name": name}
     assert made[:2] == ["a", "b"]
     assert len(made) == 3
-    assert again.taken["numbers"] == 1
+    assert again.hits["numbers"] == 1
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "facts.json"])

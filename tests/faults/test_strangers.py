@@ -296,16 +296,16 @@ def edited(folder: Path, file: str, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; 4,096 is the most"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, above 4,096"),
         ({"text_config": {"num_experts": 10**7}}, r"text_config\.num_experts is 10000000; 4,096"),
-        ({"hidden_size": "32"}, "hidden_size is 32, not a whole number"),
+        ({"hidden_size": "32"}, "hidden_size is 32, not an integer"),
         ({"vocab_size": 2**40}, "vocab_size is 1099511627776, not"),
-        ({"architectures": {"a": 1}}, "architectures is .*, not a list of texts"),
+        ({"architectures": {"a": 1}}, "architectures is .*, not a list of strings"),
         ({"hidden_act": "os.system"}, "KeyError: 'os.system'"),
-        ({"num_attention_heads": 5}, "transformers can make no model of this config.json"),
+        ({"num_attention_heads": 5}, "transformers cannot build a model from this config.json"),
         ({"attn_implementation": "owner/kernel"}, "attn_implementation is owner/kernel, not"),
         ({"attn_implementation": "embtool_logn", "embtool_attention": {"original": 1}},
-         "embtool_attention.original is 1, not a number from 2"),
+         "embtool_attention.original is 1, not a number of at least 2"),
     ],
 )  # fmt: skip
 def test_a_config_that_cannot_be(
@@ -334,10 +334,10 @@ def of_text(method: Any, output: Any) -> dict[str, Any]:
         (BERT, of_text("forward", ["last_hidden_state"]), 'whose "text" has a method'),
         (BERT, of_text("forward", "pooler_output"), "'token_embeddings', which has one vector"),
         (BERT, {"modality_config": {}}, 'not an object whose "text" has a method'),
-        (BERT, {"module_output_name": {"a": 1}}, "module_output_name is {'a': 1}, not a text"),
-        (BERT, {"module_output_name": "x"}, "Pooling reads 'token_embeddings', which nothing"),
+        (BERT, {"module_output_name": {"a": 1}}, "module_output_name is {'a': 1}, not a string"),
+        (BERT, {"module_output_name": "x"}, "Pooling reads 'token_embeddings', which no"),
         (POOLING, {"pooling_mode": ["mean", "cls"]}, "Dense reads 32 columns, .* has 64"),
-        (DENSE, {"module_input_name": []}, "module_input_name is \\[\\], not a text"),
+        (DENSE, {"module_input_name": []}, "module_input_name is \\[\\], not a string"),
         ("3_Normalize/config.json", {"module_output_name": {}}, "module_output_name is {}, not a"),
         # versions before 6 call whatever class a Dense names as its activation
         (DENSE, {"activation_function": "torch.hub.list"}, "activation_function is torch.hub"),

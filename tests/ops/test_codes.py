@@ -35,7 +35,7 @@ def gaussian(count: int, dim: int, seed: int = 0) -> np.ndarray:
 
 
 VECTORS, QUERIES = gaussian(300, 40), gaussian(20, 40, seed=1)
-RANGES = Ranges.of(VECTORS)
+RANGES = Ranges.from_vectors(VECTORS)
 
 
 @pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
@@ -49,7 +49,7 @@ def test_bytes_are_those_of_sentence_transformers(precision: str, dim: int) -> N
     vectors = 1.3 * gaussian(200, dim, seed=2)
     known = gaussian(300, dim)
     known[:, 3] = 0.25
-    ranges = Ranges.of(known)
+    ranges = Ranges.from_vectors(known)
     wanted = quantize_embeddings(vectors, precision, ranges=np.stack([ranges.low, ranges.high]))
     found = make_code(precision, dim, ranges).encode(vectors)
     assert found.dtype == wanted.dtype
@@ -61,7 +61,7 @@ def test_eight_bits_are_the_middle_of_a_step(precision: str) -> None:
     """At most half a step off, in float64; a constant dimension comes back as it was."""
     vectors = VECTORS.copy()
     vectors[:, 5] = 0.125
-    ranges = Ranges.of(vectors)
+    ranges = Ranges.from_vectors(vectors)
     code = make_code(precision, 40, ranges)
     codes = code.encode(vectors)
     assert codes.nbytes == code.nbytes * len(vectors) == 40 * 300
@@ -82,7 +82,7 @@ def test_scores_are_products_with_the_decoded_vectors(
     """The step folded into the query and the rotation of the query change nothing."""
     monkeypatch.setattr(codes_module, "PIECE", 7 * dim)
     vectors, queries = gaussian(100, dim), gaussian(9, dim, seed=1)
-    code = make_code(precision, dim, Ranges.of(vectors), seed=3)
+    code = make_code(precision, dim, Ranges.from_vectors(vectors), seed=3)
     codes = code.encode(vectors)
     assert codes.nbytes == 100 * code.nbytes
     wanted = queries.astype(np.float64) @ code.decode(codes).astype(np.float64).T
@@ -150,7 +150,7 @@ def test_rabitq_is_unbiased_over_rotations_and_plain_signs_are_not() -> None:
 def test_rabitq_of_the_mean_itself_and_of_any_length() -> None:
     code = make_code("rabitq", 40, RANGES)
     np.testing.assert_allclose(code.decode(code.encode(RANGES.mean[None])), RANGES.mean[None])
-    long = Ranges.of(100 * VECTORS)
+    long = Ranges.from_vectors(100 * VECTORS)
     scaled = make_code("rabitq", 40, long)
     scores = scaled.scores(scaled.fold(QUERIES), scaled.encode(100 * VECTORS))
     plain = code.scores(code.fold(QUERIES), code.encode(VECTORS))
@@ -198,7 +198,11 @@ def test_float16_refuses_what_it_cannot_hold() -> None:
 
 
 def test_ranges_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
-    parts = [Ranges.of(VECTORS[:7]), Ranges.of(VECTORS[7:200]), Ranges.of(VECTORS[200:])]
+    parts = [
+        Ranges.from_vectors(VECTORS[:7]),
+        Ranges.from_vectors(VECTORS[7:200]),
+        Ranges.from_vectors(VECTORS[200:]),
+    ]
     joined = parts[0].join(parts[1]).join(parts[2])
     for name in ("low", "high"):
         np.testing.assert_array_equal(getattr(joined, name), getattr(RANGES, name))
@@ -237,9 +241,9 @@ def test_ranges_are_read_from_the_hubs_cache(tmp_path: Path) -> None:
         ({"low": [0.0] * 3}, "'low' is not 4 finite numbers"),
         ({"mean": [0.0, 0.0, float("nan"), 0.0]}, "'mean' is not 4 finite numbers"),
         ({"high": "x"}, "'high' is no"),
-        ({"high": [1.0, -2.0, 1.0, 1.0]}, "dimension 1 begins at 0, ends at -2"),
+        ({"high": [1.0, -2.0, 1.0, 1.0]}, "dimension 1 has low 0 above high -2"),
         ({"dim": 5}, "is not 5 finite numbers"),
-        ({}, "ranges of 4 dimensions, the vectors have 6"),
+        ({}, "ranges of 4 dimensions, but the vectors have 6"),
     ],
 )
 def test_ranges_that_cannot_be(tmp_path: Path, change: dict[str, Any], message: str) -> None:

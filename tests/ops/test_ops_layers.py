@@ -209,7 +209,7 @@ def test_config_that_lies(tiny_bert: Path, tmp_path: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     for changes, says in (
         ({"num_hidden_layers": 12},
-         "states 12 layers, of 8 of them the files have no tensor: 4, 5, 6"),
+         "states 12 layers, but 8 of them have no tensors in the files: 4, 5, 6"),
         ({"model_type": "new", "num_hidden_layers": 12},
          "states 12 layers, the weights have 4 under 'encoder.layer'"),
         ({"model_type": "nvembed"}, "does not know the model type 'nvembed'"),
