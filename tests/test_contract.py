@@ -41,7 +41,7 @@ NEEDED = {"truncate": "dim=8", "layers": "count=1", "dedup": "tolerance=0.99"}
 MERGES = [
     (v, n)
     for v, n in METHODS
-    if v == "merge" and not registry.load(v, n).looks_at  # type: ignore[attr-defined]
+    if v == "merge" and not registry.load(v, n).data_kinds  # type: ignore[attr-defined]
 ]
 """Those that need no data."""
 TRAININGS = [(v, n) for v, n in METHODS if issubclass(registry.load(v, n), method.Training)]
@@ -179,7 +179,7 @@ def test_merges_write_nothing_dry_and_say_what_they_are(
         (path,) = models[-1].glob("*.safetensors")
         tensors = load_file(path)
         save_file({key: x + 0.01 * (number + 1) * x[::-1] for key, x in tensors.items()}, path)
-    base = ["--base", tiny_static] if cls.takes_base else []
+    base = ["--base", tiny_static] if cls.uses_base else []
     given = [verb, *models, *base, "-m", name, "-o", tmp_path / "out"]
     assert run_cli(*given, "--dry-run").code == 0
     assert sorted(tmp_path.iterdir()) == models

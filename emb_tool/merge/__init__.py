@@ -1,4 +1,4 @@
-"""`embtool merge`: several models of one family in one."""
+"""`embtool merge`: merge several models of one family into one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from emb_tool.report import Report
 
 PANEL = MADE
-SUMMARY = "one model of several: soups, task vectors, ties"
-HELP = "One model of several of the same family, streamed: inputs are never wholly in memory."
+SUMMARY = "merge models: soups, task vectors, TIES"
+HELP = "Merge models of one family into one. Inputs are streamed, never fully loaded into memory."
 EXAMPLE = (
     "embtool merge sentence-transformers/all-MiniLM-L6-v2"
     " sentence-transformers/multi-qa-MiniLM-L6-cos-v1 -m slerp:t=0.3 -o merged"
@@ -26,24 +26,24 @@ RUNNER = ("emb_tool.merge.run", "MergeRunner")
 
 _SUMMARIES = {
     "linear": "weighted average of the weights, a soup",
-    "task-arithmetic": "base plus the weighted sum of task vectors; goes back to the base, too",
-    "slerp": "the arc between two models or their task vectors",
-    "karcher": "true mean on the sphere, of models or of task vectors",
-    "multislerp": "one step towards the mean on the sphere",
-    "model-stock": "from the base towards the average, as far as the angles say",
+    "task-arithmetic": "base plus the weighted sum of task vectors; also interpolates to the base",
+    "slerp": "spherical interpolation of two models or their task vectors",
+    "karcher": "Karcher mean on the sphere, of models or of task vectors",
+    "multislerp": "one tangent-space step towards the mean on the sphere",
+    "model-stock": "interpolation from the base to the average, by the angles between task vectors",
     "ties": "trim small changes, elect signs, average those that agree",
     "dare": "drop changes at random and rescale the rest",
-    "della": "as dare, small changes first",
-    "breadcrumbs": "leave out the largest and the smallest changes",
-    "sce": "weigh changes by their energy, where they differ most, without minority signs",
-    "greedy-soup": "average of those models that make it better, the best first",
-    "search": "weights by Bayesian optimisation of evaluation tasks",
-    "self-positioning": "direction and length of the task vector by descent on a probe's loss",
-    "cocktail": "average by the losses that models have on a few examples",
-    "fisher": "average of each element by how much the vectors hang on it",
-    "regmean": "linear layers that come nearest to the outputs of every model",
+    "della": "like dare, but small changes are dropped with higher probability",
+    "breadcrumbs": "remove the largest and the smallest changes",
+    "sce": "select high-variance elements, weight task vectors by energy, drop minority signs",
+    "greedy-soup": "average of the models that improve it, added from the best down",
+    "search": "weights by Bayesian optimization on evaluation tasks",
+    "self-positioning": "direction and scale of the task vector by gradient descent on a loss",
+    "cocktail": "average weighted by each model's loss on a few examples",
+    "fisher": "elementwise average weighted by the Fisher information",
+    "regmean": "linear layers by least squares on the outputs of all models",
 }
-"""Method to what it does, in the order in which one would look for them."""
+"""Method to its summary, in the order of help and docs."""
 
 METHODS = tuple(
     (
@@ -67,7 +67,7 @@ def merge(models: StrPath | Sequence[StrPath], **settings: Unpack[MergeKwargs]) 
         The report, as in `report.json`.
 
     Raises:
-        EmbToolError: A setting or an input is at fault, or the work failed: see docs/api.md.
+        EmbToolError: A setting or an input is invalid, or the run failed: see docs/api.md.
     """
     from emb_tool.api import run_verb
 

@@ -1,6 +1,6 @@
-"""A LoRA adapter as a whole model: the base's tensors, W + scaling * B A where it was trained.
+"""A LoRA adapter as a full model: the base's tensors, W + scaling * B A where it was trained.
 
-Nothing of that is written out first: rows are computed where they are read.
+The full matrices are not written to disk: rows are computed as they are read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BASE = "name the model that the adapter was trained on with --base"
 
 
 class Factors(NamedTuple):
-    """What stands for a change of a matrix, scaling * B A; of a table, its transpose."""
+    """Low-rank factors of a change, scaling * B A; for a token table the transpose."""
 
     a: TensorSpec
     b: TensorSpec
@@ -44,7 +44,7 @@ class Factors(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the matrix that is changed."""
+        """Shape of the matrix that is changed."""
         rows, columns = self.b.shape[0], self.a.shape[1]
         return (columns, rows) if self.is_table else (rows, columns)
 
@@ -53,12 +53,12 @@ class Adapter(Checkpoint):
     """A LoRA adapter on its base.
 
     Args:
-        folder: Of the adapter.
-        name: As the user named it.
-        base: What it was trained on.
+        folder: Folder of the adapter.
+        name: The adapter as given by the user.
+        base: The model that it was trained on.
 
     Raises:
-        InvalidInput: Adapters that are more than low-rank matrices.
+        InvalidInput: The adapter has more than low-rank matrices.
     """
 
     def __init__(self, folder: Path, name: str, base: Checkpoint) -> None:
@@ -68,60 +68,60 @@ class Adapter(Checkpoint):
         weights = {base.layout.main: base.weights[base.layout.main]}
         for module in layout.modules[1:]:
             own = find_weights(folder, module.path) if layout is not base.layout else None
-            found = own if own and own.files else base.weights.get(module.path)
-            if found and module.path:
-                weights[module.path] = found
+            module_weights = own if own and own.files else base.weights.get(module.path)
+            if module_weights and module.path:
+                weights[module.path] = module_weights
         super().__init__(base.path, name, base.config, weights, layout, [])
         self.folder = folder
         self.factors = _factors(folder, name, base)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """None: the base has its own."""
+        """None: warnings belong to the base."""
         return ()
 
     def files(self) -> tuple[str, ...]:
-        """What the adapter itself is made of."""
+        """The files of the adapter itself."""
         return (CONFIG, WEIGHTS)
 
     def hashes(self) -> dict[str, str]:
-        """sha256 of each of `files()`."""
+        """SHA-256 of each of `files()`."""
         return {name: sha256(self.folder / name) for name in self.files()}
 
     def weight_bytes(self) -> int:
-        """Bytes of the adapter alone."""
+        """Bytes of the adapter without its base."""
         return (self.folder / WEIGHTS).stat().st_size
 
     def source(self, stored: str, short: str, files: OpenFiles) -> FileTensor | LowRank:
-        """One of its main tensors.
+        """One tensor of the main module.
 
         Args:
-            stored: The base's own name for it.
+            stored: The name in the base.
             short: The canonical name.
             files: Open files.
         """
         main = self.weights[self.layout.main]
-        there = files.tensor(main.where[stored], main.stored(stored))
+        base_tensor = files.tensor(main.where[stored], main.stored(stored))
         if short not in self.factors:
-            return there
-        found = self.factors[short]
+            return base_tensor
+        factors = self.factors[short]
         path = self.folder / WEIGHTS
         a, b = (
             files.tensor(path, spec.name).values(0, spec.numel).reshape(spec.shape)
-            for spec in (found.a, found.b)
+            for spec in (factors.a, factors.b)
         )
-        if found.is_table:  # (B A)^T
+        if factors.is_table:  # (B A)^T
             a, b = b.T, a.T
-        return LowRank(there, path, found.scaling * b, a)
+        return LowRank(base_tensor, path, factors.scaling * b, a)
 
 
 class LowRank:
-    """A matrix of the base with its change, computed block by block."""
+    """A matrix of the base plus its low-rank change, computed block by block."""
 
-    def __init__(self, there: FileTensor, path: Path, b: np.ndarray, a: np.ndarray) -> None:
+    def __init__(self, base_tensor: FileTensor, path: Path, b: np.ndarray, a: np.ndarray) -> None:
         self.path = path
-        self.spec = TensorSpec(there.spec.name, there.spec.shape, "F64")
-        self._there, self._a, self._b = there, a, b
+        self.spec = TensorSpec(base_tensor.spec.name, base_tensor.spec.shape, "F64")
+        self._base_tensor, self._a, self._b = base_tensor, a, b
 
     def raw(self, start: int, stop: int) -> np.ndarray:
         """Flat elements [start, stop), float64."""
@@ -129,13 +129,13 @@ class LowRank:
         first, last = start // columns, -(-stop // columns)
         # not by BLAS, whose sums depend on its number of threads
         change = np.einsum("or,ri->oi", self._b[first:last], self._a).reshape(-1)
-        skipped = first * columns
-        there = self._there.values(start, stop)
-        return np.asarray(there + change[start - skipped : stop - skipped])
+        offset = first * columns
+        base_values = self._base_tensor.values(start, stop)
+        return np.asarray(base_values + change[start - offset : stop - offset])
 
 
 def open_model(name: str, base: Checkpoint | None) -> Checkpoint:
-    """A model, or an adapter of the base.
+    """Open a model, or an adapter of the base.
 
     Raises:
         InvalidInput: As `Checkpoint.open`; an adapter without a base.
@@ -153,7 +153,7 @@ def open_model(name: str, base: Checkpoint | None) -> Checkpoint:
 
 
 def _on_base(layout: Layout, base: Layout) -> Layout:
-    """The adapter's modules, with the base's folder as the main one."""
+    """The adapter's modules, with the base's folder as the main module."""
     if not layout.modules or not base.modules:
         return base
     first = replace(layout.modules[0], path=base.main)
@@ -161,68 +161,70 @@ def _on_base(layout: Layout, base: Layout) -> Layout:
 
 
 def _factors(folder: Path, name: str, base: Checkpoint) -> dict[str, Factors]:
-    """Canonical name of a matrix to its change."""
+    """Canonical name of a matrix to its factors."""
     config = read_json(folder, CONFIG)
     if config is None:
-        raise InvalidInput(f"{name}: {WEIGHTS} without {CONFIG}", "copy it from where it came from")
+        raise InvalidInput(
+            f"{name}: {WEIGHTS} without {CONFIG}", "copy it from the original adapter"
+        )
     lora = read_lora(config, name)
     shorts = canonical(base.tensors)
-    found: dict[str, Factors] = {}
+    factors: dict[str, Factors] = {}
     for (module, is_table), halves in _halves(folder, name).items():
         short = f"{module}.weight"
         if short not in shorts and module.partition(".")[0] in PREFIXES:
             short = short.partition(".")[2]  # it was trained on a class with a head
         if set(halves) != {"A", "B"} or short not in shorts:
             raise InvalidInput(
-                f"{name}: {module} is no matrix of {base.name}, or half of it is missing", _BASE
+                f"{name}: {module} is not a matrix of {base.name}, or one factor is missing", _BASE
             )
-        made = Factors(halves["A"], halves["B"], lora.scaling_of(module), is_table)
-        stated, rank, other = lora.rank_of(module), made.a.shape[0], made.b.shape[1]
-        if not stated == rank == other:
+        factor = Factors(halves["A"], halves["B"], lora.scaling_of(module), is_table)
+        expected_rank, rank_a, rank_b = lora.rank_of(module), factor.a.shape[0], factor.b.shape[1]
+        if not expected_rank == rank_a == rank_b:
             raise InvalidInput(
-                f"{name}: {module} has factors of rank {rank} and {other}, adapter_config.json"
-                f" states {stated}",
-                "take both files from one version of the adapter",
+                f"{name}: {module} has factors of rank {rank_a} and {rank_b}, adapter_config.json"
+                f" states {expected_rank}",
+                "copy both files from one version of the adapter",
             )
         shape = base.tensors[shorts[short]].shape
-        if made.shape != shape:
+        if factor.shape != shape:
             raise InvalidInput(
-                f"{name}: {module} changes a matrix of {list(made.shape)}, {base.name} has"
+                f"{name}: {module} is for a matrix of {list(factor.shape)}, {base.name} has"
                 f" {list(shape)}",
                 _BASE,
             )
-        if short in found:
+        if short in factors:
             raise InvalidInput(f"{name}: {short} of {base.name} is changed twice", MERGE_BY_PEFT)
         if not is_table and shape[0] == shape[1] and _has_transposed(base):
             raise InvalidInput(
-                f"{name}: {base.name} stores matrices as (in, out), so that the square {short} does"
-                " not tell which side is which",
+                f"{name}: {base.name} stores matrices as (in, out), so for the square {short} the"
+                " orientation of the factors is ambiguous",
                 MERGE_BY_PEFT,
             )
-        found[short] = made
-    return found
+        factors[short] = factor
+    return factors
 
 
 def _halves(folder: Path, name: str) -> dict[tuple[str, bool], dict[str, TensorSpec]]:
-    """Module, and whether it is a table, to A and B; a file that holds anything else is refused."""
-    found: dict[tuple[str, bool], dict[str, TensorSpec]] = {}
+    """(Module, is a table) to A and B; a file with any other tensor is refused."""
+    factors_by_module: dict[tuple[str, bool], dict[str, TensorSpec]] = {}
     for key, spec in read_header(folder / WEIGHTS).tensors.items():
         match = _KEY.fullmatch(key)
         if not match or spec.dtype not in FLOATS or len(spec.shape) != 2:
-            raise InvalidInput(f"{name}: {key} is not half of a low-rank matrix", MERGE_BY_PEFT)
+            raise InvalidInput(f"{name}: {key} is not a factor of a low-rank matrix", MERGE_BY_PEFT)
         half = match["half"] or match["table_half"]
-        halves = found.setdefault((match["module"], match["half"] is None), {})
+        halves = factors_by_module.setdefault((match["module"], match["half"] is None), {})
         if half in halves:
             raise InvalidInput(
-                f"{name}: {halves[half].name} and {key} are of two adapters",
-                "save them apart: model.save_pretrained(OUT) of peft makes a folder of each",
+                f"{name}: {halves[half].name} and {key} belong to two adapters",
+                "save them separately: peft's model.save_pretrained(OUT) writes a folder for each",
             )
         halves[half] = spec
-    return found
+    return factors_by_module
 
 
 def _has_transposed(base: Checkpoint) -> bool:
-    """Whether a bias is as long as its matrix has columns: Conv1D of GPT-2, not a linear layer."""
+    """Whether a bias has as many elements as its matrix has columns: Conv1D of GPT-2."""
     for key, spec in base.tensors.items():
         bias = base.tensors.get(f"{key.removesuffix('.weight')}.bias")
         if bias and key.endswith(".weight") and len(spec.shape) == 2:

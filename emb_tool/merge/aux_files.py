@@ -1,4 +1,4 @@
-"""What is written beside the weights: config, tokenizer and modules, each from the model chosen."""
+"""Files other than weights: config, tokenizer and modules, each from its selected model."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 
 def write_aux_files(setup: Setup, folder: Path) -> None:
-    """Everything but weights: tokenizer, config, modules."""
+    """Write all files except weights: tokenizer, config, modules."""
     if setup.is_bare:
         return
-    copy_aux_files(setup.copied_from("tokenizer"), folder)
-    config: Mapping[str, Any] = config_of(setup)
+    copy_aux_files(setup.copy_source("tokenizer"), folder)
+    config: Mapping[str, Any] = merged_config(setup)
     if config:
         write_json(folder / "config.json", config)
     else:
         (folder / "config.json").unlink(missing_ok=True)
-    write_layout(folder, layout_of(setup))
+    write_layout(folder, merged_layout(setup))
 
 
-def config_of(setup: Setup) -> dict[str, Any]:
-    """`config.json` as it is written: with the dtype that the weights have."""
-    config = dict(setup.copied_from("config").config)
+def merged_config(setup: Setup) -> dict[str, Any]:
+    """`config.json` of the output, with the dtype of its weights."""
+    config = dict(setup.copy_source("config").config)
     dtypes = {slot.spec.dtype for slot in setup.slots if not slot.part} & set(FLOATS)
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     if dtypes and key in config:
@@ -41,14 +41,14 @@ def config_of(setup: Setup) -> dict[str, Any]:
     return config
 
 
-def layout_of(setup: Setup) -> Layout:
-    """The modules as they are written."""
-    modules = setup.copied_from("modules").layout
-    pooling = setup.copied_from("pooling").layout
+def merged_layout(setup: Setup) -> Layout:
+    """The modules of the output."""
+    modules = setup.copy_source("modules").layout
+    pooling = setup.copy_source("pooling").layout
     chosen = tuple(
         (pooling.find("Pooling") or m) if m.kind == "Pooling" else m for m in modules.modules
     )
-    prompts = setup.copied_from("prompts").layout
+    prompts = setup.copy_source("prompts").layout
     return replace(
         modules,
         modules=chosen,
@@ -56,6 +56,6 @@ def layout_of(setup: Setup) -> Layout:
         default_prompt_name=prompts.default_prompt_name,
         pooling=pooling.pooling,
         include_prompt=pooling.include_prompt,
-        max_length=setup.copied_from("max_length").layout.max_length,
-        similarity=setup.copied_from("similarity").layout.similarity,
+        max_length=setup.copy_source("max_length").layout.max_length,
+        similarity=setup.copy_source("similarity").layout.similarity,
     )

@@ -1,15 +1,15 @@
-"""What a merge method is: for each tensor a rule, which makes the merged elements block by block.
+"""Base classes of merge methods. A method gives each tensor a rule, applied block by block.
 
-A method that looks at each element alone returns its rule at once. One that needs something of the
-whole tensor first (an inner product, a threshold) sums it over the blocks:
+An elementwise method returns its rule directly. A method that needs a quantity of the whole tensor
+first (an inner product, a threshold) sums it over the blocks:
 
     def rule(self, tensor):
         gram = tensor.sum(lambda block: gram_matrix(block.deltas))     # one pass over the files
         share = ...                                                    # from (N, N) numbers
-        return lambda block: block.base + mix(share, block.deltas)     # the writing pass
+        return lambda block: block.base + mix(share, block.deltas)     # the pass that writes
 
-Blocks have a fixed size, are float64 and are summed in their order, so that neither threads nor
-chunks can be told from the result.
+Blocks have a fixed size, are float64 and are summed in order, so the result does not depend on the
+number of threads or the chunk size.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from emb_tool.merge.weights import Weights
 from emb_tool.method import Method
 
 BASE = -1
-"""The base, where a rule names an input to be copied."""
+"""The index of the base in a rule that copies an input."""
 
 
 class Block(NamedTuple):
-    """Some consecutive elements of one tensor in all inputs.
+    """Consecutive elements of one tensor in all inputs.
 
     Args:
-        start: The first one's place among the tensor's flat elements.
+        start: Index of the first element in the flattened tensor.
         models: N arrays, (n,) float64: theta_1 ... theta_N.
-        base: theta_0, (n,) float64; None where there is no base.
+        base: theta_0, (n,) float64; None without a base.
     """
 
     start: int
@@ -44,29 +44,29 @@ class Block(NamedTuple):
 
     @property
     def deltas(self) -> list[np.ndarray]:
-        """Task vectors theta_i - theta_0; theta_i itself where there is no base."""
+        """Task vectors theta_i - theta_0; theta_i without a base."""
         if self.base is None:
             return list(self.models)
         return [model - self.base for model in self.models]
 
-    def moved(self, change: np.ndarray) -> np.ndarray:
+    def add_to_base(self, change: np.ndarray) -> np.ndarray:
         """theta_0 + change."""
         assert self.base is not None
         return np.asarray(self.base + change)
 
 
 Rule = int | Callable[[Block], np.ndarray]
-"""The merged elements of a block, float64; or the number of an input that is copied bit by bit."""
+"""A function from a block to its merged elements, float64; or the index of an input to copy."""
 
 
 class MergeTensor(Protocol):
-    """One tensor of the merge, in all inputs.
+    """One tensor of the merge in all inputs.
 
     Attributes:
-        name: Canonical (without `model.` or `bert.`), with the module's folder before it.
-        shape: The same in all inputs.
-        weights: (N,) float64, as the user gave them for this tensor; the method's default else.
-        seed: The job's.
+        name: Canonical name (without `model.` or `bert.`), prefixed by the module's folder.
+        shape: Shape, the same in all inputs.
+        weights: (N,) float64, the user's for this tensor, otherwise the method's default.
+        seed: Seed of the job.
         has_base: Whether blocks have a base.
     """
 
@@ -81,67 +81,66 @@ class MergeTensor(Protocol):
         """Number of elements."""
 
     def sum(self, function: Callable[[Block], np.ndarray]) -> np.ndarray:
-        """`function` of every block, summed in the order of blocks: a pass over the files."""
+        """Sum of `function` over all blocks, in order; one pass over the files."""
 
     def map(self, function: Callable[[Block], np.ndarray]) -> list[np.ndarray]:
-        """`function` of every block, in the order of blocks: a pass over the files."""
+        """`function` of every block, in order; one pass over the files."""
 
     def sample(self, function: Callable[[Block], Any], count: int) -> list[Any]:
-        """`function` of small blocks from all over, `count` elements or more together."""
+        """`function` of small blocks at regular intervals, at least `count` elements in total."""
 
 
 class Merge(Method):
-    """A way to make one model of several.
+    """A method that merges several models into one.
 
     Attributes:
-        needs_base: Whether it works on task vectors alone.
-        takes_base: Whether a base makes a difference.
-        symmetric: Whether the order of the models makes none (weights go along with them).
-        averages: Whether weights are divided by their sum; else they multiply task vectors.
-        least: Models that it takes at least.
-        most: Models that it takes at most.
-        by_rows: Whether blocks must hold whole rows of matrices.
-        looks_at: Kinds of data that it looks at before the tensors are merged, of which it needs
-            one: `dev`, `pairs`, `texts`.
-        finds_weights: Whether it finds the weights of another method there.
+        needs_base: Whether a base is required.
+        uses_base: Whether the result depends on a base.
+        symmetric: Whether the result is independent of the order of models and their weights.
+        averages: Whether weights are divided by their sum; otherwise they scale task vectors.
+        min_models: Minimum number of models.
+        max_models: Maximum number of models.
+        by_rows: Whether blocks must contain complete rows of matrices.
+        data_kinds: Kinds of data that it can use, of which it needs one: `dev`, `pairs`, `texts`.
+        searches_weights: Whether it determines the weights of another method from data.
     """
 
     needs_base: ClassVar[bool] = False
-    takes_base: ClassVar[bool] = True
+    uses_base: ClassVar[bool] = True
     symmetric: ClassVar[bool] = True
     averages: ClassVar[bool] = False
-    least: ClassVar[int] = 1
-    most: ClassVar[int | None] = None
+    min_models: ClassVar[int] = 1
+    max_models: ClassVar[int | None] = None
     by_rows: ClassVar[bool] = False
-    looks_at: ClassVar[tuple[str, ...]] = ()
-    finds_weights: ClassVar[bool] = False
+    data_kinds: ClassVar[tuple[str, ...]] = ()
+    searches_weights: ClassVar[bool] = False
 
     @property
     def needs_data(self) -> bool:
-        """Whether it can't do without what it looks at."""
-        return bool(self.looks_at)
+        """Whether data are required."""
+        return bool(self.data_kinds)
 
-    def least_examples(self, models: int) -> int:
-        """How many examples it takes.
+    def min_examples(self, models: int) -> int:
+        """Minimum number of examples.
 
         Args:
-            models: How many there are.
+            models: Number of models.
         """
-        return 2 if self.finds_weights else 0
+        return 2 if self.searches_weights else 0
 
     def default_weights(self, count: int) -> np.ndarray:
-        """(count,): 1/N for averages, 1 for each task vector otherwise."""
+        """(count,): 1/N for averages, otherwise 1 for each task vector."""
         return np.full(count, 1 / count if self.averages else 1.0)
 
     def check(self, names: Sequence[str], base: str | None) -> None:
-        """Refuse what settings and the number of models tell.
+        """Check the settings against the number of models.
 
         Args:
-            names: The models.
-            base: The base.
+            names: Names of the models.
+            base: Name of the base.
 
         Raises:
-            InvalidInput: See `needs_base`, `most`; a weight for a model that is not there.
+            InvalidInput: See `needs_base`, `min_models`, `max_models`; a wrong number of weights.
         """
         if self.needs_base and base is None:
             raise InvalidInput(
@@ -151,51 +150,51 @@ class Merge(Method):
             )
         if len(names) < 2 and base is None:
             raise InvalidInput(
-                "one model alone is nothing to merge", "name two or more, or a --base"
+                "a merge needs two models or a model and a base", "give more models, or --base"
             )
-        if len(names) < self.least:
-            raise InvalidInput(f"{self.name} takes {self.least} models or more", "name another one")
-        if self.most is not None and len(names) > self.most:
+        if len(names) < self.min_models:
+            raise InvalidInput(f"{self.name} needs {self.min_models} models or more", "add a model")
+        if self.max_models is not None and len(names) > self.max_models:
             raise InvalidInput(
-                f"{self.name} takes {self.most} models, not {len(names)}",
-                "merge more of them with karcher or linear",
+                f"{self.name} accepts {self.max_models} models at most, not {len(names)}",
+                "use karcher or linear for more models",
             )
         weights: Weights | None = getattr(self, "weights", None)
         if weights:
             weights.check(len(names), self.averages)
 
-    def weights_of(self, name: str, layer: int | None, count: int) -> np.ndarray:
-        """(count,) float64: the models' weights for one tensor."""
+    def tensor_weights(self, name: str, layer: int | None, count: int) -> np.ndarray:
+        """(count,) float64: the weights of the models for one tensor."""
         weights: Weights | None = getattr(self, "weights", None)
-        found = weights.of(name, layer) if weights else None
-        found = self.default_weights(count) if found is None else found
-        return found / found.sum() if self.averages else found
+        values = weights.for_tensor(name, layer) if weights else None
+        values = self.default_weights(count) if values is None else values
+        return values / values.sum() if self.averages else values
 
-    def begin(self, tensors: Sequence[MergeTensor]) -> Callable[[MergeTensor], Rule]:
-        """What gives each tensor its rule; who looks at the whole model first does it here.
+    def prepare(self, tensors: Sequence[MergeTensor]) -> Callable[[MergeTensor], Rule]:
+        """Return the function that gives each tensor its rule, after any pass over the whole model.
 
         Args:
-            tensors: All of them, in the order of writing.
+            tensors: All tensors, in the order of writing.
         """
         return self.rule
 
     def rule(self, tensor: MergeTensor) -> Rule:
-        """How one tensor is merged."""
+        """The rule by which one tensor is merged."""
         raise NotImplementedError
 
 
 class Averaging(Merge):
-    """A method whose weights are shares of one."""
+    """A method whose weights are normalized to sum to one."""
 
     averages: ClassVar[bool] = True
 
     weights: Annotated[
         Weights | None,
         Field(
-            description="share of each model, as .5,.3,.2; for layers and names, too: "
-            ".5,.5;0-5:.7,.3;*pooler*:1,0 [the same for all]"
+            description="weight of each model, e.g. .5,.3,.2, optionally by layer or name: "
+            ".5,.5;0-5:.7,.3;*pooler*:1,0 [equal]"
         ),
-        FlagInfo(metavar="SHARE,..."),
+        FlagInfo(metavar="WEIGHT,..."),
     ] = None
 
 
@@ -207,22 +206,22 @@ class TaskVectorMerge(Merge):
     weights: Annotated[
         Weights | None,
         Field(
-            description="factor of each task vector, as 1,.5; for layers and names, too: "
+            description="factor of each task vector, e.g. 1,.5, optionally by layer or name: "
             "1,1;0-5:1,.5;*pooler*:1,0 [1]"
         ),
         FlagInfo(metavar="FACTOR,..."),
     ] = None
-    scale: Annotated[float, Field(description="factor on the merged task vector")] = 1.0
+    scale: Annotated[float, Field(description="factor applied to the merged task vector")] = 1.0
 
 
 def one_hot(weights: np.ndarray) -> int | None:
-    """The only model with a weight, where that weight is 1."""
+    """Index of the model with weight 1 if all others have weight 0, otherwise None."""
     (used,) = np.nonzero(weights)
     return int(used[0]) if len(used) == 1 and weights[used[0]] == 1 else None
 
 
 def mix(weights: np.ndarray, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Sum of w_i x_i in the order of the models; those of weight 0 are left out."""
+    """Sum of w_i x_i in the order of the models, skipping weights of 0."""
     total: np.ndarray | None = None
     if len(set(weights)) == 1 and weights[0]:
         total = arrays[0].copy()

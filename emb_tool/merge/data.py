@@ -1,4 +1,4 @@
-"""What a merge may look at: texts, pairs and the tasks of --dev."""
+"""Data that a merge can use: texts, pairs and the tasks of --dev."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from emb_tool.data.pairs import Example
     from emb_tool.merge.job import MergeJob
 
-DATA = ("dev", "pairs", "texts", "teacher")
-"""Settings of a job that a search looks at; a recipe with the weights found has none of them."""
+DATA_SETTINGS = ("dev", "pairs", "texts", "teacher")
+"""Settings that name data; the recipe of a search result has none of them."""
 
 
 class MergeData:
-    """What a job names to look at, before any model is opened.
+    """The data that a job names, before any model is opened.
 
     Args:
         job: The resolved job.
@@ -43,70 +43,71 @@ class MergeData:
         return read_pairs(self.job.pairs)
 
     def check(self) -> list[str]:
-        """Read what is local, and refuse what is missing or not looked at.
+        """Read local data, and refuse data that are missing or not used.
 
         Returns:
-            What the user should know of the tasks.
+            Warnings about the tasks and pairs.
         """
         job, method = self.job, cast(Merge, self.job.method)
-        looks_at = method.looks_at
-        given = [name for name in DATA if getattr(job, name)]
-        told = " or ".join(f"--{name}" for name in looks_at)
-        if method.needs_data and not set(given) & set(looks_at):
-            raise InvalidInput(f"{method.name} looks at data, and there is none", f"give {told}")
-        wanted = {*looks_at, "teacher"} if looks_at else set()
-        for name in given:
-            if name not in wanted:
-                hint = f"it looks at {told}" if looks_at else "leave it out"
-                raise InvalidInput(f"{method.name} does not look at --{name}", hint)
-        if "texts" in given and "pairs" in given:
+        data_kinds = method.data_kinds
+        present = [name for name in DATA_SETTINGS if getattr(job, name)]
+        flags = " or ".join(f"--{name}" for name in data_kinds)
+        if method.needs_data and not set(present) & set(data_kinds):
+            raise InvalidInput(f"{method.name} needs data", f"give {flags}")
+        accepted = {*data_kinds, "teacher"} if data_kinds else set()
+        for name in present:
+            if name not in accepted:
+                hint = f"it uses {flags}" if data_kinds else "leave it out"
+                raise InvalidInput(f"{method.name} does not use --{name}", hint)
+        if "texts" in present and "pairs" in present:
             raise InvalidInput(
-                "--texts and --pairs: give one of them", "pairs have labels, texts none"
+                "--texts and --pairs cannot be combined",
+                "give one: pairs have labels, texts do not",
             )
-        if "texts" in given and method.finds_weights and not job.teacher:
+        if "texts" in present and method.searches_weights and not job.teacher:
             raise InvalidInput(
-                f"{method.name} on --texts needs vectors to come near to",
-                "name their model with --teacher, or give --pairs",
+                f"{method.name} on --texts needs target vectors",
+                "give their model with --teacher, or give --pairs",
             )
-        said: list[str] = []
-        self.tasks.check(said.append, reference=bool(job.teacher))
+        warnings: list[str] = []
+        self.tasks.check(warnings.append, reference=bool(job.teacher))
         if job.teacher:
             Checkpoint.open(job.teacher)
         if job.pairs:
-            said += self._check_pairs()
+            warnings += self._check_pairs()
         if job.texts:
             scan(job.texts, TextOptions.of(job))
-        return said
+        return warnings
 
     def _check_pairs(self) -> list[str]:
-        """What the user should know of the pairs."""
-        said = []
+        """Warnings about the pairs."""
+        warnings = []
         self.refuse_few("--pairs", len(self.pairs))
         if len(self.pairs) < FEW_TEXTS:
-            said.append(
-                f"--pairs: {len(self.pairs):,} pairs are few to find weights from; differences of"
-                " the models' losses on them may be chance"
+            warnings.append(
+                f"--pairs: {len(self.pairs):,} pairs are few to determine weights; differences"
+                " between the models' losses may be due to chance"
             )
         queries = {pair.query for pair in self.pairs}
         for task in self.tasks.reported:
-            if shared := len(queries.intersection(task.items())):
-                said.append(
-                    f"{shared:,} of the queries of --eval {task.spec} are in --pairs, too: what is"
-                    " reported is too good"
+            if overlap := len(queries.intersection(task.items())):
+                warnings.append(
+                    f"{overlap:,} of the queries of --eval {task.spec} are also in --pairs: its"
+                    " reported score is too high"
                 )
-        return said
+        return warnings
 
     def refuse_few(self, flag: str, count: int) -> None:
-        """Refuse fewer examples than the method takes."""
+        """Refuse fewer examples than the method needs."""
         method = cast(Merge, self.job.method)
-        least = method.least_examples(len(self.job.models))
-        if count < least:
+        minimum = method.min_examples(len(self.job.models))
+        if count < minimum:
             raise InvalidInput(
-                f"{flag}: {count} examples do not determine what {method.name} learns of"
+                f"{flag}: {count} examples are too few for {method.name} with"
                 f" {len(self.job.models)} models",
-                f"give at least {least}, better some hundred",
+                f"give at least {minimum}, preferably some hundred",
             )
 
     def digests(self) -> dict[str, dict[str, str]]:
-        """Digests of the local files of texts, pairs and the tasks that choose."""
+        """Digests of the local files of texts, pairs and --dev tasks."""
         return hashes([*self.job.texts, *self.job.pairs]) | dev.digests(self.tasks.dev)

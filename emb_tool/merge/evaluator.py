@@ -1,4 +1,4 @@
-"""What a search for weights may look at: mixes in memory, the tasks of --dev, a probe."""
+"""Evaluation of mixes in memory for weight searches: --dev tasks, losses on pairs or texts."""
 
 from __future__ import annotations
 
@@ -26,52 +26,52 @@ if TYPE_CHECKING:
     from emb_tool.merge.setup import Setup
     from emb_tool.runtime.device import Runtime
 
-FRAME = ("frame", "frame-state")
-"""Folders of the copy that the running model is opened from."""
+MODEL_FOLDERS = ("model", "model-state")
+"""Temporary folders of the checkpoint that the model in memory is loaded from."""
 
 
 class MergeEvaluator:
-    """Where mixes are tried.
+    """Evaluates mixes of the models of a merge.
 
     Args:
         setup: The inputs.
-        runtime: Where models run.
+        runtime: Runtime of the models.
         progress: Bars and warnings.
-        state: Folder for what is kept while the merge runs.
+        state: Folder for temporary files, which lasts as long as the merge.
     """
 
     def __init__(self, setup: Setup, runtime: Runtime, progress: Progress, state: Path) -> None:
         self.setup, self.runtime, self.progress, self.state = setup, runtime, progress, state
         self.job = setup.job
         self.names = self.job.models
-        self.tried: list[tuple[np.ndarray, dict[str, float], float]] = []
+        self.evaluations: list[tuple[np.ndarray, dict[str, float], float]] = []
 
     @cached_property
     def mixture(self) -> Mixture:
-        """The running model that becomes each mix in turn.
+        """The model in memory whose weights are set to each mix in turn.
 
-        It is opened from a copy as the merge will write it: with what was taken from which model,
-        under the names that are written, and with no input's file beneath its weights.
+        It is loaded from a checkpoint as the merge will write it: with the files and tensor names
+        of the output, and without a memory map of any input.
         """
         from emb_tool.merge.mixture import Mixture
         from emb_tool.model.encoder import Encoder
 
         self.close()
-        frame, notes = (self.state / name for name in FRAME)
-        for folder in (frame, notes):
-            folder.mkdir(parents=True)
+        folder, state = (self.state / name for name in MODEL_FOLDERS)
+        for path in (folder, state):
+            path.mkdir(parents=True)
         first = Linear(weights=Weights(np.eye(len(self.names))[0].tolist()))
-        write_merge(self.setup, first, frame, notes, self.progress)
-        checkpoint = Checkpoint.open(frame)
-        checkpoint.name = self.names[0]  # whose configs these are, and any fault of theirs
+        write_merge(self.setup, first, folder, state, self.progress)
+        checkpoint = Checkpoint.open(folder)
+        checkpoint.name = self.names[0]  # its configs, so messages name it
         length = self.job.max_length
         encoder = Encoder.open(checkpoint, self.runtime, max_length=length, training=True)
-        encoder.layout = checkpoint.layout  # a student is trained in its whole width, a mix is not
+        encoder.layout = checkpoint.layout  # open() with training=True drops the truncation
         return Mixture(encoder, self.setup.slots)
 
     def close(self) -> None:
-        """Let go what is kept for the running model."""
-        for name in FRAME:
+        """Delete the temporary folders."""
+        for name in MODEL_FOLDERS:
             shutil.rmtree(self.state / name, ignore_errors=True)
 
     @cached_property
@@ -86,35 +86,35 @@ class MergeEvaluator:
         return ModelPair.of(Encoder.open(self.job.teacher, self.runtime), self.job.teacher)
 
     def score(self, coefficients: np.ndarray) -> float:
-        """What a mix is worth: the mean of the main figures of the tasks of --dev."""
+        """The mean of the main metrics of a mix on the --dev tasks."""
         from emb_tool.evaluate.model_pair import ModelPair
 
         self.mixture.set(coefficients)
         mix = ModelPair.of(self.mixture.encoder, "mix")
-        worth, figures = dev.mean_figure(self.setup.data.tasks.dev, mix, self._reference)
-        self.tried.append((np.array(coefficients), figures, worth))
-        shown = ", ".join(f"{c:.3g}" for c in coefficients)
-        self.progress.say(f"{worth:.4f}: {shown}", level=2)
-        return worth
+        mean, figures = dev.mean_figure(self.setup.data.tasks.dev, mix, self._reference)
+        self.evaluations.append((np.array(coefficients), figures, mean))
+        weights = ", ".join(f"{c:.3g}" for c in coefficients)
+        self.progress.say(f"{mean:.4f}: {weights}", level=2)
+        return mean
 
     def probe(self, temperature: float, negatives: int) -> Probe:
-        """Pairs with their loss, or texts with the teacher's vectors."""
+        """The loss on --pairs, or on --texts with the teacher's vectors."""
         from emb_tool.merge.probe import PairProbe, TeacherProbe
 
         encoder = self.mixture.encoder
         if self.job.pairs:
             return PairProbe(encoder, self.setup.data.pairs, temperature, negatives)
-        texts, targets = self.taught()
+        texts, targets = self.teacher_targets()
         if targets.shape[1] != encoder.dim:
             raise InvalidInput(
-                f"--teacher {self.job.teacher} has vectors of {targets.shape[1]} numbers, the"
-                f" models of {encoder.dim}",
-                "take the teacher that they were aligned to, or give --pairs",
+                f"--teacher {self.job.teacher} has {targets.shape[1]} dimensions, the models have"
+                f" {encoder.dim}",
+                "use the teacher that they were aligned to, or give --pairs",
             )
         return TeacherProbe(encoder, texts, targets)
 
-    def taught(self) -> tuple[list[str], np.ndarray]:
-        """The texts, and the teacher's vectors of them, from the store."""
+    def teacher_targets(self) -> tuple[list[str], np.ndarray]:
+        """The texts and their teacher vectors, from the store."""
         from emb_tool.model.encoder import Encoder
         from emb_tool.training.store import VectorStore
         from emb_tool.training.targets import gather_targets
@@ -127,12 +127,12 @@ class MergeEvaluator:
         store = VectorStore(root, self.progress.warn)
         with self.progress.task("encoding by the teacher", len(corpus), "texts") as advance:
             targets = gather_targets(corpus, teacher, store, progress=advance, skip=advance.skip)
-        every = np.arange(len(corpus))
-        return corpus.texts(every), targets.read(every)
+        indices = np.arange(len(corpus))
+        return corpus.texts(indices), targets.read(indices)
 
     @cached_property
     def corpus(self) -> Any:
-        """The texts of --texts, each once."""
+        """The texts of --texts without duplicates."""
         from emb_tool.data.corpus import Corpus, check_parts
 
         job = self.job
@@ -149,15 +149,15 @@ class MergeEvaluator:
             self.progress.warn(warning)
         return corpus
 
-    def chosen_by(self) -> str:
-        """What the weights are found by, in words."""
+    def selection_criterion(self) -> str:
+        """A phrase that says by what the weights are chosen."""
         job = self.job
         if job.dev:
             return dev.rule(self.setup.data.tasks.dev)
         if job.pairs:
-            return f"the loss on {len(self.setup.data.pairs):,} --pairs, none of them held out"
+            return f"the loss on {len(self.setup.data.pairs):,} --pairs, without a held-out set"
         return (
-            f"the distance to {job.teacher} on {len(self.corpus):,} --texts, none of them held out"
+            f"the distance to {job.teacher} on {len(self.corpus):,} --texts, without a held-out set"
         )
 
     @property
@@ -166,7 +166,7 @@ class MergeEvaluator:
         return bool(self.job.texts or self.job.pairs)
 
     def texts(self) -> dict[str, list[str]]:
-        """Texts by role, those of the pairs if there are no others."""
+        """Texts by role, from --pairs if given, otherwise from --texts."""
         if not self.job.pairs:
             return {"document": self.corpus.texts(np.arange(len(self.corpus)))}
         pairs = self.setup.data.pairs
@@ -176,14 +176,16 @@ class MergeEvaluator:
             "document": list(dict.fromkeys(documents)),
         }
 
-    def watch(self, name: str, total: int, unit: str = "steps") -> AbstractContextManager[Task]:
-        """Shows how far a piece of work is."""
+    def progress_bar(
+        self, name: str, total: int, unit: str = "steps"
+    ) -> AbstractContextManager[Task]:
+        """A progress bar."""
         return self.progress.task(name, total, unit)
 
     def rows(self) -> list[list[str]]:
-        """What was tried, the best first, for a table."""
-        ordered = sorted(self.tried, key=lambda entry: -entry[2])
+        """Table rows of the evaluated mixes, best first."""
+        ordered = sorted(self.evaluations, key=lambda entry: -entry[2])
         return [
-            [f"{worth:.4f}", *(f"{v:.4f}" for v in figures.values()), *(f"{c:.3g}" for c in mix)]
-            for mix, figures, worth in ordered
+            [f"{mean:.4f}", *(f"{v:.4f}" for v in figures.values()), *(f"{c:.3g}" for c in mix)]
+            for mix, figures, mean in ordered
         ]

@@ -1,4 +1,4 @@
-"""Greedy soup: from the best model down, each is added where the average does not get worse."""
+"""Greedy soup: models are added from the best down if the average does not get worse."""
 
 from __future__ import annotations
 
@@ -14,29 +14,32 @@ if TYPE_CHECKING:
 
 
 class GreedySoup(WeightSearch):
-    """Wortsman et al., recipe 1: every model alone, then N - 1 averages. Recorded as `linear`."""
+    """Wortsman et al., recipe 1: each single model, then N - 1 averages. Recorded as `linear`."""
 
     name: ClassVar[str] = "greedy-soup"
     paper: ClassVar[str] = "arXiv:2203.05482"
-    looks_at: ClassVar[tuple[str, ...]] = ("dev",)
-    takes_base: ClassVar[bool] = False
+    data_kinds: ClassVar[tuple[str, ...]] = ("dev",)
+    uses_base: ClassVar[bool] = False
 
     tolerance: Annotated[
-        float, Field(ge=0, description="by how much the mean may fall for a model to be added")
+        float,
+        Field(
+            ge=0, description="largest decrease of the mean score at which a model is still added"
+        ),
     ] = 0.0
 
-    def find(self, bench: MergeEvaluator) -> SearchResult:
-        """Measure, sort, add."""
+    def find(self, evaluator: MergeEvaluator) -> SearchResult:
+        """Evaluate the models, sort them, and add one after another."""
         from emb_tool.merge.selection import greedy
 
-        count = len(bench.names)
-        with bench.watch("greedy soup", 2 * count - 1, "models") as advance:
+        count = len(evaluator.names)
+        with evaluator.progress_bar("greedy soup", 2 * count - 1, "models") as advance:
 
             def score(weights: np.ndarray) -> float:
-                worth = bench.score(weights)
+                value = evaluator.score(weights)
                 advance(1)
-                return worth
+                return value
 
             weights = greedy(count, score, self.tolerance)
-        chosen = [name for name, weight in zip(bench.names, weights, strict=True) if weight]
-        return SearchResult(linear_method(weights), {"chosen": chosen}, candidates_table(bench))
+        chosen = [name for name, weight in zip(evaluator.names, weights, strict=True) if weight]
+        return SearchResult(linear_method(weights), {"chosen": chosen}, candidates_table(evaluator))

@@ -1,4 +1,4 @@
-"""The settings of a merge that are not its method's."""
+"""The settings of a merge job, without those of the method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from emb_tool.fields import DATA, EVALUATION, METHOD, MODEL, OUTPUT, REQUIRED, R
 Names = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 ]
-"""Several names, or one."""
+"""A sequence of names; a single name is also accepted."""
 
 
 class MergeJob(MethodJob):
@@ -36,74 +36,77 @@ class MergeJob(MethodJob):
     ]
     base: Annotated[
         str | None,
-        Field(description="model that the others were trained from: task vectors"),
+        Field(description="model that the others were trained from; enables task vectors"),
         FlagInfo(DATA, MODEL),
     ] = None
     copy_from: Annotated[
         tuple[str, ...],
         Field(
-            description="where models differ, whose to take, counted from 0: pooling=1, "
-            "prompts=0, config=0"
+            description="model (counted from 0) to copy a part from where models differ: "
+            "pooling=1, prompts=0, config=0"
         ),
         FlagInfo(METHOD, "PART=NUMBER"),
     ] = ()
     out_dtype: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
-        Field(description="of the weights written; auto is the widest that is read"),
+        Field(description="dtype of the weights written; auto: the widest dtype of the inputs"),
         FlagInfo(OUTPUT),
     ] = "auto"
     shard_mb: Annotated[
         int,
-        Field(ge=1, description="MB of weights in one file at most; resumed file by file"),
+        Field(
+            ge=1,
+            description="maximum size of a weight file in MB; --resume keeps finished files",
+        ),
         FlagInfo(OUTPUT),
     ] = 5000
     eval: Annotated[
         tuple[str, ...],
         Field(
-            description="task reported for the result and the inputs, which chooses nothing:"
+            description="task reported for the result and the inputs, not used to choose weights:"
             " sts:FILE, retrieval:DIR"
         ),
         FlagInfo(EVALUATION, "TASK"),
     ] = ()
     dev: Annotated[
         tuple[str, ...],
-        Field(description="task that weights are chosen by: sts:FILE, retrieval:DIR"),
+        Field(description="task used to choose weights: sts:FILE, retrieval:DIR"),
         FlagInfo(METHOD, "TASK"),
     ] = ()
     pairs: Annotated[
         tuple[str, ...],
-        Field(description="jsonl of queries, positives and negatives that losses are taken on"),
+        Field(description="jsonl of queries, positives and negatives for losses"),
         FlagInfo(DATA, "PATH"),
     ] = ()
     texts: Annotated[
         tuple[str, ...],
-        Field(description="texts for statistics, or to come near to the vectors of --teacher on"),
+        Field(description="texts for statistics, or for the distance to the vectors of --teacher"),
         FlagInfo(DATA, "PATH"),
     ] = ()
     text_field: TextField = None
     delimiter: Delimiter = None
     header: Header = None
     limit: Annotated[
-        int | None, Field(ge=1, description="read this many texts at most"), FlagInfo(DATA)
+        int | None, Field(ge=1, description="maximum number of texts to read"), FlagInfo(DATA)
     ] = None
     teacher: Annotated[
         str | None,
-        Field(description="model whose vectors of --texts are the goal"),
+        Field(description="model whose vectors of --texts are the target"),
         FlagInfo(DATA, MODEL),
     ] = None
     store: Annotated[
         str | None,
-        Field(description="folder of the teacher's vectors [user's cache folder]"),
+        Field(description="folder where teacher vectors are cached [user's cache folder]"),
         FlagInfo(DATA, "PATH"),
     ] = None
     max_length: Annotated[
         int | None,
-        Field(ge=2, description="tokens read of a text while data is looked at [the models']"),
+        Field(ge=2, description="maximum tokens per text when models run on data [the models']"),
         FlagInfo(DATA),
     ] = None
     inspect: Annotated[
         bool,
-        Field(description="merge nothing: print how the models differ, in weights and configs"),
+        Field(description="print how the models differ in weights and configs, without merging"),
         FlagInfo(RUNNING),
     ] = False
     output: Annotated[
@@ -120,11 +123,11 @@ class MergeJob(MethodJob):
 
     @property
     def max_shard(self) -> int:
-        """Bytes of one file at most."""
+        """Maximum bytes of a weight file."""
         return self.shard_mb * 10**6
 
     @model_validator(mode="after")
-    def _whole(self) -> MergeJob:
+    def _check_output(self) -> MergeJob:
         if self.output is None and not self.inspect:
             raise ValueError("-o/--output is missing: give it, or --inspect")
         return self

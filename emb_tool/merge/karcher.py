@@ -1,4 +1,4 @@
-"""The true spherical mean: the direction from which the sum of squared angles is least."""
+"""The Karcher mean: the direction that minimizes the weighted sum of squared angles."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import ClassVar
 import numpy as np
 
 from emb_tool.merge.base import Averaging
-from emb_tool.merge.sphere import mean_shares
+from emb_tool.merge.sphere import mean_coefficients
 from emb_tool.merge.spherical import SphericalAveraging, refuse_negative
 
 
 class Karcher(SphericalAveraging, Averaging):
-    """Karcher mean of directions, at the mean length; of task vectors where there is a base."""
+    """Karcher mean of directions, scaled to the mean length; of task vectors with a base."""
 
     name: ClassVar[str] = "karcher"
     paper: ClassVar[str] = "doi:10.1145/502122.502124"
 
-    def shares(self, found: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """See `emb_tool.merge.sphere.mean_shares`."""
+    def coefficients(self, gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """See `emb_tool.merge.sphere.mean_coefficients`."""
         refuse_negative(self.name, weights)
-        return mean_shares(found, weights)
+        return mean_coefficients(gram, weights)

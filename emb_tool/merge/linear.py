@@ -14,13 +14,13 @@ class Linear(Averaging):
 
     name: ClassVar[str] = "linear"
     paper: ClassVar[str] = "arXiv:2203.05482"
-    takes_base: ClassVar[bool] = False
+    uses_base: ClassVar[bool] = False
 
     def rule(self, tensor: MergeTensor) -> Rule:
         """One pass."""
         weights = tensor.weights
-        alone = one_hot(weights)
-        return (lambda block: linear(weights, block)) if alone is None else alone
+        single = one_hot(weights)
+        return (lambda block: linear(weights, block)) if single is None else single
 
 
 def linear(weights: np.ndarray, block: Block) -> np.ndarray:

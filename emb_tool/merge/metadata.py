@@ -1,4 +1,4 @@
-"""What a merged file says of where it came from: the inputs' digests, method and seed."""
+"""Metadata in the headers of merged files: the inputs' digests, method and seed."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from emb_tool.version import __version__
 
 
 def hash_in_background(checkpoints: Iterable[Checkpoint]) -> list[Thread]:
-    """Threads that take the inputs' sha256 while their pages are in memory.
+    """Start threads that compute the inputs' SHA-256 while the files are in the page cache.
 
-    `checkpoint.files` keeps what they find; what they can't read is told when it is asked for.
+    `checkpoint.files` caches the digests; read errors are raised when a digest is requested.
     """
-    left = deque(checkpoints)
+    queue = deque(checkpoints)
 
-    def work() -> None:
+    def hash_next() -> None:
         with suppress(IndexError, EmbToolError, OSError):
             while True:
-                left.popleft().hashes()
+                queue.popleft().hashes()
 
-    beside = max(1, min(len(left), thread_count() - 1))  # the merge comes first
-    threads = [Thread(target=work, name="digest", daemon=True) for _ in range(beside)]
+    count = max(1, min(len(queue), thread_count() - 1))  # the merge comes first
+    threads = [Thread(target=hash_next, name="digest", daemon=True) for _ in range(count)]
     for thread in threads:
         thread.start()
     return threads
 
 
 def describe(setup: Setup, method: Merge, *, known: bool) -> dict[str, str]:
-    """What a file's header says of its making: no paths, and no order that makes no difference.
+    """Metadata of a merge: no paths, and digests in sorted order if the method is symmetric.
 
     Args:
         setup: The inputs.
-        method: How they are merged.
-        known: Whether the inputs' digests are; zeros of the same length stand for them else.
+        method: The merge method.
+        known: Whether the inputs' digests are known; otherwise zeros of the same length.
     """
-    prints = [c.fingerprint() if known else "0" * 64 for c in setup.models]
-    order = list(range(len(prints)))
+    digests = [c.fingerprint() if known else "0" * 64 for c in setup.models]
+    order = list(range(len(digests)))
     if method.symmetric:
-        order.sort(key=lambda i: prints[i])
+        order.sort(key=lambda i: digests[i])
     settings = dump(method)
     for selector, numbers in (settings.get("weights") or {}).items():
         settings["weights"][selector] = [numbers[i] for i in order]
-    said = {
+    metadata = {
         "tool": f"embtool {__version__}",
         "method": json.dumps(settings),
-        "models": ",".join(prints[i] for i in order),
+        "models": ",".join(digests[i] for i in order),
         "seed": str(setup.job.seed),
     }
     if setup.base is not None:
-        said["base"] = setup.base.fingerprint() if known else "0" * 64
-    return said
+        metadata["base"] = setup.base.fingerprint() if known else "0" * 64
+    return metadata

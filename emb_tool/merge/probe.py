@@ -1,4 +1,4 @@
-"""What a mix is tried on: batches with a loss, from pairs or from a teacher's vectors."""
+"""Losses for weight searches, on pairs or on a teacher's vectors."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
 
 
 class Probe(Protocol):
-    """Examples that a model has a loss on."""
+    """Examples with a loss."""
 
     def __len__(self) -> int:
         """Number of examples."""
         ...
 
     def loss(self, indices: np.ndarray) -> Tensor:
-        """Mean loss of these examples, a scalar that gradients flow from."""
+        """Mean loss of these examples, a differentiable scalar."""
         ...
 
 
 class PairProbe:
-    """InfoNCE over the answers in the batch and the hard negatives given.
+    """InfoNCE with in-batch negatives and hard negatives.
 
     L = -1/B Σ_i log exp(s(q_i, p_i) / τ) / Σ_{d in D_i} exp(s(q_i, d) / τ), with D_i the distinct
-    answers and negatives of the whole batch, less the other known answers to q_i. Vectors are made
-    by the model's own pooling, modules and prompts; s is its own similarity, cosine unless it is
+    positives and negatives of the batch, without the other known positives of q_i. Vectors use the
+    model's own pooling, modules and prompts; s is its own similarity function, cosine unless it is
     the dot product.
 
     Args:
         encoder: The model; its weights may change between calls.
         examples: The pairs.
         temperature: τ.
-        negatives: Hard negatives taken of each example, its first.
+        negatives: Maximum number of hard negatives per example; the first are used.
 
     Paper:
         van den Oord et al., arXiv:1807.03748.
@@ -53,14 +53,14 @@ class PairProbe:
         negatives: int = 7,
     ) -> None:
         self.temperature = temperature
-        self._sides = [_Side(encoder, role) for role in ("query", "document")]
+        self._encoders = [_RoleEncoder(encoder, role) for role in ("query", "document")]
         self._dot = encoder.layout.similarity == "dot"
         self._known: dict[str, set[str]] = {}
         for example in examples:
             self._known.setdefault(example.query, set()).update(example.positives)
         self._examples = [e._replace(negatives=e.negatives[:negatives]) for e in examples]
-        self._sides[0].prepare([e.query for e in examples])
-        self._sides[1].prepare(
+        self._encoders[0].prepare([e.query for e in examples])
+        self._encoders[1].prepare(
             [d for e in self._examples for d in (*e.positives[:1], *e.negatives)]
         )
 
@@ -75,15 +75,23 @@ class PairProbe:
             dict.fromkeys([e.positives[0] for e in batch] + [d for e in batch for d in e.negatives])
         )
         texts = [e.query for e in batch], documents
-        left, answers = (side.vectors(held) for side, held in zip(self._sides, texts, strict=True))
+        query_vectors, document_vectors = (
+            encoder.vectors(role_texts)
+            for encoder, role_texts in zip(self._encoders, texts, strict=True)
+        )
         if not self._dot:
-            left, answers = normalize(left, dim=1), normalize(answers, dim=1)
-        scores = left @ answers.T
-        right = [documents.index(e.positives[0]) for e in batch]
-        known = np.array([[d in self._known[e.query] for d in documents] for e in batch])
-        known[np.arange(len(batch)), right] = False
-        scores = scores.masked_fill(torch.from_numpy(known).to(scores.device), -torch.inf)
-        return cross_entropy(scores / self.temperature, torch.tensor(right, device=scores.device))
+            query_vectors, document_vectors = (
+                normalize(query_vectors, dim=1),
+                normalize(document_vectors, dim=1),
+            )
+        scores = query_vectors @ document_vectors.T
+        positives = [documents.index(e.positives[0]) for e in batch]
+        false_negatives = np.array([[d in self._known[e.query] for d in documents] for e in batch])
+        false_negatives[np.arange(len(batch)), positives] = False
+        scores = scores.masked_fill(torch.from_numpy(false_negatives).to(scores.device), -torch.inf)
+        return cross_entropy(
+            scores / self.temperature, torch.tensor(positives, device=scores.device)
+        )
 
 
 class TeacherProbe:
@@ -91,16 +99,16 @@ class TeacherProbe:
 
     Args:
         encoder: The model.
-        texts: Texts; those of both roles may be among them.
-        targets: (texts, dim) float32 of the teacher.
-        role: The prompt that they are encoded with.
+        texts: The texts, of either role.
+        targets: (texts, dim) float32, vectors of the teacher.
+        role: Role whose prompt is used.
     """
 
     def __init__(
         self, encoder: Encoder, texts: Sequence[str], targets: np.ndarray, role: str = "document"
     ) -> None:
-        self._side = _Side(encoder, role)
-        self._side.prepare(texts)
+        self._encoder = _RoleEncoder(encoder, role)
+        self._encoder.prepare(texts)
         self._texts, self._targets = list(texts), targets
         self._device = encoder.runtime.device
 
@@ -110,13 +118,13 @@ class TeacherProbe:
 
     def loss(self, indices: np.ndarray) -> Tensor:
         """See `Probe.loss`."""
-        vectors = self._side.vectors([self._texts[i] for i in indices])
+        vectors = self._encoder.vectors([self._texts[i] for i in indices])
         targets = torch.from_numpy(self._targets[indices]).to(self._device)
         return (vectors - targets).square().sum(1).mean()
 
 
-class _Side:
-    """One side of the model: its prompt, and texts tokenised once."""
+class _RoleEncoder:
+    """The model with the prompt of one role; caches tokenized texts."""
 
     def __init__(self, encoder: Encoder, role: str) -> None:
         self._encoder = encoder.route(role) if role in ("query", "document") else encoder
@@ -129,7 +137,7 @@ class _Side:
         self._ids |= dict(zip(distinct, ids, strict=True))
 
     def vectors(self, texts: Sequence[str]) -> Tensor:
-        """(texts, dim) in float32 at least, with their graph."""
+        """(texts, dim) float32 or float64, with the autograd graph."""
         encoder = self._encoder
         ids = [self._ids[text] for text in texts]
         with encoder.runtime.autocast():
@@ -139,32 +147,32 @@ class _Side:
 
 
 def batches(count: int, size: int, steps: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Indices of each step: epochs in random order, whole batches of `size` (or all there is).
+    """Indices of each step: epochs in random order, in full batches of `size` (or `count`).
 
     Args:
         count: Number of examples.
-        size: Examples of a batch.
+        size: Examples per batch.
         steps: Number of batches.
-        rng: The order.
+        rng: Generator of the order.
     """
     size = min(size, count)
     order: list[int] = []
-    found = []
+    steps_indices = []
     for _ in range(steps):
         if len(order) < size:
             order = rng.permutation(count).tolist()
-        found.append(np.array(order[:size]))
+        steps_indices.append(np.array(order[:size]))
         order = order[size:]
-    return found
+    return steps_indices
 
 
 @torch.no_grad()
 def mean_loss(probe: Probe, size: int) -> float:
-    """Loss over all examples, batch by batch in their order.
+    """Mean loss over all examples, in batches in order.
 
     Args:
         probe: The examples.
-        size: Examples of a batch.
+        size: Examples per batch.
     """
     total = 0.0
     for part in np.array_split(np.arange(len(probe)), max(1, len(probe) // size)):

@@ -1,7 +1,7 @@
-"""Random bits by their place: the same element has the same bits, however work is cut up.
+"""Counter-based random bits: an element's bits do not depend on how the work is split.
 
 Philox4x64 (Salmon et al., doi:10.1145/2063384.2063405) maps a key and a counter to random bits
-without state, so that a mask over billions of elements needs neither memory nor an order.
+without state, so masks over billions of elements need no memory and can be computed in any order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _WORDS = 4
 
 
 def rng_key(*parts: object) -> np.ndarray:
-    """A 128-bit key of some names and numbers, (2,) uint64."""
+    """A 128-bit key from names and numbers, (2,) uint64."""
     text = "\0".join(map(str, parts)).encode()
     return np.frombuffer(hashlib.blake2b(text, digest_size=16).digest(), "<u8").astype(np.uint64)
 
@@ -23,13 +23,13 @@ def random_bits(key: np.ndarray, start: int, count: int) -> np.ndarray:
     """Bits of elements [start, start + count), (count,) uint64.
 
     Args:
-        key: Of the sequence, by `rng_key`.
+        key: Key of the sequence, from `rng_key`.
         start: First element.
-        count: How many.
+        count: Number of elements.
     """
-    first, skipped = divmod(start, _WORDS)
+    first, offset = divmod(start, _WORDS)
     generator = np.random.Philox(key=key, counter=np.array([first, 0, 0, 0], np.uint64))
-    return generator.random_raw(count + skipped)[skipped:]
+    return generator.random_raw(count + offset)[offset:]
 
 
 def bernoulli(
@@ -38,10 +38,10 @@ def bernoulli(
     """Elements [start, start + count) of a sequence of independent draws, (count,) bool.
 
     Args:
-        key: Of the sequence.
+        key: Key of the sequence.
         start: First element.
-        count: How many.
-        probability: Of True; one, or one for each element.
+        count: Number of elements.
+        probability: Probability of True, a scalar or one value per element.
     """
     uniform = (random_bits(key, start, count) >> np.uint64(11)) * 2.0**-53
     return np.asarray(uniform < probability)

@@ -1,4 +1,4 @@
-"""RegMean: each linear layer comes as near as it can to every model's outputs on their inputs."""
+"""RegMean: each linear layer minimizes the squared distance to all models' outputs."""
 
 from __future__ import annotations
 
@@ -17,106 +17,111 @@ if TYPE_CHECKING:
 
     from emb_tool.merge.evaluator import MergeEvaluator
 
-DAMP = 1e-6
-"""Added to a Gram matrix's diagonal, of its mean: inputs that are never on leave it singular."""
+DAMPING = 1e-6
+"""Added to a Gram matrix's diagonal, relative to its mean: unused inputs make it singular."""
 
 BATCH_TOKENS = 8192
 
 
 class Regmean(StatisticsMerge):
-    """W = sum_i w_i W_i G_i (sum_j w_j G_j)^-1 for every linear layer, the rest averaged.
+    """W = sum_i w_i W_i G_i (sum_j w_j G_j)^-1 for linear layers, averages for other tensors.
 
-    It is what makes sum_i w_i E |W x - W_i x|^2 least over the inputs x that layer has in model i,
-    with G_i = E[x x^T], off the diagonal times `shrink`. Convolutions as in GPT-2, tables, biases
-    and norms are averaged.
+    W minimizes sum_i w_i E |W x - W_i x|^2 over the layer's inputs x in model i, with
+    G_i = E[x x^T], its off-diagonal elements times `shrink`. GPT-2's Conv1D, embedding tables,
+    biases and norms are averaged.
     """
 
     name: ClassVar[str] = "regmean"
     paper: ClassVar[str] = "arXiv:2212.09849"
     kind: ClassVar[str] = "regmean"
-    takes_base: ClassVar[bool] = False
+    uses_base: ClassVar[bool] = False
     by_rows: ClassVar[bool] = True
 
     shrink: Annotated[
-        float, Field(ge=0, le=1, description="factor on inputs' products off the diagonal")
+        float,
+        Field(
+            ge=0, le=1, description="factor on off-diagonal elements of the inputs' Gram matrices"
+        ),
     ] = 0.9
 
-    def gather(self, bench: MergeEvaluator) -> Mapping[str, torch.Tensor]:
-        """E[x x^T] of the inputs of each linear layer of the model at hand."""
+    def gather(self, evaluator: MergeEvaluator) -> Mapping[str, torch.Tensor]:
+        """E[x x^T] of the inputs of each linear layer of the model in memory."""
         from torch import nn
 
         from emb_tool.ops.layer_inputs import Batch, second_moments, without_cache
 
-        encoder = bench.mixture.encoder
-        weights = {id(held): name for name, held in bench.mixture.parameters.items()}
+        encoder = evaluator.mixture.encoder
+        weights = {id(parameter): name for name, parameter in evaluator.mixture.parameters.items()}
         layers = {
             weights[id(module.weight)]: module
             for module in encoder.model.modules()
             if type(module) is nn.Linear and id(module.weight) in weights
         }
-        turned = sum(type(m).__name__ == "Conv1D" for m in encoder.model.modules())
+        conv1d_count = sum(type(m).__name__ == "Conv1D" for m in encoder.model.modules())
         if not layers:
-            kind = ", GPT-2's Conv1D is another kind" if turned else ""
-            raise InvalidInput(
-                f"{bench.names[0]} has no linear layers{kind}", "merge it with linear"
-            )
-        if turned:
-            bench.progress.warn(f"regmean: {turned} layers are Conv1D, which are averaged")
+            kind = ", only Conv1D layers" if conv1d_count else ""
+            raise InvalidInput(f"{evaluator.names[0]} has no linear layers{kind}", "use linear")
+        if conv1d_count:
+            evaluator.progress.warn(f"regmean: {conv1d_count} Conv1D layers are averaged")
         inputs = [
             Batch(encoder.forward, features)
-            for features in batches(bench, self.tokens, BATCH_TOKENS)
+            for features in batches(evaluator, self.tokens, BATCH_TOKENS)
         ]
-        found = {}
+        grams = {}
         with (
-            bench.watch("regmean", len(layers), "layers") as advance,
+            evaluator.progress_bar("regmean", len(layers), "layers") as advance,
             without_cache(encoder.model[0].auto_model),
         ):
-            for seen in second_moments(encoder.model, layers, inputs, bench.runtime):
-                for name in seen.names:
-                    found[name] = (seen.moments / max(seen.tokens, 1)).float().cpu()
+            for result in second_moments(encoder.model, layers, inputs, evaluator.runtime):
+                for name in result.names:
+                    grams[name] = (result.moments / max(result.tokens, 1)).float().cpu()
                     advance(1)
-        return found
+        return grams
 
     def rule(self, tensor: MergeTensor) -> Rule:
-        """One pass by rows, after the layer's shares."""
-        held = [files.get(tensor.name) for files in self._held]
-        if any(gram is None for gram in held):
+        """One pass by rows, after the input transforms are computed."""
+        gram_files = [files.get(tensor.name) for files in self._files]
+        if any(gram is None for gram in gram_files):
             return lambda block: mix(tensor.weights, block.models)
         width = tensor.shape[1]
-        grams = [g.values(0, width * width).reshape(width, width) for g in held if g is not None]
-        shares = shares_of(tensor.weights, grams, self.shrink)
-        return lambda block: regmean(shares, block)
+        grams = [
+            g.values(0, width * width).reshape(width, width) for g in gram_files if g is not None
+        ]
+        transforms = input_transforms(tensor.weights, grams, self.shrink)
+        return lambda block: regmean(transforms, block)
 
 
-def shares_of(weights: np.ndarray, grams: list[np.ndarray], shrink: float) -> list[np.ndarray]:
+def input_transforms(
+    weights: np.ndarray, grams: list[np.ndarray], shrink: float
+) -> list[np.ndarray]:
     """w_i G_i (sum_j w_j G_j)^-1, N matrices that sum to the identity.
 
     Args:
         weights: (N,).
         grams: N matrices (in, in) float64.
-        shrink: Factor off the diagonal.
+        shrink: Factor on off-diagonal elements.
     """
-    made = []
+    weighted = []
     for weight, gram in zip(weights, grams, strict=True):
         diagonal = np.diagonal(gram)
-        held = shrink * gram
-        np.fill_diagonal(held, diagonal + DAMP * (diagonal.mean() or 1.0))
-        made.append(weight * held)
-    total = sum(made)
-    return [np.linalg.solve(total, held).T for held in made]
+        damped = shrink * gram
+        np.fill_diagonal(damped, diagonal + DAMPING * (diagonal.mean() or 1.0))
+        weighted.append(weight * damped)
+    total = sum(weighted)
+    return [np.linalg.solve(total, damped).T for damped in weighted]
 
 
-def regmean(shares: list[np.ndarray], block: Block) -> np.ndarray:
+def regmean(transforms: list[np.ndarray], block: Block) -> np.ndarray:
     """sum_i W_i A_i.
 
     Args:
-        shares: A_i, (in, in) each.
-        block: W_i, whole rows.
+        transforms: A_i, (in, in) each.
+        block: W_i, complete rows.
     """
-    width = len(shares[0])
+    width = len(transforms[0])
     mean = sum(block.models) / len(block.models)
-    # as the mean and what is added to it: models that agree stay as they are
-    moved = sum(
-        (m - mean).reshape(-1, width) @ a for m, a in zip(block.models, shares, strict=True)
+    # mean plus correction: where all models agree the result is unchanged
+    correction = sum(
+        (m - mean).reshape(-1, width) @ a for m, a in zip(block.models, transforms, strict=True)
     )
-    return np.asarray(mean + np.asarray(moved).reshape(-1))
+    return np.asarray(mean + np.asarray(correction).reshape(-1))

@@ -1,4 +1,4 @@
-"""One merge: the weights streamed, the inputs' digests taken meanwhile, then what it is worth."""
+"""Runner of `embtool merge`: streams the weights while the inputs are hashed, then checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emb_tool.evaluate.tensors_check import TensorsCheck
 from emb_tool.formatting import short_names
 from emb_tool.merge.adapter import Adapter
 from emb_tool.merge.base import Merge
-from emb_tool.merge.data import DATA
+from emb_tool.merge.data import DATA_SETTINGS
 from emb_tool.merge.evaluator import MergeEvaluator
 from emb_tool.merge.inspect import InspectRunner
 from emb_tool.merge.job import MergeJob
@@ -40,21 +40,21 @@ from emb_tool.runtime.host import Host
 if TYPE_CHECKING:
     from emb_tool.runtime.device import Runtime
 
-SAMPLE = 8
-"""Sentences on which the result is compared with the first model: that it opens and gives sensible
-vectors, not how good it is."""
+SAMPLE_SIZE = 8
+"""Sentences on which the output is compared with the first model: a test that it loads and gives
+plausible vectors, not an evaluation."""
 
-SHORT = 60
-"""Characters of them at most."""
+MAX_SAMPLE_CHARACTERS = 60
+"""Maximum characters of these sentences."""
 
 
 class MergeRunner(CheckpointRunner):
-    """What the engine carries out for `embtool merge`.
+    """The runner of `embtool merge`.
 
     Args:
         job: The resolved job.
-        options: How it is run.
-        report: Filled on the way.
+        options: Options of the run.
+        report: The report to fill.
     """
 
     distributed: ClassVar[bool] = False
@@ -68,13 +68,13 @@ class MergeRunner(CheckpointRunner):
 
     @classmethod
     def create(cls, job: Job, options: Options, report: Report) -> Runner:
-        """Another one for `--inspect`, which writes nothing."""
+        """An `InspectRunner` for `--inspect`, otherwise a `MergeRunner`."""
         assert isinstance(job, MergeJob)
         return (InspectRunner if job.inspect else cls)(job, options, report)
 
     @property
     def inputs(self) -> dict[str, Checkpoint]:
-        """The checkpoints read, by the name that the user gave them."""
+        """The checkpoints that are read, by the name given by the user."""
         return self.setup.inputs
 
     @property
@@ -84,32 +84,32 @@ class MergeRunner(CheckpointRunner):
 
     @property
     def before(self) -> None:
-        """Several models went in."""
+        """None: there is no single input to compare with."""
 
     @property
     def parent(self) -> Checkpoint | None:
-        """The model that they were all trained from, if it is named."""
+        """The base, if there is one."""
         return self.setup.base
 
     def data(self) -> dict[str, dict[str, str]]:
-        """Digests of the local files of texts and pairs."""
+        """Digests of the local data files."""
         return self.setup.data.digests()
 
     def start(self) -> Host | Runtime:
-        """Where it is merged: numpy's threads; what runs the models comes before, if they are."""
+        """The host for numpy's threads, or the torch runtime if the method runs models."""
         if isinstance(self.method, DataDrivenMerge):
             return super().start()
         return Host(self.job.device, self.job.dtype, thread_count(), self.job.seed)
 
     def plan(self) -> Plan:
-        """Every refusal that headers, settings and local files can give."""
+        """Check headers, settings and local files, and plan the output."""
         return self.setup.plan()
 
     def run(self, context: RunContext) -> None:
         """Write the merged model."""
         folder, state = context.folder, context.state
         if isinstance(self.method, DataDrivenMerge):
-            self._look(state, context.torch)
+            self._fit_to_data(state, context.torch)
         digests = hash_in_background(self.inputs.values())
         started = time.perf_counter()
         with self.progress.task("comparing the inputs"):
@@ -131,51 +131,53 @@ class MergeRunner(CheckpointRunner):
         self.setup.tensors.files.close()
 
     def _warn_of_distances(self) -> None:
-        of = f"the base {self.job.base}" if self.setup.base else "the mean of the models"
+        reference = f"the base {self.job.base}" if self.setup.base else "the mean of the models"
         distances = sampled_distances(self.setup.slots)
-        for name, share in zip(self.job.models, distances, strict=False):
-            if share > MAX_DISTANCE:
+        for name, distance in zip(self.job.models, distances, strict=False):
+            if distance > MAX_DISTANCE:
                 self.progress.warn(
-                    f"{name} is {share:.0%} of its length away from {of}: models trained from the"
-                    " same one are nearer (embtool merge ... --inspect)"
+                    f"{name} has a relative distance of {distance:.0%} to {reference}: models"
+                    " trained from the same one are closer (see embtool merge ... --inspect)"
                 )
 
     def _warn_of_copies(self) -> None:
-        seen: dict[tuple[str, ...], str] = {}
+        names: dict[tuple[str, ...], str] = {}
         for name, checkpoint in self.inputs.items():
             digests = checkpoint.hashes()
             key = tuple(digests[f] for f in sorted(digests) if f.endswith(".safetensors"))
-            if key in seen:
-                self.progress.warn(f"{name} holds the same weights as {seen[key]}")
-            seen.setdefault(key, name)
+            if key in names:
+                self.progress.warn(f"{name} has the same weights as {names[key]}")
+            names.setdefault(key, name)
 
-    def _look(self, state: Path, runtime: Runtime) -> None:
-        """Let the method look at its data; what it finds takes its place."""
+    def _fit_to_data(self, state: Path, runtime: Runtime) -> None:
+        """Run the search or gather the statistics, and replace the method by its result."""
         started = time.perf_counter()
-        found = load_search_result(state)
-        if found is None:
-            bench = MergeEvaluator(self.setup, runtime, self.progress, state)
-            found = cast(DataDrivenMerge, self.method).find(bench)
+        result = load_search_result(state)
+        if result is None:
+            evaluator = MergeEvaluator(self.setup, runtime, self.progress, state)
+            result = cast(DataDrivenMerge, self.method).find(evaluator)
             if isinstance(self.method, WeightSearch):
-                found.facts["chosen_by"] = bench.chosen_by()
-                save_search_result(state, found)
-            bench.close()
-        self.report.facts[self.method.name] = found.facts
-        if found.table:
-            self.report.tables.append(found.table)
-        if by := found.facts.get("chosen_by"):
-            self.report.tables.append(Table("weights chosen by", [""], [[by]]))
-        if isinstance(self.method, WeightSearch):  # the recipe needs no data any more
-            nothing = {name: MergeJob.model_fields[name].default for name in (*DATA, "max_length")}
-            self.job = self.job.model_copy(update={"method": found.method, **nothing})
-        self.method = found.method
+                result.facts["chosen_by"] = evaluator.selection_criterion()
+                save_search_result(state, result)
+            evaluator.close()
+        self.report.facts[self.method.name] = result.facts
+        if result.table:
+            self.report.tables.append(result.table)
+        if criterion := result.facts.get("chosen_by"):
+            self.report.tables.append(Table("weights chosen by", [""], [[criterion]]))
+        if isinstance(self.method, WeightSearch):  # the recipe needs no data
+            defaults = {
+                name: MergeJob.model_fields[name].default for name in (*DATA_SETTINGS, "max_length")
+            }
+            self.job = self.job.model_copy(update={"method": result.method, **defaults})
+        self.method = result.method
         self.papers = list(dict.fromkeys([*self.papers, *filter(None, [self.method.paper])]))
         self.report.timings["look_seconds"] = time.perf_counter() - started
 
     # -- after the files are written --------------------------------------------------------------
 
     def check(self, context: RunContext, target: CheckTarget) -> Check:
-        """The vectors of a few sentences against the inputs'; or the tensors alone."""
+        """Compare vectors of a few sentences with the inputs', or only check the tensors."""
         if self.setup.is_bare:
             return TensorsCheck(target=target)
         return MergedCheck(
@@ -187,7 +189,7 @@ class MergeRunner(CheckpointRunner):
         )
 
     def warmup(self, context: RunContext) -> Warmup | None:
-        """The inputs' vectors of these sentences."""
+        """Compute the inputs' vectors of these sentences while the files are written."""
         if self.setup.is_bare or isinstance(self.method, DataDrivenMerge):
             return None
         return Warmup(
@@ -198,64 +200,64 @@ class MergeRunner(CheckpointRunner):
         )
 
     def _compared(self) -> dict[str, Path | None]:
-        """Every input's name to its folder; None for adapters and files, which do not run alone."""
+        """Input name to folder; None for adapters and bare files, which cannot run on their own."""
         return {
             name: c.path if c.path.is_dir() and not isinstance(c, Adapter) else None
             for name, c in self.inputs.items()
         }
 
     def _models(self) -> tuple[Path, ...]:
-        """Folders of the inputs as they can be opened: the base in the place of adapters."""
+        """Folders of the inputs that can be loaded, with the base in place of adapters."""
         base = self.setup.base
         opened = [base if isinstance(c, Adapter) and base else c for c in self.setup.models]
         return tuple(dict.fromkeys(checkpoint.path for checkpoint in opened))
 
     @staticmethod
     def _sample() -> tuple[str, ...]:
-        short = [text for text in sample_texts(20 * SAMPLE) if len(text) <= SHORT]
-        return tuple(short[:SAMPLE])
+        short = [text for text in sample_texts(20 * SAMPLE_SIZE) if len(text) <= MAX_SAMPLE_CHARACTERS]
+        return tuple(short[:SAMPLE_SIZE])
 
     def summarize(self, report: Report) -> None:
-        """The table on top."""
+        """Add the table of inputs."""
         table = Table("merged", ["", "weights", "bytes read"])
         names = short_names(self.inputs)
         for name, checkpoint in self.inputs.items():
             size = checkpoint.weight_bytes()
-            table.rows.append([names[name], self._shown(name), f"{size / 1e6:,.2f} MB"])
+            table.rows.append([names[name], self._format_weight(name), f"{size / 1e6:,.2f} MB"])
             report.measures.append(Measure("weights read", size, "B", model=name))
         report.tables.insert(0, table)
 
     def card(self) -> dict[str, Any]:
-        """Front matter that follows from the inputs' own: licences, languages, data."""
+        """Front matter from the inputs' model cards: licenses, languages, datasets."""
         folders = [getattr(c, "folder", c.path) for c in self.inputs.values()]
         fronts = [read_front(folder) for folder in folders if folder.is_dir()]
 
-        def all_of(key: str) -> list[str]:
+        def collect(key: str) -> list[str]:
             lists = [x if isinstance(x, list) else [x] for f in fronts if (x := f.get(key))]
-            return list(dict.fromkeys(str(x) for found in lists for x in found))
+            return list(dict.fromkeys(str(x) for values in lists for x in values))
 
-        said: dict[str, Any] = {"tags": ["merge", *all_of("tags")]}
-        licenses = all_of("license")
+        front: dict[str, Any] = {"tags": ["merge", *collect("tags")]}
+        licenses = collect("license")
         if len(licenses) == 1:
-            said["license"] = licenses[0]
+            front["license"] = licenses[0]
         elif licenses:
-            said |= {"license": "other", "license_name": " and ".join(licenses)}
+            front |= {"license": "other", "license_name": " and ".join(licenses)}
             self.progress.warn(
-                f"the inputs are under different licences ({', '.join(licenses)}): see that all"
-                " are kept"
+                f"the inputs have different licenses ({', '.join(licenses)}): the merged model must"
+                " comply with all of them"
             )
-        return said | {key: x for key in ("language", "datasets") if (x := all_of(key))}
+        return front | {key: x for key in ("language", "datasets") if (x := collect(key))}
 
-    def _shown(self, name: str) -> str:
+    def _format_weight(self, name: str) -> str:
         if name == self.job.base:
             return "base"
         if "weights" not in type(self.method).model_fields:
             return ""
         weights = getattr(self.method, "weights", None)
-        number = self.job.models.index(name)
+        index = self.job.models.index(name)
         if weights is None:
-            return f"{self.method.default_weights(len(self.job.models))[number]:.4g}"
+            return f"{self.method.default_weights(len(self.job.models))[index]:.4g}"
         return "; ".join(
-            (f"{selector}: " if selector != "*" else "") + f"{numbers[number]:g}"
+            (f"{selector}: " if selector != "*" else "") + f"{numbers[index]:g}"
             for selector, numbers in weights.root.items()
         )

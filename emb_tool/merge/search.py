@@ -1,4 +1,4 @@
-"""Search for weights by Bayesian optimisation of what the mix reaches in the tasks of --dev."""
+"""Bayesian optimization of the weights on the --dev tasks."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ if TYPE_CHECKING:
 
 
 class Search(WeightSearch):
-    """A Gaussian process over mixes says which to measure next (expected improvement).
+    """A Gaussian process over mixes selects the next mix to evaluate (expected improvement).
 
-    Its kernel takes the distance of the mixed weights themselves. It begins with the equal mix and
-    every model alone. With a base the sum of the factors is free, too (up to `scale`), and what is
-    found is recorded as `task-arithmetic`, else as `linear`.
+    Its kernel uses the distance between mixed weights. The first mixes are the average and each
+    single model. With a base the sum of the factors is optimized too (up to `scale`), and the
+    result is recorded as `task-arithmetic`, otherwise as `linear`.
     """
 
     name: ClassVar[str] = "search"
     paper: ClassVar[str] = "arXiv:1807.02811"
-    looks_at: ClassVar[tuple[str, ...]] = ("dev",)
+    data_kinds: ClassVar[tuple[str, ...]] = ("dev",)
 
-    trials: Annotated[int, Field(ge=2, description="mixes measured")] = 40
+    trials: Annotated[int, Field(ge=2, description="number of mixes to evaluate")] = 40
     scale: Annotated[
         float | None,
-        Field(gt=0, description="largest sum of the factors, with a base [the number of models]"),
+        Field(gt=0, description="with a base, the largest sum of the factors [number of models]"),
     ] = None
 
-    def find(self, bench: MergeEvaluator) -> SearchResult:
-        """Measure, fit, choose, and again."""
+    def find(self, evaluator: MergeEvaluator) -> SearchResult:
+        """Run the search."""
         from emb_tool.merge.selection import search
 
-        mixture = bench.mixture
+        mixture = evaluator.mixture
         scale = (self.scale or float(mixture.count)) if mixture.has_base else None
-        with bench.watch("search", self.trials, "trials") as advance:
+        with evaluator.progress_bar("search", self.trials, "trials") as advance:
 
             def score(mix: np.ndarray) -> float:
-                worth = bench.score(mix)
+                value = evaluator.score(mix)
                 advance(1)
-                return worth
+                return value
 
-            found = search(
-                mixture.gram(), score, trials=self.trials, scale=scale, seed=bench.job.seed
+            best = search(
+                mixture.gram(), score, trials=self.trials, scale=scale, seed=evaluator.job.seed
             )
-        method = task_arithmetic_method(found) if mixture.has_base else linear_method(found)
-        return SearchResult(method, {"trials": self.trials}, candidates_table(bench))
+        method = task_arithmetic_method(best) if mixture.has_base else linear_method(best)
+        return SearchResult(method, {"trials": self.trials}, candidates_table(evaluator))

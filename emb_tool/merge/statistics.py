@@ -1,7 +1,7 @@
-"""What a merge weighs elements by, gathered by running every model: Fisher diagonals, Grams.
+"""Base class of methods that use statistics of every model on texts: Fisher diagonals, Grams.
 
-Statistics are as large as tensors. They are written to a file for each model, and read from there
-slice by slice while the merge streams.
+Statistics are as large as the tensors. They are written to a file per model and read slice by slice
+during the merge.
 """
 
 from __future__ import annotations
@@ -29,123 +29,125 @@ if TYPE_CHECKING:
 
 
 class StatisticsMerge(DataDrivenMerge, Averaging):
-    """A method that needs statistics of every model on texts like those that it will see.
+    """A method that needs statistics of every model on representative texts.
 
-    The recipe names the texts, not the statistics: made again from the same texts on the same kind
-    of machine these are the same but for the rounding of sums. `statistics` keeps them, so that a
-    merge can be made again, byte for byte, without the texts.
+    The recipe names the texts, not the statistics. Statistics that are computed again from the same
+    texts on the same kind of machine agree except for rounding of sums. With `statistics` they are
+    stored, so the merge can be reproduced byte for byte without the texts.
 
     Attributes:
-        kind: What the statistics are, for their files' names.
+        kind: Kind of statistics, the prefix of their file names.
     """
 
     kind: ClassVar[str]
-    looks_at: ClassVar[tuple[str, ...]] = ("texts", "pairs")
+    data_kinds: ClassVar[tuple[str, ...]] = ("texts", "pairs")
 
     statistics: Annotated[
         str | None,
         Field(
-            description="folder to keep the statistics in, one file for each model; those that are"
-            " there are read instead of gathered [none]"
+            description="folder where statistics are stored, one file per model; existing files are"
+            " read instead of computed [none]"
         ),
         FlagInfo(metavar="PATH"),
     ] = None
-    tokens: Annotated[int, Field(ge=1, description="tokens that each model is run on")] = 32768
+    tokens: Annotated[
+        int, Field(ge=1, description="number of tokens that each model is run on")
+    ] = 32768
 
-    _held: list[Any] = PrivateAttr(default_factory=list)
+    _files: list[Any] = PrivateAttr(default_factory=list)
 
     @property
     def needs_data(self) -> bool:
-        """Not where there are statistics."""
-        stated = Path(self.statistics or "nowhere").expanduser()
-        return not any(stated.glob(f"{self.kind}-*.safetensors"))
+        """False if stored statistics exist."""
+        folder = Path(self.statistics or "nowhere").expanduser()
+        return not any(folder.glob(f"{self.kind}-*.safetensors"))
 
-    def find(self, bench: MergeEvaluator) -> SearchResult:
-        """Gather what is not there yet, model by model, and open it."""
-        folder = bench.state / "statistics"
+    def find(self, evaluator: MergeEvaluator) -> SearchResult:
+        """Compute missing statistics, model by model, and open all files."""
+        folder = evaluator.state / "statistics"
         if self.statistics:
             folder = Path(self.statistics).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"{self.kind}-{_identity(bench, i)}.safetensors"
-                 for i in range(len(bench.names))]  # fmt: skip
+        paths = [folder / f"{self.kind}-{_identity(evaluator, i)}.safetensors"
+                 for i in range(len(evaluator.names))]  # fmt: skip
         facts: dict[str, Any] = {"gathered": 0}
-        for number, path in enumerate(paths):
+        for index, path in enumerate(paths):
             if not path.is_file():
-                if not bench.has_texts:
+                if not evaluator.has_texts:
                     raise InvalidInput(
-                        f"{folder} holds no {self.kind} of {bench.names[number]}",
-                        "give --texts or --pairs to gather it from",
+                        f"{folder} has no {self.kind} statistics of {evaluator.names[index]}",
+                        "give --texts or --pairs to compute them",
                     )
-                bench.mixture.set(np.eye(len(bench.names))[number])
-                made = self.gather(bench)
-                self._check(made, bench.names[number])
-                save_tensors(path, made)
+                evaluator.mixture.set(np.eye(len(evaluator.names))[index])
+                statistics = self.gather(evaluator)
+                self._check(statistics, evaluator.names[index])
+                save_tensors(path, statistics)
                 facts["gathered"] += 1
-        if bench.has_texts and facts["gathered"] < len(paths) and self.statistics:
-            bench.progress.warn(
-                f"{self.name}: {len(paths) - facts['gathered']} models' statistics are taken from"
-                f" {folder} as they are; the texts are not looked at for these"
+        if evaluator.has_texts and facts["gathered"] < len(paths) and self.statistics:
+            evaluator.progress.warn(
+                f"{self.name}: {len(paths) - facts['gathered']} models' statistics are read from"
+                f" {folder}; the texts are not used for these models"
             )
-        order = canonical_order(bench.setup.slots)  # models come in it when they are merged
+        order = canonical_order(evaluator.setup.slots)  # the order of models in the merge
         return SearchResult(self.with_statistics([paths[i] for i in order]), facts)
 
-    def gather(self, bench: MergeEvaluator) -> Mapping[str, torch.Tensor]:
-        """Statistics of the model that the mixture is now, by canonical name of the tensor."""
+    def gather(self, evaluator: MergeEvaluator) -> Mapping[str, torch.Tensor]:
+        """Statistics of the current mixture, by canonical tensor name."""
         raise NotImplementedError
 
     def _check(self, statistics: Mapping[str, torch.Tensor], model: str) -> None:
-        """Refuse what would spread from one model over the whole merge."""
-        bad = [name for name, held in statistics.items() if not held.isfinite().all()]
+        """Refuse NaN and infinity, which would affect the whole merge."""
+        bad = [name for name, values in statistics.items() if not values.isfinite().all()]
         if bad:
             raise InvalidInput(
-                f"{model}: its {self.kind} on the texts is not finite (NaN or infinity), first at"
-                f" {bad[0]}",
-                "its weights or its config.json are broken: restore the original files, or leave"
+                f"{model}: its {self.kind} statistics on the texts are not finite (NaN or"
+                f" infinity), first in {bad[0]}",
+                "its weights or its config.json are damaged: restore the original files, or leave"
                 " it out",
             )
 
     def with_statistics(self, paths: list[Path]) -> StatisticsMerge:
-        """This method with its statistics at hand.
+        """A copy of this method with its statistics files open.
 
         Args:
-            paths: A file for each model, in the order in which they are merged.
+            paths: One file per model, in the order in which they are merged.
         """
-        made = self.model_copy()
+        method = self.model_copy()
         files = OpenFiles()
-        made._held = [
+        method._files = [
             {name: files.tensor(path, name) for name in read_header(path).tensors} for path in paths
         ]
-        return made
+        return method
 
 
-def batches(bench: MergeEvaluator, tokens: int, batch_tokens: int) -> Iterator[dict[str, Any]]:
-    """The job's texts (or its pairs) as inputs of the model, in random order until they are enough.
+def batches(evaluator: MergeEvaluator, tokens: int, batch_tokens: int) -> Iterator[dict[str, Any]]:
+    """Batches of the job's texts or pairs in random order, up to a number of tokens.
 
     Args:
-        bench: Has the texts and the model.
-        tokens: About how many, queries and documents together.
-        batch_tokens: Padded tokens of a batch.
+        evaluator: The texts and the model.
+        tokens: Approximate number of tokens, of queries and documents together.
+        batch_tokens: Padded tokens per batch.
     """
     from emb_tool.data.batches import plan_batches
 
-    encoder = bench.mixture.encoder
-    rng = np.random.default_rng(bench.job.seed)
-    by_role = bench.texts()
+    encoder = evaluator.mixture.encoder
+    rng = np.random.default_rng(evaluator.job.seed)
+    by_role = evaluator.texts()
     for role, texts in by_role.items():
         prompt = encoder.prompt(role)
         ids: list[np.ndarray] = []
-        left = tokens // len(by_role)
-        for some in np.array_split(rng.permutation(len(texts)), max(1, len(texts) // 256)):
-            found = encoder.tokenize([texts[i] for i in some], prompt)
-            ends = np.cumsum([len(row) for row in found])
-            ids += found[: 1 + int(np.searchsorted(ends, left))]
-            left -= int(ends[-1])
-            if left <= 0:
+        remaining = tokens // len(by_role)
+        for indices in np.array_split(rng.permutation(len(texts)), max(1, len(texts) // 256)):
+            token_ids = encoder.tokenize([texts[i] for i in indices], prompt)
+            ends = np.cumsum([len(row) for row in token_ids])
+            ids += token_ids[: 1 + int(np.searchsorted(ends, remaining))]
+            remaining -= int(ends[-1])
+            if remaining <= 0:
                 break
         for batch in plan_batches(np.array([len(row) for row in ids]), batch_tokens, rng):
             yield encoder.collate([ids[i] for i in batch], encoder.prompt_length(prompt))
 
 
-def _identity(bench: MergeEvaluator, number: int) -> str:
-    """The beginning of a model's digest: what its file of statistics is called by."""
-    return bench.setup.models[number].fingerprint()[:16]
+def _identity(evaluator: MergeEvaluator, index: int) -> str:
+    """The first digits of a model's digest, part of the file name of its statistics."""
+    return evaluator.setup.models[index].fingerprint()[:16]

@@ -1,8 +1,8 @@
-"""Merging as a stream: every tensor in blocks, read, merged, rounded and written at its place.
+"""Streamed merging: tensors are read, merged, rounded and written block by block.
 
-Memory is a few blocks for each thread and model, whatever the largest tensor. A block is the unit
-of arithmetic: sums are taken over a block, then over the blocks in their order, so neither the
-number of threads nor what one of them takes at a time (a chunk) changes a bit of the result.
+Memory is a few blocks per thread and model, independent of the largest tensor. A block is the unit
+of arithmetic: sums are computed per block and then over the blocks in order, so the result is
+bit-identical for any number of threads and any chunk size.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from emb_tool.merge.base import BASE, Block, Rule
 from emb_tool.plan import TensorSpec
 
 BLOCK = 1 << 16
-"""Elements of a block: half a megabyte of float64 stays in a core's cache. Part of the result's
-definition, since sums are taken block by block."""
+"""Elements of a block: half a megabyte of float64 fits in a core's cache. The result depends on it,
+since sums are computed per block."""
 
 CHUNK = 1 << 18
-"""Elements that a thread takes at a time."""
+"""Elements that a thread processes at a time."""
 
-PIECE = 1 << 10
-"""Elements of a sample's blocks."""
+SAMPLE_BLOCK = 1 << 10
+"""Elements per block of a sample."""
 
-CONDUCTORS = 3
-"""Tensors in work at the same time, so that threads do not wait at the end of each."""
+CONCURRENT_TENSORS = 3
+"""Tensors processed at the same time, so threads do not idle at the end of a tensor."""
 
 
 class TensorSource(Protocol):
@@ -52,16 +52,16 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """One tensor to be written.
+    """One tensor of the output.
 
     Args:
-        name: Canonical, with the module's folder before it.
-        part: Folder that it is written to, "" is the root.
-        spec: As it is written.
+        name: Canonical name, prefixed by the module's folder.
+        part: Folder that it is written to, "" for the root.
+        spec: Spec of the output.
         models: The tensor in each model.
         base: The tensor in the base.
-        layer: Number of its layer, if it is in one.
-        only: The model that it is taken from as it is.
+        layer: Index of its layer, if any.
+        only: Index of the only model that has it; it is copied from there.
     """
 
     name: str
@@ -74,14 +74,14 @@ class OutputTensor:
 
     def source(self, number: int) -> TensorSource:
         """A model's tensor, or the base's."""
-        found = self.base if number == BASE else self.models[number]
-        assert found is not None
-        return found
+        source = self.base if number == BASE else self.models[number]
+        assert source is not None
+        return source
 
 
 @dataclass
 class RoundingError:
-    """What rounding to the output's dtype took from the change that the merge made."""
+    """Error of rounding to the output dtype, relative to the change made by the merge."""
 
     rounding: float = 0.0
     change: float = 0.0
@@ -93,7 +93,7 @@ class RoundingError:
 
 
 class StreamedTensor:
-    """A `merge.base.Tensor` that reads its inputs block by block."""
+    """A `merge.base.MergeTensor` that reads its inputs block by block."""
 
     def __init__(
         self, slot: OutputTensor, weights: np.ndarray, stream: Stream, by_rows: bool
@@ -108,40 +108,40 @@ class StreamedTensor:
             self.block = max(1, BLOCK // max(1, columns)) * columns
 
     def sum(self, function: Callable[[Block], np.ndarray]) -> np.ndarray:
-        """`function` of every block, summed in the order of blocks."""
+        """Sum of `function` over all blocks, in order."""
 
-        def counted(start: int, stop: int) -> list[np.ndarray]:
-            found: list[np.ndarray] = []
+        def chunk_sums(start: int, stop: int) -> list[np.ndarray]:
+            sums: list[np.ndarray] = []
             for block in self._blocks(start, stop):
                 value = function(block)
-                if found and value.dtype.kind in "iu":  # exact in any order
-                    found[0] += value
+                if sums and value.dtype.kind in "iu":  # integer sums are exact in any order
+                    sums[0] += value
                 else:
-                    found.append(value)
-            return found
+                    sums.append(value)
+            return sums
 
         total: Any = 0
-        for part in self._chunks(counted):
+        for part in self._chunks(chunk_sums):
             for value in part:
                 total = total + value
         return np.asarray(total)
 
     def map(self, function: Callable[[Block], np.ndarray]) -> list[np.ndarray]:
-        """`function` of every block, in the order of blocks."""
+        """`function` of every block, in order."""
         parts = self._chunks(lambda a, b: [function(block) for block in self._blocks(a, b)])
-        return [found for part in parts for found in part]
+        return [result for part in parts for result in part]
 
     def sample(self, function: Callable[[Block], Any], count: int) -> list[Any]:
-        """`function` of small blocks from all over, `count` elements or more together."""
-        step = max(PIECE, PIECE * self.size // count)
+        """`function` of small blocks at regular intervals, at least `count` elements in total."""
+        step = max(SAMPLE_BLOCK, SAMPLE_BLOCK * self.size // count)
         return [
             function(block)
             for start in range(0, self.size, step)
-            for block in self._blocks(start, min(start + PIECE, self.size))
+            for block in self._blocks(start, min(start + SAMPLE_BLOCK, self.size))
         ]
 
     def are_equal(self) -> bool:
-        """Whether all inputs hold the same bits; reads until they differ."""
+        """Whether all inputs are bit-identical; reads until the first difference."""
         slot = self.slot
         sources = [*slot.models, *([slot.base] if slot.base else [])]
         if len({source.spec.dtype for source in sources}) > 1:
@@ -156,13 +156,13 @@ class StreamedTensor:
         return True
 
     def write(self, rule: Rule, writer: ShardWriter) -> None:
-        """Carry out a rule."""
+        """Apply a rule and write the result."""
         name, dtype = self.slot.spec.name, self.slot.spec.dtype
         width = self.slot.spec.nbytes // self.size if self.size else 0
         if not self.size:
             writer.write_part(name, np.empty(0, np.uint8))
 
-        def copied(start: int, stop: int) -> None:
+        def copy(start: int, stop: int) -> None:
             source = self.slot.source(int(rule))  # type: ignore[arg-type]
             for a in range(start, stop, self.block):
                 b = min(a + self.block, stop)
@@ -171,21 +171,19 @@ class StreamedTensor:
                     values = self._stream.values(source, raw, a)
                     raw = raw if source.spec.dtype == dtype else from_float64(values, dtype)
                 writer.write_part(name, raw, a * width)
-                self._stream.wrote(raw.nbytes)
+                self._stream.report_written(raw.nbytes)
 
-        def merged(start: int, stop: int) -> None:
+        def merge(start: int, stop: int) -> None:
             for block in self._blocks(start, stop):
                 values = rule(block)  # type: ignore[operator]
                 raw = from_float64(values, dtype)
                 if dtype == "F16" and not np.isfinite(raw).all():
-                    raise RunFailed(
-                        f"{self.name} does not fit fp16", "give --out-dtype bf16 or fp32"
-                    )
+                    raise RunFailed(f"{self.name} overflows fp16", "use --out-dtype bf16 or fp32")
                 self._stream.add_rounding_error(block, values, raw, dtype)
                 writer.write_part(name, raw, block.start * width)
-                self._stream.wrote(raw.nbytes)
+                self._stream.report_written(raw.nbytes)
 
-        for _ in self._chunks(copied if isinstance(rule, int) else merged):
+        for _ in self._chunks(copy if isinstance(rule, int) else merge):
             pass
 
     def _blocks(self, start: int, stop: int) -> Iterator[Block]:
@@ -197,7 +195,7 @@ class StreamedTensor:
             yield Block(a, models, base)
 
     def _chunks(self, work: Callable[[int, int], Any]) -> Iterator[Any]:
-        """`work` on every chunk by the threads, its results in order, few of them ahead."""
+        """Results of `work` on every chunk, in order, computed by the threads."""
         step = max(1, self._stream.chunk // self.block) * self.block
         spans = [(a, min(a + step, self.size)) for a in range(0, self.size, step)]
         yield from self._stream.map_ordered(work, spans)
@@ -205,31 +203,31 @@ class StreamedTensor:
 
 @dataclass
 class Stream:
-    """The threads of one merge, and what they have come across.
+    """The thread pool of one merge, and its rounding error.
 
     Args:
-        seed: The job's.
-        threads: How many.
-        chunk: Elements that a thread takes at a time.
-        progress: Called with bytes written.
-        measure_loss: Whether to keep account of what rounding takes.
+        seed: Seed of the job.
+        threads: Number of threads.
+        chunk: Elements that a thread processes at a time.
+        progress: Called with the number of bytes written.
+        measure_rounding: Whether to measure the rounding error.
     """
 
     seed: int = 0
     threads: int = field(default_factory=lambda: thread_count())
     chunk: int = CHUNK
     progress: Callable[[int], None] = lambda count: None
-    measure_loss: bool = False
+    measure_rounding: bool = False
 
     def __post_init__(self) -> None:
-        self.loss = RoundingError()
+        self.rounding_error = RoundingError()
         self._lock = Lock()
         self._stopped = False
         self._pool: ThreadPoolExecutor | None = None
 
     @contextmanager
     def running(self) -> Iterator[Stream]:
-        """Have the threads."""
+        """Context in which the threads run."""
         _keep_freed_memory()
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="merge")
         try:
@@ -239,43 +237,43 @@ class Stream:
             self._pool = None
 
     def map_ordered(self, work: Callable[[int, int], Any], spans: Sequence[tuple[int, int]]) -> Any:
-        """Results of `work` on every span, in their order."""
+        """Results of `work` on every span, in order."""
         assert self._pool is not None
-        ahead = 4 * self.threads
-        waiting: list[Future[Any]] = []
-        for number, span in enumerate(spans):
+        max_pending = 4 * self.threads
+        pending: list[Future[Any]] = []
+        for index, span in enumerate(spans):
             if self._stopped:
                 raise CancelledError
-            waiting.append(self._pool.submit(work, *span))
-            if number >= ahead:
-                yield waiting.pop(0).result()
-        for future in waiting:
+            pending.append(self._pool.submit(work, *span))
+            if index >= max_pending:
+                yield pending.pop(0).result()
+        for future in pending:
             yield future.result()
 
-    def each(self, work: Callable[[Any], None], items: Sequence[Any]) -> None:
-        """`work` on every item, a few at the same time."""
-        with ThreadPoolExecutor(CONDUCTORS, thread_name_prefix="tensor") as conductors:
+    def for_each(self, work: Callable[[Any], None], items: Sequence[Any]) -> None:
+        """Call `work` on every item, a few at the same time."""
+        with ThreadPoolExecutor(CONCURRENT_TENSORS, thread_name_prefix="tensor") as executor:
             futures: set[Future[None]] = set()
             try:
                 for item in items:
-                    futures.add(conductors.submit(work, item))
-                    if len(futures) >= 2 * CONDUCTORS:
+                    futures.add(executor.submit(work, item))
+                    if len(futures) >= 2 * CONCURRENT_TENSORS:
                         done, futures = wait(futures, return_when=FIRST_COMPLETED)
                         for future in done:
                             future.result()
                 for future in futures:
                     future.result()
             except BaseException:
-                self._stopped = True  # the other tensors in work
+                self._stopped = True  # also stops the other tensors
                 for future in futures:
                     future.cancel()
                 raise
 
     def values(self, source: TensorSource, raw: np.ndarray, start: int) -> np.ndarray:
-        """Stored elements as float64.
+        """Convert stored elements to float64.
 
         Raises:
-            InvalidInput: One of them is not finite.
+            InvalidInput: An element is not finite.
         """
         values = to_float64(raw, source.spec.dtype)
         if not all_finite(raw, source.spec.dtype):
@@ -283,7 +281,7 @@ class Stream:
             raise InvalidInput(
                 f"{source.path}: tensor {source.spec.name}, element {start + bad:,} is"
                 f" {values[bad]}, not a finite number",
-                "the model is damaged or its training diverged; leave it out or take another"
+                "the model is damaged or its training diverged; leave it out or use another"
                 " version",
             )
         return values
@@ -291,25 +289,25 @@ class Stream:
     def add_rounding_error(
         self, block: Block, values: np.ndarray, raw: np.ndarray, dtype: str
     ) -> None:
-        """Add a block to the account of rounding."""
-        if self.measure_loss and dtype in ("BF16", "F16"):
+        """Add a block to the rounding error."""
+        if self.measure_rounding and dtype in ("BF16", "F16"):
             reference = block.models[0] if block.base is None else block.base
             rounding = float(np.square(to_float64(raw, dtype) - values).sum())
             change = float(np.square(values - reference).sum())
             with self._lock:
-                self.loss.rounding += rounding
-                self.loss.change += change
+                self.rounding_error.rounding += rounding
+                self.rounding_error.change += change
 
-    def wrote(self, count: int) -> None:
-        """Tell the progress."""
+    def report_written(self, count: int) -> None:
+        """Report progress."""
         with self._lock:
             self.progress(count)
 
 
 def _keep_freed_memory() -> None:
-    """Let arrays that are freed be used again: glibc gives them back, and each comes as new pages.
+    """Keep freed memory in the process instead of returning it to the system.
 
-    Half of the time went into these page faults. Other libraries than glibc have no such call.
+    Page faults of new arrays took half of the time. Only glibc has `mallopt`.
     """
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
@@ -319,8 +317,8 @@ def _keep_freed_memory() -> None:
 
 
 def thread_count() -> int:
-    """Threads to use: OMP_NUM_THREADS, or every core that this process may run on."""
-    stated = os.environ.get("OMP_NUM_THREADS", "")
-    if stated.isdigit() and int(stated):
-        return int(stated)
+    """Number of threads: OMP_NUM_THREADS, otherwise the cores available to this process."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    if value.isdigit() and int(value):
+        return int(value)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

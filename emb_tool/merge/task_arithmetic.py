@@ -8,18 +8,18 @@ from emb_tool.merge.base import BASE, MergeTensor, Rule, TaskVectorMerge, mix, o
 
 
 class TaskArithmetic(TaskVectorMerge):
-    """Ilharco et al., section 2; with one model and scale below 1 it goes back towards the base."""
+    """Ilharco et al., section 2; one model and scale below 1 interpolate towards the base."""
 
     name: ClassVar[str] = "task-arithmetic"
     paper: ClassVar[str] = "arXiv:2212.04089"
 
     def rule(self, tensor: MergeTensor) -> Rule:
         """One pass; theta_0 (1 - sum c) + sum c theta_i with c = scale * w saves a subtraction."""
-        shares = self.scale * tensor.weights
-        if not shares.any():
+        coefficients = self.scale * tensor.weights
+        if not coefficients.any():
             return BASE
-        rest = 1 - shares.sum()
-        alone = one_hot(shares)
-        if alone is not None:
-            return alone
-        return lambda block: rest * block.base + mix(shares, block.models)
+        rest = 1 - coefficients.sum()
+        single = one_hot(coefficients)
+        if single is not None:
+            return single
+        return lambda block: rest * block.base + mix(coefficients, block.models)

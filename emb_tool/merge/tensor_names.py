@@ -1,4 +1,4 @@
-"""One name for a tensor, however the library that saved it called it."""
+"""Canonical tensor names, independent of the library that saved the model."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ PREFIXES = (
     "model", "bert", "roberta", "distilbert", "albert", "electra", "mpnet", "deberta", "camembert",
     "xlm_roberta", "transformer", "new", "base_model",
 )  # fmt: skip
-"""Under which classes with a head hold the body that embedding models use alone."""
+"""Prefixes of the backbone in model classes with a head."""
 
 _STATIC = {"embeddings": "embedding.weight"}
-"""model2vec's name of the table, and sentence-transformers'."""
+"""model2vec's name of the embedding table to sentence-transformers' name."""
 
 _HEADS = re.compile(r"^(lm_head\.|cls\.predictions\.decoder\.weight$)")
 
 
 def canonical(names: Iterable[str]) -> dict[str, str]:
-    """Canonical name to the name as stored.
+    """Map canonical names to stored names.
 
-    A prefix that only classes with a head have goes, `gamma` and `beta` become `weight` and `bias`,
-    and model2vec's table has sentence-transformers' name.
+    A prefix of classes with a head is removed, `gamma` and `beta` become `weight` and `bias`, and
+    model2vec's table gets sentence-transformers' name.
     """
     names = list(names)
     prefix = _prefix(names)
-    found: dict[str, str] = {}
+    stored_names: dict[str, str] = {}
     for name in names:
         short = _STATIC.get(name, current_name(name.removeprefix(prefix)))
-        found[name if short in found else short] = name
-    return found
+        stored_names[name if short in stored_names else short] = name
+    return stored_names
 
 
 def _prefix(names: list[str]) -> str:
-    """`bert.`, if that is where the layers lie."""
+    """`bert.`, if the layers have this prefix."""
     stacks = group_layers(names)
     largest = max(stacks, key=lambda prefix: len(stacks[prefix]), default="")
     first = largest.partition(".")[0] + "."
-    # distilbert's own `transformer.` holds the layers and nothing else
-    beside = any(n.startswith(first) and not n.startswith(f"{largest}.") for n in names)
-    return first if first[:-1] in PREFIXES and "." in largest and beside else ""
+    # DistilBERT's own `transformer.` has only layers
+    has_others = any(n.startswith(first) and not n.startswith(f"{largest}.") for n in names)
+    return first if first[:-1] in PREFIXES and "." in largest and has_others else ""
 
 
 def layer_numbers(names: Iterable[str]) -> dict[str, int]:
-    """Name to the number of its layer, for those in the largest stack."""
+    """Tensor name to the index of its layer, for tensors in the largest stack of layers."""
     stacks = group_layers(names)
     stack = stacks[max(stacks, key=lambda prefix: len(stacks[prefix]))] if stacks else {}
-    return {name: number for number, held in stack.items() for name in held}
+    return {name: index for index, members in stack.items() for name in members}
 
 
 def is_computed(name: str) -> bool:
-    """Whether a buffer is one that newer versions compute (`embeddings.position_ids`)."""
+    """Whether it is a buffer that newer versions of transformers compute (`position_ids`)."""
     return bool(COMPUTED.search(name))
 
 
 def is_head(name: str) -> bool:
-    """Whether it is the output head, which may be tied to the token table."""
+    """Whether it belongs to the output head, which may be tied to the token table."""
     return bool(_HEADS.match(name))

@@ -1,4 +1,4 @@
-"""The tensors of all inputs, matched by name: in what they differ, and what is written of them."""
+"""Tensors of all inputs, matched by canonical name: their differences and the output tensors."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Entry(NamedTuple):
     """A tensor of one model.
 
     Args:
-        name: As it is called in the model, whatever the file's wrapper.
+        name: Name in the model, without a wrapper's prefix.
         spec: Its spec.
         path: Its file.
-        stored: Its name there.
+        stored: Name in the file.
     """
 
     name: str
@@ -37,119 +37,121 @@ class Entry(NamedTuple):
 
 
 class Tensors:
-    """What there is to be merged.
+    """The tensors of a merge.
 
     Args:
         models: The models, in the user's order.
-        base: What they were trained from, where it makes a difference.
-        out_dtype: safetensors' name of the dtype written; None takes the widest that is read.
-        lead: Number of the model that says which tensors there are.
+        base: The model that they were trained from, if it is used.
+        out_dtype: safetensors name of the output dtype; None: the widest dtype of the inputs.
+        reference: Index of the model that determines the set of tensors.
 
     Attributes:
-        files: Those that are open.
-        notes: What is left out, and why.
+        files: Open files.
+        notes: Notes on omitted tensors.
     """
 
     def __init__(
         self, models: Sequence[Checkpoint], base: Checkpoint | None, out_dtype: str | None,
-        lead: int,
+        reference: int,
     ) -> None:  # fmt: skip
-        self.models, self.base, self.out_dtype, self.lead = models, base, out_dtype, lead
+        self.models, self.base, self.out_dtype, self.reference = models, base, out_dtype, reference
         self.files = OpenFiles()
         self.notes: list[str] = []
 
     def differences(self) -> list[Difference]:
-        """In what the models' tensors are not like the first's."""
-        found = []
+        """Differences between the models' tensors and the first's."""
+        differences = []
         first = self._specs(0)
-        for number in range(1, len(self.models)):
-            mine = self._specs(number)
-            for name in first.keys() & mine.keys():
-                shapes = [list(specs[name].shape) for specs in (mine, first)]
+        for index in range(1, len(self.models)):
+            specs = self._specs(index)
+            for name in first.keys() & specs.keys():
+                shapes = [list(x[name].shape) for x in (specs, first)]
                 if shapes[0] != shapes[1]:
-                    said = f"{name} is {shapes[0]}, not {shapes[1]}"
-                    found.append(Difference("shape", number, said))
-            for name in sorted(first.keys() ^ mine.keys()):
-                said = f"no {name}" if name in first else f"{name} besides"
-                found.append(Difference("tensors", number, said))
-        return sorted(found)
+                    description = f"{name} is {shapes[0]}, not {shapes[1]}"
+                    differences.append(Difference("shape", index, description))
+            for name in sorted(first.keys() ^ specs.keys()):
+                description = f"{name} is missing" if name in first else f"{name} is extra"
+                differences.append(Difference("tensors", index, description))
+        return sorted(differences)
 
-    def _specs(self, number: int) -> dict[str, TensorSpec]:
-        """A model's tensors by canonical name, those left aside that are no matter of choice."""
+    def _specs(self, index: int) -> dict[str, TensorSpec]:
+        """Specs of a model's tensors by canonical name, except optional tensors."""
         return {
             f"{part}/{name}" if part else name: entry.spec
-            for part, held in self._parts(self.models[number]).items()
-            for name, entry in held.items()
-            if not self._is_spare(name)
+            for part, entries in self._parts(self.models[index]).items()
+            for name, entry in entries.items()
+            if not self._is_optional(name)
         }
 
     @cached_property
     def slots(self) -> list[OutputTensor]:
-        """Every tensor that is written, in the order of the first model's files.
+        """The output tensors, in the order of the first model's files.
 
         Raises:
-            InvalidInput: A base without a tensor that the models have; buffers of unequal dtype.
+            InvalidInput: The base lacks a tensor of the models; buffers with different dtypes.
         """
         models = [self._parts(checkpoint) for checkpoint in self.models]
         base = self._parts(self.base) if self.base else None
         slots = []
-        for part, held in models[self.lead].items():
-            layers = layer_numbers(held)
-            for name, entry in held.items():
+        for part, reference_entries in models[self.reference].items():
+            layers = layer_numbers(reference_entries)
+            for name, entry in reference_entries.items():
                 entries = [parts[part][name] for parts in models if name in parts.get(part, {})]
-                alike = len({(e.spec.shape, e.spec.dtype) for e in entries}) == 1
-                everywhere = len(entries) == len(models)
-                if self._is_spare(name) and (is_head(name) or not everywhere or not alike):
-                    self.notes.append(f"{join(part, name)} is left out: loaders make it themselves")
+                same_spec = len({(e.spec.shape, e.spec.dtype) for e in entries}) == 1
+                in_all_models = len(entries) == len(models)
+                if self._is_optional(name) and (
+                    is_head(name) or not in_all_models or not same_spec
+                ):
+                    self.notes.append(f"{join(part, name)} is omitted: loaders create it")
                     continue
-                theirs = base.get(part, {}).get(name) if base is not None else None
-                if not everywhere:
-                    entries, theirs = [entry], None
+                base_entry = base.get(part, {}).get(name) if base is not None else None
+                if not in_all_models:
+                    entries, base_entry = [entry], None
                 elif not {e.spec.dtype for e in entries} <= set(FLOATS):
-                    theirs = None  # a buffer is copied or refused
+                    base_entry = None  # buffers are copied or refused
                 elif base is not None:
-                    self._check_base(join(part, name), entry.spec, theirs)
-                slot = self._slot(part, name, entry.name, entries, theirs, layers.get(name))
-                slots.append(slot if everywhere else replace(slot, only=0))
+                    self._check_base(join(part, name), entry.spec, base_entry)
+                slot = self._slot(part, name, entry.name, entries, base_entry, layers.get(name))
+                slots.append(slot if in_all_models else replace(slot, only=0))
         return slots
 
     def _slot(
-        self, part: str, name: str, own: str, entries: list[Entry], theirs: Entry | None,
+        self, part: str, name: str, out_name: str, entries: list[Entry], base_entry: Entry | None,
         layer: int | None,
     ) -> OutputTensor:  # fmt: skip
-        """One tensor to be written as `own`, from those of its canonical name."""
-        full = join(part, name)
+        """The output tensor of a canonical name, written as `out_name`."""
+        full_name = join(part, name)
         owners = self.models if len(entries) == len(self.models) else [None] * len(entries)
         sources = tuple(
             self._source(entry, owner if not part else None, name)
             for entry, owner in zip(entries, owners, strict=True)
         )
-        there = [*entries, *([theirs] if theirs else [])]
-        dtype = self._out_dtype({e.spec.dtype for e in there}, full)
-        spec = TensorSpec(current_name(own), entries[0].spec.shape, dtype)
-        base = self._source(theirs) if theirs else None
-        return OutputTensor(full, part, spec, sources, base, layer)
+        all_entries = [*entries, *([base_entry] if base_entry else [])]
+        dtype = self._out_dtype({e.spec.dtype for e in all_entries}, full_name)
+        spec = TensorSpec(current_name(out_name), entries[0].spec.shape, dtype)
+        base = self._source(base_entry) if base_entry else None
+        return OutputTensor(full_name, part, spec, sources, base, layer)
 
-    def _check_base(self, name: str, spec: TensorSpec, theirs: Entry | None) -> None:
+    def _check_base(self, name: str, spec: TensorSpec, entry: Entry | None) -> None:
         assert self.base is not None
-        if theirs is None:
+        if entry is None:
             raise InvalidInput(
-                f"the base {self.base.name} has no {name}, so there is no task vector of it",
-                "take the model that the others were trained from, with all its modules",
+                f"the base {self.base.name} has no {name}, so its task vector is undefined",
+                "give the model that the others were trained from, with all its modules",
             )
-        if theirs.spec.shape != spec.shape:
+        if entry.spec.shape != spec.shape:
             raise InvalidInput(
-                f"the base {self.base.name}: {name} is {list(theirs.spec.shape)}, not"
+                f"the base {self.base.name}: {name} is {list(entry.spec.shape)}, not"
                 f" {list(spec.shape)}",
-                "take the model that the others were trained from",
+                "give the model that the others were trained from",
             )
 
     def _out_dtype(self, dtypes: set[str], name: str = "") -> str:
         if not dtypes <= set(FLOATS):
-            (only, *more) = sorted(dtypes)
-            if more or only not in NUMPY_DTYPES:
-                raise InvalidInput(f"{name} is {', '.join(sorted(dtypes))}: not to be merged", None)
-            return only
+            (dtype, *others) = sorted(dtypes)
+            if others or dtype not in NUMPY_DTYPES:
+                raise InvalidInput(f"{name} is {', '.join(sorted(dtypes))}: cannot be merged", None)
+            return dtype
         return self.out_dtype or promote_dtypes(dtypes)
 
     def _source(
@@ -159,14 +161,14 @@ class Tensors:
             return model.source(entry.name, name, self.files)
         return self.files.tensor(entry.path, entry.stored)
 
-    def _is_spare(self, name: str) -> bool:
-        """Whether a tensor may be missing: computed buffers, a head tied to the token table."""
+    def _is_optional(self, name: str) -> bool:
+        """Whether a tensor may be missing: a computed buffer, or a head tied to the token table."""
         tied = self.models[0].config.get("tie_word_embeddings", True)
         return is_computed(name) or (is_head(name) and tied)
 
     @staticmethod
     def _parts(checkpoint: Checkpoint) -> dict[str, dict[str, Entry]]:
-        """Part as it is written to canonical name to the tensor."""
+        """Output folder to canonical name to tensor."""
         layout = checkpoint.layout
         main = checkpoint.weights[layout.main]
         parts = {"": main}

@@ -20,36 +20,42 @@ class Ties(TaskVectorMerge):
     paper: ClassVar[str] = "arXiv:2306.01708"
 
     density: Annotated[
-        float, Field(ge=0, le=1, description="share of a task vector's largest elements kept")
+        float,
+        Field(
+            ge=0, le=1, description="fraction of each task vector's elements to keep, the largest"
+        ),
     ] = 0.2
 
     def rule(self, tensor: MergeTensor) -> Rule:
-        """One pass for the thresholds as a rule, one for the merge."""
-        if self.density == 1 and (one := one_hot(self.scale * tensor.weights)) is not None:
-            return one
+        """Usually one pass for the thresholds, then one for the merge."""
+        if self.density == 1 and (single := one_hot(self.scale * tensor.weights)) is not None:
+            return single
         keep = floor(self.density * tensor.size)
-        cuts = [cut for (cut,) in largest_k(tensor, threshold_keys, [[keep]] * len(tensor.weights))]
-        return lambda block: ties(block, cuts, tensor.weights, self.scale)
+        thresholds = [
+            threshold
+            for (threshold,) in largest_k(tensor, task_vector_keys, [[keep]] * len(tensor.weights))
+        ]
+        return lambda block: ties(block, thresholds, tensor.weights, self.scale)
 
 
-def threshold_keys(block: Block) -> list[np.ndarray]:
-    """Magnitudes of the task vectors, sortable."""
+def task_vector_keys(block: Block) -> list[np.ndarray]:
+    """Sortable keys of the task vectors' magnitudes."""
     return [magnitude_keys(delta) for delta in block.deltas]
 
 
 def ties(
-    block: Block, cuts: list[MagnitudeThreshold], weights: np.ndarray, scale: float
+    block: Block, thresholds: list[MagnitudeThreshold], weights: np.ndarray, scale: float
 ) -> np.ndarray:
     """theta_0 + scale * mean over the models that agree with the elected sign.
 
     Args:
-        block: With a base.
-        cuts: Each task vector's.
+        block: A block with a base.
+        thresholds: One threshold per task vector.
         weights: (N,) factors of the task vectors.
-        scale: On the merged one.
+        scale: Factor applied to the merged task vector.
     """
     trimmed = [
-        delta * cut.mask(magnitude_keys(delta), block.start)
-        for delta, cut in zip(block.deltas, cuts, strict=True)
+        delta * threshold.mask(magnitude_keys(delta), block.start)
+        for delta, threshold in zip(block.deltas, thresholds, strict=True)
     ]
-    return block.moved(scale * disjoint_mean(trimmed, weights))
+    return block.add_to_base(scale * disjoint_mean(trimmed, weights))

@@ -1,6 +1,7 @@
-"""A search turns data into the weights of another method.
+"""Base classes of methods that use data, and results of weight searches.
 
-That method is what is carried out and recorded: the recipe makes the same model again without data.
+A search determines the weights of another method, which is then run and recorded: the recipe
+reproduces the model without the data.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from emb_tool.report import Table
 if TYPE_CHECKING:
     from emb_tool.merge.evaluator import MergeEvaluator
 
-RESULT_FILE = "found.json"
+RESULT_FILE = "search_result.json"
 
 DIGITS = 6
-"""Decimals of the weights that are found: what is recorded is what is carried out."""
+"""Decimals of the weights of a search result, in the merge and in the recipe."""
 
 
 class SearchResult(NamedTuple):
-    """What looking at data has given.
+    """Result of a data-driven method.
 
     Args:
-        method: What carries it out.
-        facts: For the report.
-        table: For the user.
+        method: The method to merge with.
+        facts: Facts for the report.
+        table: Table for the report.
     """
 
     method: Merge
@@ -44,39 +45,43 @@ class SearchResult(NamedTuple):
 
 
 class DataDrivenMerge(Merge):
-    """A method that looks at data before the tensors are merged."""
+    """A method that uses data before the tensors are merged."""
 
-    def find(self, bench: MergeEvaluator) -> SearchResult:
-        """Look."""
+    def find(self, evaluator: MergeEvaluator) -> SearchResult:
+        """Search for weights or gather statistics.
+
+        Args:
+            evaluator: Evaluates mixes.
+        """
         raise NotImplementedError
 
 
 class WeightSearch(DataDrivenMerge):
-    """A method that finds weights and leaves the merging to another, which is recorded."""
+    """A method that determines the weights of another method, which merges and is recorded."""
 
-    finds_weights: ClassVar[bool] = True
+    searches_weights: ClassVar[bool] = True
 
 
-def save_search_result(state: Path, found: SearchResult) -> None:
-    """Keep what was found until the merge is whole: a resume must go on with the same weights."""
-    method = dump(found.method)
-    table = found.table.to_json() if found.table else None
-    told = {"method": method, "facts": found.facts, "table": table}
-    write_atomically(state / RESULT_FILE, json.dumps(told))
+def save_search_result(state: Path, result: SearchResult) -> None:
+    """Save a search result, so that a resumed merge uses the same weights."""
+    method = dump(result.method)
+    table = result.table.to_json() if result.table else None
+    data = {"method": method, "facts": result.facts, "table": table}
+    write_atomically(state / RESULT_FILE, json.dumps(data))
 
 
 def load_search_result(state: Path) -> SearchResult | None:
-    """What an interrupted merge had found."""
+    """Load the search result of an interrupted merge, None if there is none."""
     if not (state / RESULT_FILE).is_file():
         return None
-    held = json.loads((state / RESULT_FILE).read_text(encoding="utf-8"))
-    cls = registry.load("merge", held["method"].pop("name"))
-    method = registry.build(cls, held["method"], RESULT_FILE)
-    return SearchResult(method, held["facts"], Table(**held["table"]) if held["table"] else None)
+    data = json.loads((state / RESULT_FILE).read_text(encoding="utf-8"))
+    cls = registry.load("merge", data["method"].pop("name"))
+    method = registry.build(cls, data["method"], RESULT_FILE)
+    return SearchResult(method, data["facts"], Table(**data["table"]) if data["table"] else None)
 
 
 def linear_method(weights: np.ndarray) -> Linear:
-    """`linear` with these shares."""
+    """`linear` with these weights."""
     return Linear(weights=Weights(np.round(weights, DIGITS).tolist()))
 
 
@@ -85,7 +90,7 @@ def task_arithmetic_method(coefficients: np.ndarray) -> TaskArithmetic:
     return TaskArithmetic(weights=Weights(np.round(coefficients, DIGITS).tolist()))
 
 
-def candidates_table(bench: MergeEvaluator) -> Table:
-    """What was measured, the best first."""
-    tasks = [task.label for task in bench.setup.data.tasks.dev]
-    return Table("mixes measured", ["mean", *tasks, *bench.names], bench.rows())
+def candidates_table(evaluator: MergeEvaluator) -> Table:
+    """Table of the evaluated mixes, best first."""
+    tasks = [task.label for task in evaluator.setup.data.tasks.dev]
+    return Table("evaluated mixes", ["mean", *tasks, *evaluator.names], evaluator.rows())

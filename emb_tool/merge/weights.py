@@ -1,4 +1,4 @@
-"""Weights of models: the same everywhere, or other ones for some layers or some names."""
+"""Weights of models, optionally by layer or by tensor name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LAYERS = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 class Weights(RootModel[dict[str, tuple[float, ...]]]):
-    """Selector to a weight for each model; of several that fit a tensor the last counts.
+    """Selector to one weight per model; the last matching selector applies.
 
     A selector is a layer (`3`), a range of layers (`0-5`), or a pattern for tensor names
     (`*pooler*`, `2_Dense/*`); `*` is every tensor.
@@ -28,8 +28,8 @@ class Weights(RootModel[dict[str, tuple[float, ...]]]):
 
     @model_validator(mode="before")
     @classmethod
-    def _read(cls, value: Any) -> Any:
-        """`.5,.5;0-5:.7,.3` as typed in a shell; a list or a mapping in a recipe."""
+    def _parse(cls, value: Any) -> Any:
+        """Parse `.5,.5;0-5:.7,.3` of a command line, or a list or mapping of a recipe."""
         if isinstance(value, str):
             rules: dict[str, Any] = {}
             for part in value.split(";"):
@@ -42,45 +42,48 @@ class Weights(RootModel[dict[str, tuple[float, ...]]]):
             return {str(key): _numbers(numbers) for key, numbers in value.items()}
         return value
 
-    def check(self, count: int, shares: bool) -> None:
-        """Refuse another number of weights than of models, and averages of sum 0.
+    def check(self, count: int, averages: bool) -> None:
+        """Check the number of weights, and that weights of an average do not sum to 0.
 
         Args:
-            count: Models.
-            shares: Whether they are divided by their sum.
+            count: Number of models.
+            averages: Whether the weights are divided by their sum.
         """
         for selector, numbers in self.root.items():
-            said = "weights=" + ("" if selector == ALL else f"{selector}:")
-            said += ",".join(f"{number:g}" for number in numbers)
+            setting = "weights=" + ("" if selector == ALL else f"{selector}:")
+            setting += ",".join(f"{number:g}" for number in numbers)
             if len(numbers) != count:
                 raise InvalidInput(
-                    f"{said}: {len(numbers)} weights for {count} models", "give one for each model"
+                    f"{setting}: {len(numbers)} weights for {count} models",
+                    "give one for each model",
                 )
             if not np.isfinite(numbers).all():
-                raise InvalidInput(f"{said}: not a finite number", "give one for each model")
-            if shares and abs(sum(numbers)) < 1e-6:
-                raise InvalidInput(f"{said}: they sum to zero", "shares of an average sum to one")
+                raise InvalidInput(f"{setting}: not a finite number", "give one for each model")
+            if averages and abs(sum(numbers)) < 1e-6:
+                raise InvalidInput(
+                    f"{setting}: they sum to zero", "weights of an average must sum to one"
+                )
 
     def sums(self) -> dict[str, float]:
-        """What the weights of each selector sum to."""
+        """Sum of the weights of each selector."""
         return {selector: float(sum(numbers)) for selector, numbers in self.root.items()}
 
-    def of(self, name: str, layer: int | None) -> np.ndarray | None:
-        """The weights of one tensor; None if no selector fits.
+    def for_tensor(self, name: str, layer: int | None) -> np.ndarray | None:
+        """The weights for one tensor; None if no selector matches.
 
         Args:
             name: Its canonical name.
-            layer: Number of its layer, if it is in one.
+            layer: Index of its layer, if any.
         """
-        found = None
+        weights = None
         for selector, numbers in self.root.items():
-            if fits(selector, name, layer):
-                found = np.array(numbers, np.float64)
-        return found
+            if matches(selector, name, layer):
+                weights = np.array(numbers, np.float64)
+        return weights
 
 
-def fits(selector: str, name: str, layer: int | None) -> bool:
-    """Whether a selector means a tensor."""
+def matches(selector: str, name: str, layer: int | None) -> bool:
+    """Whether a selector matches a tensor."""
     layers = _LAYERS.fullmatch(selector)
     if layers:
         first = int(layers[1])

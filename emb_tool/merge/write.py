@@ -1,4 +1,4 @@
-"""The writing of a merge: file by file, each tensor by its rule."""
+"""Writes a merged checkpoint file by file."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ def write_merge(
     threads: int | None = None,
     chunk: int = CHUNK,
 ) -> None:
-    """Merge the models of a setup with a method and write the checkpoint, as a search does, too.
+    """Merge the models of a setup with a method and write the checkpoint.
 
     Args:
         setup: The inputs; `plan` has been called.
-        method: How; not necessarily the job's.
-        folder: Where to write.
-        state: Holds `shards.json`, the files that are finished.
-        progress: Where bars and warnings go.
-        report: Takes up facts.
-        metadata: Entries of the headers.
-        threads: How many [every core].
-        chunk: Elements that a thread takes at a time.
+        method: The method, not necessarily that of the job.
+        folder: Output folder.
+        state: Folder of `shards.json`, the list of finished files.
+        progress: Receives progress and warnings.
+        report: Receives facts and measures.
+        metadata: Metadata of the file headers.
+        threads: Number of threads [every core].
+        chunk: Elements that a thread processes at a time.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    slots, order = ordered(setup, method)
+    slots, order = order_models(setup, method)
     total = sum(slot.spec.nbytes for slot in slots)
     done = read_json(state, "shards.json") or {}
     write_aux_files(setup, folder)
@@ -72,20 +72,21 @@ def write_merge(
         )  # fmt: skip
     if report is not None:
         report.facts["tensors"] = len(slots)
-        share = stream.loss.share
+        share = stream.rounding_error.share
         if share is not None:
             report.measures.append(Measure("lost by rounding", share, of="the merge's change"))
             if share > 0.01:
                 progress.warn(
-                    f"rounding to 16 bits takes {share:.1%} of what the merge changed; --out-dtype"
-                    " fp32 keeps it"
+                    f"rounding to 16 bits loses {share:.1%} of the change made by the merge;"
+                    " --out-dtype fp32 avoids it"
                 )
 
 
-def ordered(setup: Setup, method: Merge) -> tuple[Sequence[OutputTensor], list[int]]:
-    """The slots with the models in an order that does not depend on the user's, if none is meant.
+def order_models(setup: Setup, method: Merge) -> tuple[Sequence[OutputTensor], list[int]]:
+    """The slots with the models in canonical order, unless the method depends on the order.
 
-    Sums of floats depend on their order, so models come in that of their content.
+    Floating-point sums depend on their order; the canonical order makes them independent of the
+    user's order.
     """
     if not method.symmetric:
         return setup.slots, list(range(len(setup.models)))
@@ -114,21 +115,21 @@ def merge_tensors(
 
     Args:
         method: The method.
-        slots: What is written, in order.
-        folder: Where; parts are folders in it.
-        stream: The threads.
-        order: The user's number of each of the slots' models.
-        max_shard: Bytes of one file at most.
+        slots: The output tensors, in order.
+        folder: Output folder; parts are its subfolders.
+        stream: The thread pool.
+        order: The user's index of each of the slots' models.
+        max_shard: Maximum bytes per file.
         done: Part to the files that an earlier run has finished.
-        on_shard: Called with part and file of each file that is whole and on disk.
-        metadata: Entries of each file's header.
+        on_shard: Called with the part and name of each finished file.
+        metadata: Metadata of each file's header.
     """
     with stream.running():
         tensors = {
             (slot.part, slot.spec.name): _tensor(method, slot, stream, order) for slot in slots
         }
-        free = [t for t in tensors.values() if t.slot.only is None]
-        find = method.begin(free)
+        merged_tensors = [t for t in tensors.values() if t.slot.only is None]
+        rule_of = method.prepare(merged_tensors)
 
         for part in dict.fromkeys(slot.part for slot in slots):
             specs = [slot.spec for slot in slots if slot.part == part]
@@ -144,43 +145,43 @@ def merge_tensors(
                     elif tensor.are_equal():
                         rule = 0
                     elif tensor.slot.spec.dtype in FLOATS:
-                        rule = find(tensor)
+                        rule = rule_of(tensor)
                     else:
                         raise InvalidInput(
-                            f"{tensor.name} is {tensor.slot.spec.dtype} and not the same in all"
-                            " models: whole numbers have no average",
-                            "leave out the model that has another one",
+                            f"{tensor.name} is {tensor.slot.spec.dtype} and differs between models:"
+                            " integers cannot be averaged",
+                            "leave out the model that differs",
                         )
                     tensor.write(rule, writer)
 
                 for shard, names in writer.shards.items():
                     if shard not in finished:
                         with _flushed(writer):
-                            stream.each(work, [tensors[part, name] for name in names])
+                            stream.for_each(work, [tensors[part, name] for name in names])
                         writer.finish(shard)
                         on_shard(part, shard)
 
 
 @contextmanager
 def _flushed(writer: ShardWriter) -> Iterator[None]:
-    """Write back to disk while the merge goes on, not after it."""
+    """Flush to disk in the background during the merge."""
     done = Event()
 
     def flush() -> None:
         while not done.wait(0.5):
             writer.flush()
 
-    with ThreadPoolExecutor(1, thread_name_prefix="flush") as beside:
-        try:  # a signal may come as the thread starts
-            future = beside.submit(flush)
+    with ThreadPoolExecutor(1, thread_name_prefix="flush") as executor:
+        try:  # a signal may arrive as the thread starts
+            future = executor.submit(flush)
             yield
         finally:
             done.set()
-        future.result()  # a disk that is full or broken is told once
+        future.result()  # raises disk errors
 
 
 def _tensor(
     method: Merge, slot: OutputTensor, stream: Stream, order: Sequence[int]
 ) -> StreamedTensor:
-    weights = method.weights_of(slot.name, slot.layer, len(order))[list(order)]
+    weights = method.tensor_weights(slot.name, slot.layer, len(order))[list(order)]
     return StreamedTensor(slot, weights, stream, method.by_rows)

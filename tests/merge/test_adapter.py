@@ -99,15 +99,15 @@ def test_it_is_what_peft_merges(settings: Any, tiny_bert: Path, tmp_path: Path) 
         assert np.array_equal(theirs, held[name].numpy()) == (name not in changed)
 
 
-@pytest.mark.parametrize("rooted", [False, True])
+@pytest.mark.parametrize("rank_stabilized", [False, True])
 def test_patterns_match_names_in_the_class_that_was_trained(
-    rooted: bool, tiny_bert: Path, tmp_path: Path
+    rank_stabilized: bool, tiny_bert: Path, tmp_path: Path
 ) -> None:
     """There they begin with `bert.`, as anchored patterns do."""
     alphas = {"^bert.encoder.layer.1.attention.self.query": 2, "^encoder.*": 100}
     adapter = adapted(
         tiny_bert, tmp_path / "adapter", BertForMaskedLM,
-        **QUERY_KEY, alpha_pattern=alphas, use_rslora=rooted,
+        **QUERY_KEY, alpha_pattern=alphas, use_rslora=rank_stabilized,
     )  # fmt: skip
     expected, (found, changed) = (
         by_peft(tiny_bert, adapter, BertForMaskedLM),
@@ -165,8 +165,8 @@ def test_what_peft_writes_of_a_pissa_adapter_as_plain_lora(tiny_bert: Path, tmp_
         ({"init_lora_weights": 1}, "init_lora_weights 1", "merge_and_unload"),
         ({"use_dora": True, "bias": "all"}, 'use_dora true, bias "all"', "merge_and_unload"),
         ({"bias": None}, "bias null", "merge_and_unload"),
-        ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens [5]", "some tokens and not"),
-        ({"arrow_config": {"top_k": 3}}, 'arrow_config {"top_k": 3}', "some tokens and not"),
+        ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens [5]", "some tokens only"),
+        ({"arrow_config": {"top_k": 3}}, 'arrow_config {"top_k": 3}', "some tokens only"),
         ({"peft_type": "LOHA", "alpha": 8}, 'peft_type "LOHA"', "merge_and_unload"),
         ({"new_in_peft": 0}, "new_in_peft 0", "merge_and_unload"),
         ({"new_in_peft": "x"}, 'new_in_peft "x"', "merge_and_unload"),
@@ -193,8 +193,8 @@ def test_every_setting_of_the_installed_peft_is_known_or_refused() -> None:
     plain = LoraConfig().to_dict()
     read_lora({**plain, "peft_type": "LORA"}, "an adapter")
     fields = {field.name for field in dataclasses.fields(LoraConfig)}
-    assert fields >= lora._READ | lora._FREE  # none that is misspelled
-    for key in fields - lora._READ - lora._FREE:
+    assert fields >= lora._CHECKED_KEYS | lora._IGNORED_KEYS  # none that is misspelled
+    for key in fields - lora._CHECKED_KEYS - lora._IGNORED_KEYS:
         with pytest.raises(InvalidInput, match=key):
             read_lora({**PLAIN, key: True}, "an adapter")
 
@@ -234,14 +234,14 @@ A, B = f"base_model.model.{NAME}.lora_A.weight", f"base_model.model.{NAME}.lora_
         ({}, {"r": 3}, r"factors of rank 4 and 4, adapter_config.json\s+states 3"),
         ({}, {"rank_pattern": {"query": 2}}, "states 2"),
         ({B: (32, 5)}, {}, "factors of rank 4 and 5"),
-        ({B: None}, {}, "half of it is missing"),
-        ({B: (31, 4)}, {}, r"changes a matrix of \[31, 32\]"),
-        ({A.replace("A.weight", "A.other.weight"): (4, 32)}, {}, "are of two adapters"),
+        ({B: None}, {}, "one factor is missing"),
+        ({B: (31, 4)}, {}, r"is for a matrix of \[31, 32\]"),
+        ({A.replace("A.weight", "A.other.weight"): (4, 32)}, {}, "belong to two adapters"),
         ({A.replace("encoder", "bert.encoder"): (4, 32),
           B.replace("encoder", "bert.encoder"): (32, 4)}, {}, "is changed twice"),
-        ({A.replace("encoder", "other.encoder"): (4, 32)}, {}, "no matrix of"),
-        ({A.replace("lora_A.weight", "lora_magnitude_vector"): (1, 32)}, {}, "is not half"),
-        ({A.replace("lora_A", "base_layer"): (32, 32)}, {}, "is not half"),
+        ({A.replace("encoder", "other.encoder"): (4, 32)}, {}, "not a matrix of"),
+        ({A.replace("lora_A.weight", "lora_magnitude_vector"): (1, 32)}, {}, "is not a factor"),
+        ({A.replace("lora_A", "base_layer"): (32, 32)}, {}, "is not a factor"),
     ],
     ids=["rank", "rank_pattern", "ranks", "half", "shape", "two adapters", "twice", "prefix",
          "magnitude", "base_layer"],

@@ -153,7 +153,7 @@ FAULTS = {
     "max_length": lambda m: edit(
         m, "sentence_bert_config.json", lambda d: d.update(max_seq_length=16)
     ),
-    "quantised": lambda m: edit(
+    "quantized": lambda m: edit(
         m, "config.json", lambda d: d.update(quantization_config={"quant_method": "gptq"})
     ),
 }  # fmt: skip

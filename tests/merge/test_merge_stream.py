@@ -33,8 +33,8 @@ DATA_FREE = [n for n in METHODS if not issubclass(registry.load("merge", n), Dat
 def test_bytes_do_not_depend_on_threads_chunks_or_order(tmp_path: Path, name: str) -> None:
     cls = registry.load("merge", name)
     assert issubclass(cls, Merge)
-    models, base = make_files(tmp_path, cls.most or 3, step=0.04)
-    given = base if cls.takes_base else None
+    models, base = make_files(tmp_path, cls.max_models or 3, step=0.04)
+    given = base if cls.uses_base else None
     first = merge(tmp_path / "a", name, models, given, threads=1)
     second = merge(tmp_path / "b", name, models, given, threads=3, chunk=1 << 16)
     files = [(tmp_path / x / "model.safetensors").read_bytes() for x in "ab"]
@@ -54,7 +54,7 @@ def test_bytes_do_not_depend_on_the_seed_of_hashes(tmp_path: Path) -> None:
         from tests.merge.siblings import merge
         from emb_tool import registry
         for name in {DATA_FREE}:
-            base = {base!r} if registry.load("merge", name).takes_base else None
+            base = {base!r} if registry.load("merge", name).uses_base else None
             merge(Path(sys.argv[1]) / name, name, {models}, base)
     """
     for seed in "12":

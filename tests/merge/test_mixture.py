@@ -34,7 +34,7 @@ def mixture_of(models: list[Path], base: Path | None) -> Mixture:
     if base is not None:
         flags["base"], method = str(base), "task-arithmetic"
     setup = Setup(resolve("merge", flags=flags, method=method), Progress(-1))
-    encoder = Encoder.open(setup.lead, Runtime.start("cpu"), training=True)
+    encoder = Encoder.open(setup.first, Runtime.start("cpu"), training=True)
     encoder.model.double()
     return Mixture(encoder, setup.slots)
 
@@ -83,7 +83,7 @@ def test_slopes_are_finite_differences(tiny: tuple[Path, list[Path]], kind: str)
     c = np.array([0.3, 0.4, 0.1])
     mixture.set(c)
     probe.loss(indices).backward()
-    found = mixture.slopes()
+    found = mixture.coefficient_gradients()
     step = 1e-4
     for i in range(3):
         ends = []

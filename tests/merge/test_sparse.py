@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emb_tool.merge.base import Block
-from emb_tool.merge.della import keep_chance
+from emb_tool.merge.della import keep_probability
 from emb_tool.merge.random_bits import bernoulli, random_bits, rng_key
 from emb_tool.merge.sce import sce
 from emb_tool.merge.top_k import MagnitudeThreshold
@@ -76,7 +76,7 @@ def test_sce(tmp_path: Path, density: float) -> None:
 
 def test_sce_takes_the_positive_side_where_changes_cancel() -> None:
     block = Block(0, [np.array([1.0, 3.0]), np.array([-1.0, 1.0])], np.zeros(2))
-    cut = MagnitudeThreshold(everything=True)
+    cut = MagnitudeThreshold(all_selected=True)
     got = sce(block, cut, np.array([0.75, 0.25]), 1.0)
     np.testing.assert_allclose(got, [1.0, 0.75 * 3 + 0.25])
 
@@ -130,7 +130,7 @@ def test_della_drops_small_changes_first(tmp_path: Path) -> None:
         return np.asarray(b + 0.5 * sum(parts))
 
     expect(got, models, base, formula)
-    chances = keep_chance(np.array([3.0, -1, 2, 0, 0, 5]), 3, 0.5, 0.2)
+    chances = keep_probability(np.array([3.0, -1, 2, 0, 0, 5]), 3, 0.5, 0.2)
     assert chances == pytest.approx([0.6, 0.4, 0.5, 0.4, 0.5, 0.6])
 
 

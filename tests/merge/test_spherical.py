@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 from emb_tool.errors import InvalidInput
-from emb_tool.merge.sphere import gram, mean_shares, slerp_shares
+from emb_tool.merge.sphere import gram_matrix, mean_coefficients, slerp_coefficients
 from tests.merge.siblings import expect, make_files, merge
 
 
@@ -40,7 +40,7 @@ def test_one_angle_for_the_whole_model(tmp_path: Path) -> None:
 
     expect(got, models, base, keep)
     joined = [np.concatenate([d[i].ravel() for d in whole]) for i in (0, 1)]
-    shares = slerp_shares(gram(joined), 0.3)
+    shares = slerp_coefficients(gram_matrix(joined), 0.3)
     expect(got, models, base, lambda d, b, n: b + shares[0] * d[0] + shares[1] * d[1])
 
 
@@ -54,7 +54,7 @@ def test_the_karcher_mean_is_least_in_squared_angles(spread: float) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal(9) + spread * rng.standard_normal((4, 9))
     weights = np.array([0.4, 0.3, 0.2, 0.1])
-    mean = mean_shares(gram(list(vectors)), weights) @ vectors
+    mean = mean_coefficients(gram_matrix(list(vectors)), weights) @ vectors
     assert np.linalg.norm(mean) == pytest.approx(weights @ np.linalg.norm(vectors, axis=1))
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     m = mean / np.linalg.norm(mean)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from emb_tool.merge.base import Block
 from emb_tool.merge.fisher import FLOOR, fisher
-from emb_tool.merge.regmean import regmean, shares_of
+from emb_tool.merge.regmean import input_transforms, regmean
 from emb_tool.model.encoder import Encoder
 from emb_tool.runtime.device import Runtime
 from tests.merge.family import siblings
@@ -47,13 +47,13 @@ def test_fisher_by_elements() -> None:
 def test_regmean_is_least_squares() -> None:
     rng = np.random.default_rng(0)
     inputs, layers = rng.normal(size=(3, 50, 6)), rng.normal(size=(3, 4, 6))
-    shares = shares_of(np.ones(3), [x.T @ x for x in inputs], shrink=1.0)
+    shares = input_transforms(np.ones(3), [x.T @ x for x in inputs], shrink=1.0)
     found = regmean(shares, Block(0, [w.reshape(-1) for w in layers], None))
     outputs = np.concatenate([x @ w.T for x, w in zip(inputs, layers, strict=True)])
     expected = np.linalg.lstsq(np.concatenate(inputs), outputs, rcond=None)[0].T
     np.testing.assert_allclose(found.reshape(4, 6), expected, rtol=1e-4, atol=1e-5)
     plain = regmean(
-        shares_of(np.array([0.3, 0.3, 0.4]), [np.eye(6) * 7] * 3, 0.9),
+        input_transforms(np.array([0.3, 0.3, 0.4]), [np.eye(6) * 7] * 3, 0.9),
         Block(0, [w.reshape(-1) for w in layers], None),
     )
     np.testing.assert_allclose(plain.reshape(4, 6), np.tensordot([0.3, 0.3, 0.4], layers, 1))
@@ -101,7 +101,7 @@ def test_a_model_that_gives_nan_is_named(
     save_file(tensors, bad / "model.safetensors", {"format": "pt"})
     told = run_cli("merge", models[0], bad, "-m", method, "--texts", texts, "-o", tmp_path / "out")
     assert told.code == 2, told.err
-    assert f"{bad}: its {method} on the texts is not finite" in told.err
+    assert f"{bad}: its {method} statistics on the texts are not finite" in told.err
     assert {*tmp_path.iterdir()} == {bad}
 
 

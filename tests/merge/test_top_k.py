@@ -60,7 +60,7 @@ def taken(blocks: InMemory, ks: list[int]) -> list[np.ndarray]:
 def test_exactly_k_the_first_of_equal_ones(
     step: float, sampled: slice, kept: int, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(top_k, "_KEPT", kept)
+    monkeypatch.setattr(top_k, "_MAX_CANDIDATES", kept)
     values = np.random.default_rng(0).standard_normal(200_001)
     values[:1000] /= 1e6
     values = step * np.round(values / step) if step else values

@@ -6,7 +6,13 @@ from math import erf, pi, sqrt
 
 import numpy as np
 
-from emb_tool.merge.selection import LENGTHS, _improvement, greedy, search, softmax_of_losses
+from emb_tool.merge.selection import (
+    LENGTH_SCALES,
+    _expected_improvement,
+    greedy,
+    search,
+    softmax_of_losses,
+)
 
 
 def test_few_shot_weights() -> None:
@@ -44,7 +50,7 @@ def test_expected_improvement_is_the_closed_form() -> None:
     apart = np.linalg.norm((known[:, None] - known[None]) @ tensors, axis=2)
     unit = np.median(apart[np.triu_indices(8, 1)])
     fits = []
-    for share in LENGTHS:
+    for share in LENGTH_SCALES:
         inverse = np.linalg.inv(k := kernel(known, known, unit * share) + 1e-6 * np.eye(8))
         fits.append((-y @ inverse @ y - np.linalg.slogdet(k)[1], unit * share, inverse))
     _, length, inverse = max(fits, key=lambda fit: fit[0])
@@ -53,7 +59,7 @@ def test_expected_improvement_is_the_closed_form() -> None:
     z = (cross @ inverse @ y - y.max()) / sigma
     below = np.array([0.5 * (1 + erf(x / sqrt(2))) for x in z])
     expected = sigma * (z * below + np.exp(-z * z / 2) / sqrt(2 * pi))
-    found = _improvement(tensors @ tensors.T, known, values, mixes)
+    found = _expected_improvement(tensors @ tensors.T, known, values, mixes)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)
 
 

@@ -88,10 +88,10 @@ def test_what_is_found_can_be_made_again_without_data(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["-m", "greedy-soup"], "looks at data, and there is none"),
+        (["-m", "greedy-soup"], "greedy-soup needs data"),
         (["-m", "greedy-soup", "--pairs", "pairs"], "give --dev"),
-        (["-m", "linear", "--dev", "sts"], "linear does not look at --dev"),
-        (["-m", "cocktail", "--texts", "texts"], "needs vectors to come near to"),
+        (["-m", "linear", "--dev", "sts"], "linear does not use --dev"),
+        (["-m", "cocktail", "--texts", "texts"], "needs target vectors"),
         (["-m", "self-positioning", "--pairs", "pairs"], "there is no base"),
         (["-m", "cocktail", "--pairs", "nowhere.jsonl"], "nowhere.jsonl: not found"),
     ],
@@ -127,5 +127,5 @@ def test_bare_files_are_refused(family: dict[str, Any], tmp_path: Path) -> None:
         "merge", method="greedy-soup",
         flags={"models": bare, "dev": (family["sts"],), "output": str(tmp_path / "x")},
     )  # fmt: skip
-    with pytest.raises(InvalidInput, match="files of tensors cannot be run"):
+    with pytest.raises(InvalidInput, match="bare tensor files cannot be run"):
         Setup(job, Progress(-1)).plan()
