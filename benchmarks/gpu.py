@@ -131,10 +131,10 @@ def steps(model: str, runtime: Runtime, rate: float, rounds: int) -> list[list[A
         first = batches[0]
         sample = first.ids[:2], first.targets[:2], first.indices[:2]
         gradients = Gradients(encoder, Leaf(), runtime, sample)
-        recorded = gradients.recorded
+        recorded = gradients.graph_step
         spent = {}
         for name, kept in (("recorded", recorded), ("as it is", None)):
-            gradients.recorded = kept
+            gradients.graph_step = kept
 
             def step(number: int, gradients: Gradients = gradients) -> None:
                 gradients.add(batches[number % len(batches)], 1)  # noqa: B023 - run at once

@@ -215,7 +215,7 @@ def test_a_text_without_a_loss_is_named_whoever_had_it(argv: list[str], tmp_path
     log, silent = (" ".join((tmp_path / f"log-{r}").read_text().split()) for r in (0, 1))
     index = (tmp_path / "culprit").read_text()
     assert "the loss is not finite after" in log
-    assert f"step 5 has no loss for text {index} '" in log
+    assert f"the loss of step 5 is not finite for text {index} '" in log
     assert silent == ""
 
 

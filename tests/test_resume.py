@@ -117,7 +117,7 @@ def killed_after_state(texts: int, more_steps: int = 0) -> Callable[[], None]:
             self: Any, module: Any, optimizers: Any, facts: dict[str, Any], **more: Any
         ) -> None:
             save(self, module, optimizers, facts, **more)
-            if facts["place"][3] >= texts and not left:
+            if facts["cursor"][3] >= texts and not left:
                 left.append(more_steps)
                 loop.SAVE_SECONDS = 1e9
                 if not more_steps:
@@ -246,7 +246,7 @@ def test_signals_save_and_end_with_128_and_their_number(
     assert job.run(out, "--resume") == 0
     weights, told, training = job.result(out)
     assert (weights, told) == whole[:2]
-    assert training["resumed_at"] == facts["place"][3] > 0
+    assert training["resumed_at"] == facts["cursor"][3] > 0
 
 
 def test_another_job_does_not_take_up_the_state(job: Job) -> None:
@@ -274,7 +274,7 @@ def test_finished_shards_of_the_store_are_not_encoded_again(
             "--texts", write_texts(tmp_path / "texts.jsonl", sentences),
             "--batch-tokens", "1000", "--store", str(tmp_path / "store")]  # fmt: skip
     job = Job(tmp_path, argv)
-    stop = killed_at("emb_tool.training.vector_space", "EmbeddingCache.append", 8)
+    stop = killed_at("emb_tool.training.embedding_cache", "EmbeddingCache.append", 8)
     assert job.run("out", prepare=stop) == -signal.SIGKILL
     shards = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("shard-*.safetensors")}
     assert len(shards) == 7

@@ -1,4 +1,4 @@
-"""`embtool distill`: a small student whose vectors live in the teacher's space."""
+"""`embtool distill`: train a small student in the teacher's vector space."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 PANEL = MADE
 SUMMARY = "train a small student in the teacher's vector space"
-HELP = """Train a small student whose vectors live in the teacher's own space.
+HELP = """Train a small student in the teacher's vector space, without labels.
 
-Queries can go to the student while documents stay with the teacher; no labels are needed.
+Vectors of student and teacher are comparable: queries can be encoded by the student and documents
+by the teacher.
 """
 EXAMPLE = (
     "embtool distill --teacher sentence-transformers/all-MiniLM-L6-v2 --student-layers 3"
@@ -35,7 +36,7 @@ METHODS = (
 
 
 def distill(**settings: Unpack[DistillKwargs]) -> Report:
-    """Train a small student whose vectors live in the teacher's space.
+    """Train a small student in the teacher's vector space.
 
     Args:
         **settings: The options of `embtool distill`, as `student_layers=3`, and `RunKwargs`.
@@ -44,7 +45,7 @@ def distill(**settings: Unpack[DistillKwargs]) -> Report:
         The report, as in `report.json`.
 
     Raises:
-        EmbToolError: A setting or an input is at fault, or the work failed: see docs/api.md.
+        EmbToolError: A setting or an input is invalid, or the run failed: see docs/api.md.
     """
     from emb_tool.api import run_verb
 

@@ -1,4 +1,4 @@
-"""The settings of a distillation that are not its method's."""
+"""The settings of a distillation job, without those of the method."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _layers(value: Any) -> Any:
 
 
 Layers = Annotated[int | tuple[int, ...], BeforeValidator(_layers)]
-"""How many layers to keep (`3`), or which (`0,2,5`; one alone is `5,`)."""
+"""Number of layers to keep (`3`), or their indices (`0,2,5`; a single one is `5,`)."""
 
 
 class DistillJob(MethodJob):
@@ -42,26 +42,26 @@ class DistillJob(MethodJob):
     teacher: Annotated[
         str,
         Field(
-            description="folder or hub id; a file of vectors beside the texts (.npy, .parquet, "
-            ".safetensors); or an endpoint, https://host/v1#model"
+            description="teacher: folder or hub id, file of vectors of the texts (.npy, .parquet, "
+            ".safetensors), or endpoint https://host/v1#model"
         ),
         FlagInfo(REQUIRED, MODEL),
     ]
     student: Annotated[
         str | None,
-        Field(
-            description="model to train: folder or hub id [the teacher, cut to --student-layers]"
-        ),
+        Field(description="model to train: folder or hub id [the teacher with --student-layers]"),
         FlagInfo(REQUIRED, MODEL),
     ] = None
     student_layers: Annotated[
         Layers | None,
-        Field(description="layers of the teacher (or student) to keep: a count, or a list 0,2,5"),
+        Field(
+            description="layers of the student (or teacher) to keep: a number, or indices as 0,2,5"
+        ),
         FlagInfo(DATA, "LAYERS"),
     ] = None
     from_scratch: Annotated[
         bool,
-        Field(description="start from random weights instead of the student's own"),
+        Field(description="start from random weights instead of the student's"),
         FlagInfo(TRAINING),
     ] = False
     texts: Annotated[
@@ -77,19 +77,19 @@ class DistillJob(MethodJob):
     stream: Annotated[
         bool,
         Field(
-            description="read texts as they are trained on: no copy, no search for duplicates,"
-            " vectors stored only where --store is given; for more texts than a disk is for"
+            description="stream large corpora: no copy on disk, no deduplication, teacher vectors"
+            " stored only with --store"
         ),
         FlagInfo(DATA),
     ] = False
     shuffle_buffer: Annotated[
         int,
-        Field(ge=16, description="texts of a stream that are shuffled together"),
+        Field(ge=16, description="with --stream, number of texts that are shuffled together"),
         FlagInfo(DATA),
     ] = 8192
     text_field: TextField = None
     query_field: Annotated[
-        TextField, Field(description="field of --queries, or its column's number [text_field]")
+        TextField, Field(description="field, or number of the column, of --queries [text_field]")
     ] = None
     delimiter: Delimiter = None
     header: Header = None
@@ -102,29 +102,29 @@ class DistillJob(MethodJob):
     ] = "document"
     limit: Annotated[
         int | None,
-        Field(ge=1, description="read this many texts at most; of a stream, in each epoch"),
+        Field(ge=1, description="maximum number of texts to read; with --stream, per epoch"),
         FlagInfo(DATA),
     ] = None
     fraction: Annotated[
         FloatList,
         Field(
-            description="share of --texts to take, drawn by content and --seed; one for all of"
-            " them, or one for each, as 1,.4 [all]"
+            description="fraction of --texts to use, sampled by content and --seed; one for all"
+            " sources, or one for each, as 1,.4 [all]"
         ),
-        FlagInfo(DATA, "SHARE,..."),
+        FlagInfo(DATA, "FRACTION,..."),
     ] = ()
     holdout: Annotated[
         Holdout,
         Field(
-            description="texts kept from training, at most a tenth, to choose the state and to"
-            " measure it; 0 keeps none, and the last state is written",
+            description="number of texts held out to select and evaluate the best state, at most a"
+            " tenth; with 0 the last state is written",
         ),
         FlagInfo(EVALUATION),
     ] = 500
     dev: Annotated[
         tuple[str, ...],
         Field(
-            description="task that the state to write is chosen by: sts:FILE, retrieval:DIR"
+            description="task used to select the best state: sts:FILE, retrieval:DIR"
             " [the held-out texts]"
         ),
         FlagInfo(EVALUATION, "TASK"),
@@ -132,30 +132,34 @@ class DistillJob(MethodJob):
     eval: Annotated[
         tuple[str, ...],
         Field(
-            description="task reported on the way and at the end, which chooses nothing: sts:FILE,"
-            " retrieval:DIR"
+            description="task reported during training and at the end, not used to select a"
+            " state: sts:FILE, retrieval:DIR"
         ),
         FlagInfo(EVALUATION, "TASK"),
     ] = ()
     num_evals: Annotated[
-        int, Field(ge=1, description="how often it is measured on the way"), FlagInfo(EVALUATION)
+        int, Field(ge=1, description="number of evaluations during training"), FlagInfo(EVALUATION)
     ] = 4
     min_retention: Annotated[
         float | None,
         Field(
-            gt=0, le=2, description="gate: lowest share of the teacher's figures, else exit code 3"
+            gt=0,
+            le=2,
+            description="minimum fraction of the teacher's scores, otherwise exit code 3",
         ),
         FlagInfo(EVALUATION),
     ] = None
     output: Annotated[str, Field(description="folder to write"), FlagInfo(REQUIRED, "PATH")]
     router: Annotated[
         bool,
-        Field(description="also write OUT/router: queries by student, documents by teacher"),
+        Field(
+            description="also write OUT/router: queries encoded by student, documents by teacher"
+        ),
         FlagInfo(OUTPUT),
     ] = False
     store: Annotated[
         str | None,
-        Field(description="folder of the teacher's vectors [user's cache folder]"),
+        Field(description="folder where teacher vectors are cached [user's cache folder]"),
         FlagInfo(TEACHER, "PATH"),
     ] = None
     store_dtype: Annotated[
@@ -165,72 +169,81 @@ class DistillJob(MethodJob):
     ] = "float16"
     teacher_dim: Annotated[
         int | None,
-        Field(ge=1, description="first dimensions of the teacher taken as target [all]"),
+        Field(
+            ge=1, description="number of leading dimensions of the teacher to use as target [all]"
+        ),
         FlagInfo(TEACHER),
     ] = None
     teacher_column: Annotated[
         str | None,
-        Field(description="column or tensor of a file of vectors [the only one]"),
+        Field(description="column or tensor of the vectors in the teacher's file [the only one]"),
         FlagInfo(TEACHER, "NAME"),
     ] = None
     teacher_max_length: Annotated[
         int | None,
-        Field(ge=2, description="tokens that the teacher reads [its own limit]"),
+        Field(ge=2, description="maximum tokens per text of the teacher [its own limit]"),
         FlagInfo(TEACHER),
     ] = None
     query_prompt: Annotated[
         str | None,
-        Field(description="prompt put before queries [the teacher's own]"),
+        Field(description="teacher's prompt for queries [the teacher's own]"),
         FlagInfo(TEACHER, "TEXT"),
     ] = None
     document_prompt: Annotated[
         str | None,
-        Field(description="prompt put before documents [the teacher's own]"),
+        Field(description="teacher's prompt for documents [the teacher's own]"),
         FlagInfo(TEACHER, "TEXT"),
     ] = None
     api_key_env: Annotated[
         str,
-        Field(description="environment variable that holds the endpoint's key"),
+        Field(description="environment variable with the endpoint's API key"),
         FlagInfo(TEACHER, "NAME"),
     ] = "EMBTOOL_API_KEY"
     concurrency: Annotated[
-        int, Field(ge=1, description="requests to the endpoint at a time"), FlagInfo(TEACHER)
+        int,
+        Field(ge=1, description="number of concurrent requests to the endpoint"),
+        FlagInfo(TEACHER),
     ] = 8
     tensorboard: Annotated[
         bool,
-        Field(description="also write the curves for TensorBoard, to OUT/embtool/tensorboard"),
+        Field(description="also write TensorBoard logs to OUT/embtool/tensorboard"),
         FlagInfo(OUTPUT),
     ] = False
     fsdp: Annotated[
         bool,
         Field(
-            description="cut teacher and student over the processes (FSDP), where one device does"
-            " not hold them; slower where it does"
+            description="shard teacher and student over the processes (FSDP), for models that do"
+            " not fit on one device"
         ),
         FlagInfo(RUNNING),
     ] = False
     allow_pickle: Annotated[
         bool,
-        Field(description="open checkpoints whose weights are pickled (never do for strangers')"),
+        Field(
+            description="load pickled weights, which can run arbitrary code: trusted sources only"
+        ),
         FlagInfo(DATA),
     ] = False
     method: Training
 
     @model_validator(mode="after")
-    def _whole(self) -> DistillJob:
+    def _check_settings(self) -> DistillJob:
         if not self.texts and not self.queries:
             raise ValueError("no texts: give --texts or --queries")
-        if not all(0 < share <= 1 for share in self.fraction):
-            raise ValueError("--fraction: a share is above 0 and at most 1")
+        if not all(0 < fraction <= 1 for fraction in self.fraction):
+            raise ValueError("--fraction: a fraction must be above 0 and at most 1")
         if len(self.fraction) > 1 and len(self.fraction) != len(self.texts):
             raise ValueError(
-                f"--fraction: {len(self.fraction)} shares for {len(self.texts)} sources of --texts"
+                f"--fraction: {len(self.fraction)} fractions for {len(self.texts)} sources of"
+                " --texts"
             )
-        against = {"--fraction": self.fraction, "--fsdp": self.fsdp}
-        against["texts from stdin"] = "-" in (*self.texts, *self.queries)
-        for name, given in against.items():
-            if self.stream and given:
-                raise ValueError(f"--stream does not go with {name}")
+        incompatible = {"--fraction": self.fraction, "--fsdp": self.fsdp}
+        incompatible["texts from stdin"] = "-" in (*self.texts, *self.queries)
+        for name, value in incompatible.items():
+            if self.stream and value:
+                raise ValueError(f"--stream cannot be combined with {name}")
         if self.student is None and self.student_layers is None:
-            raise ValueError("no student: give --student, or --student-layers to cut the teacher")
+            raise ValueError(
+                "no student: give --student, or --student-layers to use layers of the teacher"
+            )
         return self

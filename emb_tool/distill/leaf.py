@@ -8,7 +8,7 @@ from pydantic import Field
 
 from emb_tool.fields import METHOD, FlagInfo
 from emb_tool.method import IntList, Training
-from emb_tool.training.orthogonal_regularizer import gor_loss, gor_share
+from emb_tool.training.orthogonal_regularizer import gor_loss, gor_terms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 class Leaf(Training):
     """Regress the student's vectors onto the teacher's, with the head inside the student.
 
-    y = Norm(W_out · Pool(student(x))), Norm only if the teacher normalises, and for each text
+    y = Norm(W_out · Pool(student(x))), Norm only if the teacher normalizes, and for each text
 
         L = ‖y − t‖² + Σ_m ‖Norm(y[:m]) − Norm(t[:m])‖² + cosine_weight · (1 − cos(y, t)) +
         gor_weight · G
 
-    with the sum over `dims` and G the spread-out term. For vectors of norm 1 the first term is
-    2 (1 − cos(y, t)).
+    with the sum over `dims` and G the global orthogonal regularization. For vectors of norm 1 the
+    first term is 2 (1 − cos(y, t)).
     """
 
     name: ClassVar[str] = "leaf"
@@ -35,21 +35,26 @@ class Leaf(Training):
 
     head: Annotated[
         Literal["auto", "none", "linear", "mlp"],
-        Field(description="map to the teacher's width; auto: none if the widths are equal"),
+        Field(description="map to the teacher's dimension; auto: none if the dimensions are equal"),
         FlagInfo(METHOD),
     ] = "auto"
     bias: Annotated[bool, Field(description="whether the head has a bias"), FlagInfo(METHOD)] = True
     dims: Annotated[
         IntList,
-        Field(description="Matryoshka prefixes that are trained too, as 256,128,64"),
+        Field(description="Matryoshka dimensions to train in addition, as 256,128,64"),
         FlagInfo(METHOD),
     ] = ()
     cosine_weight: Annotated[
-        float, Field(ge=0, description="weight of an added 1 - cosine"), FlagInfo(METHOD)
+        float,
+        Field(ge=0, description="weight of an additional loss term 1 - cosine"),
+        FlagInfo(METHOD),
     ] = 0.0
     gor_weight: Annotated[
         float,
-        Field(ge=0, description="weight of the spread-out term, which helps binary codes"),
+        Field(
+            ge=0,
+            description="weight of the global orthogonal regularization, which helps binary codes",
+        ),
         FlagInfo(METHOD),
     ] = 0.0
 
@@ -63,13 +68,13 @@ class Leaf(Training):
         """Loss of each text.
 
         Args:
-            vectors: (batch, dim) of the student.
-            targets: (batch, dim) of the teacher.
-            moment: (dim, dim) `second_moment` of all vectors of a step, where these are some.
-            count: How many all are.
+            vectors: (batch, dim), vectors of the student.
+            targets: (batch, dim), vectors of the teacher.
+            moment: (dim, dim) `second_moment` of all vectors of a step, if these are a part.
+            count: Number of all vectors of the step.
 
         Returns:
-            (batch,), not averaged; the mean of the spread-out term over a step is G.
+            (batch,), not averaged; the mean of the regularization terms over a step is G.
         """
         from torch.nn.functional import cosine_similarity, normalize
 
@@ -81,7 +86,7 @@ class Leaf(Training):
         if self.cosine_weight:
             losses = losses + self.cosine_weight * (1 - cosine_similarity(vectors, targets, dim=-1))
         if self.gor_weight and moment is not None and count is not None and count > 1:
-            losses = losses + self.gor_weight * gor_share(vectors, moment, count)
+            losses = losses + self.gor_weight * gor_terms(vectors, moment, count)
         elif self.gor_weight and moment is None and len(vectors) > 1:
             losses = losses + self.gor_weight * gor_loss(vectors)
         return losses

@@ -1,4 +1,4 @@
-"""A student while it is trained: its texts as tokens and vectors, its score, what became of it."""
+"""Tokens, vectors and scores of a student during training, and the report of the outcome."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 def tokenize_roles(
     encoder: Encoder, corpus: Corpus, indices: np.ndarray, prompts: dict[str, str]
 ) -> Tokens:
-    """Corpus texts as the model reads them, each with the prompt of its role."""
+    """Tokens of corpus texts, each with the prompt of its role."""
     roles = np.asarray(corpus.roles[indices])
     ids: list[np.ndarray] = [np.zeros(0, np.int32)] * len(indices)
-    cut = np.zeros(len(indices), bool)
+    truncated = np.zeros(len(indices), bool)
     for role, name in enumerate(("document", "query")):
-        mine = np.flatnonzero(roles == role)
-        found, cut[mine] = encoder.tokens(corpus.texts(indices[mine]), prompts[name])
-        for position, row in zip(mine, found, strict=True):
+        positions = np.flatnonzero(roles == role)
+        role_ids, truncated[positions] = encoder.tokens(
+            corpus.texts(indices[positions]), prompts[name]
+        )
+        for position, row in zip(positions, role_ids, strict=True):
             ids[position] = row
-    return Tokens(ids, cut)
+    return Tokens(ids, truncated)
 
 
 def encode_roles(
@@ -41,9 +43,11 @@ def encode_roles(
     roles = np.asarray(corpus.roles[indices])
     vectors = np.empty((len(indices), encoder.dim), np.float32)
     for role, name in enumerate(("document", "query")):
-        mine = roles == role
-        if mine.any():
-            vectors[mine] = encode_together(encoder, corpus.texts(indices[mine]), prompts[name])
+        is_role = roles == role
+        if is_role.any():
+            vectors[is_role] = encode_together(
+                encoder, corpus.texts(indices[is_role]), prompts[name]
+            )
     return vectors
 
 
@@ -54,40 +58,40 @@ def score_student(
     prompts: dict[str, str],
     tasks: Tasks,
 ) -> Score:
-    """The student on held-out texts and on the tasks; what is reported does not choose.
+    """Score the student on held-out texts and tasks.
 
-    The tasks of `--dev` choose; without them the held-out texts, by cosine where vectors have norm
-    1 and by distance where their length counts, too.
+    The key is the mean figure of the `--dev` tasks; without them that of the held-out texts: the
+    cosine if the teacher's vectors have norm 1, otherwise the squared distance.
     """
     from emb_tool.evaluate.model_pair import ModelPair
     from emb_tool.training.outcome import Score
 
     figures: dict[str, float] = {}
     key: float | None = None
-    by, lower = "", False
+    criterion, lower_is_better = "", False
     heldout = np.asarray(corpus.heldout)
     if len(heldout):
         vectors = encode_roles(student, corpus, heldout, prompts)
-        goal = targets.read(heldout)
-        loss = float(np.square(vectors - goal).sum(1).mean())
-        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(goal, axis=1)
-        cosine = float(((vectors * goal).sum(1) / np.maximum(norms, 1e-12)).mean())
+        heldout_targets = targets.read(heldout)
+        loss = float(np.square(vectors - heldout_targets).sum(1).mean())
+        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(heldout_targets, axis=1)
+        cosine = float(((vectors * heldout_targets).sum(1) / np.maximum(norms, 1e-12)).mean())
         figures |= {"heldout_loss": loss, "heldout_cosine": cosine}
-        lower = not targets.normalises
-        key = -loss if lower else cosine
-        by = "squared distance" if lower else "cosine"
-        by += f" to the teacher on {len(heldout):,} held-out texts"
+        lower_is_better = not targets.normalises
+        key = -loss if lower_is_better else cosine
+        criterion = "squared distance" if lower_is_better else "cosine"
+        criterion += f" to the teacher on {len(heldout):,} held-out texts"
     pair = ModelPair.of(student, "student")
     if tasks.dev:
-        key, chosen = mean_figure(tasks.dev, pair)
-        figures |= chosen
-        by, lower = rule(tasks.dev), False
-    watched = [task for task in tasks.reported if task.main and not task.needs_reference]
-    return Score(key, figures | mean_figure(watched, pair)[1], by, lower)
+        key, dev_figures = mean_figure(tasks.dev, pair)
+        figures |= dev_figures
+        criterion, lower_is_better = rule(tasks.dev), False
+    reported = [task for task in tasks.reported if task.main and not task.needs_reference]
+    return Score(key, figures | mean_figure(reported, pair)[1], criterion, lower_is_better)
 
 
 def record_outcome(report: Report, progress: Progress, outcome: Outcome, total: int) -> None:
-    """Put the run into the report; be loud if it did harm."""
+    """Add the outcome to the report, with a warning if training did not improve the student."""
     facts = report.facts
     facts["training"] = {
         "texts": outcome.texts,
@@ -111,15 +115,15 @@ def record_outcome(report: Report, progress: Progress, outcome: Outcome, total: 
 
 
 def record_choice(report: Report, progress: Progress, outcome: Outcome, total: int) -> None:
-    """Say which state was chosen, by what, and what became of the last one."""
-    told = outcome.told(total)
-    report.tables.append(Table("which state was written", [""], [[told]]))
-    if outcome.best == 0 and outcome.by:
+    """Report the selected state, the criterion, and the score of the last state."""
+    summary = outcome.summary(total)
+    report.tables.append(Table("which state was written", [""], [[summary]]))
+    if outcome.best == 0 and outcome.criterion:
         progress.warn(
-            "TRAINING DID HARM: no state was better than the initialisation, which is what "
-            f"was written ({told}); try a lower --lr, or more and better fitting texts"
+            "TRAINING DID HARM: no state was better than the initialization, which was "
+            f"written ({summary}); try a lower --lr, or more texts that are closer to the task"
         )
     elif outcome.best < outcome.texts:
-        progress.warn(told)
+        progress.warn(summary)
     else:
-        progress.say(told)
+        progress.say(summary)

@@ -245,20 +245,24 @@ class DistillRunner(CheckpointRunner):
                 on_warning=self.progress.warn,
                 metrics=own_file(folder, METRICS),
                 prompt_length=prompt_length,
-                show=None if self.job.stream else lambda index: corpus.texts([index])[0],
+                text_at=None if self.job.stream else lambda index: corpus.texts([index])[0],
                 log=_tensorboard(folder) if self.job.tensorboard and runtime.is_main else None,
                 fsdp=self.job.fsdp,
                 skip=advance.skip,
             )
             outcome = trainer.run()
         stream.close()
-        if self.job.stream and stream.memory:
-            asked, found = runtime.sum(stream.memory.asked, stream.memory.found)
+        if self.job.stream and stream.teacher_cache:
+            asked, found = runtime.sum(stream.teacher_cache.misses, stream.teacher_cache.hits)
             self.report.facts["teacher"] |= {"asked": int(asked), "found": int(found)}
         if runtime.is_main:
             trainer.take_best()
             record_outcome(self.report, self.progress, outcome, total)
-            cut = stream.cut if self.job.stream else truncated_by_role(stream.cache.cut, corpus)
+            cut = (
+                stream.truncated
+                if self.job.stream
+                else truncated_by_role(stream.cache.truncated, corpus)
+            )
             report_truncated(self.report, self.progress, cut, student.max_length)
 
     def _stream(

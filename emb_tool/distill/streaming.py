@@ -1,4 +1,4 @@
-"""`--stream`: a student that follows a teacher through texts that pass by."""
+"""`--stream`: training on streamed texts."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from emb_tool.training.streaming import StreamedTexts, StreamSource
     from emb_tool.training.teacher import Teacher
 
-HEAD = 4096
-"""Texts beside the held-out ones from which a head's starting point is solved for."""
+HEAD_TEXTS = 4096
+"""Texts, in addition to the held-out ones, from which the student's head is initialized."""
 
 
 def write_heads(setup: Setup, folder: Path) -> dict[str, list[str]]:
-    """Write the first texts of each stream to a file; its name, by role."""
+    """Write the first texts of each stream to a file; returns the files by role."""
     job = setup.job
     heads: dict[str, list[str]] = {"document": [], "query": []}
-    count = min(job.holdout + HEAD, setup.epoch_texts)
+    count = min(job.holdout + HEAD_TEXTS, setup.epoch_texts)
     queries = round(count * setup.query_share)
     counts = {"document": count - queries, "query": queries}
     for role, shards in setup.streams.items():
@@ -44,31 +44,34 @@ def write_heads(setup: Setup, folder: Path) -> dict[str, list[str]]:
 
 
 def check_sources(setup: Setup, state: Path) -> None:
-    """Note what is streamed and, in a later sitting, hold it against that.
+    """Save which files are streamed and, on resume, check that they are unchanged.
 
     Raises:
-        InvalidInput: Other shards: a place in a stream is one among them.
+        InvalidInput: The shards have changed, on which positions in the stream depend.
     """
-    now = {role: shards.facts() for role, shards in setup.streams.items()}
+    current = {role: shards.facts() for role, shards in setup.streams.items()}
     path = state / "streams.json"
     if not path.exists():
-        write_atomically(path, json.dumps(now))
+        write_atomically(path, json.dumps(current))
         return
-    then = json.loads(path.read_text(encoding="utf-8"))
-    for role, facts in now.items():
-        shards, before = facts["shards"], then[role]["shards"]
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    for role, facts in current.items():
+        shards, before = facts["shards"], saved[role]["shards"]
         for name in sorted({*shards} | {*before}):
             if shards.get(name) != before.get(name):
-                gone, new = name not in shards, name not in before
+                change = "has changed"
+                if name not in shards or name not in before:
+                    change = "is new" if name in shards else "is missing"
                 raise InvalidInput(
-                    f"{name}: {'is gone' if gone else 'is new' if new else 'has changed'}"
-                    " since the run began, which goes on with the same files alone",
-                    "put them back as they were, or start anew with --overwrite",
+                    f"{name}: {change} since the run started, which can only continue with the same"
+                    " files",
+                    "restore the files, or start again with --overwrite",
                 )
         for name, nbytes in facts["bytes"].items():
-            if nbytes != then[role]["bytes"][name]:
+            if nbytes != saved[role]["bytes"][name]:
                 setup.progress.warn(
-                    f"{name} has changed since the run began; it is read on from where it was left"
+                    f"{name} has changed since the run started; reading continues at the old"
+                    " position"
                 )
 
 
@@ -83,17 +86,17 @@ def streamed_batches(
     *,
     separate: bool,
 ) -> StreamedTexts:
-    """Batches of a job's streamed texts; what is held out of their heads is left out of them.
+    """Batches of a job's streamed texts, without the held-out texts.
 
     Args:
-        setup: What the job names.
-        corpus: The heads.
-        student: Its tokenizer.
-        teacher: Reads each text when it is about to be trained on.
-        store: Where its vectors are kept, if --store names it.
-        prompts: Of each role.
+        setup: The inputs of the job.
+        corpus: The first texts of the streams, with the held-out texts.
+        student: Provides the tokenizer.
+        teacher: Encodes each text when it is used.
+        store: Store of its vectors, used with --store.
+        prompts: Prompt of each role.
         runtime: Processes and seed.
-        separate: Whether texts of two roles cannot stand in one batch.
+        separate: Whether texts of two roles cannot be in the same batch.
     """
     from emb_tool.training.cached_teacher import CachedTeacher
     from emb_tool.training.streaming import StreamedTexts, StreamSource
@@ -101,22 +104,22 @@ def streamed_batches(
     from emb_tool.training.teacher import unit
 
     job, method = setup.job, setup.method
-    barred = {corpus.keys[index].tobytes() for index in corpus.heldout}
+    excluded = {corpus.keys[index].tobytes() for index in corpus.heldout}
     dim = job.teacher_dim or teacher.dim
-    cut = teacher.normalises and dim < teacher.dim
-    memory = CachedTeacher(teacher, store) if job.store else None
+    renormalize = teacher.normalises and dim < teacher.dim
+    cache = CachedTeacher(teacher, store) if job.store else None
 
     def source(role: str) -> StreamSource:
-        def teach(texts: Sequence[str]) -> np.ndarray:
+        def encode_targets(texts: Sequence[str]) -> np.ndarray:
             if not texts:
                 return np.zeros((0, dim), np.float32)
-            vectors = (memory or teacher).vectors(texts, role)[:, :dim]
-            return unit(vectors) if cut else vectors
+            vectors = (cache or teacher).vectors(texts, role)[:, :dim]
+            return unit(vectors) if renormalize else vectors
 
         def tokenize(texts: Sequence[str]) -> Tokens:
             return student.tokens(texts, prompts[role])
 
-        return StreamSource(setup.streams[role], tokenize, teach, ROLES.index(role))
+        return StreamSource(setup.streams[role], tokenize, encode_targets, ROLES.index(role))
 
     first, *others = map(source, setup.streams)
     return StreamedTexts(
@@ -124,8 +127,8 @@ def streamed_batches(
         others[0] if others else None,
         setup.query_share if others else 0.0,
         separate=separate,
-        memory=memory,
-        wanted=lambda text: text_key(text) not in barred,
+        teacher_cache=cache,
+        include=lambda text: text_key(text) not in excluded,
         gather=runtime.gather,
         batch_tokens=method.batch_tokens,
         epoch_texts=setup.epoch_texts,

@@ -1,4 +1,4 @@
-"""The student of a distillation: as it starts, and as it is written."""
+"""The student of a distillation: initialization and files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from emb_tool.runtime.device import Runtime
     from emb_tool.training.targets import Targets
 
-SAMPLE = 4096
-"""Texts from which a head's starting point is solved for."""
+SAMPLE_SIZE = 4096
+"""Number of texts from which the head is initialized."""
 
 
 def open_student(
@@ -32,54 +32,54 @@ def open_student(
     state: Path,
     runtime: Runtime,
 ) -> Encoder:
-    """The student before training: body, head, and the head's starting point.
+    """The student before training: backbone, and head with its initialization.
 
     Args:
-        setup: What the job names.
-        corpus: The texts; the head is fitted to some of them.
-        targets: What the teacher says of them.
-        prompts: Of each role.
-        state: Folder for the body, where layers are cut out of it.
-        runtime: Where it is trained.
+        setup: The inputs of the job.
+        corpus: The texts; the head is fitted to a sample of them.
+        targets: Their target vectors.
+        prompts: Prompt of each role.
+        state: Folder for the backbone if layers are removed.
+        runtime: Device and processes.
     """
     from emb_tool.model.encoder import Encoder
-    from emb_tool.training.student import attach_head, fit_head, start_from_scratch
+    from emb_tool.training.student import attach_head, fit_head, reinitialize
 
     job, method, body = setup.job, setup.method, setup.body
     if setup.keep is not None:
-        runtime.on_main(lambda: _cut(setup, state))
-        body = Checkpoint.open(_cut(setup, state))
-    runtime.reseed()  # what came before depends on whether the run was taken up
+        runtime.on_main(lambda: _write_backbone(setup, state))
+        body = Checkpoint.open(_write_backbone(setup, state))
+    runtime.reseed()  # random numbers drawn before depend on whether the run was resumed
     encoder = Encoder.open(body, runtime, max_length=method.max_length, training=True)
     if job.from_scratch:
-        start_from_scratch(encoder)
-    like = (setup.teacher or body).layout
+        reinitialize(encoder)
+    teacher_layout = (setup.teacher or body).layout
     student = attach_head(
         encoder,
         targets.dim,
         targets.normalises,
         getattr(method, "head", "auto"),
         getattr(method, "bias", True),
-        {**like.prompts, **prompts},
-        like,
+        {**teacher_layout.prompts, **prompts},
+        teacher_layout,
     )
-    sample = corpus.train[:: max(1, len(corpus.train) // SAMPLE)][:SAMPLE]
+    sample = corpus.train[:: max(1, len(corpus.train) // SAMPLE_SIZE)][:SAMPLE_SIZE]
     ids = tokenize_roles(student, corpus, sample, prompts).ids
     fit_head(student, ids, targets.read(sample))
     return student
 
 
-def _cut(setup: Setup, state: Path) -> Path:
-    """The student's body with the layers that it keeps, on disk."""
-    cut, half = state / "body", state / "body.new"
-    if not cut.exists():
+def _write_backbone(setup: Setup, state: Path) -> Path:
+    """Write the backbone with the selected layers; returns its folder."""
+    folder, temporary = state / "body", state / "body.new"
+    if not folder.exists():
         assert setup.keep is not None
-        shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         draft = CheckpointEditor.of(setup.body)
         draft.keep_layers(setup.keep)
-        draft.write(half)
-        half.rename(cut)
-    return cut
+        draft.write(temporary)
+        temporary.rename(folder)
+    return folder
 
 
 def write_student(
@@ -91,7 +91,7 @@ def write_student(
     folder: Path,
     state: Path,
 ) -> None:
-    """The student's files in `folder`, and in `state` the held-out texts that it is measured on."""
+    """Write the student to `folder`, and the held-out texts for the check to `state`."""
     from emb_tool.training.student import checkpoint_dtype, write_router
 
     student.save(folder, checkpoint_dtype(setup.body))

@@ -1,4 +1,4 @@
-"""Whoever answers as the teacher: a checkpoint on the device, or an endpoint."""
+"""Opens the teacher: a checkpoint on the device, or an endpoint."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def open_teacher(setup: Setup, runtime: Runtime, progress: Progress) -> Teacher:
-    """The teacher of a job.
+    """Open the teacher of a job.
 
     Args:
-        setup: What the job names; not a file of vectors.
-        runtime: Where it runs.
-        progress: Where warnings go.
+        setup: The inputs of the job; the teacher is not a file of vectors.
+        runtime: Device and processes.
+        progress: Receives warnings.
     """
     from emb_tool.model.encoder import Encoder
     from emb_tool.training.teacher import CheckpointTeacher

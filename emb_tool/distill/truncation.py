@@ -1,4 +1,4 @@
-"""Texts that are longer than teacher and student read: each counted once, reported at the end."""
+"""Counts and reports the texts that teacher and student truncate."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from emb_tool.data.corpus import Corpus
 from emb_tool.progress import Progress
 from emb_tool.report import Report
 
-TEXTS = ("training texts", "training queries")
-"""What texts are called, in the order of a corpus's roles."""
+TEXT_NAMES = ("training texts", "training queries")
+"""Names of texts for messages, in the order of a corpus's roles."""
 
 
 class TruncationCounter:
-    """Texts that a teacher has encoded for a job, and how many of them it cut.
+    """Counts the texts that a teacher has encoded for a job, and those that it truncated.
 
-    Kept on the disk by each process, so that a run that goes on with the job has all of them; those
-    whose vectors were in the store already are not among them.
+    Each process saves its counts, so a resumed run has all of them. Texts whose vectors were
+    already stored are not included.
 
     Args:
         state: Folder of the job's state.
-        rank: This process.
+        rank: Rank of this process.
     """
 
     def __init__(self, state: Path, rank: int) -> None:
@@ -34,54 +34,54 @@ class TruncationCounter:
 
     @staticmethod
     def _read(file: Path) -> tuple[int, int]:
-        texts, cut = json.loads(file.read_text(encoding="utf-8"))
-        return texts, cut
+        texts, truncated = json.loads(file.read_text(encoding="utf-8"))
+        return texts, truncated
 
-    def add(self, texts: int, cut: int) -> None:
-        """Note some more."""
-        self._own = self._own[0] + texts, self._own[1] + cut
+    def add(self, texts: int, truncated: int) -> None:
+        """Add to the counts."""
+        self._own = self._own[0] + texts, self._own[1] + truncated
         write_atomically(self._file, json.dumps(self._own))
 
     def all(self) -> tuple[int, int]:
-        """Texts encoded and texts cut, by all processes of all sittings."""
+        """Texts encoded and texts truncated, over all processes and earlier runs."""
         counts = [self._read(file) for file in self._state.glob("encoded-*.json")]
-        return sum(texts for texts, _ in counts), sum(cut for _, cut in counts)
+        return sum(texts for texts, _ in counts), sum(truncated for _, truncated in counts)
 
 
-def truncated_by_role(cut: np.ndarray, corpus: Corpus) -> list[int]:
-    """Texts trained on that are longer than the student reads: documents, queries.
+def truncated_by_role(truncated: np.ndarray, corpus: Corpus) -> list[int]:
+    """Number of training documents and queries that the student truncates.
 
     Args:
-        cut: (texts,) bool, by corpus index.
+        truncated: (texts,) bool, by corpus index.
         corpus: The texts.
     """
     train = np.asarray(corpus.train)
     roles = np.asarray(corpus.roles[train])
-    return [int(cut[train[roles == role]].sum()) for role in range(len(TEXTS))]
+    return [int(truncated[train[roles == role]].sum()) for role in range(len(TEXT_NAMES))]
 
 
 def report_truncated(
-    report: Report, progress: Progress, cut: Sequence[int], limit: int | None
+    report: Report, progress: Progress, truncated: Sequence[int], limit: int | None
 ) -> None:
-    """Say how much of the training the student could not read, and of its targets the teacher.
+    """Report the training texts that the student truncates, and the texts that the teacher does.
 
     Args:
-        report: Its facts of the teacher say what that has cut; gets those of the student.
-        progress: Where warnings go.
-        cut: Texts longer than the student reads, each counted once: documents, queries.
-        limit: Tokens that the student reads.
+        report: Has the teacher's counts; receives the student's.
+        progress: Receives warnings.
+        truncated: Number of distinct documents and queries that the student truncates.
+        limit: Maximum length of the student, in tokens.
     """
-    report.facts["training"]["truncated"] = dict(zip(TEXTS, cut, strict=True))
-    for what, count in zip(TEXTS, cut, strict=True):
+    report.facts["training"]["truncated"] = dict(zip(TEXT_NAMES, truncated, strict=True))
+    for name, count in zip(TEXT_NAMES, truncated, strict=True):
         if count:
             progress.warn(
-                f"{count:,} {what} are longer than the {limit:,} tokens that the student reads; "
-                "their rest was not trained on"
+                f"{count:,} {name} are longer than the {limit:,} tokens that the student reads, "
+                "and were truncated"
             )
     teacher = report.facts.get("teacher", {})
     if teacher.get("texts_truncated") and teacher["max_length"] != limit:
         progress.warn(
             f"{teacher['texts_truncated']:,} of {teacher['texts_encoded']:,} texts that the "
-            f"teacher encoded are longer than the {teacher['max_length']:,} tokens that it reads; "
-            "their vectors are of their beginning"
+            f"teacher encoded are longer than the {teacher['max_length']:,} tokens that it reads, "
+            "and were truncated"
         )

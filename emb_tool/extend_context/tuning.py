@@ -21,11 +21,11 @@ from emb_tool.extend_context.job import ExtendJob
 from emb_tool.extend_context.pose import PoSEStudent
 from emb_tool.model.encoder import Encoder
 from emb_tool.progress import Progress
+from emb_tool.training.embedding_cache import EmbeddingCacheKey
 from emb_tool.training.finetune import FinetuneJob, tune
 from emb_tool.training.store import VectorStore
 from emb_tool.training.targets import gather_targets
 from emb_tool.training.teacher import CheckpointTeacher
-from emb_tool.training.vector_space import EmbeddingCacheKey
 
 if TYPE_CHECKING:
     from emb_tool.runtime.device import Runtime

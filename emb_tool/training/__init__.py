@@ -1,1 +1,1 @@
-"""What training verbs share: the loop, its batches and state, teachers and their vectors."""
+"""Shared code for training: the loop, batches, state, teachers and the store of their vectors."""

@@ -1,8 +1,8 @@
-"""Training batches: the same for any number of processes, and found again after a stop.
+"""Training batches: deterministic for any number of processes, and resumable.
 
-An epoch is a permutation of the texts, cut into windows. Within a window the texts are sorted by
-their length in tokens and filled into batches of equal cost, and the batches are shuffled. A batch
-is therefore named by (epoch, window, batch), and a resumed run tokenises one window, not an epoch.
+An epoch is a permutation of the texts, split into windows. Within a window the texts are sorted by
+length in tokens and grouped into batches of equal cost, and the batches are shuffled. A batch is
+identified by (epoch, window, batch), so a resumed run tokenizes one window, not an epoch.
 """
 
 from __future__ import annotations
@@ -19,76 +19,76 @@ from emb_tool.data.batches import Tokens, plan_batches
 from emb_tool.training.prefetch import prefetch
 
 WINDOW = 8192
-"""Texts among which lengths are sorted."""
+"""Texts per window, within which texts are sorted by length."""
 
 
 class DataCursor(NamedTuple):
-    """Where a run stands: the next batch, and the texts used before it.
+    """Position of a run: the next batch, and the texts used before it.
 
     Args:
-        epoch: Counted from 0.
-        window: Of the epoch.
-        batch: Of the window.
-        texts: Used so far.
-        began: Of streamed texts, those used before the epoch.
-        lanes: Of streamed texts, where each lane stood before the window: JSON.
-        cut: Of streamed texts, documents and queries longer than is read, each once, in the
-            windows of which a batch was used.
+        epoch: Index of the epoch.
+        window: Index of the window in the epoch.
+        batch: Index of the batch in the window.
+        texts: Texts used so far.
+        epoch_start: For streamed texts, the texts used before the epoch.
+        readers: For streamed texts, the state of each reader before the window, as JSON.
+        truncated: For streamed texts, the number of distinct documents and queries that were
+            truncated, in the windows of which a batch was used.
     """
 
     epoch: int = 0
     window: int = 0
     batch: int = 0
     texts: int = 0
-    began: int = 0
-    lanes: dict[str, Any] | None = None
-    cut: Sequence[int] = (0, 0)
+    epoch_start: int = 0
+    readers: dict[str, Any] | None = None
+    truncated: Sequence[int] = (0, 0)
 
 
 @dataclass
 class Batch:
-    """One optimiser step.
+    """The texts of one optimizer step.
 
     Args:
-        indices: Texts of this process, as corpus indices; of streamed ones, their roles.
+        indices: Corpus indices of this process's texts; for streamed texts, their roles.
         ids: Their token ids.
-        texts: Texts of the step over all processes.
-        after: Where the run stands once the step is taken.
-        targets: (texts, dim) float32, what the student shall say.
+        texts: Number of texts of the step over all processes.
+        next_cursor: Position after the step.
+        targets: (texts, dim) float32, target vectors.
     """
 
     indices: np.ndarray
     ids: list[np.ndarray]
     texts: int
-    after: DataCursor
+    next_cursor: DataCursor
     targets: np.ndarray
 
 
 def index_dtype(count: int) -> type[np.signedinteger[Any]]:
-    """The dtype of an index of so many texts: 4 bytes will do for 2 billion."""
+    """The smallest dtype for indices of `count` texts: int32 up to 2 billion."""
     return np.int32 if count < 2**31 else np.int64
 
 
 class TokenCache:
-    """Token ids on disk, made on first use: 13 bytes a text in memory.
+    """Token ids on disk, computed on first use; 13 bytes per text in memory.
 
-    Which texts were cut outlives the run, for the one that goes on with it: each is counted once.
+    The flags of truncated texts persist for a resumed run, so each text is counted once.
 
     Args:
-        file: Scratch file, written anew; beside it lies which texts were cut.
+        file: Scratch file, overwritten; a file next to it stores which texts were truncated.
         count: Number of texts.
-        tokenize: From corpus indices to tokens.
+        tokenize: Maps corpus indices to tokens.
 
     Attributes:
-        cut: (count,) bool, texts found longer than is read.
+        truncated: (count,) bool, texts that are known to be longer than the model's limit.
     """
 
     def __init__(self, file: Path, count: int, tokenize: Callable[[np.ndarray], Tokens]) -> None:
-        self.cut = np.zeros(count, bool)
-        self._cut_file = file.with_suffix(".cut")
-        if self._cut_file.exists():
-            bits: np.ndarray = np.frombuffer(self._cut_file.read_bytes(), np.uint8)
-            self.cut = np.unpackbits(bits, count=count).astype(bool)
+        self.truncated = np.zeros(count, bool)
+        self._truncated_file = file.with_suffix(".cut")
+        if self._truncated_file.exists():
+            bits: np.ndarray = np.frombuffer(self._truncated_file.read_bytes(), np.uint8)
+            self.truncated = np.unpackbits(bits, count=count).astype(bool)
         self._start = np.full(count, -1, np.int64)
         self._length = np.zeros(count, np.int32)
         self._file = open(file, "w+b")  # noqa: SIM115 - lives as long as the cache
@@ -96,11 +96,11 @@ class TokenCache:
         self._tokenize = tokenize
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
-        """Tokens of each text, tokenising those not seen before."""
+        """Number of tokens of each text; new texts are tokenized."""
         new = indices[self._start[indices] < 0]
-        for at in range(0, len(new), 1024):
-            part = new[at : at + 1024]
-            ids, self.cut[part] = self._tokenize(part)
+        for start in range(0, len(new), 1024):
+            part = new[start : start + 1024]
+            ids, self.truncated[part] = self._tokenize(part)
             sizes = np.array([len(row) for row in ids], np.int64)
             flat = np.concatenate(ids).astype(np.int32) if len(ids) else np.zeros(0, np.int32)
             self._file.seek(self._end)
@@ -112,7 +112,7 @@ class TokenCache:
         return lengths
 
     def ids(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Token ids of texts that `lengths` has seen."""
+        """Token ids of texts that were passed to `lengths`."""
         out = []
         for index in indices:
             self._file.seek(self._start[index])
@@ -120,27 +120,27 @@ class TokenCache:
         return out
 
     def flush(self) -> None:
-        """Keep which texts were cut."""
-        write_atomically(self._cut_file, np.packbits(self.cut).tobytes())
+        """Save which texts were truncated."""
+        write_atomically(self._truncated_file, np.packbits(self.truncated).tobytes())
 
     def close(self) -> None:
-        """Let go of the scratch file."""
+        """Close the scratch file."""
         self._file.close()
 
 
 class BatchStream:
-    """Batches from a place on to the end of the run, made ahead by a thread.
+    """Batches from a cursor to the end of the run, prefetched by a thread.
 
     Args:
-        pools: Training texts as corpus indices, one array a role.
+        pools: Corpus indices of the training texts, one array per role.
         cache: Their tokens.
-        read_targets: From corpus indices to (n, dim) float32.
-        batch_tokens: Padded tokens of a step, over all processes.
+        read_targets: Maps corpus indices to (n, dim) float32.
+        batch_tokens: Padded tokens per step, over all processes.
         total: Texts of the whole run.
-        seed: Decides the order.
-        share: Share of the second pool in an epoch; None takes each text once.
-        separate: Keep the pools in batches of their own (their prompts are pooled differently).
-        rank: This process.
+        seed: Seed of the order.
+        share: Fraction of the second pool in an epoch; None uses each text once.
+        separate: Put the pools in separate batches (their prompts are pooled differently).
+        rank: Rank of this process.
         world: Number of processes.
     """
 
@@ -176,18 +176,18 @@ class BatchStream:
         return self.cache.ids(first), self.read_targets(first), first
 
     def flush(self) -> None:
-        """Write what a saved state relies on."""
+        """Write the data that a saved state depends on."""
         self.cache.flush()
 
     def close(self) -> None:
-        """Let go of the tokens on disk."""
+        """Close the token cache."""
         self.cache.close()
 
     def order(self, epoch: int) -> np.ndarray:
-        """The texts of an epoch, shuffled: (size,) corpus indices.
+        """Shuffled texts of an epoch, (size,) corpus indices.
 
-        With a share the pools are drawn from in turn over the epochs, so that each text of a pool
-        is used once before any is used again.
+        With `share`, draws from a pool continue over the epochs, so each of its texts is used once
+        before any is used again.
         """
         rng = np.random.default_rng([self.seed, epoch])
         if self.share is None:
@@ -207,9 +207,9 @@ class BatchStream:
     def _draw(self, pool: np.ndarray, role: int, start: int, count: int) -> np.ndarray:
         parts = []
         while count:
-            lap, at = divmod(start, len(pool))
-            shuffled = np.random.default_rng([self.seed, role, lap]).permutation(pool)
-            parts.append(shuffled[at : at + count])
+            repetition, offset = divmod(start, len(pool))
+            shuffled = np.random.default_rng([self.seed, role, repetition]).permutation(pool)
+            parts.append(shuffled[offset : offset + count])
             start += len(parts[-1])
             count -= len(parts[-1])
         return np.concatenate(parts) if parts else pool[:0]
@@ -221,8 +221,8 @@ class BatchStream:
         rng = np.random.default_rng([self.seed, epoch, window])
         groups = [part]
         if self.separate:
-            second = np.isin(part, self.pools[1])
-            groups = [part[~second], part[second]]
+            is_second = np.isin(part, self.pools[1])
+            groups = [part[~is_second], part[is_second]]
         batches = []
         for group in groups:
             if len(group):
@@ -232,29 +232,29 @@ class BatchStream:
             batches = [batches[i] for i in rng.permutation(len(batches))]
         return batches
 
-    def batches(self, place: DataCursor) -> Iterator[Batch]:
-        """Every batch from a place on."""
-        epoch, first_window, first_batch, texts = place[:4]
+    def batches(self, cursor: DataCursor) -> Iterator[Batch]:
+        """All batches from a cursor on."""
+        epoch, first_window, first_batch, texts = cursor[:4]
         while texts < self.total:
             order = self.order(epoch)
             for window in range(first_window, -(-self.size // WINDOW)):
                 batches = self.window(epoch, order, window)
-                for number in range(first_batch, len(batches)):
-                    batch = batches[number]
+                for index in range(first_batch, len(batches)):
+                    batch = batches[index]
                     texts += len(batch)
-                    mine = batch[self.rank :: self.world]
+                    local = batch[self.rank :: self.world]
                     yield Batch(
-                        mine,
-                        self.cache.ids(mine),
+                        local,
+                        self.cache.ids(local),
                         len(batch),
-                        DataCursor(epoch, window, number + 1, texts),
-                        self.read_targets(mine),
+                        DataCursor(epoch, window, index + 1, texts),
+                        self.read_targets(local),
                     )
                 first_batch = 0
                 if texts >= self.total:
                     return
             epoch, first_window = epoch + 1, 0
 
-    def ahead(self, place: DataCursor, depth: int = 8) -> Iterator[Batch]:
-        """`batches`, made by a thread that stays `depth` batches ahead."""
-        return prefetch(self.batches(place), depth)
+    def prefetched(self, cursor: DataCursor, depth: int = 8) -> Iterator[Batch]:
+        """`batches`, prefetched by a thread up to `depth` batches."""
+        return prefetch(self.batches(cursor), depth)

@@ -1,4 +1,4 @@
-"""A short regression of a changed model onto the vectors of the one it was made from."""
+"""Fine-tuning of a modified model by regression onto the vectors of the original."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class FinetuneJob(Training):
-    """L = ‖y − t‖², y the changed model's vector and t the original's."""
+    """L = ‖y − t‖², y the modified model's vector and t the original's."""
 
     name: ClassVar[str] = "tune"
     paper: ClassVar[str] = "arXiv:2509.12539"
@@ -53,22 +53,23 @@ def tune(
     on_step: Callable[[int], None] | None = None,
     dev: Sequence[Task] = (),
 ) -> Outcome:
-    """Train what requires a gradient; the encoder ends with the state that is best by a hold-out.
+    """Train the parameters that require gradients and load the best state into the encoder.
 
-    That is the tasks of `--dev`, else the held-out texts; where there is neither, the last state.
+    The best state is selected by the `--dev` tasks, otherwise by the held-out texts; without
+    either the last state is used.
 
     Args:
-        encoder: Opened for training.
-        corpus: What to train on, and the held-out texts that the states are compared on.
-        targets: Vectors of its texts.
-        prompt: Put before each text.
+        encoder: The model, opened for training.
+        corpus: Training texts and held-out texts.
+        targets: Target vectors of its texts.
+        prompt: Prefix of each text.
         method: Settings.
         runtime: Device and processes.
         state: Folder for the state of the run.
-        progress: Bar and warnings.
-        encode: Vectors of the held-out texts [those of the encoder].
-        on_step: As of `Trainer`.
-        dev: Tasks that choose the state [the held-out texts].
+        progress: Receives progress and warnings.
+        encode: Computes vectors of the held-out texts [the encoder].
+        on_step: See `Trainer`.
+        dev: Tasks that select the best state [the held-out texts].
     """
     from emb_tool.training.batches import BatchStream, TokenCache
     from emb_tool.training.loop import Trainer
@@ -78,20 +79,20 @@ def tune(
     length = encoder.prompt_length(prompt)
     heldout = np.asarray(corpus.heldout)
     texts = corpus.texts(map(int, heldout))
-    goal = targets.read(heldout)
+    heldout_targets = targets.read(heldout)
 
     def score() -> Score:
         figures: dict[str, float] = {}
-        key, by = None, ""
+        key, criterion = None, ""
         if texts:
             vectors = encode(texts) if encode else encode_together(encoder, texts, prompt)
-            figures["heldout_loss"] = float(np.square(vectors - goal).sum(1).mean())
+            figures["heldout_loss"] = float(np.square(vectors - heldout_targets).sum(1).mean())
             key = -figures["heldout_loss"]
-            by = f"squared distance to the input's vectors on {len(texts):,} held-out texts"
+            criterion = f"squared distance to the input's vectors on {len(texts):,} held-out texts"
         if dev:
-            key, chosen = mean_figure(dev, ModelPair.of(encoder))
-            figures, by = figures | chosen, rule(dev)
-        return Score(key, figures, by, lower=not dev)
+            key, dev_figures = mean_figure(dev, ModelPair.of(encoder))
+            figures, criterion = figures | dev_figures, rule(dev)
+        return Score(key, figures, criterion, lower_is_better=not dev)
 
     cache = TokenCache(
         state / f"tokens-{runtime.rank}.bin",
@@ -121,18 +122,18 @@ def tune(
             progress=lambda count, loss: advance(count, "" if isnan(loss) else f"loss {loss:.4f}"),
             on_warning=progress.warn,
             prompt_length=lambda indices: length,
-            show=lambda index: corpus.texts([index])[0],
+            text_at=lambda index: corpus.texts([index])[0],
             skip=advance.skip,
             on_step=on_step,
         )
         outcome = trainer.run()
     cache.close()
-    if cut := int(cache.cut.sum()):
+    if truncated := int(cache.truncated.sum()):
         progress.warn(
-            f"{cut:,} of {len(corpus.train):,} training texts are longer than the "
-            f"{encoder.max_length:,} tokens that the model reads; their rest was not trained on"
+            f"{truncated:,} of {len(corpus.train):,} training texts are longer than the"
+            f" {encoder.max_length:,} tokens that the model reads, and were truncated"
         )
     if runtime.is_main:
         trainer.take_best()
-        progress.say(f"tuned: {outcome.told(total)}")
+        progress.say(f"tuned: {outcome.summary(total)}")
     return outcome

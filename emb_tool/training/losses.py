@@ -1,4 +1,4 @@
-"""The losses of the steps since they were last read, and who is to blame if one is not finite."""
+"""Loss of the recent steps, and the cause of a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor
 from emb_tool.model.encoder import Encoder
 from emb_tool.training.batches import Batch
 
-_SHOWN = 3
-"""Texts that a message names."""
+_MAX_LISTED = 3
+"""Maximum texts listed in a message."""
 
 
 class Counts(NamedTuple):
-    """What steps add up to.
+    """Sums over steps.
 
     Args:
-        loss: Sum of the losses of the texts.
-        texts: Texts.
-        tokens: Tokens of those, without padding.
-        padded: Tokens with padding.
+        loss: Sum of the texts' losses.
+        texts: Number of texts.
+        tokens: Number of tokens without padding.
+        padded: Number of tokens with padding.
     """
 
     loss: float
@@ -34,34 +34,34 @@ class Counts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Named:
-    """Some texts: how many, and the first of them in words."""
+class _TextList:
+    """Number of some texts, and excerpts of the first."""
 
     count: int
-    shown: list[str]
+    excerpts: list[str]
 
 
 class Losses:
-    """What this process's texts have cost since it was last read; reading waits for the device.
+    """Accumulates the losses of this process's texts; reading them synchronizes with the device.
 
     Args:
-        encoder: The student; puts token ids into words, and knows the other processes.
-        show: A text by its index, for a message about it; None: the indices of texts that are
-            streamed tell nobody anything.
+        encoder: The student, which decodes token ids and has the runtime.
+        text_at: Returns a text by index, for messages; None for streamed texts, which have no
+            index.
     """
 
-    def __init__(self, encoder: Encoder, show: Callable[[int], str] | None) -> None:
-        self.encoder, self.runtime, self.show = encoder, encoder.runtime, show
+    def __init__(self, encoder: Encoder, text_at: Callable[[int], str] | None) -> None:
+        self.encoder, self.runtime, self.text_at = encoder, encoder.runtime, text_at
         self._sum = torch.zeros((), device=self.runtime.device)
         self._texts = self._tokens = self._padded = 0
         self._recent: list[tuple[np.ndarray, list[np.ndarray], Tensor]] = []
 
     def add(self, batch: Batch, losses: Tensor) -> None:
-        """Count a step.
+        """Add a step.
 
         Args:
-            batch: What this process has of it.
-            losses: (texts,), without a graph.
+            batch: This process's part of the step.
+            losses: (texts,), detached.
         """
         self._recent.append((batch.indices, batch.ids, losses))
         self._sum += losses.sum()
@@ -70,72 +70,75 @@ class Losses:
         self._padded += len(batch.ids) * max((len(row) for row in batch.ids), default=0)
 
     def reduced_counts(self) -> Counts:
-        """Of all processes, since they were last read; all of them must ask."""
+        """Sums over all processes since the last reset; collective."""
         return Counts(*self.runtime.sum(float(self._sum), self._texts, self._tokens, self._padded))
 
     def restore(self, counts: Counts) -> None:
-        """Go on from what `of_all` gave in another sitting."""
-        if self.runtime.is_main:  # the sum over the processes is to be the same
+        """Restore the sums that `reduced_counts` returned in an earlier run."""
+        if self.runtime.is_main:  # on one process only: they are sums over processes
             self._sum += counts.loss
             self._texts, self._tokens, self._padded = map(int, counts[1:])
 
     def reset(self) -> None:
-        """After a reading."""
-        del self._recent[:-1]  # the weights that the last step led to have yet to show a loss
+        """Reset the sums."""
+        del self._recent[:-1]  # keep the last step: its update may cause the next non-finite loss
         self._sum.zero_()
         self._texts = self._tokens = self._padded = 0
 
     def describe_nonfinite(self, last: int) -> str:
-        """The first step whose losses are not finite, and its texts; or the step that led there.
+        """Describe the first step with non-finite losses and its texts, or the step that caused it.
 
-        All processes must ask: the texts of a step are spread over them.
+        Collective, since the texts of a step are distributed over the processes.
 
         Args:
-            last: Number of the newest step.
+            last: Index of the last step.
         """
-        told = self.runtime.gather(
+        gathered = self.runtime.gather(
             [
                 (
-                    self._named(indices, ids, ~losses.isfinite()),
-                    self._named(indices, ids, torch.ones_like(losses, dtype=torch.bool)),
+                    self._list_texts(indices, ids, ~losses.isfinite()),
+                    self._list_texts(indices, ids, torch.ones_like(losses, dtype=torch.bool)),
                 )
                 for indices, ids, losses in self._recent
             ]
         )
         steps = [
-            (_together([bad for bad, _ in parts]), _together([all_ for _, all_ in parts]))
-            for parts in zip(*told, strict=True)
+            (_merge([bad for bad, _ in parts]), _merge([all_ for _, all_ in parts]))
+            for parts in zip(*gathered, strict=True)
         ]
-        for at, (bad, texts) in enumerate(steps):
-            step = last - len(steps) + 1 + at
+        for position, (bad, texts) in enumerate(steps):
+            step = last - len(steps) + 1 + position
             if not bad.count:
                 continue
             if bad.count < texts.count or texts.count == 1:
-                return f"step {step} has no loss for {self._said(bad)}"
-            if at:  # all at once: the weights were broken by the step before
-                return f"step {step - 1} broke the weights, with {self._said(steps[at - 1][1])}"
-            return f"step {step} has no loss for any of its texts, {self._said(bad)}"
+                return f"the loss of step {step} is not finite for {self._format(bad)}"
+            if position:  # all texts: the previous step has made the weights non-finite
+                previous = self._format(steps[position - 1][1])
+                return f"the weights diverged in step {step - 1}, with {previous}"
+            return (
+                f"the loss of step {step} is not finite for all of its texts, {self._format(bad)}"
+            )
         if not steps:
             return "training diverged"
-        return f"step {last} broke the weights, with {self._said(steps[-1][1])}"
+        return f"the weights diverged in step {last}, with {self._format(steps[-1][1])}"
 
-    def _named(self, indices: np.ndarray, ids: list[np.ndarray], which: Tensor) -> _Named:
-        """Those texts of a step that `which`, (texts,) bool, marks."""
-        chosen = np.flatnonzero(which.cpu().numpy())
-        shown = []
-        for i in chosen[:_SHOWN]:
-            if self.show is None:
-                shown.append(repr(self.encoder.text(ids[i])[:60]))
+    def _list_texts(self, indices: np.ndarray, ids: list[np.ndarray], mask: Tensor) -> _TextList:
+        """The texts of a step that a mask, (texts,) bool, selects."""
+        selected = np.flatnonzero(mask.cpu().numpy())
+        excerpts = []
+        for i in selected[:_MAX_LISTED]:
+            if self.text_at is None:
+                excerpts.append(repr(self.encoder.text(ids[i])[:60]))
             else:
-                shown.append(f"{indices[i]} {self.show(int(indices[i]))[:60]!r}")
-        return _Named(len(chosen), shown)
+                excerpts.append(f"{indices[i]} {self.text_at(int(indices[i]))[:60]!r}")
+        return _TextList(len(selected), excerpts)
 
-    def _said(self, texts: _Named) -> str:
-        more = f" and {texts.count - _SHOWN} more" if texts.count > _SHOWN else ""
-        counted = " (counted from 0 among the distinct texts)" if self.show else ""
-        return f"text {', '.join(texts.shown)}{more}{counted}"
+    def _format(self, texts: _TextList) -> str:
+        more = f" and {texts.count - _MAX_LISTED} more" if texts.count > _MAX_LISTED else ""
+        numbering = " (counted from 0 among the distinct texts)" if self.text_at else ""
+        return f"text {', '.join(texts.excerpts)}{more}{numbering}"
 
 
-def _together(parts: list[_Named]) -> _Named:
-    shown = [text for part in parts for text in part.shown]
-    return _Named(sum(part.count for part in parts), shown[:_SHOWN])
+def _merge(parts: list[_TextList]) -> _TextList:
+    excerpts = [text for part in parts for text in part.excerpts]
+    return _TextList(sum(part.count for part in parts), excerpts[:_MAX_LISTED])

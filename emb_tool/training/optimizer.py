@@ -1,4 +1,4 @@
-"""From gradients to weights: summed over the processes, clipped, and taken by AdamW."""
+"""The optimizer: gradients are summed over processes and clipped, weights updated by AdamW."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from emb_tool.runtime.distributed import local_shard
 
 
 class Optimizer:
-    """AdamW, and for the token table its row-wise form.
+    """AdamW, and SparseAdam for the token table.
 
-    Weights of matrices decay, biases and norms don't. A step sees a few hundred of the table's
-    tens of thousands of rows: those alone are read, written (`SparseAdam`) and sent to other
-    processes, which on a CPU saves a sixth of a step; a row's moments rest while its token does
-    not occur.
+    Weight decay applies to matrices, not to biases and norms. A step uses a few hundred of the
+    table's tens of thousands of rows: only those are updated (`SparseAdam`) and sent to other
+    processes, which on a CPU saves a sixth of a step; a row's moments do not change while its
+    token does not occur.
 
-    Gradients are made without a word between processes and summed at the end of a step, not while
-    they are made, as DDP does: so that a process whose memory runs out half-way can say so, and
-    all try again in smaller parts.
+    Unlike DDP, gradients are summed over processes at the end of a step and not during the
+    backward pass, so that a process that runs out of memory can report it, and all processes
+    repeat the step in smaller parts.
 
     Args:
-        student: What is trained.
-        table: Its module that looks tokens up; None treats it as any other.
+        student: The model to train.
+        table: Its token embedding; None treats it like other modules.
         method: Settings.
         runtime: Device and processes.
-        sharded: Whether the weights are cut over the processes; gradients then come summed.
+        sharded: Whether the weights are sharded; gradients are then already reduced.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class Optimizer:
         self.method, self.runtime, self.sharded = method, runtime, sharded
         self.scaler = runtime.scaler()
         rows: Any = table.weight if table is not None else None
-        # elsewhere its gradient is dense: in an encoder-decoder another module looks up in it, too
-        shared = sum(held is rows for m in student.modules() for held in m._parameters.values()) > 1
+        # if another module uses it too, as in an encoder-decoder, its gradient is dense
+        shared = sum(p is rows for m in student.modules() for p in m._parameters.values()) > 1
         sparse = rows is not None and rows.requires_grad and not shared
         self.rows: Any = rows if sparse else None
         if table is not None:
@@ -68,49 +68,49 @@ class Optimizer:
             self.optimizers.append(torch.optim.SparseAdam([self.rows], lr=method.lr))
 
     def backward(self, loss: Tensor) -> None:
-        """Add a loss's gradients to those of this process."""
-        if self.sharded:  # which takes the mean over the processes
+        """Accumulate the gradients of a loss on this process."""
+        if self.sharded:  # FSDP averages over the processes
             loss = loss * self.runtime.world
         self.scaler.scale(loss).backward()
 
     def step(self, lr: float) -> None:
-        """Take the gradients of all processes, and forget them."""
+        """Update the weights with the gradients of all processes, and reset the gradients."""
         self.prepare()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             self.scaler.step(optimizer)
         self.scaler.update()
-        self.forget()
+        self.zero_grad()
 
     def prepare(self) -> None:
-        """Make of this process's gradients those that are taken."""
+        """Reduce, unscale and clip the gradients."""
         self._all_reduce()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         self._clip()
 
-    def forget(self) -> None:
-        """Let go of the gradients."""
+    def zero_grad(self) -> None:
+        """Reset the gradients."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def _all_reduce(self) -> None:
         if self.runtime.world > 1 and not self.sharded:
             for parameter in self.dense:
-                if parameter.grad is None:  # no text of the step was this process's
+                if parameter.grad is None:  # this process had no text of the step
                     parameter.grad = torch.zeros_like(parameter)
             self.runtime.all_reduce([p.grad for p in self.dense if p.grad is not None])
             if self.rows is not None and self.rows.grad is None:
-                none = torch.zeros(1, 0, dtype=torch.long, device=self.rows.device)
+                no_rows = torch.zeros(1, 0, dtype=torch.long, device=self.rows.device)
                 self.rows.grad = torch.sparse_coo_tensor(
-                    none, self.rows.new_zeros(0, self.rows.shape[1]), self.rows.shape
+                    no_rows, self.rows.new_zeros(0, self.rows.shape[1]), self.rows.shape
                 )
         if self.rows is not None and self.rows.grad is not None:
             self.rows.grad = self.runtime.all_reduce_sparse(self.rows.grad)
 
     def _clip(self) -> None:
-        """Scale the gradients so that the norm of all of them together is at most `clip`."""
+        """Clip the total gradient norm to `max_grad_norm`."""
         if not self.method.max_grad_norm:
             return
         gradients = [local_shard(p.grad) for p in self.dense if p.grad is not None]

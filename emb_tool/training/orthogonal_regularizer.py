@@ -1,4 +1,4 @@
-"""The spread-out term over all pairs of a step, also where a step is made in parts."""
+"""Global orthogonal regularization over all pairs of a step, also for split steps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def gor_loss(vectors: Tensor) -> Tensor:
     """Mean squared cosine of all pairs of a batch, G = 1/(B(B−1)) Σ_{i≠j} (x_i · x_j)².
 
     Args:
-        vectors: (B, dim); they are normalised first.
+        vectors: (B, dim); normalized internally.
 
     Paper:
-        Global orthogonal regularisation, arXiv:1708.06320, eq. 6 (second moment), as used by
+        Global orthogonal regularization, arXiv:1708.06320, eq. 6 (second moment), as used by
         EmbeddingGemma, arXiv:2509.20354.
     """
     from torch.nn.functional import normalize
@@ -27,30 +27,30 @@ def gor_loss(vectors: Tensor) -> Tensor:
 
 
 def second_moment(vectors: Tensor) -> Tensor:
-    """M = Σ_i x_i x_iᵀ over vectors brought to norm 1, (dim, dim)."""
+    """M = Σ_i x_i x_iᵀ over vectors normalized to norm 1, (dim, dim)."""
     from torch.nn.functional import normalize
 
     unit = normalize(vectors, dim=-1)
     return unit.T @ unit
 
 
-def gor_share(vectors: Tensor, moment: Tensor, count: int) -> Tensor:
-    """What each of some vectors adds to the spread-out term of all.
+def gor_terms(vectors: Tensor, moment: Tensor, count: int) -> Tensor:
+    """Terms of a part of the vectors in the regularization of all.
 
     Σ_{i,j} (x_i · x_j)² = Σ_i x_iᵀ M x_i, and its gradient with respect to x_i is 4 M x_i: twice
-    that of x_iᵀ M x_i with M held fixed. So parts of a batch that know M have the gradient of all.
+    that of x_iᵀ M x_i with constant M. So parts of a batch that know M get the full gradient.
 
     Args:
-        vectors: (batch, dim), some of the `count`.
-        moment: (dim, dim) `second_moment` of all of them; no gradient goes through it.
-        count: How many all are.
+        vectors: (batch, dim), a part of all vectors.
+        moment: (dim, dim) `second_moment` of all vectors, without gradient.
+        count: Number of all vectors.
 
     Returns:
-        (batch,); the mean over all is G.
+        (batch,); the mean over all vectors is G.
     """
     from torch.nn.functional import normalize
 
     unit = normalize(vectors, dim=-1)
     energy = ((unit @ moment) * unit).sum(-1)
-    shares: Tensor = (2 * energy - energy.detach() - 1) / (count - 1)
-    return shares
+    terms: Tensor = (2 * energy - energy.detach() - 1) / (count - 1)
+    return terms

@@ -1,4 +1,4 @@
-"""What training tells of itself: on the way, and when it is done."""
+"""Results of training: scores during the run, and the outcome."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from typing import Any
 
 @dataclass
 class Score:
-    """One measuring of the student on the way.
+    """One evaluation of the student during training.
 
     Args:
-        key: What decides which state is best, higher is better; None: nothing was held out to
-            choose by, and the newest state is kept.
-        figures: Everything measured, by name; those of tasks that are reported do not decide.
-        by: What decides, in words.
-        lower: Whether `key` is a negated distance, of which less is better.
+        key: Selects the best state, higher is better; None: nothing was held out, and the last
+            state is used.
+        figures: All figures by name, including reported tasks that do not select the state.
+        criterion: Description of `key`.
+        lower_is_better: Whether `key` is a negated distance.
     """
 
     key: float | None
     figures: dict[str, float]
-    by: str = ""
-    lower: bool = False
+    criterion: str = ""
+    lower_is_better: bool = False
 
 
 @dataclass
 class Outcome:
-    """What a run did.
+    """The outcome of a run.
 
     Args:
-        texts: Texts used, repeats counted.
-        tokens: Tokens of those, without padding.
-        padded: Tokens with padding.
-        steps: Optimiser steps.
-        seconds: Of training alone, over all sittings.
-        wait_seconds: Of those, waiting for the next batch.
-        score_seconds: Measuring on the way, not in `seconds`.
-        history: Every `Score`, with the texts used before it.
-        best: Texts used before the best state; 0 is the initialisation.
-        best_key: Its score.
-        last_key: The score of the newest state.
-        by: What chose it, in words; empty where nothing did.
-        lower: Whether these scores are negated distances.
-        best_sum: Checksum of its file; of rank 0 alone, which has written it.
-        resumed_at: Texts used when the run was taken up; None if it ran in one go.
-        split: Parts that a step is now made in.
+        texts: Number of texts used, with repetitions.
+        tokens: Number of their tokens without padding.
+        padded: Number of their tokens with padding.
+        steps: Number of optimizer steps.
+        seconds: Seconds of training without evaluation, including interrupted runs.
+        wait_seconds: Seconds of these spent waiting for batches.
+        score_seconds: Seconds of evaluation, not included in `seconds`.
+        history: Figures of every `Score`, with the texts used before it.
+        best: Texts used before the best state; 0 is the initialization.
+        best_key: Key of the best state.
+        last_key: Key of the last state.
+        criterion: Description of the key; empty if nothing was held out.
+        lower_is_better: Whether the keys are negated distances.
+        best_checksum: Checksum of the best state's file; on rank 0, which has written it.
+        resumed_at: Texts used when the run was resumed; None if it was not.
+        split: Number of parts into which a step is split.
     """
 
     texts: int = 0
@@ -59,16 +59,16 @@ class Outcome:
     best: int = 0
     best_key: float = -math.inf
     last_key: float = -math.inf
-    by: str = ""
-    lower: bool = False
-    best_sum: str = ""
+    criterion: str = ""
+    lower_is_better: bool = False
+    best_checksum: str = ""
     resumed_at: int | None = None
     split: int = 1
 
-    def note(self, score: Score) -> bool:
-        """Add a score to the history, and say whether the newest state is now the one to keep."""
+    def add_score(self, score: Score) -> bool:
+        """Add a score to the history; return whether its state is the best so far."""
         self.history.append({"texts": self.texts, **score.figures})
-        self.by, self.lower = score.by, score.lower
+        self.criterion, self.lower_is_better = score.criterion, score.lower_is_better
         self.last_key = -math.inf if score.key is None else score.key
         if score.key is not None and not score.key > self.best_key:
             return False
@@ -76,27 +76,27 @@ class Outcome:
         return True
 
     def choice(self) -> dict[str, Any]:
-        """The rule, the chosen state and the last one, as plain data."""
+        """The criterion and the figures of the chosen and the last state, as plain data."""
         figures = {entry["texts"]: entry for entry in self.history}
         return {
-            "by": self.by or None,
+            "by": self.criterion or None,
             "chosen": figures.get(self.best, {"texts": self.best}),
             "last": figures.get(self.texts, {"texts": self.texts}),
         }
 
-    def told(self, total: int) -> str:
-        """The rule, the chosen state and the last one, in a sentence.
+    def summary(self, total: int) -> str:
+        """A sentence with the criterion and the scores of the chosen and the last state.
 
         Args:
             total: Texts of the whole run.
         """
-        if not self.by:
-            return f"the last state, after {self.texts:,} texts: nothing was held out to choose by"
-        sign = -1 if self.lower else 1
+        if not self.criterion:
+            return f"the last state, after {self.texts:,} texts: nothing was held out"
+        sign = -1 if self.lower_is_better else 1
         best, last = sign * self.best_key, sign * self.last_key
         if self.best == self.texts:
-            return f"the last state, after {self.texts:,} texts, by {self.by}: {best:.4f}"
+            return f"the last state, after {self.texts:,} texts, by {self.criterion}: {best:.4f}"
         return (
-            f"the state after {self.best:,} of {total:,} texts, by {self.by}: {best:.4f}; the last"
-            f" one has {last:.4f}"
+            f"the state after {self.best:,} of {total:,} texts, by {self.criterion}: {best:.4f};"
+            f" the last state: {last:.4f}"
         )

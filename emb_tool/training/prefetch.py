@@ -1,4 +1,4 @@
-"""Work for the next steps, done by a thread while this one trains."""
+"""Prefetching of items by a background thread."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The same items, made by a thread that stays at most `depth` of them ahead.
+    """Iterate over items that a background thread computes, up to `depth` of them in advance.
 
-    Closing the iterator ends the thread after the item that it is at.
+    Closing the iterator stops the thread after its current item.
     """
     ready: queue.Queue[Any] = queue.Queue(depth)
     stop = threading.Event()
@@ -33,10 +33,10 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
                 if not put(item):
                     return
             put(None)
-        except BaseException as error:  # handed to the thread that trains
+        except BaseException as error:  # raised in the consumer's thread
             put(error)
 
-    thread = threading.Thread(target=work, name="ahead", daemon=True)
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:
         while (item := ready.get()) is not None:

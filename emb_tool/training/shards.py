@@ -1,9 +1,9 @@
-"""One shard of teacher vectors: a safetensors file that is either whole or not there.
+"""Shards of teacher vectors: safetensors files that are written atomically.
 
-Tensors: `keys` (n, 16) U8, sorted, and `vectors` (n, dim) F16 or F32; `__metadata__` holds the
-format version and a BLAKE2b checksum of each. A shard is written to a temporary file in its own
-folder, flushed to the disk and renamed, so that a kill leaves no half shard under a shard's name.
-Its name is a hash of its content: writers that share a folder cannot overwrite each other.
+Tensors: `keys` (n, 16) U8, sorted, and `vectors` (n, dim) F16 or F32; `__metadata__` has the
+format version and a BLAKE2b checksum of each. A shard is written to a temporary file in the same
+folder, flushed to disk and renamed, so a killed process leaves no incomplete shard. The name is a
+hash of the content, so processes that share a folder cannot overwrite each other's shards.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ KEY_BYTES = 16
 PREFIX, SUFFIX = "shard-", ".safetensors"
 TEMPORARY = ".tmp-"
 _DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
-_STALE = 24 * 3600  # seconds after which a temporary file is anyone's to remove
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_STALE_SECONDS = 24 * 3600  # age at which any process may remove a temporary file
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def allow_open_files() -> None:
-    """Raise this process's limit of open files to the system's: a mapped shard stays open."""
+    """Raise this process's limit of open files to the hard limit: mapped shards stay open."""
     with contextlib.suppress(OSError, ValueError):
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file of that name is a shard."""
+    """Whether a file name is that of a shard."""
     return name.startswith(PREFIX) and name.endswith(SUFFIX)
 
 
 def key_prefix(keys: np.ndarray) -> np.ndarray:
-    """The first 8 bytes of each key as a number that sorts as the bytes do.
+    """The first 8 bytes of each key as an integer with the same order.
 
     Args:
         keys: (n, 16) uint8.
@@ -59,7 +59,7 @@ def key_prefix(keys: np.ndarray) -> np.ndarray:
 
 
 def sort_keys(keys: np.ndarray) -> np.ndarray:
-    """Positions that put (n, 16) uint8 keys in the order of their bytes."""
+    """Indices that sort (n, 16) uint8 keys by their bytes."""
     halves = np.ascontiguousarray(keys).view(">u8").astype(np.uint64)
     return np.lexsort((halves[:, 1], halves[:, 0]))
 
@@ -78,23 +78,23 @@ class Shard:
         vectors: (n, dim) float16 or float32.
     """
 
-    def __init__(self, path: Path, *, dim: int, dtype: str, sound: bool | None = None) -> None:
-        """Map the file; its size and header are checked here, its content by `sound`.
+    def __init__(self, path: Path, *, dim: int, dtype: str, is_valid: bool | None = None) -> None:
+        """Map the file and check its size and header; `is_valid` checks the content.
 
         Args:
             path: The file.
-            dim: Width that its vectors must have.
-            dtype: numpy's name of the dtype that they must have.
-            sound: Whether the content is known to match its checksums; None: not looked at yet.
+            dim: Expected dimension of the vectors.
+            dtype: numpy's name of their expected dtype.
+            is_valid: Whether the content is known to match its checksums; None: not checked yet.
 
         Raises:
-            InvalidInput: It is not a whole shard of that width and dtype.
-            OSError: It is gone, or not to be read.
+            InvalidInput: Not a complete shard of this dimension and dtype.
+            OSError: The file is missing or cannot be read.
         """
         with path.open("rb") as file:
             header = read_header(path)
-            # never closed by hand: arrays handed out point into it, and it stays readable when
-            # another process removes the file
+            # not closed explicitly: arrays refer to it, and it stays readable when another
+            # process removes the file
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if header.metadata.get("format") != FORMAT or set(header.tensors) != {"keys", "vectors"}:
             raise InvalidInput(f"{path}: not a shard of format {FORMAT}")
@@ -106,7 +106,7 @@ class Shard:
             raise InvalidInput(f"{path}: vectors are {vectors.dtype} {vectors.shape}")
         self.path = path
         self._sums = (header.metadata.get("keys"), header.metadata.get("vectors"))
-        self._sound = sound
+        self._is_valid = is_valid
         self.keys = self._view(header, "keys", np.dtype(np.uint8))
         self.vectors = self._view(header, "vectors", np.dtype(dtype))
 
@@ -120,17 +120,19 @@ class Shard:
         return len(self.keys)
 
     @property
-    def sound(self) -> bool:
-        """Whether the content matches its checksums; read once, when first asked."""
-        if self._sound is None:
-            self._sound = self._sums == (checksum(self.keys), checksum(self.vectors))
-            if hasattr(self._map, "madvise"):  # from here on single rows are read: no read-ahead
+    def is_valid(self) -> bool:
+        """Whether the content matches its checksums; checked on first access."""
+        if self._is_valid is None:
+            self._is_valid = self._sums == (checksum(self.keys), checksum(self.vectors))
+            if hasattr(
+                self._map, "madvise"
+            ):  # only single rows are read from now on: no read-ahead
                 self._map.madvise(mmap.MADV_RANDOM)
-        return self._sound
+        return self._is_valid
 
 
 def write_shard(folder: Path, keys: np.ndarray, vectors: np.ndarray) -> Path:
-    """Write one shard; afterwards it is on the disk whole, or not at all.
+    """Write one shard atomically.
 
     Args:
         folder: An existing folder.
@@ -162,7 +164,7 @@ def write_shard(folder: Path, keys: np.ndarray, vectors: np.ndarray) -> Path:
 
 
 def write_bytes_atomically(target: Path, *parts: bytes | memoryview) -> Path:
-    """Write a file under a temporary name in its folder, flush it to the disk, rename it.
+    """Write a file under a temporary name in its folder, flush it to disk and rename it.
 
     Raises:
         RunFailed: The disk is full or the folder cannot be written.
@@ -171,7 +173,7 @@ def write_bytes_atomically(target: Path, *parts: bytes | memoryview) -> Path:
         temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}")
         try:
             with temporary.open("xb") as file:
-                # held until the rename: `sweep` leaves alone what a living process holds
+                # locked until the rename: `remove_temporary_files` skips locked files
                 with contextlib.suppress(OSError):
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for part in parts:
@@ -180,21 +182,21 @@ def write_bytes_atomically(target: Path, *parts: bytes | memoryview) -> Path:
                 os.fsync(file.fileno())
                 temporary.replace(target)
             break
-        except FileNotFoundError:  # swept between being made and being locked, or folder pruned
+        except FileNotFoundError:  # removed between creation and lock, or folder pruned
             if attempt == 2:
                 raise
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in _DISK_FULL:
                 size = sum(memoryview(part).nbytes for part in parts)
                 raise RunFailed(
                     f"{target.parent}: the disk is full ({size / 1e6:.1f} MB more are needed)",
-                    "free space (embtool store --prune DAYS), or name another folder with --store,"
+                    "free space (embtool store --prune DAYS), or use another folder with --store,"
                     " then go on with --resume",
                 ) from error
             raise RunFailed(
                 f"{target.parent}: cannot be written: {error.strerror}",
-                "name another folder with --store",
+                "use another folder with --store",
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
@@ -203,19 +205,19 @@ def write_bytes_atomically(target: Path, *parts: bytes | memoryview) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk."""
+    """Flush a folder's entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems know no such thing
+        with contextlib.suppress(OSError):  # not supported by some network file systems
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove temporary files whose writer is gone, or which are older than a day."""
+    """Remove temporary files whose writer has ended, or that are older than a day."""
     for path in folder.glob(f"{TEMPORARY}*"):
         with contextlib.suppress(OSError), path.open("rb") as file:
-            if time.time() - path.stat().st_mtime < _STALE:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
+            if time.time() - path.stat().st_mtime < _STALE_SECONDS:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while the writer runs
             path.unlink()

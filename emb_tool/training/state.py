@@ -1,7 +1,7 @@
-"""The state of a training run on disk: tensors in safetensors, the rest in JSON, never a pickle.
+"""Saved states of a training run: tensors in safetensors, other data in JSON, no pickle.
 
-States are written to two folders in turn; the file `latest` names the one that is whole and is
-replaced atomically, so that a kill at any moment leaves a state that can be gone on from.
+States are written alternately to two folders; the file `latest` names the complete one and is
+replaced atomically, so a killed process always leaves a state that can be resumed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from emb_tool.runtime.distributed import distribute_like, full_tensor
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a file."""
+    """Load the tensors of a safetensors file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -31,7 +31,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(str(path))
     except (SafetensorError, OSError) as error:
         raise InvalidInput(
-            f"{path}: the saved state cannot be read: {error}", "start anew with --overwrite"
+            f"{path}: the saved state cannot be read: {error}", "start again with --overwrite"
         ) from error
     return tensors
 
@@ -40,7 +40,7 @@ _FILES = ("model.safetensors", "optimizer.safetensors")
 
 
 def checksum(path: Path) -> str:
-    """Of a file; `none` where it cannot be read."""
+    """SHA-256 of a file, `none` if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -48,25 +48,25 @@ def checksum(path: Path) -> str:
         return "none"
 
 
-def check_saved(path: Path, wanted: str) -> None:
-    """Refuse a file that is not as it was saved.
+def check_saved(path: Path, expected: str) -> None:
+    """Refuse a file that has changed since it was saved.
 
     Args:
         path: The file.
-        wanted: Its `checksum` then.
+        expected: Its `checksum` when it was saved.
     """
-    if checksum(path) != wanted:
+    if checksum(path) != expected:
         raise InvalidInput(
-            f"{path}: the saved state is damaged (its checksum is another)",
-            "start anew with --overwrite",
+            f"{path}: the saved state is damaged (checksum mismatch)",
+            "start again with --overwrite",
         )
 
 
 class States:
-    """The states of one run.
+    """The saved states of one run.
 
     Args:
-        folder: Where they lie.
+        folder: Their folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -80,52 +80,52 @@ class States:
         facts: dict[str, Any],
         write: bool = True,
     ) -> None:
-        """Write a state and let go of the one before.
+        """Write a state and remove the previous one.
 
-        Where weights are cut over processes all of them must call it, and one writes.
+        If the weights are sharded, all processes must call it, and one writes.
 
         Args:
             module: The student.
-            optimizers: What they remember of each parameter is kept, their settings are not.
-            facts: Anything that JSON holds.
-            write: Whether this process does.
+            optimizers: Their per-parameter state is saved, but not their settings.
+            facts: Other data, serializable as JSON.
+            write: Whether this process writes.
         """
         weights = {name: full_tensor(value) for name, value in module.state_dict().items()}
         tensors = {"rng": torch.get_rng_state()}
         numbers: dict[str, float] = {}
-        for which, optimizer in enumerate(optimizers):
+        for number, optimizer in enumerate(optimizers):
             for index, entry in optimizer.state_dict()["state"].items():
                 for key, value in entry.items():
                     if isinstance(value, Tensor):
-                        tensors[f"{which}.{index}.{key}"] = full_tensor(value)
+                        tensors[f"{number}.{index}.{key}"] = full_tensor(value)
                     else:
-                        numbers[f"{which}.{index}.{key}"] = value
+                        numbers[f"{number}.{index}.{key}"] = value
         if not write:
             return
-        before = self._latest()
-        name = "b" if before == "a" else "a"
+        previous = self._latest()
+        name = "b" if previous == "a" else "a"
         target = self.folder / name
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
         save_tensors(target / "model.safetensors", weights)
         save_tensors(target / "optimizer.safetensors", tensors)
         sums = {file: checksum(target / file) for file in _FILES}
-        told = {**facts, "optimizer": numbers, "checksums": sums}
-        write_atomically(target / "facts.json", json.dumps(told))
+        data = {**facts, "optimizer": numbers, "checksums": sums}
+        write_atomically(target / "facts.json", json.dumps(data))
         write_atomically(self.folder / "latest", name)
-        if before:
-            shutil.rmtree(self.folder / before, ignore_errors=True)
+        if previous:
+            shutil.rmtree(self.folder / previous, ignore_errors=True)
 
     def _latest(self) -> str | None:
         file = self.folder / "latest"
         return file.read_text(encoding="utf-8") if file.exists() else None
 
     def texts(self) -> int | None:
-        """The texts used before the newest state; None where there is none."""
+        """Texts used before the latest state; None without a state."""
         latest = self._latest()
         if latest is None:
             return None
-        return int(self._facts(self.folder / latest)["place"][3])
+        return int(self._facts(self.folder / latest)["cursor"][3])
 
     @staticmethod
     def _facts(source: Path) -> dict[str, Any]:
@@ -134,33 +134,33 @@ class States:
         except (OSError, ValueError) as error:
             raise InvalidInput(
                 f"{source / 'facts.json'}: the saved state cannot be read: {error}",
-                "start anew with --overwrite",
+                "start again with --overwrite",
             ) from error
         return facts
 
     def load(
         self, module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]
     ) -> dict[str, Any] | None:
-        """Take up the newest state; None where there is none."""
+        """Load the latest state; returns its facts, None without a state."""
         latest = self._latest()
         if latest is None:
             return None
         source = self.folder / latest
         facts = self._facts(source)
-        for name, wanted in facts.pop("checksums").items():
-            check_saved(source / name, wanted)
-        now = module.state_dict()
+        for name, expected in facts.pop("checksums").items():
+            check_saved(source / name, expected)
+        current = module.state_dict()
         weights = load_tensors(source / "model.safetensors")
         module.load_state_dict(
-            {name: distribute_like(weights[name], now[name]) for name in weights}
+            {name: distribute_like(weights[name], current[name]) for name in weights}
         )
         tensors = load_tensors(source / "optimizer.safetensors")
         torch.set_rng_state(tensors.pop("rng"))
-        remembered: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
+        restored: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
         for name, value in (*tensors.items(), *facts.pop("optimizer").items()):
-            which, index, key = name.split(".", 2)
-            remembered[int(which)].setdefault(int(index), {})[key] = value
-        for optimizer, state in zip(optimizers, remembered, strict=True):
+            number, index, key = name.split(".", 2)
+            restored[int(number)].setdefault(int(index), {})[key] = value
+        for optimizer, state in zip(optimizers, restored, strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             for index, entry in state.items():
                 for key, value in entry.items():

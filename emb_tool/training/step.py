@@ -1,4 +1,4 @@
-"""The gradients of one step: of the mean loss over its texts, in as many parts as fit."""
+"""Gradients of one step: of the mean loss over its texts, computed in one or more parts."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from emb_tool.training.orthogonal_regularizer import second_moment
 
 
 class Loss(Protocol):
-    """What a training method adds to the loop's settings."""
+    """The loss of a training method."""
 
-    def loss(self, vectors: Tensor, targets: Tensor, *of_all: Any) -> Tensor:
-        """Loss of each text: (batch,) from (batch, dim) vectors and targets.
+    def loss(self, vectors: Tensor, targets: Tensor, *moment_args: Any) -> Tensor:
+        """Loss of each text, (batch,), from (batch, dim) vectors and targets.
 
-        A method with a weight `gor_weight` that is not 0 has a term over all pairs of a step: where
-        a step is in parts, `loss` is also given the second moment of all vectors, and their number.
+        A method with a nonzero `gor_weight` has a term over all pairs of a step: if the step is
+        split, `moment_args` are the second moment of all vectors and their number.
         """
 
 
 class Student(nn.Module):
-    """An encoder as one module, so that Accelerate and torch.compile wrap the whole of it."""
+    """An encoder as a single module, for FSDP and torch.compile."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -45,19 +45,19 @@ class Student(nn.Module):
 
 
 class Gradients:
-    """Forward and backward passes of the student, and the optimiser that takes what they leave.
+    """Forward and backward passes of the student, and its optimizer.
 
     Args:
         encoder: The student, weights in float32, on the device.
         method: Settings and loss.
         runtime: Device and processes.
         sample: Token ids, targets (texts, dim) and indices of a few texts of the run.
-        prompt_length: Tokens that pooling leaves out, for the texts of one batch.
-        fsdp: Cut the student over the processes.
+        prompt_length: Maps indices of a batch to the prompt tokens excluded from pooling.
+        fsdp: Shard the student over the processes.
 
     Attributes:
-        student: What is trained; what no loss reaches is frozen.
-        optimizer: AdamW over the rest.
+        student: The model to train; parameters without gradients are frozen.
+        optimizer: AdamW over the other parameters.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Gradients:
         self.student.train(method.dropout)
         if not method.compile:
             use_onednn_linear(self.student)
-        self._freeze_unreached(sample)
+        self._freeze_unused(sample)
         if fsdp:
             encoder.shard()
         self.module: nn.Module = self.student
@@ -84,30 +84,30 @@ class Gradients:
             self.module = torch.compile(self.student, dynamic=True)  # type: ignore[assignment]
         table = None if fsdp else encoder.token_table()
         self.optimizer = Optimizer(self.student, table, method, runtime, encoder.sharded)
-        self.recorded: CudaGraphStep | None = CudaGraphStep.of(self)
+        self.graph_step: CudaGraphStep | None = CudaGraphStep.create(self)
 
     def disable_graphs(self) -> None:
-        """Let go of the recordings, and make no others."""
-        self.recorded = None
+        """Delete the CUDA graphs and stop capturing."""
+        self.graph_step = None
 
-    def _freeze_unreached(self, sample: tuple[list[np.ndarray], np.ndarray, np.ndarray]) -> None:
-        """Poolers and heads that no vector depends on."""
+    def _freeze_unused(self, sample: tuple[list[np.ndarray], np.ndarray, np.ndarray]) -> None:
+        """Freeze parameters on which vectors do not depend, such as unused poolers and heads."""
         ids, targets, indices = sample
         self._sample = ids, indices
-        goal = torch.from_numpy(targets).to(self.runtime.device)
-        self._losses(self.student, ids, goal, indices).sum().backward()
+        target_tensor = torch.from_numpy(targets).to(self.runtime.device)
+        self._losses(self.student, ids, target_tensor, indices).sum().backward()
         for parameter in self.student.parameters():
             if parameter.grad is None:
                 parameter.requires_grad_(False)
             parameter.grad = None
 
     def needs_moment(self, split: int) -> bool:
-        """Whether a loss over pairs is made in parts, which then need to know of one another."""
+        """Whether a loss over all pairs is computed in parts, which need the second moment."""
         return self.runtime.world * split > 1 and bool(getattr(self.method, "gor_weight", 0))
 
     @torch.no_grad()
     def moment(self, batch: Batch, split: int) -> Tensor:
-        """Σ x xᵀ over the unit vectors of this process's texts, (dim, dim): a forward pass more."""
+        """Σ x xᵀ over the unit vectors of this process's texts, (dim, dim); a forward pass."""
         total = torch.zeros(batch.targets.shape[1], batch.targets.shape[1])
         total = total.to(self.runtime.device)
         for part in self._parts(batch, split):
@@ -118,33 +118,33 @@ class Gradients:
             total += second_moment(self._vectors(self.module, ids, batch.indices[part]))
         return total
 
-    def add(self, batch: Batch, split: int, *of_all: Any) -> Tensor:
-        """Add the gradients of the mean loss over the whole step, whatever the split and the world.
+    def add(self, batch: Batch, split: int, *moment_args: Any) -> Tensor:
+        """Accumulate the gradients of the mean loss over the whole step, for any split.
 
         Args:
-            batch: This process's share of the step.
-            split: Parts to make it in.
-            of_all: See `Loss`.
+            batch: This process's part of the step.
+            split: Number of parts.
+            moment_args: See `Loss`.
 
         Returns:
             The losses of this process's texts, (texts,).
         """
-        if self.recorded is not None and split == 1 and batch.ids:
-            losses = self.recorded.losses(batch, self.prompt_length(batch.indices))
+        if self.graph_step is not None and split == 1 and batch.ids:
+            losses = self.graph_step.losses(batch, self.prompt_length(batch.indices))
             if losses is not None:
                 return losses
-        found = [torch.zeros(0, device=self.runtime.device)]
+        losses_of_parts = [torch.zeros(0, device=self.runtime.device)]
         for part in self._parts(batch, split):
-            if not len(part):  # the others want our part of the weights all the same
-                nothing = self._vectors(self.module, *self._sample).sum() * 0
-                self.optimizer.backward(nothing)
+            if not len(part):  # other processes need this process's shard of the weights
+                zero = self._vectors(self.module, *self._sample).sum() * 0
+                self.optimizer.backward(zero)
                 continue
             targets = self.runtime.move(torch.from_numpy(batch.targets[part]))
             ids = [batch.ids[i] for i in part]
-            losses = self._losses(self.module, ids, targets, batch.indices[part], *of_all)
+            losses = self._losses(self.module, ids, targets, batch.indices[part], *moment_args)
             self.optimizer.backward(losses.sum() / batch.texts)
-            found.append(losses.detach())
-        return torch.cat(found)
+            losses_of_parts.append(losses.detach())
+        return torch.cat(losses_of_parts)
 
     def _parts(self, batch: Batch, split: int) -> list[np.ndarray]:
         parts = np.array_split(np.arange(len(batch.ids)), split)
@@ -156,19 +156,19 @@ class Gradients:
         ids: list[np.ndarray],
         targets: Tensor,
         indices: np.ndarray,
-        *of_all: Any,
+        *moment_args: Any,
     ) -> Tensor:
         vectors = self._vectors(module, ids, indices)
-        return cast(Loss, self.method).loss(vectors, targets, *of_all)
+        return cast(Loss, self.method).loss(vectors, targets, *moment_args)
 
     def losses(self, features: dict[str, Any], targets: Tensor) -> Tensor:
-        """Losses of the texts of a batch that is on the device, (texts,)."""
+        """Losses of a batch on the device, (texts,)."""
         return cast(Loss, self.method).loss(self._run(self.student, features), targets)
 
     def _vectors(self, module: nn.Module, ids: list[np.ndarray], indices: np.ndarray) -> Tensor:
         features = self.encoder.collate(ids, self.prompt_length(indices))
-        plain = module is self.student  # and what is compiled has been run as it is before
-        with self.encoder.running(features) if plain else nullcontext():
+        is_eager = module is self.student  # a compiled module was run eagerly before
+        with self.encoder.running(features) if is_eager else nullcontext():
             return self._run(module, features)
 
     def _run(self, module: nn.Module, features: dict[str, Any]) -> Tensor:

@@ -1,10 +1,10 @@
-"""Teacher vectors on disk, so that no text is encoded twice.
+"""A cache of teacher vectors on disk.
 
-    ROOT/<space>/space.json               what its vectors depend on: teacher, prompt, ...
+    ROOT/<space>/space.json               the cache key: teacher, prompt, ...
     ROOT/<space>/shard-*.safetensors      keys and vectors, see `shards`
 
-A vector is found by the content of its text and by its space; nothing depends on the order of
-the texts. Any number of processes may read and write one store at a time.
+A vector is identified by the content of its text and by its space, the cache key of the encoder and
+its settings. Any number of processes may read and write a store at the same time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from emb_tool.errors import EmbToolError, InvalidInput
 from emb_tool.report import Measure, Report, Table
+from emb_tool.training.embedding_cache import SPACE_FILE, EmbeddingCache, EmbeddingCacheKey, Warn
 from emb_tool.training.shards import (
     PREFIX,
     TEMPORARY,
@@ -28,20 +29,19 @@ from emb_tool.training.shards import (
     allow_open_files,
     is_shard,
 )
-from emb_tool.training.vector_space import SPACE_FILE, EmbeddingCache, EmbeddingCacheKey, Warn
 
 __all__ = ["CacheEntry", "EmbeddingCache", "EmbeddingCacheKey", "VectorStore", "store_report"]
 
 
 class CacheEntry(NamedTuple):
-    """A space as it lies on the disk.
+    """A space on disk.
 
     Attributes:
         id: Its folder's name.
         space: None if its `space.json` is not readable.
-        label: The teacher's name when the space was made.
+        label: The teacher's name when the space was created.
         texts: Number of vectors.
-        nbytes: Bytes on the disk.
+        nbytes: Bytes on disk.
         last_used: Seconds since the epoch.
     """
 
@@ -57,13 +57,13 @@ class VectorStore:
     """A folder of spaces.
 
     Args:
-        root: The folder; it is made when the first vector is written.
-        on_warning: Called with a sentence when a damaged shard is set aside.
+        root: The folder; it is created when the first vector is written.
+        on_warning: Called with a warning when a damaged shard is renamed.
     """
 
     def __init__(self, root: Path, on_warning: Warn | None = None) -> None:
         if root.exists() and not root.is_dir():
-            raise InvalidInput(f"--store {root}: is not a folder", "name a folder")
+            raise InvalidInput(f"--store {root}: is not a folder", "give a folder")
         allow_open_files()
         self.root = root
         self._warn: Warn = on_warning or (lambda sentence: None)
@@ -78,10 +78,10 @@ class VectorStore:
         return Path(cache).expanduser() / "embtool" / "vectors"
 
     def space(self, space: EmbeddingCacheKey, label: str = "") -> EmbeddingCache:
-        """The vectors of one space, the same object each time.
+        """The cache of one space, the same object for equal keys.
 
         Args:
-            space: Which.
+            space: The cache key.
             label: The teacher's name, for listings.
         """
         if space.id not in self._open:
@@ -89,7 +89,7 @@ class VectorStore:
         return self._open[space.id]
 
     def spaces(self) -> list[CacheEntry]:
-        """What the store holds, largest first."""
+        """The spaces of the store, largest first."""
         entries = [_entry(folder) for folder in self._folders()]
         return sorted(entries, key=lambda entry: (-entry.nbytes, entry.id))
 
@@ -100,20 +100,20 @@ class VectorStore:
         space: str | None = None,
         dry_run: bool = False,
     ) -> int:
-        """Remove spaces: those that meet every condition given, without any all of them.
+        """Remove the spaces that meet all given conditions; without conditions, all spaces.
 
-        Only the store's own files are removed. A running job keeps what it has open.
+        Only files of the store are removed. A running job keeps files that it has open.
 
         Args:
-            older_than_days: Not used for so many days.
-            space: Id of one space.
-            dry_run: Remove nothing.
+            older_than_days: Remove only spaces not used for this many days.
+            space: Remove only the space with this id.
+            dry_run: Do not remove anything.
 
         Returns:
             Bytes freed (or that would be).
 
         Raises:
-            InvalidInput: No space of that id.
+            InvalidInput: No space with this id.
         """
         entries = self.spaces()
         if space is not None:
@@ -129,7 +129,7 @@ class VectorStore:
             folder = self.root / entry.id
             for path in _files(folder):
                 path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # something that is not ours lies there
+            with contextlib.suppress(OSError):  # it has other files
                 folder.rmdir()
             self._open.pop(entry.id, None)
         return sum(entry.nbytes for entry in entries)
@@ -142,7 +142,7 @@ class VectorStore:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of a space that are the store's own."""
+    """The files of a space that belong to the store."""
     return [
         path
         for path in folder.iterdir()
@@ -171,24 +171,24 @@ def store_report(
     space: str | None = None,
     dry_run: bool = False,
 ) -> Report:
-    """What a store holds and, where asked for, what was removed from it (`embtool store`).
+    """Report of `embtool store`: the spaces of a store, and the bytes removed.
 
     Args:
         root: The store's folder.
-        prune_days: Remove spaces not used for so many days.
-        space: Remove this one (both given: only if it is that old).
-        dry_run: Say what would be removed, remove nothing.
+        prune_days: Remove spaces not used for this many days.
+        space: Remove this space (with `prune_days`: only if it is that old).
+        dry_run: Report what would be removed, without removing it.
 
     Raises:
-        InvalidInput: Not a folder, or no such space.
+        InvalidInput: Not a folder, or an unknown space.
     """
     store = VectorStore(root)
     before = store.spaces()
     freed = 0
     if prune_days is not None or space is not None:
         freed = store.prune(older_than_days=prune_days, space=space, dry_run=dry_run)
-    kept = {entry.id for entry in store.spaces()}
-    entries = [entry for entry in before if entry.id in kept]
+    remaining = {entry.id for entry in store.spaces()}
+    entries = [entry for entry in before if entry.id in remaining]
     now = time.time()
     report = Report("store", facts={"root": str(root)})
     table = Table(
@@ -199,14 +199,14 @@ def store_report(
         days = (now - entry.last_used) / 86400
         used = f"{days:.0f} days ago" if days >= 1 else "today"
         if entry.space is None:
-            shown = ["space.json is not readable", "", "", "", ""]
+            columns = ["space.json is not readable", "", "", "", ""]
         else:
             s = entry.space
             name = entry.label or s.teacher[:16]
             length = "" if s.max_length is None else str(s.max_length)
-            shown = [name, repr(s.prompt) if s.prompt else "", length, str(s.dim), s.dtype]
+            columns = [name, repr(s.prompt) if s.prompt else "", length, str(s.dim), s.dtype]
         size = f"{entry.nbytes / 1e6:.1f}"
-        table.rows.append([entry.id, *shown, f"{entry.texts:,}", size, used])
+        table.rows.append([entry.id, *columns, f"{entry.texts:,}", size, used])
         report.measures.append(Measure("vectors", entry.texts, of=entry.id))
         report.measures.append(Measure("size", entry.nbytes, "B", of=entry.id))
     report.facts["spaces"] = [

@@ -1,14 +1,15 @@
-"""Batches of texts that are streamed: neither copied nor indexed, the teacher reads on the way.
+"""Batches of streamed texts, which are neither copied nor indexed and are encoded on the fly.
 
-The shards of the data form up to `READERS` lanes. A window takes as many texts from each lane,
-sorts them by length and cuts them into shuffled batches, as `stream` does with those on disk. What
-a window holds depends on data and seed alone. Processes share out lanes: each reads, tokenises and
-teaches its own texts, and tells the others their lengths only. Where a lane stands before a window
-is noted; a run is taken up there, by any number of processes, without reading what came before.
+Up to `READERS` readers share the shards of the data. A window takes the same number of texts from
+each reader, sorts them by length and forms shuffled batches, as `batches` does for texts on disk. A
+window depends only on data and seed. Readers are distributed over processes: each reads, tokenizes
+and encodes its own texts, and sends only their lengths to the others. The state of each reader
+before a window is saved; a run can be resumed from it by any number of processes, without reading
+earlier texts.
 
-Of two sources the first is read so, and says when an epoch is over. Of the second every window has
-its share, again from the beginning where it ends: how many that are must not hang on what others
-read, so each process reads all of it, and tokenises and teaches its own.
+With two sources, the first is read in this way and determines the end of an epoch. Every window has
+a fixed fraction of texts from the second, which restarts when it ends: the number of its texts must
+not depend on other processes, so each process reads all of it, and tokenizes and encodes its own.
 """
 
 from __future__ import annotations
@@ -28,39 +29,39 @@ from emb_tool.training.batches import WINDOW, Batch, DataCursor
 from emb_tool.training.cached_teacher import CachedTeacher
 from emb_tool.training.prefetch import prefetch
 
-ROUND = "second"
-"""Where the second source stands, among the states of lanes."""
+SECOND = "second"
+"""Key of the second source's state among the states of the readers."""
 
 
 @dataclass(frozen=True)
 class StreamSource:
-    """Streamed texts of one kind.
+    """Streamed texts of one role.
 
     Args:
-        shards: Where they come from.
-        tokenize: From texts to tokens.
-        teach: From texts to (n, dim) float32.
-        role: 0 document, 1 query.
+        shards: The data.
+        tokenize: Maps texts to tokens.
+        encode_targets: Maps texts to target vectors, (n, dim) float32.
+        role: 0 for documents, 1 for queries.
     """
 
     shards: Shards
     tokenize: Callable[[Sequence[str]], Tokens]
-    teach: Callable[[Sequence[str]], np.ndarray]
+    encode_targets: Callable[[Sequence[str]], np.ndarray]
     role: int = 0
 
 
 @dataclass
 class WindowShard:
-    """What one process has of a window.
+    """One process's part of a window.
 
     Args:
-        roles: Of its texts, in the window's order.
+        roles: Roles of its texts, in the window's order.
         ids: Their token ids.
         targets: (texts, dim) float32.
-        counts: Texts of the first source by lane, of the lanes that it reads.
+        counts: Texts of the first source by reader, for the readers of this process.
         second: Texts of the second source in the whole window.
-        lanes: Where these stand behind the window.
-        cut: Its documents and its queries that are longer than is read, as far as they come by for
+        readers: States of these readers after the window.
+        truncated: Number of its documents and of its queries that are truncated and occur for
             the first time.
     """
 
@@ -69,32 +70,32 @@ class WindowShard:
     targets: np.ndarray
     counts: dict[int, int]
     second: int
-    lanes: dict[str, Any]
-    cut: tuple[int, int]
+    readers: dict[str, Any]
+    truncated: tuple[int, int]
 
 
 class StreamedTexts:
-    """Batches from a place on to the end of the run.
+    """Batches from a cursor to the end of the run.
 
     Args:
-        first: The texts whose end is that of an epoch.
-        second: Others that come between them.
-        share: Share of the second in a window.
-        separate: Keep the two in batches of their own (their prompts are pooled differently).
-        memory: Stores what the teacher says.
-        batch_tokens: Padded tokens of a step, over all processes.
-        epoch_texts: An epoch ends after so many texts, or where the data do.
+        first: The source that determines the end of an epoch.
+        second: A source whose texts are mixed in.
+        share: Fraction of the second source in a window.
+        separate: Put the two in separate batches (their prompts are pooled differently).
+        teacher_cache: Stores the teacher's vectors.
+        batch_tokens: Padded tokens per step, over all processes.
+        epoch_texts: An epoch ends after this many texts, or at the end of the data.
         total: Texts of the whole run.
-        seed: Decides the order.
-        wanted: Which texts are trained on.
-        gather: From what one process tells to what all of them tell, in the order of their ranks.
-        buffer: Texts of a window: shuffled, and sorted by length, together.
-        rank: This process.
+        seed: Seed of the order.
+        include: Selects the texts to train on.
+        gather: Gathers an object from all processes, in the order of their ranks.
+        buffer: Texts per window, which are shuffled and sorted by length together.
+        rank: Rank of this process.
         world: Number of processes.
 
     Attributes:
-        cut: Documents and queries that came by and are longer than the model reads, each counted
-            once, over all processes.
+        truncated: Number of distinct documents and queries that were truncated, over all
+            processes.
     """
 
     def __init__(
@@ -103,177 +104,196 @@ class StreamedTexts:
         second: StreamSource | None = None,
         share: float = 0.0,
         *,
-        memory: CachedTeacher | None = None,
+        teacher_cache: CachedTeacher | None = None,
         batch_tokens: int,
         epoch_texts: int,
         total: int,
         seed: int,
         separate: bool = False,
-        wanted: Callable[[str], bool] = bool,
-        gather: Callable[[Any], list[Any]] = lambda told: [told],
+        include: Callable[[str], bool] = bool,
+        gather: Callable[[Any], list[Any]] = lambda item: [item],
         buffer: int = WINDOW,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.first, self.second, self.separate = first, second, separate
-        self.wanted, self.gather, self.memory = wanted, gather, memory
+        self.include, self.gather, self.teacher_cache = include, gather, teacher_cache
         self.batch_tokens, self.epoch_texts, self.total = batch_tokens, epoch_texts, total
         self.seed, self.rank, self.world = seed, rank, world
-        self.cut: Sequence[int] = (0, 0)
-        lanes = min(READERS, len(first.shards))
-        self._of_lane = max(1, int(buffer * (1 - share)) // lanes)
-        self._of_second = self._of_lane * lanes * share / (1 - share)
-        self._of_epoch = round(epoch_texts * share)
-        # with a world that divides the lanes, or the other way round, no lane is read twice in
-        # vain; with others lanes are read by several, and each takes its share of the texts
-        self._lanes, self._groups = lanes, gcd(lanes, world)
+        self.truncated: Sequence[int] = (0, 0)
+        readers = min(READERS, len(first.shards))
+        self._per_reader = max(1, int(buffer * (1 - share)) // readers)
+        self._second_per_window = self._per_reader * readers * share / (1 - share)
+        self._second_per_epoch = round(epoch_texts * share)
+        # the processes of a group share its readers: each reads all their texts, keeps its own
+        self._readers, self._groups = readers, gcd(readers, world)
 
-    def owner(self, lane: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """The process to which texts belong.
+    def owner(self, reader: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """The rank that each text belongs to.
 
         Args:
-            lane: (n,) lanes.
-            row: (n,) place of each within its lane and window.
+            reader: (n,) index of the reader.
+            row: (n,) position within the reader's texts of the window.
         """
         groups = self._groups
-        turn = row * (self._lanes // groups) + lane // groups
-        owner: np.ndarray = lane % groups + groups * (turn % (self.world // groups))
+        turn = row * (self._readers // groups) + reader // groups
+        owner: np.ndarray = reader % groups + groups * (turn % (self.world // groups))
         return owner
 
     @staticmethod
     def order(counts: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Lane and row of each text of a window, from every lane in turn."""
+        """Reader and row of each text of a window, in round-robin order of the readers."""
         sizes = np.array(list(counts.values()), np.int64)
-        lane = np.repeat(np.array(list(counts), np.int64), sizes)
-        row = np.arange(len(lane)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        turns = np.lexsort((lane, row))
-        return lane[turns], row[turns]
+        reader = np.repeat(np.array(list(counts), np.int64), sizes)
+        row = np.arange(len(reader)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        order = np.lexsort((reader, row))
+        return reader[order], row[order]
 
     def sample(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """Two texts: their token ids, targets and roles."""
         first = self.first
         texts = head(first.shards, self.seed, 2)
         roles = np.full(len(texts), first.role)
-        return first.tokenize(texts).ids, first.teach(texts), roles
+        return first.tokenize(texts).ids, first.encode_targets(texts), roles
 
     def flush(self) -> None:
-        """What a saved state relies on is stored, if anything is."""
-        if self.memory:
-            self.memory.flush()
+        """Store the vectors that a saved state depends on."""
+        if self.teacher_cache:
+            self.teacher_cache.flush()
 
     def close(self) -> None:
-        """The end."""
+        """Store the remaining vectors."""
         self.flush()
 
-    def _parts(self, place: DataCursor) -> Iterator[WindowShard]:
-        """This process's part of each window from one on, without end: empty after the last."""
-        states, window = place.lanes or {}, place.window
-        lanes = shard_readers(self.first.shards, self.seed)[
+    def _shards(self, cursor: DataCursor) -> Iterator[WindowShard]:
+        """This process's part of each window from a cursor on; empty after the end of the data."""
+        states, window = cursor.readers or {}, cursor.window
+        readers = shard_readers(self.first.shards, self.seed)[
             self.rank % self._groups :: self._groups
         ]
-        for lane in lanes:
-            lane.start(place.epoch, states.get(str(lane.lane)))
-        between = (
-            CyclingReader(self.second.shards, self.seed, states.get(ROUND)) if self.second else None
+        for reader in readers:
+            reader.start(cursor.epoch, states.get(str(reader.lane)))
+        second_reader = (
+            CyclingReader(self.second.shards, self.seed, states.get(SECOND))
+            if self.second
+            else None
         )
         while True:
-            found = {lane.lane: lane.take(self._of_lane, self.wanted) for lane in lanes}
-            counts = {lane: len(texts) for lane, texts in found.items()}
-            lane_of, row_of = self.order(counts)
-            own = self.owner(lane_of, row_of) == self.rank
-            texts = [found[lane][row] for lane, row in zip(lane_of[own], row_of[own], strict=True)]
-            after = {str(lane.lane): lane.state() for lane in lanes}
-            part = self._taught(texts, self.first, 0 if place.epoch else len(texts))
-            part.counts, part.lanes = counts, after
-            if self.second and between:
-                more = between.take(self._in_window(window), self.wanted)
-                after[ROUND] = between.state()
-                new = len(range(self.rank, between.new, self.world))
-                theirs = self._taught(more[self.rank :: self.world], self.second, new)
-                part.roles = np.concatenate([part.roles, theirs.roles])
-                part.ids += theirs.ids
-                part.targets = np.concatenate([part.targets, theirs.targets])
-                part.second = len(more)
-                part.cut = part.cut[0] + theirs.cut[0], part.cut[1] + theirs.cut[1]
+            taken = {reader.lane: reader.take(self._per_reader, self.include) for reader in readers}
+            counts = {index: len(texts) for index, texts in taken.items()}
+            reader_of, row_of = self.order(counts)
+            is_own = self.owner(reader_of, row_of) == self.rank
+            own = zip(reader_of[is_own], row_of[is_own], strict=True)
+            texts = [taken[index][row] for index, row in own]
+            states_after = {str(reader.lane): reader.state() for reader in readers}
+            part = self._window_shard(texts, self.first, 0 if cursor.epoch else len(texts))
+            part.counts, part.readers = counts, states_after
+            if self.second and second_reader:
+                second_texts = second_reader.take(self._second_in_window(window), self.include)
+                states_after[SECOND] = second_reader.state()
+                new = len(range(self.rank, second_reader.new, self.world))
+                own_texts = second_texts[self.rank :: self.world]
+                second_part = self._window_shard(own_texts, self.second, new)
+                part.roles = np.concatenate([part.roles, second_part.roles])
+                part.ids += second_part.ids
+                part.targets = np.concatenate([part.targets, second_part.targets])
+                part.second = len(second_texts)
+                part.truncated = (
+                    part.truncated[0] + second_part.truncated[0],
+                    part.truncated[1] + second_part.truncated[1],
+                )
             yield part
             window += 1
 
     @staticmethod
-    def _taught(texts: list[str], source: StreamSource, new: int) -> WindowShard:
-        """Texts as a part of a window; of the first `new` it is counted which are cut."""
-        ids, cut = source.tokenize(texts)
-        roles, many = np.full(len(texts), source.role), int(cut[:new].sum())
-        by_role = (0, many) if source.role else (many, 0)
-        return WindowShard(roles, ids, source.teach(texts), {}, 0, {}, by_role)
+    def _window_shard(texts: list[str], source: StreamSource, new: int) -> WindowShard:
+        """A part of a window; truncated texts are counted among the first `new`."""
+        ids, truncated = source.tokenize(texts)
+        roles, count = np.full(len(texts), source.role), int(truncated[:new].sum())
+        by_role = (0, count) if source.role else (count, 0)
+        return WindowShard(roles, ids, source.encode_targets(texts), {}, 0, {}, by_role)
 
-    def _in_window(self, window: int) -> int:
-        """Texts of the second source: as many as belong to those of the first, over an epoch."""
+    def _second_in_window(self, window: int) -> int:
+        """Texts of the second source in a window, so that the fraction is exact over an epoch."""
         before, after = (
-            min(self._of_epoch, round(count * self._of_second)) for count in (window, window + 1)
+            min(self._second_per_epoch, round(count * self._second_per_window))
+            for count in (window, window + 1)
         )
         return after - before
 
-    def ahead(self, place: DataCursor) -> Iterator[Batch]:
-        """Every batch from a place on; the next window is read while one is trained on.
+    def prefetched(self, cursor: DataCursor) -> Iterator[Batch]:
+        """All batches from a cursor on; the next window is prefetched.
 
         Raises:
-            InvalidInput: A text that the data or the teacher is at fault for, before anything is
-                learnt.
-            RunFailed: The same, later: what is learnt is kept.
+            InvalidInput: An invalid text or target before the first step.
+            RunFailed: The same after the first step; the state is saved.
         """
-        self.cut = place.cut
-        while place.texts < self.total:
-            parts = prefetch(self._parts(place), 1)
+        self.truncated = cursor.truncated
+        while cursor.texts < self.total:
+            parts = prefetch(self._shards(cursor), 1)
             try:
                 for part in parts:
-                    lengths, owner, after, cut = self._agree(part)
+                    lengths, owner, states_after, truncated = self._merge_shards(part)
                     if len(lengths) == part.second:
                         break
-                    if not place.batch:  # else they are counted already
-                        self.cut = [a + b for a, b in zip(self.cut, cut, strict=True)]
-                        place = place._replace(cut=self.cut)
-                    for batch in self._window(place, part, lengths, owner):
-                        place = batch.after
+                    if not cursor.batch:  # otherwise they have been counted
+                        totals = zip(self.truncated, truncated, strict=True)
+                        self.truncated = [a + b for a, b in totals]
+                        cursor = cursor._replace(truncated=self.truncated)
+                    for batch in self._window(cursor, part, lengths, owner):
+                        cursor = batch.next_cursor
                         yield batch
-                    place = place._replace(window=place.window + 1, batch=0, lanes=after)
-                    if place.texts == self._end(place):
+                    cursor = cursor._replace(
+                        window=cursor.window + 1, batch=0, readers=states_after
+                    )
+                    if cursor.texts == self._end(cursor):
                         break
             except InvalidInput as error:
-                if not place.texts:
+                if not cursor.texts:
                     raise
                 raise resumable_failure(error) from error
             finally:
                 parts.close()  # type: ignore[attr-defined]
-            if place.texts == place.began:
-                raise InvalidInput("the stream holds no text to train on", "name other --texts")
-            lanes = place.lanes or {}
-            kept = {ROUND: lanes[ROUND]} if ROUND in lanes else None
-            place = DataCursor(
-                place.epoch + 1, texts=place.texts, began=place.texts, lanes=kept, cut=place.cut
+            if cursor.texts == cursor.epoch_start:
+                raise InvalidInput("the stream has no text to train on", "give other --texts")
+            states = cursor.readers or {}
+            second_state = {SECOND: states[SECOND]} if SECOND in states else None
+            cursor = DataCursor(
+                cursor.epoch + 1,
+                texts=cursor.texts,
+                epoch_start=cursor.texts,
+                readers=second_state,
+                truncated=cursor.truncated,
             )
 
-    def _end(self, place: DataCursor) -> int:
-        """Texts used when the epoch, or the run, is over."""
-        return min(self.total, place.began + self.epoch_texts)
+    def _end(self, cursor: DataCursor) -> int:
+        """Texts used at the end of the epoch or of the run."""
+        return min(self.total, cursor.epoch_start + self.epoch_texts)
 
-    def _agree(self, part: WindowShard) -> tuple[np.ndarray, np.ndarray, dict[str, Any], list[int]]:
-        """Length and owner of every text of a window, where lanes stand behind it, texts cut."""
-        told = self.gather((part.counts, [len(row) for row in part.ids], part.lanes, part.cut))
-        counts = dict(sorted(pair for counts, *_ in told for pair in counts.items()))
+    def _merge_shards(
+        self, part: WindowShard
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any], list[int]]:
+        """Length and owner of each text of a window, reader states after it, truncated texts."""
+        lengths_of_part = [len(row) for row in part.ids]
+        gathered = self.gather((part.counts, lengths_of_part, part.readers, part.truncated))
+        counts = dict(sorted(pair for counts, *_ in gathered for pair in counts.items()))
         second = np.arange(part.second) % self.world
         owner = np.concatenate([self.owner(*self.order(counts)), second])
         lengths = np.zeros(len(owner), np.int64)
-        for rank, (_, theirs, *_) in enumerate(told):
-            lengths[owner == rank] = theirs
-        after = {lane: at for _, _, lanes, _ in told for lane, at in lanes.items()}
-        return lengths, owner, after, [sum(cut[role] for *_, cut in told) for role in (0, 1)]
+        for rank, (_, shard_lengths, *_) in enumerate(gathered):
+            lengths[owner == rank] = shard_lengths
+        states = {
+            reader: state for _, _, readers, _ in gathered for reader, state in readers.items()
+        }
+        totals = [sum(truncated[role] for *_, truncated in gathered) for role in (0, 1)]
+        return lengths, owner, states, totals
 
     def _window(
-        self, place: DataCursor, part: WindowShard, lengths: np.ndarray, owner: np.ndarray
+        self, cursor: DataCursor, part: WindowShard, lengths: np.ndarray, owner: np.ndarray
     ) -> Iterator[Batch]:
-        """The batches of a window from a place in it on."""
-        position = np.cumsum(owner == self.rank) - 1  # of a text among this process's own
-        rng = np.random.default_rng([self.seed, place.epoch, place.window])
+        """The batches of a window from a cursor on."""
+        position = np.cumsum(owner == self.rank) - 1  # among this process's own texts
+        rng = np.random.default_rng([self.seed, cursor.epoch, cursor.window])
         groups = [np.arange(len(lengths))]
         if self.separate and part.second:
             groups = np.split(groups[0], [-part.second])
@@ -284,17 +304,17 @@ class StreamedTexts:
         ]
         if len(groups) > 1:
             batches = [batches[i] for i in rng.permutation(len(batches))]
-        texts, end = place.texts, self._end(place)
-        for number, batch in enumerate(batches):
-            if number < place.batch or texts == end:
+        texts, end = cursor.texts, self._end(cursor)
+        for index, batch in enumerate(batches):
+            if index < cursor.batch or texts == end:
                 continue
             batch = batch[: end - texts]
             texts += len(batch)
-            mine = position[batch[owner[batch] == self.rank]]
+            local = position[batch[owner[batch] == self.rank]]
             yield Batch(
-                part.roles[mine],
-                [part.ids[i] for i in mine],
+                part.roles[local],
+                [part.ids[i] for i in local],
                 len(batch),
-                place._replace(batch=number + 1, texts=texts),
-                part.targets[mine],
+                cursor._replace(batch=index + 1, texts=texts),
+                part.targets[local],
             )

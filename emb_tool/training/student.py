@@ -1,4 +1,4 @@
-"""From a checkpoint to a student: a head into the teacher's space, started at its best place."""
+"""Prepares a student: a head into the teacher's space, initialized by ridge regression."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODELS = "sentence_transformers.models"
-"""Where old and new versions of sentence-transformers alike find their modules."""
+"""Module path that both old and new versions of sentence-transformers can import."""
 
 
 def attach_head(
@@ -34,19 +34,19 @@ def attach_head(
     prompts: dict[str, str],
     like: Layout | None = None,
 ) -> Encoder:
-    """A student that answers in the teacher's space.
+    """Attach a head that maps the student's vectors into the teacher's space.
 
     Args:
-        encoder: The student's body; its own closing Normalize is taken off.
-        dim: Width of the teacher's vectors.
+        encoder: The student's backbone; its final Normalize is removed.
+        dim: Dimension of the teacher's vectors.
         normalises: Whether the teacher's vectors have norm 1.
         head: `auto`, `none`, `linear` or `mlp`.
-        bias: Whether the head has one.
-        prompts: The prompts that it is trained and saved with.
-        like: The teacher's layout: its similarity and its default prompt go with its space.
+        bias: Whether the head has a bias.
+        prompts: The prompts that the student is trained and saved with.
+        like: The teacher's layout, for the similarity function and the default prompt.
 
     Raises:
-        InvalidInput: No head where the widths differ.
+        InvalidInput: `none` although the dimensions differ.
     """
     specs = list(encoder.layout.modules)
     modules = list(encoder.model)
@@ -57,7 +57,7 @@ def attach_head(
         head = "none" if encoder.dim == dim else "linear"
     if head == "none" and encoder.dim != dim:
         raise InvalidInput(
-            f"--head none: the student is {encoder.dim} wide and the teacher {dim}",
+            f"--head none: the student has {encoder.dim} dimensions, the teacher {dim}",
             "use --head linear",
         )
 
@@ -66,7 +66,7 @@ def attach_head(
             "in_features": inputs,
             "out_features": outputs,
             "bias": with_bias,
-            "activation_function": f"torch.nn.modules.{_home(activation)}",
+            "activation_function": f"torch.nn.modules.{_import_path(activation)}",
         }
         specs.append(ModuleSpec("Dense", f"{len(specs)}_Dense", config, f"{MODELS}.Dense"))
         modules.append(Dense(inputs, outputs, bias=with_bias, activation_function=activation))
@@ -103,23 +103,23 @@ def attach_head(
     return Encoder(model, encoder.checkpoint, encoder.runtime, encoder.max_length, layout)
 
 
-def _home(activation: nn.Module) -> str:
-    """`activation.SiLU`, `linear.Identity`: where torch keeps it."""
+def _import_path(activation: nn.Module) -> str:
+    """Path of a class relative to `torch.nn.modules`, as `activation.SiLU`."""
     kind = type(activation)
     return f"{kind.__module__.removeprefix('torch.nn.modules.')}.{kind.__name__}"
 
 
 def fit_head(student: Encoder, texts: list[np.ndarray], targets: np.ndarray) -> None:
-    """Start the last Dense at the ridge regression from pooled vectors to the teacher's.
+    """Initialize the last Dense by ridge regression from pooled vectors to the teacher's vectors.
 
     W, b = argmin Σ ‖W h + b − t‖² + λ ‖W − W₀‖², in float64; W₀ is the best multiple of the
-    identity where the widths are equal, else 0, and λ the one of a grid that does best on a fifth
-    of the texts that it was not fitted to.
+    identity if the dimensions are equal, otherwise 0, and λ is selected from a grid on a held-out
+    fifth of the texts.
 
     Args:
-        student: With a head.
-        texts: Token ids of a sample.
-        targets: (texts, dim) of the teacher.
+        student: A student with a head.
+        texts: Token ids of a sample of texts.
+        targets: (texts, dim), vectors of the teacher.
     """
     dense = [module for module in student.model if type(module).__name__ == "Dense"]
     if not dense or len(texts) < 5:
@@ -131,8 +131,8 @@ def fit_head(student: Encoder, texts: list[np.ndarray], targets: np.ndarray) -> 
     )
     student.model.eval()
     with torch.inference_mode():
-        for at in range(0, len(texts), 32):
-            student.forward(student.collate(texts[at : at + 32]))
+        for start in range(0, len(texts), 32):
+            student.forward(student.collate(texts[start : start + 32]))
     handle.remove()
     weight, bias = ridge(np.concatenate(hidden), targets.astype(np.float64), layer.bias is not None)
     with torch.no_grad():
@@ -142,36 +142,39 @@ def fit_head(student: Encoder, texts: list[np.ndarray], targets: np.ndarray) -> 
 
 
 def ridge(x: np.ndarray, y: np.ndarray, with_bias: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (out, in) and bias (out,) of `fit_head`, from (n, in) and (n, out) float64."""
+    """Weight (out, in) and bias (out,) of `fit_head`, from (n, in) and (n, out) float64."""
 
-    def fit(x: np.ndarray, y: np.ndarray, shares: tuple[float, ...]) -> list[np.ndarray]:
+    def fit(x: np.ndarray, y: np.ndarray, penalties: tuple[float, ...]) -> list[np.ndarray]:
         mean_x, mean_y = (x.mean(0), y.mean(0)) if with_bias else (0.0, 0.0)
         x, y = x - mean_x, y - mean_y
         start = np.zeros((x.shape[1], y.shape[1]))
         if x.shape[1] == y.shape[1]:
             start = np.eye(x.shape[1]) * ((x * y).sum() / max((x * x).sum(), 1e-30))
         values, vectors = np.linalg.eigh(x.T @ x)
-        moved = vectors.T @ (x.T @ (y - x @ start))
+        projected = vectors.T @ (x.T @ (y - x @ start))
         scale = max(values.mean(), 1e-30)
-        return [start + vectors @ (moved / (values + share * scale)[:, None]) for share in shares]
+        return [
+            start + vectors @ (projected / (values + penalty * scale)[:, None])
+            for penalty in penalties
+        ]
 
     def bias(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        shift: np.ndarray = y.mean(0) - x.mean(0) @ weight
-        return shift if with_bias else np.zeros(y.shape[1])
+        offset: np.ndarray = y.mean(0) - x.mean(0) @ weight
+        return offset if with_bias else np.zeros(y.shape[1])
 
     grid = (1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
     test = np.arange(len(x)) % 5 == 0
     errors = []
     for weight in fit(x[~test], y[~test], grid):
-        guess = x[test] @ weight + bias(x[~test], y[~test], weight)
-        norms = np.linalg.norm(guess, axis=1) * np.linalg.norm(y[test], axis=1)
-        errors.append(-((guess * y[test]).sum(1) / np.maximum(norms, 1e-30)).mean())
+        predicted = x[test] @ weight + bias(x[~test], y[~test], weight)
+        norms = np.linalg.norm(predicted, axis=1) * np.linalg.norm(y[test], axis=1)
+        errors.append(-((predicted * y[test]).sum(1) / np.maximum(norms, 1e-30)).mean())
     weight = fit(x, y, (grid[int(np.argmin(errors))],))[0]
     return weight.T, bias(x, y, weight)
 
 
-def start_from_scratch(encoder: Encoder) -> None:
-    """Put the architecture's own random initialisation in place of the weights."""
+def reinitialize(encoder: Encoder) -> None:
+    """Replace the weights by the architecture's random initialization."""
     first = encoder.model[0]
     if encoder.static:
         torch.nn.init.normal_(first.embedding.weight, std=first.embedding.embedding_dim**-0.5)
@@ -181,7 +184,7 @@ def start_from_scratch(encoder: Encoder) -> None:
 
 
 def checkpoint_dtype(checkpoint: Checkpoint) -> torch.dtype | None:
-    """The dtype that most of a checkpoint's floating-point weights have; None if it has none."""
+    """The most frequent dtype of a checkpoint's floating-point weights; None if it has none."""
     names = {"F32": torch.float32, "F64": torch.float32}
     names |= {"BF16": DTYPES["bf16"], "F16": DTYPES["fp16"]}
     counts: dict[torch.dtype, int] = {}
@@ -193,13 +196,13 @@ def checkpoint_dtype(checkpoint: Checkpoint) -> torch.dtype | None:
 
 
 def write_router(student: Path, teacher: Checkpoint, folder: Path, dim: int) -> None:
-    """A sentence-transformers Router: queries by the student, documents by the teacher.
+    """Write a sentence-transformers Router: queries use the student, documents the teacher.
 
     Args:
-        student: Its finished folder.
+        student: Folder of the finished student.
         teacher: The teacher.
-        folder: Where to; sentence-transformers 5 or newer opens it.
-        dim: Width of the student's vectors; a wider teacher is cut to it.
+        folder: Output folder; needs sentence-transformers 5 or newer to load.
+        dim: Dimension of the student's vectors; the teacher's are truncated to it.
     """
     with quiet():
         from sentence_transformers import SentenceTransformer

@@ -1,4 +1,4 @@
-"""From texts to what the student shall say of each: encode what is missing, then read by index."""
+"""Target vectors of texts: missing ones are encoded and stored, all are read by index."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from emb_tool.data.corpus import Corpus
 
 ROLES = ("document", "query")
-"""In the order of a corpus."""
+"""Roles of texts, in the order of a corpus."""
 
 
 class Targets(Protocol):
     """Teacher vectors by corpus index.
 
     Attributes:
-        dim: Width.
+        dim: Dimension of the vectors.
         normalises: Whether they have norm 1.
     """
 
@@ -39,13 +39,13 @@ class Targets(Protocol):
 
 
 class StoredTargets:
-    """Targets from the vector store; 8 bytes a text in memory.
+    """Targets from the vector store; 8 bytes per text in memory.
 
     Args:
         documents: Number of documents; the texts after them are queries.
-        spaces: Where the vectors of each role are.
-        rows: (texts,) int64, row of each text in the space of its role.
-        dim: Leading dimensions to use, scaled to norm 1 where the whole vectors have it.
+        spaces: The cache of each role's vectors.
+        rows: (texts,) int64, row of each text in the cache of its role.
+        dim: Leading dimensions to use, normalized if the full vectors are.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class StoredTargets:
     ) -> None:
         self.dim = dim
         self.normalises = spaces[0].space.normalised
-        self._cut = self.normalises and dim < spaces[0].space.dim
+        self._renormalize = self.normalises and dim < spaces[0].space.dim
         self._documents, self._spaces, self._rows = documents, spaces, rows
 
     def read(self, indices: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ class StoredTargets:
             vectors = np.empty((len(rows), self.dim), np.float32)
             for part, space in zip((~queries, queries), self._spaces, strict=True):
                 vectors[part] = space.read(rows[part], self.dim)
-        return unit(vectors) if self._cut else vectors
+        return unit(vectors) if self._renormalize else vectors
 
 
 def gather_targets(
@@ -84,39 +84,37 @@ def gather_targets(
     meet: Callable[[], None] | None = None,
     note: Callable[[int, int], None] = lambda texts, cut: None,
 ) -> StoredTargets:
-    """Bring the vector of every text into the store, and give access to them.
+    """Store the vector of every text, and return access to all of them.
 
-    A sample of what is there already is encoded again first. Missing texts are taken in the
-    corpus's order, a shard at a time, each written as soon as it is done. Every process starts
-    with its own share of the shards, then takes what no other has written yet: so none waits for
-    another, and processes that share no disk get along too.
+    First a sample of the stored vectors is encoded again and compared. Missing texts are encoded in
+    corpus order by shards, which are written as soon as they are complete. Every process starts
+    with its own part of the shards, then continues with shards that no other has written: no
+    process waits for another, and a shared disk is not required.
 
     Args:
         corpus: The texts.
-        teacher: Encodes what is missing.
-        store: Where vectors are kept.
+        teacher: Encodes missing texts.
+        store: The vector store.
         dims: Leading dimensions to use of each vector (a Matryoshka prefix); None uses all. The
-            store keeps whole vectors.
-        progress: Called with the number of texts done, some at a time, in all `len(corpus)`.
-        skip: Called instead where they need not be encoded, first with those that are there.
-        rank: This process among `world`.
+            store has full vectors.
+        progress: Called with numbers of finished texts, `len(corpus)` in total.
+        skip: Called instead with numbers of texts that need not be encoded.
+        rank: Rank of this process.
         world: Number of processes.
-        shard_texts: Texts of a shard; None leaves it to the teacher.
-        check_sample: Texts to encode again, spread over what is there.
-        meet: Waits for the other processes. Where it is given, all of them encode at the same time,
-            each its own shard: the teacher is cut over them.
-        note: Called with the number of texts of each shard that was encoded, and with how many of
-            them the teacher did not read to their end, where it tells.
+        shard_texts: Texts per shard [the teacher's].
+        check_sample: Number of stored texts to encode again.
+        meet: Waits for the other processes. If given, all processes encode at the same time, each
+            its own shard, since the teacher is sharded over them.
+        note: Called with the number of texts of each encoded shard, and how many of them the
+            teacher has truncated, if it reports it.
 
     Raises:
-        InvalidInput: Stored vectors that the teacher does not agree with, NaN, another width.
-        RunFailed: The disk is full, memory is out, an endpoint gave up; what was done is kept.
+        InvalidInput: Stored vectors that differ from the teacher's, NaN, a wrong dimension.
+        RunFailed: Disk full, out of memory, endpoint failed; finished shards are kept.
     """
     skip = skip or progress
     if dims is not None and not 1 <= dims <= teacher.dim:
-        raise InvalidInput(
-            f"--teacher-dim {dims}: {teacher.name} has vectors of {teacher.dim} numbers"
-        )
+        raise InvalidInput(f"--teacher-dim {dims}: {teacher.name} has {teacher.dim} dimensions")
     size = shard_texts or teacher.shard_texts
     spaces = [store.space(teacher.space(role), teacher.name) for role in ROLES]
     documents = int(np.searchsorted(corpus.roles, 1))
@@ -127,23 +125,23 @@ def gather_targets(
         space.refresh()
         space.touch()
         rows = space.locate(corpus.keys[start:end])
-        there = np.flatnonzero(rows >= 0)
-        if len(there) and check_sample:
-            spread = np.unique(np.linspace(0, len(there) - 1, check_sample).round().astype(int))
-            sample = there[spread]
+        stored = np.flatnonzero(rows >= 0)
+        if len(stored) and check_sample:
+            positions = np.unique(np.linspace(0, len(stored) - 1, check_sample).round().astype(int))
+            sample = stored[positions]
             _compare(corpus, teacher, role, space, start + sample, rows[sample])
-        known += len(there)
-        lacking = start + np.flatnonzero(rows < 0)
-        shards += [(role, lacking[i : i + size]) for i in range(0, len(lacking), size)]
-        del rows, there, lacking
+        known += len(stored)
+        missing = start + np.flatnonzero(rows < 0)
+        shards += [(role, missing[i : i + size]) for i in range(0, len(missing), size)]
+        del rows, stored, missing
     if skip:
         skip(known)
     if meet:
-        meet()  # nobody writes before all have seen what is there
-        nothing = np.zeros(0, np.int64)
+        meet()  # no process writes before all have looked up the stored vectors
+        no_indices = np.zeros(0, np.int64)
         for start in range(0, len(shards), world):
-            turn = shards[start : start + world]
-            role, indices = turn[rank] if rank < len(turn) else (0, nothing)
+            round_shards = shards[start : start + world]
+            role, indices = round_shards[rank] if rank < len(round_shards) else (0, no_indices)
             _encode(corpus, teacher, role, spaces[role], indices, progress, note)
         meet()
         shards = []
@@ -151,18 +149,18 @@ def gather_targets(
             space.refresh()
     own = shards[rank::world]
     others = [shard for i, shard in enumerate(shards) if i % world != rank]
-    shared = False  # whether another process writes here too
+    has_other_writers = False  # whether another process writes to this store
     for role, indices in own + others[::-1]:
         space = spaces[role]
-        shared = space.refresh() > 0 or shared
-        # what another process has done it has done whole: its first text tells
-        done = shared and not space.missing(corpus.keys[indices[:1]])[0]
-        # a query may be a document too, and have been encoded as one just now
+        has_other_writers = space.refresh() > 0 or has_other_writers
+        # other processes write complete shards, so the first text is representative
+        done = has_other_writers and not space.missing(corpus.keys[indices[:1]])[0]
+        # a query may also be a document that has just been encoded
         if done or (role == 1 and spaces[0] is spaces[1]):
-            lacking = indices[space.missing(corpus.keys[indices])]
-            if skip and len(lacking) < len(indices):
-                skip(len(indices) - len(lacking))
-            indices = lacking
+            missing = indices[space.missing(corpus.keys[indices])]
+            if skip and len(missing) < len(indices):
+                skip(len(indices) - len(missing))
+            indices = missing
         if len(indices):
             _encode(corpus, teacher, role, space, indices, progress, note)
     rows = np.concatenate(
@@ -171,12 +169,12 @@ def gather_targets(
             for space, (start, end) in zip(spaces, spans, strict=True)
         ]
     )
-    gone = np.flatnonzero(rows < 0)
-    if len(gone):
+    missing = np.flatnonzero(rows < 0)
+    if len(missing):
         raise InvalidInput(
-            f"{store.root}: {len(gone)} texts have no vector, the first is text {gone[0]}"
-            f" ({text_excerpt(corpus[int(gone[0])])})",
-            "was the store pruned meanwhile? run again to encode them",
+            f"{store.root}: {len(missing)} texts have no vector, the first is text {missing[0]}"
+            f" ({text_excerpt(corpus[int(missing[0])])})",
+            "run again to encode them; they may have been pruned meanwhile",
         )
     return StoredTargets(documents, spaces, rows, dims or teacher.dim)
 
@@ -190,22 +188,22 @@ def _encode(
     progress: Callable[[int], None] | None,
     note: Callable[[int, int], None],
 ) -> None:
-    """One shard."""
+    """Encode and store one shard."""
     texts, before = corpus.texts(indices), getattr(teacher, "truncated", 0)
     try:
         vectors = teacher.vectors(texts, ROLES[role], progress)
         if vectors.shape != (len(texts), teacher.dim):
             raise InvalidInput(
                 f"{teacher.name}: vectors of shape {vectors.shape} for {len(texts)} texts,"
-                f" ({len(texts)}, {teacher.dim}) expected"
+                f" expected ({len(texts)}, {teacher.dim})"
             )
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):
             raise TextRefused(
-                teacher.name, bad[0], texts[bad[0]], "its vector holds NaN or infinity",
-                "if the teacher runs in fp16, try --dtype fp32; else leave the text out",
+                teacher.name, bad[0], texts[bad[0]], "its vector has NaN or infinity",
+                "if the teacher runs in fp16, try --dtype fp32; otherwise remove the text",
             )  # fmt: skip
-    except TextRefused as error:  # told by its place in the corpus, and without the prompt
+    except TextRefused as error:  # with its index in the corpus, and without the prompt
         index, text = int(indices[error.position]), texts[error.position]
         raise TextRefused(error.teacher, index, text, error.why, error.hint) from None
     space.append(np.asarray(corpus.keys[indices]), vectors)
@@ -220,21 +218,21 @@ def _compare(
     indices: np.ndarray,
     rows: np.ndarray,
 ) -> None:
-    """Refuse the store if the teacher says something else today."""
+    """Refuse the store if its vectors differ from the teacher's current ones."""
     texts = corpus.texts(indices)
-    stored, fresh = space.read(rows), teacher.vectors(texts, ROLES[role])
-    if fresh.shape != stored.shape:
+    stored, current = space.read(rows), teacher.vectors(texts, ROLES[role])
+    if current.shape != stored.shape:
         raise InvalidInput(
-            f"{teacher.name}: vectors of {fresh.shape[1]} numbers, {teacher.dim} before"
+            f"{teacher.name}: vectors of {current.shape[1]} dimensions, {teacher.dim} before"
         )
-    cosine = (unit(stored) * unit(fresh)).sum(axis=1)
-    cosine[~stored.any(axis=1) & ~fresh.any(axis=1)] = 1  # both zero
+    cosine = (unit(stored) * unit(current)).sum(axis=1)
+    cosine[~stored.any(axis=1) & ~current.any(axis=1)] = 1  # both zero
     worst = int(np.argmin(np.nan_to_num(cosine, nan=-1)))
     if not cosine[worst] >= teacher.min_cosine:
         raise InvalidInput(
             f"{space.folder}: the stored vector of text {indices[worst]}"
-            f" ({text_excerpt(texts[worst])}) and what {teacher.name} gives now have cosine"
-            f" {cosine[worst]:.4f}, below {teacher.min_cosine}",
-            f"remove the space (embtool store --space {space.space.id}), or start another store"
+            f" ({text_excerpt(texts[worst])}) and the current one of {teacher.name} have"
+            f" cosine {cosine[worst]:.4f}, below {teacher.min_cosine}",
+            f"remove the space (embtool store --space {space.space.id}), or use another store"
             " with --store",
         )

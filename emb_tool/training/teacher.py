@@ -1,4 +1,4 @@
-"""What a student learns from: anything that turns a text into a vector."""
+"""Teachers: sources of target vectors."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from emb_tool.errors import InvalidInput
-from emb_tool.training.vector_space import EmbeddingCacheKey
+from emb_tool.training.embedding_cache import EmbeddingCacheKey
 
 if TYPE_CHECKING:
     from emb_tool.model.encoder import Encoder
 
 NORM_TOLERANCE = 0.01
-"""Vectors count as normalised when every norm is this near to 1: servers use low precision."""
+"""Maximum deviation of norms from 1 of normalized vectors: servers use low precision."""
 
 
 class TextRefused(InvalidInput):
@@ -22,10 +22,10 @@ class TextRefused(InvalidInput):
 
     Args:
         teacher: The teacher's name.
-        position: The text's position among those asked for.
+        position: Index of the text among the inputs.
         text: The text.
-        why: What is wrong.
-        hint: What to do next.
+        why: The problem.
+        hint: How to solve it.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class TextRefused(InvalidInput):
 
 
 class Teacher(Protocol):
-    """A source of vectors whose results are kept in the store.
+    """A source of vectors, which are cached in the store.
 
     Attributes:
-        dim: Width of its vectors.
+        dim: Dimension of its vectors.
         normalises: Whether they have norm 1.
-        name: For messages and listings.
-        shard_texts: Texts encoded and written at a time; a kill loses at most these.
-        min_cosine: Cosine that two encodings of one text must reach to count as the same.
+        name: Name for messages and listings.
+        shard_texts: Texts encoded and written at a time; a kill loses at most one shard.
+        min_cosine: Minimum cosine of two vectors of the same text.
     """
 
     dim: int
@@ -53,7 +53,7 @@ class Teacher(Protocol):
     min_cosine: float
 
     def space(self, role: str) -> EmbeddingCacheKey:
-        """What the vectors of `query` or `document` texts depend on, bar the text."""
+        """Cache key of the vectors of a role, `query` or `document`."""
         ...
 
     def vectors(
@@ -67,13 +67,13 @@ class Teacher(Protocol):
         Args:
             texts: The texts.
             role: `query` or `document`.
-            progress: Called with the number of texts done, some at a time.
+            progress: Called with numbers of finished texts.
 
         Returns:
             (texts, dim) float32.
 
         Raises:
-            TextRefused: No usable vector for one of them.
+            TextRefused: A text has no usable vector.
         """
         ...
 
@@ -82,12 +82,11 @@ class CheckpointTeacher:
     """A sentence-transformers or Hugging Face checkpoint.
 
     Args:
-        encoder: The model; its length limit is the one that counts.
-        query_prompt: Put before each query; None takes the model's own.
-        document_prompt: Put before each document; None takes the model's own.
-        batch_tokens: Padded tokens of a batch; None leaves them to the device.
-        store_dtype: `float16` (of a unit vector it keeps the direction to within a cosine of
-            0.9999998) or `float32`.
+        encoder: The model; its maximum length applies.
+        query_prompt: Prefix of each query [the model's].
+        document_prompt: Prefix of each document [the model's].
+        batch_tokens: Padded tokens per batch [by device].
+        store_dtype: `float16` (cosine to the exact unit vector at least 0.9999998) or `float32`.
     """
 
     shard_texts = 8192
@@ -119,7 +118,7 @@ class CheckpointTeacher:
 
     @property
     def truncated(self) -> int:
-        """Texts cut so far."""
+        """Number of truncated texts so far."""
         return sum({id(route): route.truncated for route in self._routes.values()}.values())
 
     def space(self, role: str) -> EmbeddingCacheKey:
@@ -151,19 +150,19 @@ class CheckpointTeacher:
 
 
 def has_unit_norms(norms: np.ndarray) -> bool:
-    """Whether vectors with these norms count as normalised; zero vectors have no say."""
+    """Whether vectors with these norms are treated as normalized; zero vectors are ignored."""
     norms = norms[norms > 0]
     return len(norms) > 0 and bool((np.abs(norms - 1) <= NORM_TOLERANCE).all())
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors scaled to norm 1, (n, dim) float32; zero vectors stay zero."""
+    """Vectors normalized to norm 1, (n, dim) float32; zero vectors stay zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     scaled: np.ndarray = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
     return scaled
 
 
 def text_excerpt(text: str) -> str:
-    """The beginning of a text, for a message."""
+    """The beginning of a text, for messages."""
     text = " ".join(text.split())
     return repr(text if len(text) <= 40 else text[:37] + "...")

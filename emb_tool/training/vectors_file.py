@@ -1,4 +1,4 @@
-"""Teacher vectors that the user has in a file: npy, parquet or safetensors, a row for each text."""
+"""Teacher vectors from a file: npy, parquet or safetensors, one row per text."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
 }
 _BLOCK = 8192  # rows read at a time
-_WANTED = "float16, float32 or float64"
+_ALLOWED_DTYPES = "float16, float32 or float64"
 
 
 class FileVectors:
-    """Targets from a file: row i belongs to record i of the texts, documents first, then queries.
+    """Targets from a file: row i is of record i of the texts, documents first, then queries.
 
-    Empty and duplicate texts have their rows too. Every row is looked at once before work starts.
+    Empty and duplicate texts also have rows. Every row is checked before work starts.
 
     Attributes:
-        dim: Width of a target.
+        dim: Dimension of a target.
         normalises: Whether all vectors in the file have norm 1, within 0.01.
     """
 
@@ -46,34 +46,36 @@ class FileVectors:
         scratch: Path | None = None,
         on_warning: Callable[[str], None] | None = None,
     ) -> None:
-        """Open the file and check all of it.
+        """Open the file and check all vectors.
 
         Args:
             path: `.npy`, `.parquet` or `.safetensors`.
             corpus: The texts.
-            column: Column or tensor to read; None takes the only one that can be meant.
-            dims: Leading dimensions to use (a Matryoshka prefix), scaled to norm 1 where the whole
-                vectors have it; None uses all.
-            scratch: Folder on a large disk for a copy of a parquet column, which cannot be read by
-                row; None takes the system's. The copy is gone when the process ends.
-            on_warning: Called with sentences for the user.
+            column: Column or tensor to read; None if there is only one candidate.
+            dims: Leading dimensions to use (a Matryoshka prefix), normalized if the full vectors
+                are; None uses all.
+            scratch: Folder for a temporary copy of a parquet column, which cannot be read by row
+                [the system's temporary folder].
+            on_warning: Called with warnings.
 
         Raises:
-            InvalidInput: A file of another kind, dtype or count than the texts, NaN or infinity,
-                fewer dimensions than asked for.
-            RunFailed: No room for the copy.
+            InvalidInput: A wrong kind of file, dtype or number of rows, NaN or infinity, or fewer
+                dimensions than requested.
+            RunFailed: No space for the copy.
         """
         count, width = read_shape(path, column)
         records = corpus.counts["records"]
         if count != records:
             raise InvalidInput(
                 f"{path}: {count} vectors for {records} texts",
-                "a row belongs to each text in order, documents first, then queries; empty and"
-                " duplicate texts have rows too"
-                + ("; --limit keeps texts away" if corpus.counts.get("limited") else ""),
+                "each text has a row in order, documents first, then queries; empty and duplicate"
+                " texts also have rows"
+                + ("; --limit excludes texts" if corpus.counts.get("limited") else ""),
             )
         if dims is not None and not 1 <= dims <= width:
-            raise InvalidInput(f"--teacher-dim {dims}: the vectors in {path} have {width} numbers")
+            raise InvalidInput(
+                f"--teacher-dim {dims}: the vectors in {path} have {width} dimensions"
+            )
         if path.suffix == ".parquet":
             vectors = _parquet_copy(path, column, count, width, scratch)
         else:
@@ -83,21 +85,21 @@ class FileVectors:
         if zeros and on_warning:
             on_warning(f"{path}: {len(zeros)} vectors are zero, the first in row {zeros[0]}")
         self.dim = dims or width
-        self._cut = self.normalises and self.dim < width
+        self._renormalize = self.normalises and self.dim < width
         self._vectors = vectors[:, : self.dim]
         self._rows = corpus.rows
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Targets by corpus index, (k, dim) float32."""
         vectors = self._vectors[self._rows[indices]].astype(np.float32, copy=False)
-        return unit(vectors) if self._cut else vectors
+        return unit(vectors) if self._renormalize else vectors
 
 
 def read_shape(path: Path, column: str | None = None) -> tuple[int, int]:
-    """Count and width of the vectors in a file, from its header and, for parquet, its first rows.
+    """Number and dimension of the vectors in a file, from its header or the first parquet rows.
 
     Raises:
-        InvalidInput: What cannot hold vectors.
+        InvalidInput: A file without vectors.
     """
     if not path.is_file():
         raise InvalidInput(f"{path}: no such file")
@@ -107,7 +109,7 @@ def read_shape(path: Path, column: str | None = None) -> tuple[int, int]:
         file, name = _parquet(path, column)
         for block in _parquet_blocks(path, file, name):
             return int(file.metadata.num_rows), int(block.shape[1])
-        raise InvalidInput(f"{path}: holds no rows")
+        raise InvalidInput(f"{path}: has no rows")
     vectors = _open(path, column)
     return int(vectors.shape[0]), int(vectors.shape[1])
 
@@ -117,7 +119,7 @@ def _open(path: Path, column: str | None) -> np.ndarray:
     vectors = _open_npy(path) if path.suffix == ".npy" else _open_safetensors(path, column)
     if vectors.ndim != 2 or 0 in vectors.shape:
         raise InvalidInput(
-            f"{path}: holds an array of shape {vectors.shape}, not (texts, dimensions)"
+            f"{path}: has an array of shape {vectors.shape}, not (texts, dimensions)"
         )
     return vectors
 
@@ -131,34 +133,34 @@ def _open_npy(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, SyntaxError) as error:
-        raise InvalidInput(f"{path}: not a whole .npy file of numbers: {error}") from None
+        raise InvalidInput(f"{path}: not a complete .npy file of numbers: {error}") from None
     if array.dtype.newbyteorder("<") not in _DTYPES.values():
-        raise InvalidInput(f"{path}: holds {array.dtype}, not {_WANTED}")
+        raise InvalidInput(f"{path}: has dtype {array.dtype}, not {_ALLOWED_DTYPES}")
     vectors: np.ndarray = array.view(np.ndarray)
     return vectors
 
 
 def _open_safetensors(path: Path, name: str | None) -> np.ndarray:
     header = read_header(path)
-    found = [spec for spec in header.tensors.values() if len(spec.shape) == 2]
+    candidates = [spec for spec in header.tensors.values() if len(spec.shape) == 2]
     if name is not None:
-        found = [spec for spec in header.tensors.values() if spec.name == name]
-    if len(found) != 1:
-        named = f"no tensor {name!r}" if name is not None else f"{len(found)} matrices"
+        candidates = [spec for spec in header.tensors.values() if spec.name == name]
+    if len(candidates) != 1:
+        problem = f"no tensor {name!r}" if name is not None else f"{len(candidates)} matrices"
         raise InvalidInput(
-            f"{path}: {named}; it holds: {', '.join(header.tensors)}",
-            "name the one (--set teacher_column=NAME)",
+            f"{path}: {problem}; it has: {', '.join(header.tensors)}",
+            "select one (--set teacher_column=NAME)",
         )
-    spec = found[0]
+    spec = candidates[0]
     if spec.dtype not in _DTYPES:
-        raise InvalidInput(f"{path}: {spec.name} is {spec.dtype}, not {_WANTED}")
+        raise InvalidInput(f"{path}: {spec.name} is {spec.dtype}, not {_ALLOWED_DTYPES}")
     start = header.data_start + header.offsets[spec.name][0]
     vectors: np.ndarray = np.memmap(path, _DTYPES[spec.dtype], "r", start, spec.shape)
     return vectors.view(np.ndarray)
 
 
 def _scan(path: Path, vectors: np.ndarray) -> tuple[float, float, list[int]]:
-    """Smallest and largest norm of the vectors that are not zero, and which are."""
+    """Smallest and largest norm of the nonzero vectors, and the rows of zero vectors."""
     low, high, zeros = np.inf, 0.0, []
     for start in range(0, len(vectors), _BLOCK):
         with np.errstate(over="ignore"):
@@ -168,7 +170,7 @@ def _scan(path: Path, vectors: np.ndarray) -> tuple[float, float, list[int]]:
             bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
             if len(bad):
                 raise InvalidInput(
-                    f"{path}: row {start + bad[0]} (counted from 0) holds NaN or infinity",
+                    f"{path}: row {start + bad[0]} (counted from 0) has NaN or infinity",
                     "encode its text again",
                 )
         zeros += (start + np.flatnonzero(norms == 0)).tolist()
@@ -204,15 +206,17 @@ def _parquet(path: Path, column: str | None) -> tuple[Any, str]:
     if len(lists) != 1:
         raise InvalidInput(
             f"{path}: {len(lists)} columns are lists; it has: {', '.join(kinds)}",
-            "name the column of vectors (--set teacher_column=NAME)",
+            "select the column of vectors (--set teacher_column=NAME)",
         )
     if not pa.types.is_floating(kinds[lists[0]].value_type):
-        raise InvalidInput(f"{path}: column {lists[0]!r} is {kinds[lists[0]]}, not {_WANTED}")
+        raise InvalidInput(
+            f"{path}: column {lists[0]!r} is {kinds[lists[0]]}, not {_ALLOWED_DTYPES}"
+        )
     return file, lists[0]
 
 
 def _parquet_blocks(path: Path, file: Any, name: str) -> Iterator[np.ndarray]:
-    """(rows, width) arrays, every row of one width."""
+    """Arrays of (rows, width), all of the same width."""
     import pyarrow.compute as pc
 
     width, start = None, 0
@@ -228,9 +232,9 @@ def _parquet_blocks(path: Path, file: Any, name: str) -> Iterator[np.ndarray]:
             row = int(other[0]) if len(other) else 0
             raise InvalidInput(
                 f"{path}: the vector in row {start + row} (counted from 0) has {widths[row]}"
-                f" numbers, the first row {width}"
+                f" dimensions, the first row {width}"
             )
-        flat = column.flatten().to_numpy(zero_copy_only=False)  # a null number becomes NaN
+        flat = column.flatten().to_numpy(zero_copy_only=False)  # null becomes NaN
         yield flat.reshape(-1, width)
         start += len(widths)
 
@@ -238,7 +242,7 @@ def _parquet_blocks(path: Path, file: Any, name: str) -> Iterator[np.ndarray]:
 def _parquet_copy(
     path: Path, column: str | None, count: int, width: int, scratch: Path | None
 ) -> np.ndarray:
-    """A parquet column as a memory-mapped array over a file without a name."""
+    """A parquet column as a memory-mapped array over an anonymous temporary file."""
     file, name = _parquet(path, column)
     try:
         with tempfile.TemporaryFile(dir=scratch) as out:
@@ -249,6 +253,6 @@ def _parquet_copy(
             return copy.view(np.ndarray)
     except OSError as error:
         raise RunFailed(
-            f"{path}: no room for a copy of its vectors ({error.strerror})",
-            "give the vectors as .npy, which needs no copy",
+            f"{path}: no space for a copy of its vectors ({error.strerror})",
+            "convert the vectors to .npy, which needs no copy",
         ) from error

@@ -240,7 +240,7 @@ def test_the_router_needs_a_teacher_that_can_encode(
         (["--queries", "TEXTS"], "--query-share 0.2"),
         (["--queries", "TEXTS", "--query-share", "1"], "leave out --texts"),
         (["--queries", "TEXTS", "--query-share", "0.2"], "--limit N"),
-        (["--fsdp"], "--stream does not go with --fsdp"),
+        (["--fsdp"], "--stream cannot be combined with --fsdp"),
         ([], "--limit N"),
     ],
 )
@@ -268,7 +268,7 @@ def test_streamed_queries_have_their_prompt_and_the_teacher_reads_each_text_once
     from emb_tool.model.encoder import Encoder
 
     check_here(monkeypatch)
-    monkeypatch.setattr("emb_tool.distill.streaming.HEAD", 10)
+    monkeypatch.setattr("emb_tool.distill.streaming.HEAD_TEXTS", 10)
     prompts: dict[str, set[str]] = {}
     real = Encoder.tokens
 

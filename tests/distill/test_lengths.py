@@ -30,16 +30,15 @@ def test_what_is_said() -> None:
     facts, warnings = told(teacher, (1234, 5), 32)
     assert facts == {"training texts": 1234, "training queries": 5}
     assert warnings == [
-        "1,234 training texts are longer than the 32 tokens that the student reads; their rest was "
-        "not trained on",
-        "5 training queries are longer than the 32 tokens that the student reads; their rest was "
-        "not trained on",
-        "7 of 1,000 texts that the teacher encoded are longer than the 256 tokens that it reads; "
-        "their vectors are of their beginning",
+        "1,234 training texts are longer than the 32 tokens that the student reads, and were "
+        "truncated",
+        "5 training queries are longer than the 32 tokens that the student reads, and were "
+        "truncated",
+        "7 of 1,000 texts that the teacher encoded are longer than the 256 tokens that it reads, "
+        "and were truncated",
     ]
     assert told(teacher, (7, 0), 256)[1] == [  # the same limit: said once
-        "7 training texts are longer than the 256 tokens that the student reads; their rest was "
-        "not trained on"
+        "7 training texts are longer than the 256 tokens that the student reads, and were truncated"
     ]
     assert told({}, (0, 0), 256)[1] == []
 

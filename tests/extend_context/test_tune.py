@@ -92,7 +92,7 @@ def test_killed_and_taken_up_it_ends_the_same(
         return weight_files(tmp_path / out), told
 
     points = {
-        "teacher": ("emb_tool.training.vector_space", "EmbeddingCache.append", 3),
+        "teacher": ("emb_tool.training.embedding_cache", "EmbeddingCache.append", 3),
         "step": ("emb_tool.training.loop", "Trainer._step", 9),
         "files": ("emb_tool.editing", "CheckpointEditor.write", 2),
     }

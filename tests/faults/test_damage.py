@@ -58,7 +58,7 @@ def test_a_damaged_state_is_refused_by_its_name(tmp_path: Path, file: str) -> No
     module(torch.ones(8)).sum().backward()
     optimizer.step()
     states = States(tmp_path)
-    states.save(module, [optimizer], {"place": [0, 0, 1, 5]})
+    states.save(module, [optimizer], {"cursor": [0, 0, 1, 5]})
     assert states.load(module, [optimizer]) is not None
     (path,) = tmp_path.rglob(file)
     if file == "facts.json":
@@ -85,4 +85,4 @@ def test_a_damaged_shard_of_the_store_is_encoded_again(
     assert list((tmp_path / "store").rglob("*.corrupt"))
     assert results(tmp_path) == job.whole
     report = json.loads((tmp_path / "out" / REPORT).read_text())
-    assert any("set aside" in sentence for sentence in report["warnings"])
+    assert any("renamed" in sentence for sentence in report["warnings"])

@@ -429,20 +429,26 @@ def with_row(value: Any) -> Callable[[list[Any]], Any]:
     [
         (
             with_row([0.5] * 7),
-            r"text 11 \('sentence number 11'\): its vector has 7 numbers",
+            r"text 11 \('sentence number 11'\): its vector has 7 dimensions",
         ),
         (with_row([float("nan")] * 8), r"text 11 .*NaN"),
         (with_row([None] * 8), r"text 11 .*NaN"),
-        (with_row(coded([0.5] * 7)), r"text 11 .*: its vector has 7 numbers"),
-        (with_row(coded([0.5] * 8)[:-5]), r"text 11 .*is a text that is not base64 of float32"),
-        (with_row("not base64"), r"text 11 .*is a text that is not base64 of float32"),
-        (with_row(coded([0.5] * 16, "<f2")), r"text 11 .*is a text that is not base64 of float32"),
+        (with_row(coded([0.5] * 7)), r"text 11 .*: its vector has 7 dimensions"),
+        (with_row(coded([0.5] * 8)[:-5]), r"text 11 .*is a string that is not base64 of float32"),
+        (with_row("not base64"), r"text 11 .*is a string that is not base64 of float32"),
+        (
+            with_row(coded([0.5] * 16, "<f2")),
+            r"text 11 .*is a string that is not base64 of float32",
+        ),
         (
             with_row(coded(vector("x", 4), "<f8")),
-            r"text 11 .*is a text that is not base64 of float32",
+            r"text 11 .*is a string that is not base64 of float32",
         ),
-        (with_row(coded([float("nan")] * 8)), r"text 11 .*is a text that is not base64 of float32"),
-        (lambda rows: rows[:-1], "7 vectors, numbered .*, for 8 texts"),
+        (
+            with_row(coded([float("nan")] * 8)),
+            r"text 11 .*is a string that is not base64 of float32",
+        ),
+        (lambda rows: rows[:-1], "7 vectors with indices .* for 8 texts"),
         (lambda rows: [], "0 vectors|no embeddings"),
     ],
     ids=[

@@ -19,7 +19,7 @@ from emb_tool.errors import Interrupted, InvalidInput, RunFailed
 from emb_tool.method import Training
 from emb_tool.model.encoder import Encoder
 from emb_tool.training.batches import Batch, DataCursor
-from emb_tool.training.loop import Trainer, rate
+from emb_tool.training.loop import Trainer, learning_rate
 from emb_tool.training.outcome import Score
 from tests.runs import make_trainer, unit_vectors
 
@@ -53,7 +53,7 @@ def lines(trainer: Trainer) -> list[dict[str, Any]]:
     return [json.loads(line) for line in trainer.metrics.read_text().splitlines()]
 
 
-# -- the rate -----------------------------------------------------------------------------------
+# -- the learning rate ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cycles", [1, 3])
@@ -63,7 +63,7 @@ def test_rate_rises_and_falls_in_each_cycle(cycles: int, warmup: float) -> None:
     for cycle in range(cycles):
 
         def at(x: float, cycle: int = cycle) -> float:
-            return rate(method, (cycle + x) / cycles)
+            return learning_rate(method, (cycle + x) / cycles)
 
         assert at(warmup) == pytest.approx(2e-3, rel=1e-6)
         assert at(warmup + (1 - warmup) / 2) == pytest.approx(1e-3)
@@ -71,7 +71,7 @@ def test_rate_rises_and_falls_in_each_cycle(cycles: int, warmup: float) -> None:
         if warmup:
             assert at(0) == pytest.approx(0, abs=1e-8)
             assert at(warmup / 4) == pytest.approx(5e-4)
-    assert rate(method, 1.0) == 0
+    assert learning_rate(method, 1.0) == 0
 
 
 # -- a run --------------------------------------------------------------------------------------
@@ -439,12 +439,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_text(
     targets = unit_vectors(60, 32)
     targets[17] = np.nan
     trainer = make_trainer(
-        tiny_bert, sentences[:60], tmp_path, targets=targets, show=lambda i: sentences[i]
+        tiny_bert, sentences[:60], tmp_path, targets=targets, text_at=lambda i: sentences[i]
     )
     trainer.score = lambda: Score(0.0, {"score": 0.0})
     with pytest.raises(RunFailed, match="loss is not finite after") as caught:
         trainer.run()
-    assert f"has no loss for text 17 '{sentences[17][:60]}' (counted" in str(caught.value)
+    assert f"is not finite for text 17 '{sentences[17][:60]}' (counted" in str(caught.value)
     assert "--lr" in str(caught.value.hint)
 
 
@@ -453,7 +453,7 @@ def test_a_step_that_breaks_the_weights_is_named_and_the_state_before_it_kept(
 ) -> None:
     """Its own losses are finite: those of all texts after it are not."""
     monkeypatch.setattr("emb_tool.training.loop.SAVE_SECONDS", 0.0)
-    trainer = make_trainer(tiny_bert, sentences[:60], tmp_path, show=lambda i: sentences[i])
+    trainer = make_trainer(tiny_bert, sentences[:60], tmp_path, text_at=lambda i: sentences[i])
     trainer.score = lambda: Score(0.0, {"score": 0.0})
     step, taken = trainer._step, []
 
@@ -465,15 +465,15 @@ def test_a_step_that_breaks_the_weights_is_named_and_the_state_before_it_kept(
             next(trainer.student.parameters()).data.fill_(float("inf"))
 
     trainer._step = breaks  # type: ignore[method-assign]
-    with pytest.raises(RunFailed, match="step 3 broke the weights, with text") as caught:
+    with pytest.raises(RunFailed, match="the weights diverged in step 3, with text") as caught:
         trainer.run()
     assert f"with text {taken[2].indices[0]} '" in str(caught.value)
-    before = taken[1].after.texts
-    assert f"the state after {before} texts is kept" in str(caught.value)
+    before = taken[1].next_cursor.texts
+    assert f"the state after {before} texts is saved" in str(caught.value)
     again = make_trainer(tiny_bert, sentences[:60], tmp_path)
     facts = again.states.load(again.student, again.optimizer.optimizers)
     assert facts is not None
-    assert facts["place"][3] == before
+    assert facts["cursor"][3] == before
     assert all(bool(value.isfinite().all()) for value in weights(again).values())
 
 
@@ -500,7 +500,7 @@ def test_of_streamed_texts_the_words_are_told(
     targets[17] = np.nan
     trainer = make_trainer(tiny_bert, sentences[:60], tmp_path, targets=targets)
     trainer.score = lambda: Score(0.0, {"score": 0.0})
-    with pytest.raises(RunFailed, match="has no loss for text '") as caught:
+    with pytest.raises(RunFailed, match="is not finite for text '") as caught:
         trainer.run()
     told = str(caught.value).partition("for text '")[2].partition("'")[0]
     assert told == trainer.encoder.text(trainer.encoder.tokenize([sentences[17]])[0])[:60]
@@ -582,4 +582,4 @@ def test_a_kill_between_two_states_leaves_one(
 
 def test_rate_is_finite_everywhere() -> None:
     method = Training(lr=1e-3, warmup=0.0, cycles=7)
-    assert all(math.isfinite(rate(method, x)) for x in np.linspace(0, 1, 101))
+    assert all(math.isfinite(learning_rate(method, x)) for x in np.linspace(0, 1, 101))

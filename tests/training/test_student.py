@@ -20,8 +20,8 @@ from emb_tool.training.student import (
     attach_head,
     checkpoint_dtype,
     fit_head,
+    reinitialize,
     ridge,
-    start_from_scratch,
 )
 from tests.runs import unit_vectors
 
@@ -130,7 +130,9 @@ def test_heads(
 
 
 def test_no_head_between_different_widths_is_refused(tiny_static: Path) -> None:
-    with pytest.raises(InvalidInput, match="the student is 32 wide and the teacher 48") as caught:
+    with pytest.raises(
+        InvalidInput, match="the student has 32 dimensions, the teacher 48"
+    ) as caught:
         open_student(tiny_static, 48, "none")
     assert "--head linear" in str(caught.value.hint)
 
@@ -249,7 +251,7 @@ def test_from_scratch_forgets_the_weights_and_nothing_else(
         runtime = Runtime.start("cpu", seed=7)
         encoder = Encoder.open(model, runtime, training=True)
         runtime.reseed()
-        start_from_scratch(encoder)
+        reinitialize(encoder)
         return encoder
 
     encoder, other = fresh(), fresh()

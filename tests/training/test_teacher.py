@@ -175,7 +175,7 @@ def test_a_prefix_is_a_vector_of_its_own(corpus: Corpus, tmp_path: Path, normali
         cut = cut / np.linalg.norm(cut, axis=1, keepdims=True)
     assert (targets.dim, targets.normalises) == (4, normalised)
     np.testing.assert_allclose(targets.read(np.arange(52)), cut, rtol=1e-6)
-    with pytest.raises(InvalidInput, match="--teacher-dim 7: stand-in has vectors of 6"):
+    with pytest.raises(InvalidInput, match="--teacher-dim 7: stand-in has 6 dimensions"):
         gather_targets(corpus, teacher, store, dims=7)
 
 
@@ -200,7 +200,7 @@ def test_a_store_that_disagrees_is_refused(corpus: Corpus, tmp_path: Path) -> No
     [
         (lambda v: np.where(np.arange(len(v))[:, None] == 2, np.nan, v),
          r"stand-in: text 2 \('document 2 of many'\): .*NaN"),
-        (lambda v: v[:, :5], r"shape \(8, 5\) for 8 texts, \(8, 6\) expected"),
+        (lambda v: v[:, :5], r"shape \(8, 5\) for 8 texts, expected \(8, 6\)"),
         (lambda v: v[:5], r"shape \(5, 6\) for 8 texts"),
     ],
     ids=["nan", "width", "count"],

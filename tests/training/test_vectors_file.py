@@ -122,7 +122,7 @@ def test_counts_and_values_are_checked(corpus: Corpus, tmp_path: Path, suffix: s
         bad[7, 3] = value
         with pytest.raises(InvalidInput, match=f"v{suffix}: row 7 .*NaN or infinity"):
             FileVectors(write(path, bad), corpus)
-    with pytest.raises(InvalidInput, match=r"--teacher-dim 7: .* 6 numbers"):
+    with pytest.raises(InvalidInput, match=r"--teacher-dim 7: .* 6 dimensions"):
         FileVectors(write(path, VECTORS), corpus, dims=7)
     with pytest.raises(InvalidInput, match=r"int32|0 columns|not float16"):
         FileVectors(write(path, VECTORS.astype(np.int32)), corpus)
@@ -139,7 +139,7 @@ def test_parquet_rows_must_be_whole(corpus: Corpus, tmp_path: Path) -> None:
     rows: list[Any] = [list(map(float, row)) for row in VECTORS]
     for row, value, sentence in (
         (6, None, r"row 6 \(counted from 0\) has no vector"),
-        (6, rows[6][:5], "row 6 .* has 5 numbers, the first row 6"),
+        (6, rows[6][:5], "row 6 .* has 5 dimensions, the first row 6"),
         (6, [*rows[6][:5], None], "row 6 .*NaN"),
     ):
         import pyarrow as pa
@@ -161,9 +161,9 @@ def test_files_of_other_kinds_are_refused(corpus: Corpus, tmp_path: Path) -> Non
         ("absent.npy", "no such file"),
         ("v.npz", "are read from .npy"),
         ("z.npy", "not a .npy file"),
-        ("o.npy", "not a whole .npy file of numbers"),
+        ("o.npy", "not a complete .npy file of numbers"),
         ("flat.npy", r"shape \(54,\)"),
-        ("cut.npy", "not a whole .npy file"),
+        ("cut.npy", "not a complete .npy file"),
         ("v.parquet", "not a parquet file"),
     ):
         with pytest.raises(InvalidInput, match=sentence):

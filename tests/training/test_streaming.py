@@ -50,7 +50,7 @@ def queries(tmp_path_factory: pytest.TempPathFactory) -> Shards:
 def make(shards: Shards, queries: Shards | None = None, **settings: Any) -> StreamedTexts:
     """Text i has i % 7 + 1 tokens and the target [i]; of queries, a quarter."""
 
-    def teach(texts: Sequence[str]) -> np.ndarray:
+    def encode_targets(texts: Sequence[str]) -> np.ndarray:
         return np.array([[int(text)] for text in texts], np.float32).reshape(-1, 1)
 
     def tokenize(texts: Sequence[str]) -> Tokens:
@@ -60,10 +60,10 @@ def make(shards: Shards, queries: Shards | None = None, **settings: Any) -> Stre
     options: dict[str, Any] = {
         "batch_tokens": 30, "epoch_texts": COUNT, "total": 2 * COUNT + 20, "seed": 0, "buffer": 48,
     }  # fmt: skip
-    teach = settings.pop("teach", teach)
-    sources = [StreamSource(shards, tokenize, teach)]
+    encode_targets = settings.pop("encode_targets", encode_targets)
+    sources = [StreamSource(shards, tokenize, encode_targets)]
     if queries:
-        sources.append(StreamSource(queries, tokenize, teach, role=1))
+        sources.append(StreamSource(queries, tokenize, encode_targets, role=1))
         options["share"] = 0.25
     return StreamedTexts(*sources, **{**options, **settings})
 
@@ -92,7 +92,7 @@ def together(
 
     def work(rank: int) -> None:
         stream = make(shards, queries, rank=rank, world=world, gather=gather(rank))
-        found[rank] = list(stream.ahead(place))
+        found[rank] = list(stream.prefetched(place))
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
     for thread in threads:
@@ -103,8 +103,8 @@ def together(
 
 
 def test_each_epoch_takes_every_text_once_in_an_order_of_its_own(shards: Shards) -> None:
-    batches = list(make(shards).ahead(DataCursor()))
-    assert batches[-1].after.texts == 2 * COUNT + 20
+    batches = list(make(shards).prefetched(DataCursor()))
+    assert batches[-1].next_cursor.texts == 2 * COUNT + 20
     seen = [numbers(batch) for batch in batches]
     flat = [number for batch in seen for number in batch]
     assert sorted(flat[:COUNT]) == sorted(flat[COUNT : 2 * COUNT]) == list(range(COUNT))
@@ -113,14 +113,14 @@ def test_each_epoch_takes_every_text_once_in_an_order_of_its_own(shards: Shards)
     for batch, found in zip(batches, seen, strict=True):
         assert len(found) == batch.texts
         assert len(found) == 1 or max(n % 7 + 1 for n in found) * len(found) <= 30
-    assert [numbers(b) for b in make(shards, seed=1).ahead(DataCursor())] != seen
+    assert [numbers(b) for b in make(shards, seed=1).prefetched(DataCursor())] != seen
 
 
 @pytest.mark.parametrize("separate", [False, True])
 def test_queries_come_by_in_their_share_each_once_before_any_again(
     shards: Shards, queries: Shards, separate: bool
 ) -> None:
-    batches = list(make(shards, queries, separate=separate).ahead(DataCursor()))
+    batches = list(make(shards, queries, separate=separate).prefetched(DataCursor()))
     seen = [numbers(batch) for batch in batches]
     asked = [n for batch in seen for n in batch if n >= 1000]
     told = [n for batch in seen for n in batch if n < 1000]
@@ -141,9 +141,9 @@ def test_each_window_has_its_share_of_queries(queries: Shards, tmp_path: Path) -
     (tmp_path / "a.txt").write_text("".join(f"{i}\n" for i in range(COUNT)))
     shards = Shards([str(tmp_path / "a.txt")])
     counts: dict[int, list[int]] = {}
-    for batch in make(shards, queries, buffer=64, epoch_texts=COUNT + 66).ahead(DataCursor()):
-        if batch.after.epoch == 0:
-            ours = counts.setdefault(batch.after.window, [0, 0])
+    for batch in make(shards, queries, buffer=64, epoch_texts=COUNT + 66).prefetched(DataCursor()):
+        if batch.next_cursor.epoch == 0:
+            ours = counts.setdefault(batch.next_cursor.window, [0, 0])
             ours[0] += int((batch.indices == 0).sum())
             ours[1] += int((batch.indices == 1).sum())
     assert list(counts.values()) == [[48, 16], [48, 16], [48, 16], [48, 16], [8, 2]]
@@ -151,7 +151,7 @@ def test_each_window_has_its_share_of_queries(queries: Shards, tmp_path: Path) -
 
 def test_queries_that_are_all_held_out_are_refused(shards: Shards, queries: Shards) -> None:
     with pytest.raises(InvalidInput, match="no query"):
-        list(make(shards, queries, wanted=lambda text: int(text) < 1000).ahead(DataCursor()))
+        list(make(shards, queries, include=lambda text: int(text) < 1000).prefetched(DataCursor()))
 
 
 @pytest.mark.parametrize(
@@ -161,13 +161,13 @@ def test_processes_share_the_very_same_batches(
     shards: Shards, queries: Shards, world: int, asked: bool
 ) -> None:
     second = queries if asked else None
-    alone = list(make(shards, second).ahead(DataCursor()))
+    alone = list(make(shards, second).prefetched(DataCursor()))
     ranks = together(shards, second, world)
     assert {len(batches) for batches in ranks} == {len(alone)}
     for whole, *parts in zip(alone, *ranks, strict=True):
         assert sorted(n for part in parts for n in numbers(part)) == sorted(numbers(whole))
         assert {part.texts for part in parts} == {whole.texts}
-        assert all(part.after == whole.after for part in parts)
+        assert all(part.next_cursor == whole.next_cursor for part in parts)
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -175,10 +175,10 @@ def test_a_run_is_taken_up_at_any_place_by_any_number(
     shards: Shards, queries: Shards, asked: bool
 ) -> None:
     second = queries if asked else None
-    alone = list(make(shards, second).ahead(DataCursor()))
+    alone = list(make(shards, second).prefetched(DataCursor()))
     for at in (0, 3, len(alone) // 3, len(alone) // 2, len(alone) - 2):
-        place = DataCursor(*json.loads(json.dumps(list(alone[at].after))))
-        rest = list(make(shards, second).ahead(place))
+        place = DataCursor(*json.loads(json.dumps(list(alone[at].next_cursor))))
+        rest = list(make(shards, second).prefetched(place))
         assert [numbers(b) for b in rest] == [numbers(b) for b in alone[at + 1 :]]
     both = together(shards, second, 2, place)
     assert sorted(n for rank in both for b in rank for n in numbers(b)) == sorted(
@@ -191,40 +191,46 @@ def test_texts_that_are_cut_are_counted_once(shards: Shards, queries: Shards, as
     """Over epochs, and by a run that is taken up anywhere; processes agree by `Place`, above."""
     second = queries if asked else None
     whole = make(shards, second)
-    alone = list(whole.ahead(DataCursor()))
-    first = {n for batch in alone if batch.after.epoch == 0 for n in numbers(batch) if n < 1000}
+    alone = list(whole.prefetched(DataCursor()))
+    first = {
+        n for batch in alone if batch.next_cursor.epoch == 0 for n in numbers(batch) if n < 1000
+    }
     first |= {n for batch in alone for n in numbers(batch) if n >= 1000}
     long = [n for n in first if n % 7 == 6]
     if not asked:  # else an epoch ends within a window, which is counted whole
-        assert list(whole.cut) == [len(long), 0]
+        assert list(whole.truncated) == [len(long), 0]
         assert len(first) == COUNT
-    assert whole.cut[1] == sum(n >= 1000 for n in long)
+    assert whole.truncated[1] == sum(n >= 1000 for n in long)
     for at in (0, 3, len(alone) // 3, len(alone) // 2, len(alone) - 1):
         rest = make(shards, second)
-        list(rest.ahead(DataCursor(*json.loads(json.dumps(list(alone[at].after))))))
-        assert list(rest.cut) == list(whole.cut)
+        list(rest.prefetched(DataCursor(*json.loads(json.dumps(list(alone[at].next_cursor))))))
+        assert list(rest.truncated) == list(whole.truncated)
 
 
 def test_what_is_held_out_does_not_come_by_and_limits_are_kept(shards: Shards) -> None:
-    flat = [n for b in make(shards, wanted=lambda text: int(text) % 2).ahead(DataCursor())
+    flat = [n for b in make(shards, include=lambda text: int(text) % 2).prefetched(DataCursor())
             for n in numbers(b)]  # fmt: skip
     assert len(flat) == 2 * COUNT + 20
     assert all(n % 2 for n in flat)
     few = [
-        n for b in make(shards, epoch_texts=60, total=120).ahead(DataCursor()) for n in numbers(b)
+        n
+        for b in make(shards, epoch_texts=60, total=120).prefetched(DataCursor())
+        for n in numbers(b)
     ]
     assert len(few) == 120
     assert len(set(few[:60])) == len(set(few[60:])) == 60
     with pytest.raises(InvalidInput, match="no text"):
-        list(make(shards, wanted=lambda text: False).ahead(DataCursor()))
+        list(make(shards, include=lambda text: False).prefetched(DataCursor()))
 
 
 def test_a_place_is_reached_without_reading_what_came_before(
     shards: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each lane opens the one shard that it stands in, not those behind it."""
-    whole = list(make(shards).ahead(DataCursor()))
-    late = next(b.after for b in whole if b.after.epoch == 0 and b.after.texts > 150)
+    whole = list(make(shards).prefetched(DataCursor()))
+    late = next(
+        b.next_cursor for b in whole if b.next_cursor.epoch == 0 and b.next_cursor.texts > 150
+    )
     opened: list[int] = []
     real = Shards.open
 
@@ -234,7 +240,7 @@ def test_a_place_is_reached_without_reading_what_came_before(
 
     monkeypatch.setattr(Shards, "open", noted)
     stream = make(shards, total=late.texts + 1)
-    next(iter(stream.ahead(late)))
+    next(iter(stream.prefetched(late)))
     assert len(opened) < len(shards)
 
 
@@ -245,7 +251,7 @@ def test_a_text_at_fault_takes_nothing_with_it_that_is_learnt(
     """What is refused removes the partial output, a failure keeps it."""
     calls = 0
 
-    def teach(texts: Sequence[str]) -> np.ndarray:
+    def encode_targets(texts: Sequence[str]) -> np.ndarray:
         nonlocal calls
         calls += 1
         if calls == window:
@@ -253,7 +259,7 @@ def test_a_text_at_fault_takes_nothing_with_it_that_is_learnt(
         return np.zeros((len(texts), 1), np.float32)
 
     with pytest.raises(kind, match="row 9 holds 3") as caught:
-        list(make(shards, teach=teach).ahead(BEGINNING))
+        list(make(shards, encode_targets=encode_targets).prefetched(BEGINNING))
     hint = str(caught.value.hint)  # type: ignore[attr-defined]
     assert hint.startswith("correct or remove the record")
     assert ("--resume" in hint) == (kind is RunFailed)

@@ -1,4 +1,4 @@
-"""The vectors of one space: those that may be compared and mixed with one another."""
+"""The cache of one space: vectors of one teacher with the same settings."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from emb_tool.training.shards import (
 from emb_tool.training.sparse_index import SparseIndex
 
 SPACE_FILE = "space.json"
-FEW_MISSING = 128
-"""So many shards are looked through in less time than a teacher takes for a window of texts."""
+MAX_SCANNED_SHARDS = 128
+"""Maximum number of shards that are scanned without the sparse index, since it is fast enough."""
 Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class EmbeddingCacheKey:
-    """Everything but the text that a vector depends on.
+    """Everything that a vector depends on, except the text.
 
     Args:
         teacher: Fingerprint of a checkpoint, or an endpoint and its model.
-        prompt: Text put before each input.
-        pooling: How tokens become a vector: `mean`, `cls`, `lasttoken`, ...; "" if unknown.
-        max_length: Tokens read of a text; None if the teacher has no limit, or does not tell.
+        prompt: Prefix of each text.
+        pooling: Pooling mode: `mean`, `cls`, `lasttoken`, ...; "" if unknown.
+        max_length: Maximum tokens per text; None if there is no limit or it is unknown.
         dtype: Stored as `float16` or `float32`.
-        dim: Width of the vectors.
+        dim: Dimension of the vectors.
         normalised: Whether they have norm 1.
-        compute: Dtype of the matrix products that made them; "" if unknown. Device and batch size
-            are left out: they change a vector by rounding only.
+        compute: Dtype of the teacher's matrix products; "" if unknown. Device and batch size are
+            not included: they only change the rounding.
     """
 
     teacher: str
@@ -66,7 +66,7 @@ class EmbeddingCacheKey:
 class EmbeddingCache:
     """The vectors of one space.
 
-    Rows are numbered within one instance and stay valid in it, whatever other processes do.
+    Row indices are local to one instance and stay valid when other processes change the files.
     """
 
     def __init__(
@@ -77,32 +77,32 @@ class EmbeddingCache:
         self._label = label
         self._warn = on_warning
         self._shards: list[Shard] = []
-        self._starts = np.zeros(1, np.int64)  # first row of each shard, then their sum
+        self._starts = np.zeros(1, np.int64)  # first row of each shard, then the total
         self._names: set[str] = set()
-        self._sampled = SparseIndex()
+        self._sparse_index = SparseIndex()
         if folder.is_dir():
             remove_temporary_files(folder)
             self.refresh()
             self.touch()
 
     def __len__(self) -> int:
-        """Rows so far; a text that two processes encoded at the same time counts twice."""
+        """Number of rows; a text that two processes have encoded counts twice."""
         return int(self._starts[-1])
 
     def refresh(self) -> int:
-        """Take up the shards that other processes have written; how many there were."""
+        """Add the shards that other processes have written; returns their number."""
         try:
-            found = sorted(entry.name for entry in os.scandir(self.folder) if is_shard(entry.name))
+            names = sorted(entry.name for entry in os.scandir(self.folder) if is_shard(entry.name))
         except FileNotFoundError:
             return 0
         before = len(self._shards)
-        for name in found:
+        for name in names:
             if name not in self._names:
-                self._take_up(self.folder / name)
+                self._add_shard(self.folder / name)
         return len(self._shards) - before
 
     def touch(self) -> None:
-        """Note that the space is in use, for `prune`."""
+        """Record that the space is in use, for `prune`."""
         with contextlib.suppress(OSError):  # a store may be read-only
             os.utime(self.folder / SPACE_FILE)
 
@@ -130,55 +130,55 @@ class EmbeddingCache:
             InvalidInput: A text without a vector.
         """
         rows = self.locate(keys)
-        gone = np.flatnonzero(rows < 0)
-        if len(gone):
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
             raise InvalidInput(
-                f"{self.folder}: {len(gone)} of {len(keys)} texts have no vector, the first is"
-                f" number {gone[0]} (key {bytes(keys[gone[0]]).hex()})",
-                "run again to encode them; was the store pruned meanwhile?",
+                f"{self.folder}: {len(missing)} of {len(keys)} texts have no vector, the first is"
+                f" number {missing[0]} (key {bytes(keys[missing[0]]).hex()})",
+                "run again to encode them; they may have been pruned meanwhile",
             )
         return rows
 
     def locate(self, keys: np.ndarray) -> np.ndarray:
-        """As `rows`, with -1 for a text without a vector.
+        """Like `rows`, with -1 for a text without a vector.
 
-        Takes 24 bytes a text while it runs, of which 8 are the result. A shard is checked against
-        its checksums before the first of its rows is given out.
+        Uses 24 bytes per text, 8 of them for the result. The checksums of a shard are verified
+        before its first row is returned.
         """
         return self._locate(keys, range(len(self._shards)))
 
-    def find(self, keys: np.ndarray) -> np.ndarray:
-        """As `locate`, for some texts that stand together, in a time that hangs on them alone.
+    def locate_sparse(self, keys: np.ndarray) -> np.ndarray:
+        """Like `locate`, for adjacent texts, in time independent of the size of the store.
 
-        Of a large store a few texts may be missed, see `SparseIndex`.
+        In a large store a few texts may be missed, see `SparseIndex`.
         """
-        if len(self._shards) <= FEW_MISSING:
+        if len(self._shards) <= MAX_SCANNED_SHARDS:
             return self.locate(keys)
-        for shard in self._shards[self._sampled.shards :]:
-            self._sampled.add(key_prefix(shard.keys))
-        return self._locate(keys, self._sampled.find(key_prefix(keys)))
+        for shard in self._shards[self._sparse_index.shards :]:
+            self._sparse_index.add(key_prefix(shard.keys))
+        return self._locate(keys, self._sparse_index.find(key_prefix(keys)))
 
-    def _locate(self, keys: np.ndarray, among: Sequence[int]) -> np.ndarray:
+    def _locate(self, keys: np.ndarray, shards: Sequence[int]) -> np.ndarray:
         rows = np.full(len(keys), -1, np.int64)
         if not len(keys):
             return rows
-        wanted = key_prefix(keys)
-        order = np.argsort(wanted)
-        wanted.sort()
-        for number in among:
-            shard = self._shards[number]
-            held = key_prefix(shard.keys)
-            low = np.searchsorted(wanted, held, "left")
-            count = np.searchsorted(wanted, held, "right") - low
+        prefixes = key_prefix(keys)
+        order = np.argsort(prefixes)
+        prefixes.sort()
+        for index in shards:
+            shard = self._shards[index]
+            shard_prefixes = key_prefix(shard.keys)
+            low = np.searchsorted(prefixes, shard_prefixes, "left")
+            count = np.searchsorted(prefixes, shard_prefixes, "right") - low
             if not count.any():
                 continue
-            # one key may be asked for twice, two keys may share a prefix: compare all that meet
-            inside = np.repeat(np.arange(len(shard)), count)
-            offset = np.arange(len(inside)) - np.repeat(np.cumsum(count) - count, count)
-            asked = order[np.repeat(low, count) + offset]
-            same = (keys[asked] == shard.keys[inside]).all(axis=1)
-            if same.any() and self._usable(shard):
-                rows[asked[same]] = self._starts[number] + inside[same]
+            # keys may be repeated, and different keys may share a prefix: compare all candidates
+            shard_rows = np.repeat(np.arange(len(shard)), count)
+            offset = np.arange(len(shard_rows)) - np.repeat(np.cumsum(count) - count, count)
+            queries = order[np.repeat(low, count) + offset]
+            equal = (keys[queries] == shard.keys[shard_rows]).all(axis=1)
+            if equal.any() and self._usable(shard):
+                rows[queries[equal]] = self._starts[index] + shard_rows[equal]
         return rows
 
     def read(self, rows: np.ndarray, width: int | None = None) -> np.ndarray:
@@ -201,14 +201,14 @@ class EmbeddingCache:
         return out
 
     def append(self, keys: np.ndarray, vectors: np.ndarray) -> None:
-        """Write vectors as one shard; they are on the disk when this returns.
+        """Write vectors as one shard, flushed to disk.
 
         Args:
             keys: (n, 16) uint8.
             vectors: (n, dim) float.
 
         Raises:
-            InvalidInput: NaN, infinity, or a number too large for the stored dtype.
+            InvalidInput: NaN, infinity, or overflow of the stored dtype.
             RunFailed: The disk is full or the folder cannot be written.
         """
         if vectors.shape != (len(keys), self.space.dim) or keys.shape != (len(keys), KEY_BYTES):
@@ -226,43 +226,43 @@ class EmbeddingCache:
             row = order[bad].min()
             raise InvalidInput(
                 f"vector {row} of {len(vectors)} is not finite as {self.space.dtype}",
-                "store it as float32 (--set store_dtype=float32)",
+                "store vectors as float32 (--set store_dtype=float32)",
             )
         self._prepare()
         path = write_shard(self.folder, keys, stored)
         if path.name not in self._names:
-            self._take_up(path, sound=True)
+            self._add_shard(path, is_valid=True)
 
-    def _take_up(self, path: Path, sound: bool | None = None) -> None:
+    def _add_shard(self, path: Path, is_valid: bool | None = None) -> None:
         try:
-            shard = Shard(path, dim=self.space.dim, dtype=self.space.dtype, sound=sound)
-        except FileNotFoundError:  # pruned or set aside by another process meanwhile
+            shard = Shard(path, dim=self.space.dim, dtype=self.space.dtype, is_valid=is_valid)
+        except FileNotFoundError:  # pruned or renamed by another process
             return
-        except OSError as error:  # not the file's fault, perhaps: leave it where it is
+        except OSError as error:  # the file may be valid: keep it
             self._warn(f"{path}: cannot be read ({error.strerror}), its texts are encoded again")
             return
         except (EmbToolError, ValueError) as error:
-            self._set_aside(path, str(error))
+            self._quarantine(path, str(error))
             return
         self._names.add(path.name)
         self._shards.append(shard)
         self._starts = np.append(self._starts, self._starts[-1] + len(shard))
 
     def _usable(self, shard: Shard) -> bool:
-        if shard.sound:
+        if shard.is_valid:
             return True
         if shard.path.name in self._names:
             self._names.discard(shard.path.name)  # the same content may be written again
-            self._set_aside(shard.path, f"{shard.path}: the content does not match its checksum")
+            self._quarantine(shard.path, f"{shard.path}: the content does not match its checksum")
         return False
 
-    def _set_aside(self, path: Path, why: str) -> None:
+    def _quarantine(self, path: Path, why: str) -> None:
         with contextlib.suppress(OSError):
             path.rename(path.with_name(path.name + ".corrupt"))
-        self._warn(f"{why}; the shard was set aside (*.corrupt), its texts are encoded again")
+        self._warn(f"{why}; the shard was renamed (*.corrupt), its texts are encoded again")
 
     def _prepare(self) -> None:
-        """Make the folder, with the file that says what it is."""
+        """Create the folder and `space.json`."""
         path = self.folder / SPACE_FILE
         if path.is_file():
             return
@@ -270,8 +270,8 @@ class EmbeddingCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFailed(
-                f"{self.folder}: cannot be made: {error.strerror}",
-                "name another folder with --store",
+                f"{self.folder}: cannot be created: {error.strerror}",
+                "use another folder with --store",
             ) from error
         text = json.dumps({"label": self._label, **asdict(self.space)}, indent=2)
         write_bytes_atomically(path, text.encode())

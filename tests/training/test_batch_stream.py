@@ -64,7 +64,7 @@ def indices_of(batches: list[Batch]) -> np.ndarray:
 
 def same(left: Batch, right: Batch) -> bool:
     return (
-        left.after == right.after
+        left.next_cursor == right.next_cursor
         and left.texts == right.texts
         and np.array_equal(left.indices, right.indices)
         and np.array_equal(left.targets, right.targets)
@@ -81,7 +81,7 @@ def test_each_text_once_an_epoch_under_the_budget(
     batches = list(stream.batches(DataCursor()))
     size = documents + queries
     for epoch in (0, 1):
-        seen = indices_of([b for b in batches if b.after.epoch == epoch])
+        seen = indices_of([b for b in batches if b.next_cursor.epoch == epoch])
         assert sorted(seen) == list(range(size))
     for batch in batches:
         longest = max(len(row) for row in batch.ids)
@@ -92,7 +92,7 @@ def test_each_text_once_an_epoch_under_the_budget(
             assert target == [index]
         if separate:
             assert len(set(batch.indices >= documents)) == 1
-    assert [b.after.texts for b in batches] == np.cumsum([b.texts for b in batches]).tolist()
+    assert [b.next_cursor.texts for b in batches] == np.cumsum([b.texts for b in batches]).tolist()
 
 
 def test_epochs_and_seeds_differ_in_order_and_length_decides_the_company() -> None:
@@ -121,7 +121,7 @@ def test_a_run_goes_on_from_any_place(
     settings = {"share": share, "separate": separate, "epochs": 2.5}
     whole = list(make(documents, queries, **settings).batches(DataCursor()))
     at = data.draw(st.integers(0, len(whole)))
-    place = whole[at - 1].after if at else DataCursor()
+    place = whole[at - 1].next_cursor if at else DataCursor()
     rest = list(make(documents, queries, **settings).batches(DataCursor(*list(place))))
     assert len(rest) == len(whole) - at
     assert all(map(same, whole[at:], rest))
@@ -138,7 +138,7 @@ def test_processes_share_the_very_same_batches(documents: int, queries: int, wor
     assert all(len(batches) == len(alone) for batches in ranks)
     for whole, *parts in zip(alone, *ranks, strict=True):
         assert sorted(indices_of(parts)) == sorted(whole.indices)
-        assert {part.after for part in parts} == {whole.after}
+        assert {part.next_cursor for part in parts} == {whole.next_cursor}
         assert {part.texts for part in parts} == {whole.texts}
         counts = [len(part.indices) for part in parts]
         assert max(counts) - min(counts) <= 1
@@ -147,7 +147,7 @@ def test_processes_share_the_very_same_batches(documents: int, queries: int, wor
 @pytest.mark.parametrize(("epochs", "texts"), [(0.3, 30), (1.5, 150), (3, 300)])
 def test_fractional_epochs_end_at_their_count(epochs: float, texts: int) -> None:
     batches = list(make(100, epochs=epochs).batches(DataCursor()))
-    assert batches[-1].after.texts == texts == len(indices_of(batches))
+    assert batches[-1].next_cursor.texts == texts == len(indices_of(batches))
     last = indices_of(batches)[texts - texts % 100 or None :]
     assert len(set(last)) == len(last)  # none twice in the part of an epoch either
 
@@ -196,29 +196,29 @@ def test_texts_that_were_cut_are_known_to_the_run_that_goes_on() -> None:
     assert 0 < wanted.sum() < count
     whole = make(count, epochs=3, rank=1, world=2)
     list(whole.batches(DataCursor()))
-    assert (whole.cache.cut == wanted).all()
+    assert (whole.cache.truncated == wanted).all()
     first = make(count, batch_tokens=12)
     batches = first.batches(DataCursor())
-    place = [next(batches) for _ in range(4)][-1].after
+    place = [next(batches) for _ in range(4)][-1].next_cursor
     first.flush()
     file = Path(first.cache._file.name)
     again = TokenCache(file, count, lambda indices: pytest.fail("nothing is to be read again"))
-    assert (again.cut == wanted).all()
+    assert (again.truncated == wanted).all()
     assert place.texts < count
 
 
 def test_ahead_gives_the_same_batches_and_hands_errors_over() -> None:
     stream = make(50, epochs=2)
-    assert all(map(same, stream.ahead(DataCursor()), make(50, epochs=2).batches(DataCursor())))
+    assert all(map(same, stream.prefetched(DataCursor()), make(50, epochs=2).batches(DataCursor())))
     broken = make(50)
     broken.read_targets = lambda indices: 1 / 0  # type: ignore[assignment, return-value]
     with pytest.raises(ZeroDivisionError):
-        list(broken.ahead(DataCursor()))
+        list(broken.prefetched(DataCursor()))
 
 
 def test_a_stopped_run_leaves_no_thread() -> None:
     before = threading.active_count()
-    batches = make(200, epochs=50).ahead(DataCursor())
+    batches = make(200, epochs=50).prefetched(DataCursor())
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     deadline = time.monotonic() + 300  # a guard against hanging

@@ -72,7 +72,7 @@ def test_held_out_texts_choose_and_what_is_reported_does_not() -> None:
     turned[0] = [0.6, 0.8, 0, 0]
     score = scored(turned)
     assert score.key == pytest.approx((0.6 + 3) / 4)  # the mean cosine
-    assert score.by == "cosine to the teacher on 4 held-out texts"
+    assert score.criterion == "cosine to the teacher on 4 held-out texts"
     assert score.figures["fixed:test figure"] == 0.77
     assert score.figures["heldout_loss"] == pytest.approx((0.4**2 + 0.8**2) / 4)
 
@@ -80,20 +80,20 @@ def test_held_out_texts_choose_and_what_is_reported_does_not() -> None:
 def test_where_length_counts_distance_chooses() -> None:
     """Twice a vector has cosine 1 and is not it."""
     score = scored(2 * GOAL, unit=False)
-    assert (score.key, score.lower) == (-1.0, True)
-    assert score.by == "squared distance to the teacher on 4 held-out texts"
+    assert (score.key, score.lower_is_better) == (-1.0, True)
+    assert score.criterion == "squared distance to the teacher on 4 held-out texts"
 
 
 def test_dev_chooses_before_held_out_texts() -> None:
     score = scored(GOAL, dev=0.25)
     assert score.key == 0.25
-    assert score.by == "fixed:dev figure (--dev)"
+    assert score.criterion == "fixed:dev figure (--dev)"
     assert score.figures["heldout_cosine"] == pytest.approx(1)
 
 
 def test_nothing_held_out_chooses_nothing() -> None:
     score = scored(GOAL, held=0)
-    assert (score.key, score.by) == (None, "")
+    assert (score.key, score.criterion) == (None, "")
     assert score.figures == {"fixed:test figure": 0.77}
 
 
@@ -101,7 +101,7 @@ def after(*keys: float | None, by: str = "cosine", lower: bool = False) -> Outco
     outcome = Outcome()
     for number, key in enumerate(keys):
         outcome.texts = 100 * number
-        outcome.note(Score(key, {"x": number}, by if key is not None else "", lower))
+        outcome.add_score(Score(key, {"x": number}, by if key is not None else "", lower))
     return outcome
 
 
@@ -110,20 +110,18 @@ def test_the_rule_the_chosen_state_and_the_last_are_told() -> None:
     assert outcome.choice() == {
         "by": "cosine", "chosen": {"texts": 100, "x": 1}, "last": {"texts": 200, "x": 2},
     }  # fmt: skip
-    assert outcome.told(200) == (
-        "the state after 100 of 200 texts, by cosine: 0.8000; the last one has 0.5000"
+    assert outcome.summary(200) == (
+        "the state after 100 of 200 texts, by cosine: 0.8000; the last state: 0.5000"
     )
-    assert after(0.1, 0.8).told(100) == "the last state, after 100 texts, by cosine: 0.8000"
-    assert after(-0.4, -0.2, -0.3, lower=True).told(200) == (
-        "the state after 100 of 200 texts, by cosine: 0.2000; the last one has 0.3000"
+    assert after(0.1, 0.8).summary(100) == "the last state, after 100 texts, by cosine: 0.8000"
+    assert after(-0.4, -0.2, -0.3, lower=True).summary(200) == (
+        "the state after 100 of 200 texts, by cosine: 0.2000; the last state: 0.3000"
     )
-    assert after(-0.4, -0.2).told(100).endswith("by cosine: -0.2000")  # a correlation
+    assert after(-0.4, -0.2).summary(100).endswith("by cosine: -0.2000")  # a correlation
     nothing = after(None, None)
     assert nothing.best == 100
     assert nothing.choice()["by"] is None
-    assert nothing.told(100) == (
-        "the last state, after 100 texts: nothing was held out to choose by"
-    )
+    assert nothing.summary(100) == ("the last state, after 100 texts: nothing was held out")
 
 
 def test_a_score_that_is_no_number_is_not_the_best() -> None:
@@ -153,21 +151,25 @@ def test_a_saved_state_carries_the_choice(
         return Score(next(keys), {"x": 1.0}, "cosine to something")
 
     trainer = make_trainer(tiny_bert, sentences[:60], tmp_path, score=score)
-    measure = trainer._measure
+    measure = trainer._evaluate
 
     def interrupted() -> None:
         measure()
         trainer.signals.number = 15 if trainer.outcome.best else 0
 
-    trainer._measure = interrupted  # type: ignore[method-assign]
+    trainer._evaluate = interrupted  # type: ignore[method-assign]
     with pytest.raises(Interrupted):
         trainer.run()
     state = tmp_path / "state"
     facts = json.loads((state / (state / "latest").read_text() / "facts.json").read_text())
-    assert facts["outcome"]["by"] == "cosine to something"
+    assert facts["outcome"]["criterion"] == "cosine to something"
     again = make_trainer(tiny_bert, sentences[:60], tmp_path, score=score)
     outcome = again.run()
-    assert (outcome.best_key, outcome.last_key, outcome.by) == (0.9, 0.2, "cosine to something")
+    assert (outcome.best_key, outcome.last_key, outcome.criterion) == (
+        0.9,
+        0.2,
+        "cosine to something",
+    )
     assert 0 < outcome.best < outcome.texts == 60
 
 

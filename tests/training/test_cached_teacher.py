@@ -12,7 +12,7 @@ import pytest
 from stores import SPACE, open_space
 
 from emb_tool.data.corpus import text_key
-from emb_tool.training import vector_space as space_module
+from emb_tool.training import embedding_cache as space_module
 from emb_tool.training.cached_teacher import CachedTeacher
 from emb_tool.training.store import EmbeddingCacheKey, VectorStore
 from emb_tool.training.teacher import Teacher
@@ -53,13 +53,13 @@ def test_what_was_said_once_is_not_asked_again(tmp_path: Path) -> None:
     np.testing.assert_allclose(said, exact, rtol=2**-11)
     more = first.vectors(["7", "8", "1"], "query")  # the first seven still wait for their shard
     assert teacher.asked[7:] == ["7", "8"]
-    assert (first.asked, first.found) == (9, 3)
+    assert (first.misses, first.hits) == (9, 3)
     # another process: all of it is there, and the same to the bit as when it was new
     again = remembered(tmp_path, teacher)
     assert np.array_equal(again.vectors(texts, "query"), said)
     assert np.array_equal(again.vectors(["10", "8", "7", "1"], "query")[1:], more[[1, 0, 2]])
     assert teacher.asked[9:] == ["10"]
-    assert (again.asked, again.found) == (1, 12)
+    assert (again.misses, again.hits) == (1, 12)
 
 
 def test_what_was_not_stored_yet_is_asked_again(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_what_was_not_stored_yet_is_asked_again(tmp_path: Path) -> None:
 def test_texts_in_a_row_are_found_in_a_large_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    monkeypatch.setattr(space_module, "FEW_MISSING", 3)
+    monkeypatch.setattr(space_module, "MAX_SCANNED_SHARDS", 3)
     texts = np.array([text_key(str(i)) for i in range(40_000)], dtype="V16").view(np.uint8)
     keys = texts.reshape(-1, 16)
     store = open_space(tmp_path)
@@ -94,10 +94,10 @@ def test_texts_in_a_row_are_found_in_a_large_store(
     found = missed = 0
     for start in rng.integers(0, 32_000 - length, 20):
         part = keys[start : start + length]
-        rows = store.find(part)
+        rows = store.locate_sparse(part)
         assert opened[-1] <= length // 1000 + 2
         there = rows >= 0
         assert np.array_equal(rows[there], real(part, range(32))[there])
         found, missed = found + int(there.sum()), missed + int((~there).sum())
     assert missed <= 0.01 * found
-    assert (store.find(keys[32_000:]) < 0).all()
+    assert (store.locate_sparse(keys[32_000:]) < 0).all()
