@@ -43,7 +43,7 @@ NEAR = {
 
 REFUSALS = (
     "which it cannot lengthen",
-    "layers of different types have rotary settings of their own",
+    "layers of different types have separate rotary settings",
     "cannot take place 0: it has attn_norm.weight",  # ModernBERT's first layer is unlike others
     "cannot take place 0: it lacks layer.0.SelfAttention.relative_attention_bias",
     "config.json states 2 layers, the weights have 1",  # ALBERT shares them
@@ -99,10 +99,10 @@ def task(name: str, model: Path, data: Data) -> list[object]:
 
 def inputs(cls: Any, model: Path, data: Data) -> list[object]:
     """What a merging method reads: siblings, their base, what it looks at."""
-    base = ["--base", model] if cls.takes_base else []
+    base = ["--base", model] if cls.uses_base else []
     looks = {"dev": ["--dev", f"sts:{data.sts}"], "pairs": ["--pairs", data.pairs],
              "texts": ["--texts", data.texts]}  # fmt: skip
-    look = looks[cls.looks_at[0]] if issubclass(cls, DataDrivenMerge) else []
+    look = looks[cls.data_kinds[0]] if issubclass(cls, DataDrivenMerge) else []
     return [model.with_name("a"), model.with_name("b"), *base, *look]
 
 

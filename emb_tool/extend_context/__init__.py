@@ -1,4 +1,4 @@
-"""`embtool extend-context`: longer inputs, and short ones left as they were."""
+"""`embtool extend-context`: extend the maximum length of a model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from emb_tool.report import Report
 
 PANEL = MADE
-SUMMARY = "let a model read longer texts"
-HELP = "A model that reads longer texts, made without training or with a little of it."
+SUMMARY = "extend the maximum length of a model"
+HELP = "Extend the maximum length of a model, without training or with a short fine-tuning."
 EXAMPLE = "embtool extend-context sentence-transformers/all-MiniLM-L6-v2 --to 2048 -o long"
 
 JOB = ("emb_tool.extend_context.job", "ExtendJob")
@@ -27,23 +27,23 @@ METHODS = tuple(
         summary,
     )
     for name, summary in {
-        "rp": "learned positions again from the first",
-        "hierarchical": "learned positions made of a coarse and a fine one",
-        "gp": "learned positions, each for several tokens in a row",
-        "pi": "positions spread out: interpolated rows, or slower rotation",
-        "ntk": "rotary positions with a raised theta, read alike everywhere",
-        "yarn": "rotary positions, the slow ones interpolated, attention sharpened",
-        "longrope": "pi, ntk or yarn for long inputs alone, short ones kept to the bit",
-        "self-extend": "rotary positions, far tokens in groups; needs emb_tool.hub to load",
-        "pcw": "windows of the original length, averaged; needs emb_tool.hub to load",
-        "lengths": "higher limits, where positions reach as far as one likes",
+        "rp": "learned positions repeated from the first",
+        "hierarchical": "learned positions as sums of a coarse and a fine one",
+        "gp": "learned positions, each shared by several consecutive tokens",
+        "pi": "position interpolation of learned or rotary positions",
+        "ntk": "rotary positions with a larger theta, supported by all libraries",
+        "yarn": "rotary positions, low frequencies interpolated, attention rescaled",
+        "longrope": "pi, ntk or yarn for long inputs only, short ones bit-identical",
+        "self-extend": "rotary positions, distant tokens grouped; needs emb_tool.hub to load",
+        "pcw": "mean over windows of the original length; needs emb_tool.hub to load",
+        "lengths": "larger limits, for positions without a maximum",
     }.items()
 )
-"""Method to what it does, in the order in which one would look for them."""
+"""Method to its summary, in the order of help and docs."""
 
 
 def extend_context(model: StrPath, **settings: Unpack[ExtendContextKwargs]) -> Report:
-    """Let a model read longer texts.
+    """Extend the maximum length of a model.
 
     Args:
         model: Folder or hub id.
@@ -53,7 +53,7 @@ def extend_context(model: StrPath, **settings: Unpack[ExtendContextKwargs]) -> R
         The report, as in `report.json`.
 
     Raises:
-        EmbToolError: A setting or an input is at fault, or the work failed: see docs/api.md.
+        EmbToolError: A setting or an input is invalid, or the run failed: see docs/api.md.
     """
     from emb_tool.api import run_verb
 

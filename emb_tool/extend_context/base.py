@@ -1,4 +1,4 @@
-"""What every way to longer inputs shares."""
+"""Base classes of context extension methods."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExtensionContext:
-    """From where to where.
+    """Lengths and positions of an extension.
 
     Args:
-        positions: How the model knows positions.
-        original: Tokens that it was trained at: for a table of positions, its rows.
-        target: Tokens that it is to read.
-        limit: Tokens that it reads as it is, None where there is no limit.
-        tuned: Whether the rows behind those of the original length are then trained: the method
-            gives these their beginning alone, and those stay as they were.
+        positions: Position encoding of the model.
+        original: Training length in tokens; for a position table, its number of rows.
+        target: Target length in tokens.
+        limit: Current maximum length in tokens, None without a limit.
+        tuned: Whether the added rows are then trained: the method only initializes them, and the
+            original rows do not change.
     """
 
     positions: Positions
@@ -38,42 +38,42 @@ class ExtensionContext:
 
     @property
     def span(self) -> tuple[int, int]:
-        """Both lengths."""
+        """Original and target length."""
         return self.original, self.target
 
     @property
     def short(self) -> int:
-        """Tokens of the longest input that the model reads whole, at positions it was trained at.
+        """Maximum length of inputs that the model does not truncate, at trained positions.
 
-        No method changes shorter ones that keeps short inputs. Longer ones were cut, or are moved.
+        Methods that preserve short inputs do not change vectors up to this length.
         """
         return min(self.original, self.limit or self.original)
 
     @property
     def scale(self) -> float:
-        """How many times longer."""
+        """Target length divided by original length."""
         return self.target / self.original
 
 
 class Extension(Method):
-    """A way to longer inputs.
+    """A context extension method.
 
     Attributes:
-        kinds: Of positions that it serves.
-        keeps_short: Those of them whose short inputs (`ExtensionContext.short`) keep their vectors
-            to the bit.
+        kinds: Supported kinds of positions.
+        preserves_short: Kinds for which vectors of short inputs (`ExtensionContext.short`) are
+            bit-identical.
     """
 
     kinds: ClassVar[tuple[Kind, ...]]
-    keeps_short: ClassVar[tuple[Kind, ...]] = ()
+    preserves_short: ClassVar[tuple[Kind, ...]] = ()
 
     def extend(
         self, draft: CheckpointEditor, context: ExtensionContext
     ) -> RotaryFrequencies | None:
-        """Change tensors and config of a draft; refuse what does not fit.
+        """Change tensors and config of a draft; refuse unsupported models.
 
         Returns:
-            What the reloaded model is to compute, where it has rotary positions.
+            The frequencies that the check expects, for rotary positions.
         """
         raise NotImplementedError
 
@@ -84,44 +84,44 @@ class LearnedPositions(Extension):
     kinds: ClassVar[tuple[Kind, ...]] = ("learned",)
 
     def rows(self, table: Tensor, count: int) -> Tensor:
-        """The longer table, (count, width), from the trained one."""
+        """The extended table, (count, width), from the trained table."""
         raise NotImplementedError
 
     def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
-        """Put the longer table in the place of the old one."""
+        """Replace the position table by the extended one."""
         lengthen(draft, context, self.rows)
 
 
 def lengthen(
     draft: CheckpointEditor, context: ExtensionContext, rows: Callable[[Tensor, int], Tensor]
 ) -> None:
-    """Let a longer table be computed when it is written; rows that are no position stay."""
+    """Replace the position table lazily; rows before the first position do not change."""
     positions, target = context.positions, context.target
     assert positions.table is not None
     first, end = positions.first, positions.first + context.original
     spec = draft.spec(positions.table)
 
-    def longer(table: Tensor) -> Tensor:
+    def extended(table: Tensor) -> Tensor:
         import torch
 
         if not torch.isfinite(table.float()).all():
             raise InvalidInput(
                 f"{draft.checkpoint.name}: the table {positions.table} is not finite",
-                "the model is damaged; take another version",
+                "the model is damaged; use another version",
             )
-        made = rows(table[first:end], target).to(table.dtype)
+        new_rows = rows(table[first:end], target).to(table.dtype)
         if context.tuned:
-            made[: context.original] = table[first:end]
-        return torch.cat([table[:first], made])
+            new_rows[: context.original] = table[first:end]
+        return torch.cat([table[:first], new_rows])
 
-    draft.map(positions.table, replace(spec, shape=(first + target, *spec.shape[1:])), longer)
-    set_positions(draft, first + target)
+    draft.map(positions.table, replace(spec, shape=(first + target, *spec.shape[1:])), extended)
+    set_position_count(draft, first + target)
 
 
-def set_positions(draft: CheckpointEditor, count: int) -> None:
-    """Say how many positions there are, and leave out the ids that old versions saved of them.
+def set_position_count(draft: CheckpointEditor, count: int) -> None:
+    """Set the number of positions, and remove stored `position_ids` of old versions.
 
-    DeBERTa's table of distances is of that size too where nothing else is said: it keeps its own.
+    DeBERTa's table of relative positions has this size by default, so its size is set explicitly.
     """
     config, old = draft.config, draft.config.get("max_position_embeddings")
     config["max_position_embeddings"] = count

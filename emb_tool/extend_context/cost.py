@@ -1,4 +1,4 @@
-"""What a text of some length costs, from a config alone."""
+"""Estimates of memory and operations for a text of a given length, from a config."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 
 from emb_tool.checkpoint.modules import hidden_size
 
-BYTES = 4
-"""Of a float32 number."""
+BYTES_PER_FLOAT = 4
+"""Bytes of a float32 number."""
 
-WORK, MEMORY = 6e11, 6e8
-"""Operations and bytes that the check of a result may spend on one text: seconds of a CPU."""
+MAX_FLOPS, MAX_BYTES = 6e11, 6e8
+"""Maximum operations and bytes for one text in the check: seconds on a CPU."""
 
 
 def attention_bytes(config: Mapping[str, Any], tokens: int, eager: bool) -> int:
-    """Bytes beside the weights for one text, in float32.
+    """Bytes of activations for one text, in float32.
 
-    One layer's activations at a time, 8 of the model's width and 2 of the feed-forward's a token;
-    eager attention also holds the scores and their softmax, 2 L² for each head. From 4,096 tokens
-    on within a tenth of what BERT's base size was measured at; below that a fixed part is missing.
+    Activations of one layer: 8 times the hidden size and 2 times the feed-forward size per token;
+    eager attention also stores the scores and their softmax, 2 L² per head. For BERT-base within
+    10 % of measurements from 4,096 tokens on; below, a constant part is not included.
 
     Args:
-        config: Of the model.
-        tokens: L.
-        eager: Whether attention holds its scores.
+        config: Config of the model.
+        tokens: L, length of the text.
+        eager: Whether attention stores its scores.
     """
     width = hidden_size(config) or 0
     inner = _first(config, "intermediate_size", "hidden_dim", "d_ff") or 4 * width
@@ -32,31 +32,32 @@ def attention_bytes(config: Mapping[str, Any], tokens: int, eager: bool) -> int:
     total = tokens * (8 * width + 2 * inner)
     if eager:
         total += 2 * tokens**2 * heads
-    return BYTES * total
+    return BYTES_PER_FLOAT * total
 
 
 def attention_flops(config: Mapping[str, Any], tokens: int) -> int:
-    """Operations of one text: 24 w² a token for matrices of 12 w², 4 w for each pair of tokens."""
+    """Operations for one text: 24 w² per token for matrices of 12 w², 4 w per pair of tokens."""
     width = hidden_size(config) or 0
     layers = _first(config, "num_hidden_layers", "n_layers", "num_layers", "n_layer") or 1
     return layers * tokens * (24 * width**2 + 4 * width * tokens)
 
 
 def max_checkable_length(config: Mapping[str, Any], original: int, target: int, eager: bool) -> int:
-    """Tokens of the longest text that a check runs: the target, halved until that is soon done.
+    """Maximum tokens of a text in the check: the target, halved until the cost is acceptable.
 
     Args:
-        config: Of the model.
-        original: L; some tokens more are run in any case.
-        target: n.
-        eager: Whether attention holds its scores.
+        config: Config of the model.
+        original: Original length; the result is larger by at least 8 tokens.
+        target: Target length.
+        eager: Whether attention stores its scores.
     """
-    least, tokens = min(original + 8, target), target
-    while tokens > least and (
-        attention_flops(config, tokens) > WORK or attention_bytes(config, tokens, eager) > MEMORY
+    minimum, tokens = min(original + 8, target), target
+    while tokens > minimum and (
+        attention_flops(config, tokens) > MAX_FLOPS
+        or attention_bytes(config, tokens, eager) > MAX_BYTES
     ):
         tokens //= 2
-    return max(tokens, least)
+    return max(tokens, minimum)
 
 
 def _first(config: Mapping[str, Any], *keys: str) -> int | None:

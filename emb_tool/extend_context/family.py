@@ -1,4 +1,4 @@
-"""How a model knows where a token stands, read from its config and its tensors' names."""
+"""Position encoding of a model, from its config and tensor names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from emb_tool.errors import InvalidInput
 
 Kind = Literal["learned", "rotary", "relative"]
 
-SHOWN = {
+KIND_NAMES = {
     "learned": "learned positions",
     "rotary": "rotary positions",
     "relative": "positions by distance (relative bias, ALiBi)",
@@ -25,12 +25,12 @@ SHOWN = {
 
 @dataclass(frozen=True)
 class Family:
-    """What is true of every model of a type.
+    """Properties of a model type.
 
     Args:
-        kind: What stands for a position.
-        layered: Whether layers of different types have rotary settings of their own.
-        eager: Whether transformers has no attention for it but the one that holds all L² scores.
+        kind: Kind of positions.
+        layered: Whether layers of different types have separate rotary settings.
+        eager: Whether transformers only has eager attention for it, which stores L² scores.
     """
 
     kind: Kind
@@ -48,18 +48,18 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("t5", "mt5", "umt5", "bloom", "mpt"), Family("relative")),
     **dict.fromkeys(("deberta", "deberta-v2"), Family("relative", eager=True)),
 }  # fmt: skip
-"""`model_type` to what is known of it."""
+"""`model_type` to its properties."""
 
 
 @dataclass(frozen=True)
 class Positions:
-    """How one checkpoint knows positions.
+    """Position encoding of a checkpoint.
 
     Args:
-        family: Of its type.
-        table: Name of the table of learned positions.
-        first: Its first row that is a position.
-        rows: Its rows, with those before the first.
+        family: Properties of its model type.
+        table: Name of the position table, if any.
+        first: First row of the table that is a position.
+        rows: Number of rows, including those before the first.
     """
 
     family: Family
@@ -69,22 +69,21 @@ class Positions:
 
     @property
     def kind(self) -> Kind:
-        """What stands for a position."""
+        """Kind of positions."""
         return self.family.kind
 
 
-def positions_of(checkpoint: Checkpoint) -> Positions:
-    """Find out.
+def read_positions(checkpoint: Checkpoint) -> Positions:
+    """Determine the position encoding of a checkpoint.
 
     Raises:
-        InvalidInput: No model of that sort, a type that is not known here, config and weights that
-            disagree.
+        InvalidInput: No config, an unsupported type, or a config that does not match the weights.
     """
     config, name = checkpoint.config, checkpoint.name
     if checkpoint.path.is_file() or not config:
         raise InvalidInput(
             f"{name}: there is no config.json, so no positions",
-            "static tables and bare files of tensors read inputs of any length",
+            "static models and bare tensor files read inputs of any length",
         )
     type_ = str(config.get("model_type"))
     family = FAMILIES.get(type_)
@@ -93,13 +92,13 @@ def positions_of(checkpoint: Checkpoint) -> Positions:
     if str(config.get("position_embedding_type", "absolute")).startswith("relative"):
         raise InvalidInput(
             f"{name}: position_embedding_type {config['position_embedding_type']!r} has a table of "
-            "distances, which cannot be longer than it is",
-            "take a model with absolute positions",
+            "distances, which cannot be extended",
+            "use a model with absolute positions",
         )
     if family is None:
         raise InvalidInput(
-            f"{name}: how models of type {type_!r} know positions is not known here",
-            _SPECIAL.get(type_, "known: " + ", ".join(sorted(FAMILIES))),
+            f"{name}: models of type {type_!r} are not supported",
+            _UNSUPPORTED_HINTS.get(type_, "supported: " + ", ".join(sorted(FAMILIES))),
         )
     tables = [n for n in checkpoint.tensors if POSITION_TABLE.search(n)]
     if family.kind == "relative" and tables:  # deberta with position_biased_input
@@ -107,24 +106,24 @@ def positions_of(checkpoint: Checkpoint) -> Positions:
     if family.kind != "learned":
         return Positions(family)
     if len(tables) != 1:
-        told = ", ".join(tables) or "none"
+        listed = ", ".join(tables) or "none"
         raise InvalidInput(
-            f"{name}: its table of positions cannot be made out (found: {told})",
-            "is it the checkpoint of an encoder?",
+            f"{name}: its position table cannot be determined (candidates: {listed})",
+            "check that it is the checkpoint of an encoder",
         )
     rows = position_rows(checkpoint.tensors)
     assert rows is not None
-    stated = config.get("max_position_embeddings")
-    if stated is not None and stated != rows:
+    config_rows = config.get("max_position_embeddings")
+    if config_rows is not None and config_rows != rows:
         raise InvalidInput(
-            f"{name}: config.json says max_position_embeddings={stated}, the table {tables[0]} has "
-            f"{rows} rows",
-            "one of the two files is not this model's: restore it",
+            f"{name}: config.json says max_position_embeddings={config_rows}, the table {tables[0]}"
+            f" has {rows} rows",
+            "one of the two files belongs to another model: restore it",
         )
     return Positions(family, tables[0], first_position(config), rows)
 
 
-_SPECIAL = {
+_UNSUPPORTED_HINTS = {
     "roformer": "RoFormer's table of sinusoids ends at its length and is not stored as settings",
     "esm": "ESM's rotary settings cannot be scaled by a config",
 }

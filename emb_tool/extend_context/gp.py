@@ -1,4 +1,4 @@
-"""Grouped positions: several tokens in a row share a learned position."""
+"""Grouped positions: consecutive tokens share a learned position."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Gp(LearnedPositions):
-    """e[i] = E[⌊i / s⌋], at every length, so that a text's vector does not depend on its batch."""
+    """e[i] = E[⌊i / s⌋] at every length, so a text's vector does not depend on its batch."""
 
     name: ClassVar[str] = "gp"
     paper: ClassVar[str] = "arXiv:2404.12096"

@@ -1,4 +1,4 @@
-"""Hierarchical positions: a coarse and a fine learned position in one row."""
+"""Hierarchical positions: each row is a weighted sum of a coarse and a fine learned position."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Hierarchical(LearnedPositions):
     """
 
     name: ClassVar[str] = "hierarchical"
-    keeps_short: ClassVar[tuple[Kind, ...]] = ("learned",)
+    preserves_short: ClassVar[tuple[Kind, ...]] = ("learned",)
 
-    alpha: Annotated[float, Field(gt=0, lt=1, description="share of the coarse position")] = 0.4
+    alpha: Annotated[float, Field(gt=0, lt=1, description="weight of the coarse position")] = 0.4
 
     def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
-        """Refuse more than the square."""
-        most = context.original**2
-        if context.target > most:
+        """Refuse targets above the square of the original length."""
+        limit = context.original**2
+        if context.target > limit:
             raise InvalidInput(
-                f"--to {context.target}: rows are distinct up to {most:,}", "use -m rp"
+                f"--to {context.target}: rows are distinct up to {limit:,}", "use -m rp"
             )
         super().extend(draft, context)
 

@@ -1,4 +1,4 @@
-"""The settings of an extension that are not its method's."""
+"""The settings of an extension job, without those of the method."""
 
 from __future__ import annotations
 
@@ -21,47 +21,44 @@ class ExtendJob(Job):
 
     model: Annotated[str, Field(description="folder or hub id"), FlagInfo(REQUIRED, MODEL)]
     to: Annotated[
-        int, Field(ge=2, description="tokens that the result reads of a text"), FlagInfo(REQUIRED)
+        int, Field(ge=2, description="target maximum length in tokens"), FlagInfo(REQUIRED)
     ]
     method: Annotated[
         Method | None,
-        Field(description="how [rp for learned positions, ntk for rotary ones]"),
+        Field(description="extension method [rp for learned positions, ntk for rotary positions]"),
     ] = None
     original_length: Annotated[
         int | None,
-        Field(
-            ge=2, description="tokens that the model was trained at [the config, where it tells]"
-        ),
+        Field(ge=2, description="length in tokens that the model was trained at [from the config]"),
         FlagInfo(METHOD),
     ] = None
     preserve_short: Annotated[
         bool,
         Field(
-            description="texts that the input reads whole, and at positions it was trained at, "
-            "keep their vectors to the bit; rotary methods are then carried by longrope, which "
-            "transformers alone reads"
+            description="keep vectors of texts up to the original length bit-identical; rotary "
+            "methods are then written as longrope, which only transformers supports"
         ),
         FlagInfo(METHOD),
     ] = False
     logn: Annotated[
         Literal["exact", "constant"] | None,
         Field(
-            description="attention's logits times ln n / ln L: exact by a text's own length (needs "
-            "emb_tool.hub to load), constant for the target, in the weights"
+            description="scale attention logits by ln n / ln L; exact: by the length of each text "
+            "(needs emb_tool.hub to load), constant: by the target length, in the weights"
         ),
         FlagInfo(METHOD),
     ] = None
     tune: Annotated[
         tuple[str, ...],
         Field(
-            description="texts on which the added rows of learned positions are then trained "
-            "towards the input's vectors; those of 100 tokens and more teach most"
+            description="texts to train the added rows of learned positions on, towards the "
+            "vectors of the input; texts of at least 100 tokens are best"
         ),
         FlagInfo(TRAINING, "PATH"),
     ] = ()
     texts: Annotated[
         tuple[str, ...],
-        Field(description="your texts: counts how many of them are to be encoded again [--tune]"),
+        Field(description="your texts, to report how many must be encoded again [--tune]"),
         FlagInfo(DATA, "PATH"),
     ] = ()
     text_field: TextField = None
@@ -77,26 +74,26 @@ class ExtendJob(Job):
     ] = "document"
     limit: Annotated[
         int | None,
-        Field(ge=1, description="read this many of --texts and of --tune at most"),
+        Field(ge=1, description="maximum number of --texts and of --tune to read"),
         FlagInfo(DATA),
     ] = None
     holdout: Annotated[
         Holdout,
         Field(
-            description="texts of --tune kept from training, at most a tenth, to choose the state;"
-            " 0 keeps none, and the last state is written"
+            description="number of --tune texts held out to select the best state, at most a tenth;"
+            " with 0 the last state is written"
         ),
         FlagInfo(TRAINING),
     ] = 200
     epochs: TuneEpochs = 1.0
     lr: TuneRate = 1e-3
     batch_tokens: Annotated[
-        int, Field(ge=1, description="tokens of a step of --tune"), FlagInfo(TRAINING)
+        int, Field(ge=1, description="tokens per step of --tune"), FlagInfo(TRAINING)
     ] = 4096
     dev: Annotated[
         tuple[str, ...],
         Field(
-            description="task that the state of --tune is chosen by, as passkey:sample_seed=1"
+            description="task used to select the best state of --tune, as passkey:sample_seed=1"
             " [the held-out texts]"
         ),
         FlagInfo(TRAINING, "TASK"),
@@ -104,8 +101,8 @@ class ExtendJob(Job):
     eval: Annotated[
         tuple[str, ...],
         Field(
-            description="task reported for the result and the input, which chooses nothing, as"
-            " passkey or retrieval:DIR"
+            description="task reported for the result and the input, not used to select a state,"
+            " as passkey or retrieval:DIR"
         ),
         FlagInfo(EVALUATION, "TASK"),
     ] = ()

@@ -1,6 +1,6 @@
-"""`--logn`: attention's logits grown with the logarithm of the length, as LongEmbed's models had.
+"""`--logn`: attention logits scaled with the logarithm of the length, as in LongEmbed.
 
-Longer inputs spread attention over more tokens; times ln n / ln L its entropy stays as it was.
+Longer inputs distribute attention over more tokens; the factor ln n / ln L keeps its entropy.
 """
 
 from __future__ import annotations
@@ -22,30 +22,31 @@ _FUSED = re.compile(r"\b(Wqkv|qkv_proj)\.(weight|bias)$")
 
 
 def logn_attention(draft: CheckpointEditor, context: ExtensionContext) -> None:
-    """Name the function that scales every text by its own length; needs `emb_tool.hub` to load.
+    """Set the attention function that scales by each text's length; needs `emb_tool.hub` to load.
 
     Raises:
-        InvalidInput: The family's attention takes no function, or another one is named.
+        InvalidInput: The model type does not support attention functions, or another is set.
     """
     from emb_tool.ops.attention import KEY, LOGN
 
     if context.positions.family.eager:
         raise InvalidInput(
-            "--logn exact: this family's attention takes no function", "--logn constant"
+            "--logn exact: this model type does not support attention functions",
+            "use --logn constant",
         )
     if KEY in draft.config:
         raise InvalidInput(
-            "--logn exact: self-extend has a function of its own", "use one of the two"
+            "--logn exact: self-extend sets another attention function", "use one of the two"
         )
     draft.config |= {"attn_implementation": LOGN, KEY: {"original": context.original}}
     draft.notes.append("logits times max(1, ln n / ln L); import emb_tool.hub first")
 
 
 def logn_weights(draft: CheckpointEditor, context: ExtensionContext) -> None:
-    """Scale queries by ln n / ln L of the target n: in the weights, so for short inputs, too.
+    """Scale the query weights by ln n / ln L of the target n, which also affects short inputs.
 
     Raises:
-        InvalidInput: No projection of queries can be made out.
+        InvalidInput: The query projections cannot be determined.
     """
     factor = log(context.target) / log(context.original)
     config = draft.config
@@ -58,7 +59,7 @@ def logn_weights(draft: CheckpointEditor, context: ExtensionContext) -> None:
             " weights",
             "use --logn exact",
         )
-    for name in norms or plain:  # a norm would undo what stands before it
+    for name in norms or plain:  # a norm after the projection would undo its scaling
         draft.map(name, draft.spec(name), lambda x: (x.float() * factor).to(x.dtype))
     heads = int(config.get("num_attention_heads") or 1)
     width = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // heads)

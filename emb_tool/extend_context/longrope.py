@@ -1,4 +1,4 @@
-"""The carrier: any scheme for inputs beyond the original length, none for those within it."""
+"""LongRoPE: another scheme beyond the original length, unchanged up to it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from emb_tool.extend_context.rotary import RotaryPositions
 
 
 class Longrope(Extension):
-    """Up to the original length θ^(-2j/d), beyond it another scheme's f_j.
+    """θ^(-2j/d) up to the original length, another scheme's f_j beyond it.
 
-    LongRoPE's two sets of factors, the short ones all 1; attention is not scaled (its factor would
-    reach short inputs, too). The longest text of a batch, padding counted, decides for all of it.
+    Uses LongRoPE's two sets of factors, with short factors of 1; attention is not scaled, since its
+    factor would also apply to short inputs. The padded length of a batch selects the factors.
     """
 
     name: ClassVar[str] = "longrope"
     paper: ClassVar[str] = "arXiv:2402.13753"
     kinds: ClassVar[tuple[Kind, ...]] = ("rotary",)
-    keeps_short: ClassVar[tuple[Kind, ...]] = ("rotary",)
+    preserves_short: ClassVar[tuple[Kind, ...]] = ("rotary",)
 
     scheme: Annotated[
-        Literal["pi", "ntk", "yarn"], Field(description="what long inputs get")
+        Literal["pi", "ntk", "yarn"], Field(description="scheme beyond the original length")
     ] = "ntk"  # fmt: skip
 
     def extend(
@@ -36,4 +36,4 @@ class Longrope(Extension):
         """Write the scheme's frequencies as long factors."""
         scheme = registry.load("extend-context", self.scheme)()
         assert isinstance(scheme, RotaryPositions)
-        return scheme.carried(draft, context)
+        return scheme.extend_preserving_short(draft, context)

@@ -1,4 +1,4 @@
-"""NTK-aware scaling: a raised theta, which every library reads alike."""
+"""NTK-aware scaling: a larger theta, which all libraries support."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class Ntk(RotaryPositions):
-    """f_j = (λ θ)^(-2j/d): the slow pairs are slowed most.
+    """f_j = (λ θ)^(-2j/d): low frequencies are reduced most.
 
-    https://www.reddit.com/r/LocalLLaMA/comments/14lz7j5, as measured in the paper.
+    https://www.reddit.com/r/LocalLLaMA/comments/14lz7j5, evaluated in the paper.
     """
 
     name: ClassVar[str] = "ntk"
@@ -23,7 +23,7 @@ class Ntk(RotaryPositions):
 
     theta_factor: Annotated[
         float | None,
-        Field(ge=1, description="λ, by which theta is multiplied [s^(d/(d-2)), s times longer]"),
+        Field(ge=1, description="factor of theta [s^(d/(d-2)) for s times the length]"),
     ] = None
 
     def frequencies(self, rope: Rope) -> Frequencies:
@@ -33,7 +33,7 @@ class Ntk(RotaryPositions):
         return ntk(rope, self._factor(rope))
 
     def parameters(self, rope: Rope) -> dict[str, Any]:
-        """Another theta, no more."""
+        """The default type with another theta."""
         return {"rope_type": "default", "rope_theta": rope.theta * self._factor(rope)}
 
     def _factor(self, rope: Rope) -> float:

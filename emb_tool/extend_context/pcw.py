@@ -1,4 +1,4 @@
-"""Parallel windows: long texts in pieces of the original length, the mean of their vectors."""
+"""Parallel context windows: the mean of the vectors of windows of the original length."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from emb_tool.extend_context.family import Kind
 
 
 class Pcw(Extension):
-    """v = Norm(mean of the windows' vectors); the baseline that every longer model must beat.
+    """v = Norm(mean of the windows' vectors); the baseline for other methods.
 
-    Weights and positions stay as they are; needs `import emb_tool.hub` before loading.
+    Weights and positions do not change; needs `import emb_tool.hub` before loading.
     """
 
     name: ClassVar[str] = "pcw"
     paper: ClassVar[str] = "arXiv:2212.10947"
     kinds: ClassVar[tuple[Kind, ...]] = ("learned", "rotary", "relative")
-    keeps_short: ClassVar[tuple[Kind, ...]] = ("learned", "rotary", "relative")
+    preserves_short: ClassVar[tuple[Kind, ...]] = ("learned", "rotary", "relative")
 
     def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> None:
-        """Name the modules that read in windows."""
+        """Set the modules that split texts into windows."""
         from emb_tool.windows import NAMESPACE, SETTING
 
         kinds = [module.kind for module in draft.layout.modules]
         if kinds[:2] != ["Transformer", "Pooling"]:
             raise InvalidInput(
-                f"{draft.checkpoint.name} begins with {', '.join(kinds[:2]) or 'no module'}",
+                f"{draft.checkpoint.name} starts with {', '.join(kinds[:2]) or 'no module'}",
                 "windows need a Transformer and a Pooling",
             )
         body, pooling, *rest = draft.layout.modules

@@ -1,4 +1,4 @@
-"""Position interpolation: the trained positions spread out over the longer input."""
+"""Position interpolation: trained positions are interpolated over the longer input."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from emb_tool.editing import CheckpointEditor
 from emb_tool.evaluate.extended_check import RotaryFrequencies
-from emb_tool.extend_context.base import ExtensionContext, lengthen, set_positions
+from emb_tool.extend_context.base import ExtensionContext, lengthen, set_position_count
 from emb_tool.extend_context.family import Kind
 from emb_tool.extend_context.rotary import RotaryPositions
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Pi(RotaryPositions):
-    """Position i stands where i / s stood: between two rows of a table, or in slower rotation."""
+    """Position i becomes i / s: interpolated between rows of a table, or with slower rotation."""
 
     name: ClassVar[str] = "pi"
     paper: ClassVar[str] = "arXiv:2306.15595"
@@ -24,7 +24,7 @@ class Pi(RotaryPositions):
     def extend(
         self, draft: CheckpointEditor, context: ExtensionContext
     ) -> RotaryFrequencies | None:
-        """A longer table, or transformers' `linear`."""
+        """Write an interpolated table, or rope_type `linear` of transformers."""
         if context.positions.kind == "learned":
             from emb_tool.extend_context.position_tables import interpolated
 
@@ -32,13 +32,13 @@ class Pi(RotaryPositions):
             return None
         return super().extend(draft, context)
 
-    def carried(
+    def extend_preserving_short(
         self, draft: CheckpointEditor, context: ExtensionContext
     ) -> RotaryFrequencies | None:
-        """The trained rows alone, read in between by long inputs; needs `emb_tool.hub` to load."""
+        """Keep the trained rows; long inputs interpolate between them. Needs `emb_tool.hub`."""
         positions = context.positions
         if positions.table is None:
-            return super().carried(draft, context)
+            return super().extend_preserving_short(draft, context)
         from emb_tool.packed.stride import Stride
 
         rows = positions.first + context.target
@@ -50,8 +50,8 @@ class Pi(RotaryPositions):
         draft.pack(
             positions.table.removesuffix(".weight"), spec, lambda table: Stride.fit(table, **spec)
         )
-        set_positions(draft, rows)
-        draft.notes.append("short inputs read the trained rows; import emb_tool.hub first")
+        set_position_count(draft, rows)
+        draft.notes.append("short inputs use the trained rows; import emb_tool.hub first")
         return None
 
     def frequencies(self, rope: Rope) -> Frequencies:
@@ -61,5 +61,5 @@ class Pi(RotaryPositions):
         return linear(rope)
 
     def parameters(self, rope: Rope) -> dict[str, Any]:
-        """Transformers' own type."""
+        """rope_type `linear` of transformers."""
         return {"rope_type": "linear", "rope_theta": rope.theta, "factor": rope.scale}

@@ -1,8 +1,8 @@
-"""Rotary settings in a config: read from every spelling, written in both that libraries read.
+"""Rotary settings in a config: reads all spellings, writes both current ones.
 
-transformers 5 keeps them in `rope_parameters`, by type of layer where layers differ; versions
-before it read `rope_theta` and `rope_scaling` and take their defaults where these are missing, in
-silence. Both are written, and they agree.
+transformers 5 uses `rope_parameters`, by layer type if layers differ; older versions read
+`rope_theta` and `rope_scaling` and silently use defaults if these are missing. Both are written,
+with the same values.
 """
 
 from __future__ import annotations
@@ -16,68 +16,68 @@ from emb_tool.errors import InvalidInput
 from emb_tool.evaluate.extended_check import RotaryFrequencies
 from emb_tool.extend_context.base import Extension, ExtensionContext
 from emb_tool.extend_context.family import Kind
-from emb_tool.extend_context.limits import window_of
+from emb_tool.extend_context.limits import sliding_window_size
 from emb_tool.progress import quiet
 
 if TYPE_CHECKING:
     from emb_tool.ops.rotary import Frequencies, Rope
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
-"""Layers that see the whole text, and layers that see a window: those are never scaled."""
+"""Layers with full attention, and layers with a sliding window, which are never scaled."""
 
 THETAS = {
     "nomic_bert": 1000.0, "jina_embeddings_v3": 20000.0, "gte": 160000.0, "modernbert": 160000.0,
     "gemma3_text": 1000000.0,
 }  # fmt: skip
-"""What transformers takes where a config of that type names no theta; 10,000 for the others."""
+"""Default theta of transformers for configs without one; 10,000 for other types."""
 
 _LAYERED = {
     "modernbert": {GLOBAL: "global_rope_theta", LOCAL: "local_rope_theta"},
     "gemma3_text": {GLOBAL: "rope_theta", LOCAL: "rope_local_base_freq"},
 }
-"""How older versions spell the theta of each type of layer."""
+"""Keys of theta by layer type in older versions."""
 
 
 def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary settings of the layers that see everything, `rope_theta` among them."""
+    """Rotary settings of the layers with full attention, including `rope_theta`."""
     type_ = str(config.get("model_type"))
-    held = config.get("rope_parameters") or {}
-    if isinstance(held.get(GLOBAL), Mapping):
-        held = held[GLOBAL]
+    parameters = config.get("rope_parameters") or {}
+    if isinstance(parameters.get(GLOBAL), Mapping):
+        parameters = parameters[GLOBAL]
     key = _LAYERED.get(type_, {}).get(GLOBAL, "rope_theta")
-    settings = {**held, **(config.get("rope_scaling") or {})}
+    settings = {**parameters, **(config.get("rope_scaling") or {})}
     settings.setdefault("rope_theta", config.get(key) or THETAS.get(type_, 10000.0))
     settings.setdefault("rope_type", settings.pop("type", "default"))
     return settings
 
 
-def rope_of(config: Mapping[str, Any], context: ExtensionContext) -> Rope:
-    """A config's rotary positions.
+def read_rope(config: Mapping[str, Any], context: ExtensionContext) -> Rope:
+    """Rotary positions of a config.
 
     Raises:
-        InvalidInput: They are scaled already.
+        InvalidInput: They are already scaled.
     """
     from emb_tool.ops.rotary import Rope
 
     settings = read_settings(config)
     if settings["rope_type"] != "default":
         raise InvalidInput(
-            f"its rotary positions are scaled already (rope_type {settings['rope_type']!r})",
-            "begin with the model as it was trained",
+            f"its rotary positions are already scaled (rope_type {settings['rope_type']!r})",
+            "use the model as it was trained",
         )
     return Rope(float(settings["rope_theta"]), head_dim(config, settings), *context.span)
 
 
 def head_dim(config: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
-    """Dimensions of a head that are turned."""
+    """Number of dimensions of a head with rotary positions."""
     heads = config.get("num_attention_heads") or 1
     width = config.get("head_dim") or (hidden_size(config) or 0) // heads
-    part = settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    return int(width * part)
+    fraction = settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    return int(width * fraction)
 
 
 class RotaryPositions(Extension):
-    """RotaryPositions positions that turn more slowly."""
+    """Rotary positions with lower frequencies."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("rotary",)
 
@@ -86,40 +86,40 @@ class RotaryPositions(Extension):
         raise NotImplementedError
 
     def parameters(self, rope: Rope) -> dict[str, Any]:
-        """The settings by which transformers computes them."""
+        """The settings with which transformers computes these frequencies."""
         raise NotImplementedError
 
     def factor(self, rope: Rope) -> float:
-        """By what cosine and sine are multiplied."""
+        """Factor of cosine and sine."""
         return 1.0
 
     def extend(
         self, draft: CheckpointEditor, context: ExtensionContext
     ) -> RotaryFrequencies | None:
-        """Write the settings."""
-        rope = rope_of(draft.config, context)
+        """Write the settings, and return the expected frequencies."""
+        rope = read_rope(draft.config, context)
         write_settings(draft, context, self.parameters(rope))
         return expected(self.frequencies(rope), self.factor(rope))
 
-    def carried(
+    def extend_preserving_short(
         self, draft: CheckpointEditor, context: ExtensionContext
     ) -> RotaryFrequencies | None:
-        """The same with inputs up to the original length left as they were, to the bit."""
+        """Like `extend`, but inputs up to the original length stay bit-identical."""
         from emb_tool.ops.rotary import plain_frequencies
 
-        rope = rope_of(draft.config, context)
+        rope = read_rope(draft.config, context)
         write_settings(draft, context, longrope_equivalent(rope, self.parameters(rope)))
         return expected(self.frequencies(rope), short=plain_frequencies(rope))
 
 
 def longrope_equivalent(rope: Rope, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of `longrope` by which long inputs turn as others say, and short ones as before.
+    """`longrope` settings with the frequencies of another scheme for long inputs only.
 
     f_j = θ^(-2j/d) / long_factor_j beyond the original length, θ^(-2j/d) up to it.
 
     Args:
         rope: The model's positions.
-        settings: Of the scheme for long inputs.
+        settings: Settings of the scheme for long inputs.
     """
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -131,8 +131,8 @@ def longrope_equivalent(rope: Rope, settings: Mapping[str, Any]) -> dict[str, An
             hidden_size=rope.dim, num_attention_heads=1, max_position_embeddings=rope.target,
             rope_parameters=dict(settings),
         )  # fmt: skip
-        wanted = LlamaRotaryEmbedding(config).inv_freq
-    factors = long_factors(rope, wanted)
+        frequencies = LlamaRotaryEmbedding(config).inv_freq
+    factors = long_factors(rope, frequencies)
     return {
         "rope_type": "longrope", "rope_theta": rope.theta, "factor": rope.scale,
         "original_max_position_embeddings": rope.original, "attention_factor": 1.0,
@@ -143,58 +143,55 @@ def longrope_equivalent(rope: Rope, settings: Mapping[str, Any]) -> dict[str, An
 def write_settings(
     draft: CheckpointEditor, context: ExtensionContext, settings: Mapping[str, Any]
 ) -> None:
-    """Both spellings of rotary settings, and the length that goes with them."""
+    """Write both spellings of rotary settings, and the maximum length."""
     config, type_ = draft.config, str(draft.config.get("model_type"))
     theta = settings["rope_theta"]
     scaled = settings["rope_type"] != "default"
-    part = read_settings(config).get("partial_rotary_factor")
-    whole = {**settings, **({"partial_rotary_factor": part} if part else {})}
-    old = {key: value for key, value in settings.items() if key != "rope_theta"}
+    fraction = read_settings(config).get("partial_rotary_factor")
+    parameters = {**settings, **({"partial_rotary_factor": fraction} if fraction else {})}
+    rope_scaling = {key: value for key, value in settings.items() if key != "rope_theta"}
     config["max_position_embeddings"] = context.target
     if scaled and "original_max_position_embeddings" in settings:
-        # transformers 4 switches longrope by this one alone
+        # transformers 4 uses only this key to switch between short and long factors
         config["original_max_position_embeddings"] = context.original
     layered = _LAYERED.get(type_)
     if layered is None:
-        config |= {"rope_theta": theta, "rope_parameters": whole}
-        config["rope_scaling"] = old if scaled else None
+        config |= {"rope_theta": theta, "rope_parameters": parameters}
+        config["rope_scaling"] = rope_scaling if scaled else None
     else:
-        held = config.get("rope_parameters") or {}
-        local = held.get(LOCAL) or {
+        rope_parameters = config.get("rope_parameters") or {}
+        local = rope_parameters.get(LOCAL) or {
             "rope_type": "default", "rope_theta": config.get(layered[LOCAL], 10000.0),
         }  # fmt: skip
-        config["rope_parameters"] = {GLOBAL: whole, LOCAL: local}
+        config["rope_parameters"] = {GLOBAL: parameters, LOCAL: local}
         config |= {layered[GLOBAL]: theta, layered[LOCAL]: local["rope_theta"]}
-        # a flat rope_scaling would reach ModernBERT's local layers, too
-        config["rope_scaling"] = old if scaled and type_ == "gemma3_text" else None
+        # a flat rope_scaling would also apply to ModernBERT's local layers
+        config["rope_scaling"] = rope_scaling if scaled and type_ == "gemma3_text" else None
         if scaled and type_ == "modernbert":
             draft.notes.append(
-                "transformers before 5 cannot express this for ModernBERT and would not scale; "
-                "-m ntk means the same everywhere"
+                "transformers before 5 does not support this for ModernBERT and would not scale; "
+                "-m ntk is supported everywhere"
             )
     if scaled:
         draft.notes.append(
-            f"rope_type {settings['rope_type']} is for transformers: other servers read it "
-            "otherwise; ntk means the same everywhere"
+            f"rope_type {settings['rope_type']} is defined by transformers: other servers may "
+            "interpret it differently; ntk is supported everywhere"
         )
-    window = window_of(config)
+    window = sliding_window_size(config)
     if window and window < context.target:
-        config["sliding_window"] = context.target  # left out, it would be the type's default
-        draft.notes.append(
-            f"sliding_window {window:,} would have hidden what stands before it: "
-            f"now {context.target:,}"
-        )
+        config["sliding_window"] = context.target  # if omitted, the type's default would apply
+        draft.notes.append(f"sliding_window {window:,} is raised to {context.target:,}")
 
 
 def expected(
     frequencies: Frequencies, factor: float = 1.0, short: Frequencies | None = None
 ) -> RotaryFrequencies:
-    """What the reloaded model is to compute.
+    """The frequencies that the check expects from the reloaded model.
 
     Args:
-        frequencies: For inputs beyond the original length.
-        factor: Of cosine and sine.
-        short: For inputs up to it, where these are others.
+        frequencies: Frequencies for inputs beyond the original length.
+        factor: Factor of cosine and sine.
+        short: Frequencies for inputs up to it, if they differ.
     """
     return RotaryFrequencies(
         short=(frequencies if short is None else short).tolist(),

@@ -1,4 +1,4 @@
-"""Recurrent positions: behind the last learned position comes the first again."""
+"""Recurrent positions: the learned positions are repeated."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class Rp(LearnedPositions):
-    """e[i] = E[i mod L]: appended rows, the table itself untouched."""
+    """e[i] = E[i mod L]: rows are appended, the trained rows do not change."""
 
     name: ClassVar[str] = "rp"
     paper: ClassVar[str] = "arXiv:2404.12096"
-    keeps_short: ClassVar[tuple[Kind, ...]] = ("learned",)
+    preserves_short: ClassVar[tuple[Kind, ...]] = ("learned",)
 
     def rows(self, table: Tensor, count: int) -> Tensor:
         """See `emb_tool.extend_context.position_tables.recurrent`."""

@@ -103,7 +103,7 @@ class ExtendContextRunner(CheckpointRunner):
             longest=max_checkable_length(
                 model.config, *extension.span, extension.positions.family.eager
             ),
-            exact=self.setup.keeps_short or self.job.preserve_short,
+            exact=self.setup.preserves_short or self.job.preserve_short,
             rows=self._rows(),
             rotary=self.setup.extended.rotary,
             texts=tuple(name for name in self.job.texts or self.job.tune if name != "-"),

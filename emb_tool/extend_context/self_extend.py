@@ -1,4 +1,4 @@
-"""SelfExtend: near tokens at their distances, far ones in groups; a function of attention."""
+"""SelfExtend: exact distances of near tokens, grouped distances of far tokens."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from emb_tool.errors import InvalidInput
 from emb_tool.evaluate.extended_check import RotaryFrequencies
 from emb_tool.extend_context.base import Extension, ExtensionContext
 from emb_tool.extend_context.family import Kind
-from emb_tool.extend_context.rotary import expected, rope_of
+from emb_tool.extend_context.rotary import expected, read_rope
 
 
 class SelfExtend(Extension):
-    """|m - n| < w as it is, else ⌊m/g⌋ - ⌊n/g⌋ ± (w - ⌊w/g⌋); it reaches (L - w) g + w tokens.
+    """m - n if |m - n| < w, else ⌊m/g⌋ - ⌊n/g⌋ ± (w - ⌊w/g⌋); up to (L - w) g + w tokens.
 
-    Needs `import emb_tool.hub` before loading; without it the checkpoint does not load.
+    Implemented as an attention function: the checkpoint only loads after `import emb_tool.hub`.
     """
 
     name: ClassVar[str] = "self-extend"
     paper: ClassVar[str] = "arXiv:2401.01325"
     kinds: ClassVar[tuple[Kind, ...]] = ("rotary",)
-    keeps_short: ClassVar[tuple[Kind, ...]] = ("rotary",)
+    preserves_short: ClassVar[tuple[Kind, ...]] = ("rotary",)
 
     group_size: Annotated[
-        int | None, Field(ge=2, description="g, tokens that far off count as one [⌈s⌉ + 1]")
+        int | None, Field(ge=2, description="group size g of distant tokens [⌈s⌉ + 1]")
     ] = None
     window: Annotated[
-        int | None, Field(ge=1, description="w, distances that are kept [L / ⌈s⌉]")
+        int | None, Field(ge=1, description="window w within which distances are exact [L / ⌈s⌉]")
     ] = None
 
     def extend(self, draft: CheckpointEditor, context: ExtensionContext) -> RotaryFrequencies:
-        """Name the function in the config; refuse what it does not reach."""
+        """Set the attention function in the config; refuse unreachable targets."""
         from emb_tool.ops.attention import KEY, SELF_EXTEND
         from emb_tool.ops.rotary import plain_frequencies
 
         if context.positions.family.layered:
             raise InvalidInput(
-                f"-m {self.name}: layers of different types have rotary settings of their own",
-                "for these: ntk, pi, yarn, longrope",
+                f"-m {self.name}: layers of different types have separate rotary settings",
+                "use ntk, pi, yarn or longrope",
             )
-        times = -(-context.target // context.original)
-        group_size = self.group_size or times + 1
-        window = self.window or max(context.original // times, 1)
+        stretch = -(-context.target // context.original)
+        group_size = self.group_size or stretch + 1
+        window = self.window or max(context.original // stretch, 1)
         reach = (context.original - window) * group_size + window
         if reach < context.target:
             raise InvalidInput(
@@ -52,7 +52,7 @@ class SelfExtend(Extension):
                 f" {reach:,} tokens",
                 "a larger group or a smaller window reaches further",
             )
-        rope = rope_of(draft.config, context)
+        rope = read_rope(draft.config, context)
         draft.config |= {
             "max_position_embeddings": context.target,
             "attn_implementation": SELF_EXTEND,

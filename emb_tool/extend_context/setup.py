@@ -19,9 +19,9 @@ from emb_tool.evaluate.extended_check import RotaryFrequencies
 from emb_tool.evaluate.task import Task, parse_tasks
 from emb_tool.extend_context.base import Extension, ExtensionContext
 from emb_tool.extend_context.cost import attention_bytes
-from emb_tool.extend_context.family import SHOWN, Positions, positions_of
+from emb_tool.extend_context.family import KIND_NAMES, Positions, read_positions
 from emb_tool.extend_context.job import ExtendJob
-from emb_tool.extend_context.limits import set_lengths, stated_lengths
+from emb_tool.extend_context.limits import read_lengths, set_lengths
 from emb_tool.extend_context.logn import logn_attention, logn_weights
 from emb_tool.extend_context.rotary import RotaryPositions
 from emb_tool.plan import Plan
@@ -57,7 +57,7 @@ class Setup:
     @cached_property
     def positions(self) -> Positions:
         """How it knows positions."""
-        return positions_of(self.checkpoint)
+        return read_positions(self.checkpoint)
 
     @cached_property
     def method(self) -> Extension:
@@ -107,11 +107,11 @@ class Setup:
         """
         self._refuse()
         draft, method = CheckpointEditor.of(self.checkpoint), self.method
-        if self.keeps_short or not self.job.preserve_short:
+        if self.preserves_short or not self.job.preserve_short:
             rotary = method.extend(draft, self.context)
         else:
             assert isinstance(method, RotaryPositions)
-            rotary = method.carried(draft, self.context)
+            rotary = method.extend_preserving_short(draft, self.context)
         if self.job.logn == "exact":
             logn_attention(draft, self.context)
         elif self.job.logn == "constant":
@@ -130,7 +130,7 @@ class Setup:
             table = registry.methods("extend-context")
             able = [n for n in table if kind in _kinds(n)]
             raise InvalidInput(
-                f"-m {method.name}: {self.checkpoint.name} has {SHOWN[kind]}, which it cannot"
+                f"-m {method.name}: {self.checkpoint.name} has {KIND_NAMES[kind]}, which it cannot"
                 " lengthen",
                 f"for these: {', '.join(able)}",
             )
@@ -138,7 +138,7 @@ class Setup:
             raise InvalidInput(
                 "--preserve-short: --logn constant scales short inputs, too", "use --logn exact"
             )
-        if self.job.preserve_short and not self.keeps_short and not self._carries:
+        if self.job.preserve_short and not self.preserves_short and not self._carries:
             raise InvalidInput(
                 f"--preserve-short: -m {method.name} moves every position of such a model",
                 "rp and hierarchical keep short inputs as they were, pi does with emb_tool.hub",
@@ -163,10 +163,10 @@ class Setup:
         )
 
     @property
-    def keeps_short(self) -> bool:
+    def preserves_short(self) -> bool:
         """Whether the method itself, or what is tuned, leaves short inputs as they were."""
         kind = self.positions.kind
-        kept = kind in self.method.keeps_short or (kind == "learned" and bool(self.job.tune))
+        kept = kind in self.method.preserves_short or (kind == "learned" and bool(self.job.tune))
         return kept and self.job.logn != "constant"
 
     @property
@@ -249,7 +249,7 @@ def original_length(checkpoint: Checkpoint, positions: Positions, job: ExtendJob
         return given or rows
     if given:
         return given
-    said = stated_lengths(checkpoint)
+    said = read_lengths(checkpoint)
     least = min(said.values(), default=None)
     if least is None:
         raise InvalidInput(

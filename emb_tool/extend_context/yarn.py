@@ -1,4 +1,4 @@
-"""YaRN: fast pairs as they were, slow ones interpolated, attention sharpened."""
+"""YaRN: high frequencies unchanged, low ones interpolated, attention rescaled."""
 
 from __future__ import annotations
 
@@ -14,20 +14,28 @@ if TYPE_CHECKING:
 
 
 class Yarn(RotaryPositions):
-    """f_j between θ^(-2j/d) and that by s, by how often a pair turns; logits times factor²."""
+    """f_j between θ^(-2j/d) and θ^(-2j/d) / s by number of rotations; logits times factor²."""
 
     name: ClassVar[str] = "yarn"
     paper: ClassVar[str] = "arXiv:2309.00071"
 
     beta_fast: Annotated[
-        float, Field(gt=0, description="turns within the original length from which a pair is kept")
+        float,
+        Field(
+            gt=0,
+            description="rotations within the original length above which a pair is not changed",
+        ),
     ] = 32.0
     beta_slow: Annotated[
-        float, Field(gt=0, description="turns up to which a pair is interpolated in full")
+        float,
+        Field(
+            gt=0,
+            description="rotations within the original length below which a pair is interpolated",
+        ),
     ] = 1.0
     attention_factor: Annotated[
         float | None,
-        Field(gt=0, description="by which cosine and sine are multiplied [0.1 ln s + 1]"),
+        Field(gt=0, description="factor of cosine and sine [0.1 ln s + 1]"),
     ] = None
 
     def frequencies(self, rope: Rope) -> Frequencies:
@@ -41,7 +49,7 @@ class Yarn(RotaryPositions):
         return self.attention_factor or 0.1 * log(rope.scale) + 1
 
     def parameters(self, rope: Rope) -> dict[str, Any]:
-        """Transformers' own type."""
+        """rope_type `yarn` of transformers."""
         return {
             "rope_type": "yarn", "rope_theta": rope.theta, "factor": rope.scale,
             "original_max_position_embeddings": rope.original, "beta_fast": self.beta_fast,

@@ -117,7 +117,7 @@ def test_every_length_field_is_raised_and_the_rest_of_the_tokenizer_kept(
     path.write_text(json.dumps(tokenizer))
     told = extend(model)
     assert told.code == 0, told.err
-    assert "the tokenizer's own limit of " in told.out
+    assert "the tokenizer's limit of " in told.out
     out = tmp_path / "out"
 
     def read(name: str) -> dict:

@@ -81,7 +81,7 @@ def test_rotary_positions_that_are_scaled_already(
     scaled = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16,
               "rope_theta": 10000.0}  # fmt: skip
     model = make("llama", tmp_path / "model", rope_parameters=scaled)
-    assert "scaled already" in refused(model)
+    assert "already scaled" in refused(model)
 
 
 def test_types_that_are_not_known_or_cannot(
