@@ -24,7 +24,7 @@ from emb_tool.progress import Progress
 from emb_tool.report import Measure, Report, Table
 from emb_tool.runner import CheckpointRunner, Options, ReportRunner, RunContext, Runner
 from emb_tool.runtime import check_process
-from emb_tool.runtime.host import several_processes
+from emb_tool.runtime.host import is_distributed
 
 if TYPE_CHECKING:
     from emb_tool.checkpoint.reader import Checkpoint
@@ -62,7 +62,7 @@ def _run(job: Job, options: Options, started: float) -> Report:
     if job.output_path() is not None:
         job = pin_models(job)
     runner = runner_class(job.verb).create(job, options, Report(job.verb, job=job.recipe()))
-    if several_processes():
+    if is_distributed():
         if not runner.distributed:
             raise InvalidInput(f"{job.verb} works in one process", "start it without torchrun")
         require_extra("distributed", f"{job.verb} in several processes")
@@ -139,7 +139,7 @@ def run_checkpoint_job(runner: CheckpointRunner, started: float) -> Report:
             report.facts["plan"]["trials"] = [[*trial] for trial in plan.trials]
         return report
     # a single process starts torch after the refusals; several processes have to hear of them
-    runtime = runner.start() if several_processes() else None
+    runtime = runner.start() if is_distributed() else None
     with ExitStack() as stack:
 
         def begin() -> bool:

@@ -13,7 +13,7 @@ import pytest
 from emb_tool.checkpoint.own_files import REPORT
 from emb_tool.errors import EmbToolError, InvalidInput, RunFailed
 from emb_tool.progress import Progress, bar
-from emb_tool.progress.rate import FEWEST, WINDOW, RateEstimator, rate
+from emb_tool.progress.rate import MIN_ADVANCES, WINDOW_SECONDS, RateEstimator, format_rate
 from emb_tool.progress.relay import ProgressReceiver, ProgressSender
 from emb_tool.report import Report
 
@@ -54,79 +54,79 @@ def clock() -> Clock:
 def test_a_rate_below_one_a_second_is_told_as_seconds_of_a_unit(
     seconds: float, unit: str, told: str
 ) -> None:
-    assert rate(seconds, unit) == told
+    assert format_rate(seconds, unit) == told
 
 
 def test_the_time_left_is_that_of_the_rate(clock: Clock) -> None:
-    pace = RateEstimator(12, "layers", clock)
+    rate = RateEstimator(12, "layers", clock)
     clock.after(100)  # the model is opened: no measure of the layers
-    pace.advance(1)
-    assert pace.seconds_per_unit() is None
-    assert pace.told() == "1/12 layers, 1:40"
+    rate.advance(1)
+    assert rate.seconds_per_unit() is None
+    assert rate.summary() == "1/12 layers, 1:40"
     for _ in range(4):
         clock.after(12.5)
-        pace.advance(1)
-    assert pace.told("loss 0.1") == "5/12 layers, 12.5 s/layer, loss 0.1, 1:27 left"
+        rate.advance(1)
+    assert rate.summary("loss 0.1") == "5/12 layers, 12.5 s/layer, loss 0.1, 1:27 left"
     clock.after(7.5)  # a part of the next one
-    assert pace.told() == "5/12 layers, 12.5 s/layer, 1:20 left"
+    assert rate.summary() == "5/12 layers, 12.5 s/layer, 1:20 left"
 
 
 def test_what_was_there_before_is_done_and_no_speed(clock: Clock) -> None:
-    pace = RateEstimator(30_000, "texts", clock)
-    pace.skip(27_000)
+    rate = RateEstimator(30_000, "texts", clock)
+    rate.skip(27_000)
     for _ in range(11):
         clock.after(1)
-        pace.advance(9)
-    assert pace.told() == "27,099/30,000 texts, 9.0 texts/s, 5:22 left"
+        rate.advance(9)
+    assert rate.summary() == "27,099/30,000 texts, 9.0 texts/s, 5:22 left"
 
 
 def test_a_rate_is_that_of_the_last_half_minute(clock: Clock) -> None:
-    pace = RateEstimator(None, "texts", clock)
+    rate = RateEstimator(None, "texts", clock)
     for speed in (1000, 20):
         for _ in range(60):
             clock.after(1)
-            pace.advance(speed)
-    assert WINDOW == 30
-    assert pace.told() == "61,200 texts, 20 texts/s"
+            rate.advance(speed)
+    assert WINDOW_SECONDS == 30
+    assert rate.summary() == "61,200 texts, 20 texts/s"
 
 
 def test_batches_a_millisecond_apart_are_no_rate(clock: Clock) -> None:
-    pace = RateEstimator(100, "texts", clock)
-    pace.advance(32)
+    rate = RateEstimator(100, "texts", clock)
+    rate.advance(32)
     clock.after(0.001)
-    pace.advance(32)
-    assert pace.told() == "64/100 texts, 0:00"
+    rate.advance(32)
+    assert rate.summary() == "64/100 texts, 0:00"
 
 
 def test_slow_units_have_a_rate_and_one_that_hangs_slows_it(clock: Clock) -> None:
-    pace = RateEstimator(10, "chains", clock)
+    rate = RateEstimator(10, "chains", clock)
     for _ in range(5):
-        pace.advance(1)
+        rate.advance(1)
         clock.after(100)
-    assert pace.seconds_per_unit() == pytest.approx(100)  # over FEWEST of them, window or not
-    assert FEWEST == 3
-    assert pace.told() == "5/10 chains, 100 s/chain, 6:40 left"
+    assert rate.seconds_per_unit() == pytest.approx(100)  # over MIN_ADVANCES of them, window or not
+    assert MIN_ADVANCES == 3
+    assert rate.summary() == "5/10 chains, 100 s/chain, 6:40 left"
     clock.after(900)
-    assert pace.seconds_per_unit() == pytest.approx((200 + 1000) / 2)
-    assert pace.told() == "5/10 chains, 600 s/chain"  # how long such a unit takes is not known
+    assert rate.seconds_per_unit() == pytest.approx((200 + 1000) / 2)
+    assert rate.summary() == "5/10 chains, 600 s/chain"  # how long such a unit takes is not known
 
 
 def test_small_tensors_do_not_tell_how_long_a_table_takes(clock: Clock) -> None:
-    pace = RateEstimator(17_600_000, "B", clock)
+    rate = RateEstimator(17_600_000, "B", clock)
     for _ in range(20):
-        pace.advance(5_000)
+        rate.advance(5_000)
         clock.after(0.01)
     clock.after(11)
-    assert pace.told() == "0.1/17.6 MB, 118 s/MB"
+    assert rate.summary() == "0.1/17.6 MB, 118 s/MB"
 
 
 def test_a_fast_loop_keeps_few_marks_and_its_rate(clock: Clock) -> None:
-    pace = RateEstimator(10**6, "rows", clock)
+    rate = RateEstimator(10**6, "rows", clock)
     for _ in range(100_000):
         clock.after(0.001)
-        pace.advance(5)
-    assert len(pace._marks) < 200
-    assert pace.seconds_per_unit() == pytest.approx(1 / 5000, rel=0.01)
+        rate.advance(5)
+    assert len(rate._marks) < 200
+    assert rate.seconds_per_unit() == pytest.approx(1 / 5000, rel=0.01)
 
 
 # -- without a terminal ---------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_a_child_shows_its_tasks_within_its_parents(
 
             def send(line: str) -> None:
                 sent.append(line)
-                listener.take(json.loads(line)["progress"])
+                listener.receive(json.loads(line)["progress"])
                 shown.append(": ".join(progress.status()[:2]))
 
             with ProgressSender(send, clock).task("held-out texts", 100, "texts") as advance:
@@ -264,8 +264,8 @@ def test_a_child_shows_its_tasks_within_its_parents(
 def test_a_child_that_dies_leaves_no_task_open(clock: Clock) -> None:
     progress = Progress(clock=clock, timed=False)
     with progress.task("compress"), ProgressReceiver(progress) as listener:
-        listener.take(["begin", "held-out texts", 5, "texts"])
-        listener.take(["advance", "a line that is none of ours"])
+        listener.receive(["begin", "held-out texts", 5, "texts"])
+        listener.receive(["advance", "a line that is none of ours"])
         assert progress.status()[0] == "held-out texts"
     assert progress.status()[0] == ""
 

@@ -1,4 +1,4 @@
-"""`embtool encode`: texts to a file of vectors, row by row."""
+"""`embtool encode`: encode texts into a file of vectors."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from emb_tool.report import Report
 
 PANEL = USED
-SUMMARY = "texts to vectors, npy or parquet"
-HELP = "Turn texts into vectors, in their order: one row a record, streamed to .npy or .parquet."
+SUMMARY = "encode texts into vectors, npy or parquet"
+HELP = "Encode texts into vectors, one row per record in order, streamed to .npy or .parquet."
 EXAMPLE = "embtool encode small texts.jsonl -o vectors.npy"
 
 JOB = ("emb_tool.encode.job", "EncodeJob")
 RUNNER = ("emb_tool.encode.runner", "EncodeRunner")
 
 LISTS = ()
-"""Of `--calibrate A B`, B is the model."""
+"""No flag takes several values: in `--calibrate A B`, B is the model."""
 
 METHODS = ()
 
@@ -41,7 +41,7 @@ def encode(
         The report.
 
     Raises:
-        EmbToolError: A setting or an input is at fault, or the work failed: see docs/api.md.
+        EmbToolError: A setting or an input is invalid, or the run failed: see docs/api.md.
     """
     from emb_tool.api import run_verb
 

@@ -22,7 +22,7 @@ def _sources(value: Any) -> Any:
 
 def _vector_file(value: str) -> str:
     if PurePath(value).suffix not in SUFFIXES:
-        raise ValueError(f"name a file that ends in {' or '.join(SUFFIXES)}")
+        raise ValueError(f"give a file that ends in {' or '.join(SUFFIXES)}")
     return value
 
 
@@ -60,17 +60,17 @@ class EncodeJob(Job):
     ] = "document"
     max_length: Annotated[
         int | None,
-        Field(ge=2, description="tokens read of a text [the model's own limit]"),
+        Field(ge=2, description="maximum tokens per text [the model's own limit]"),
         FlagInfo(DATA),
     ] = None
     batch_tokens: BatchTokens = None
     limit: Annotated[
-        int | None, Field(ge=1, description="read this many texts at most"), FlagInfo(DATA)
+        int | None, Field(ge=1, description="maximum number of texts to read"), FlagInfo(DATA)
     ] = None
     precision: Annotated[
         Precision,
         Field(
-            description="what a vector is kept as: float32, float16, int8, uint8, binary, ubinary "
+            description="format of the vectors: float32, float16, int8, uint8, binary, ubinary "
             "or rabitq (docs/precision.md)"
         ),
         FlagInfo(OUTPUT, "PRECISION"),
@@ -78,20 +78,20 @@ class EncodeJob(Job):
     calibrate: Annotated[
         tuple[str, ...],
         BeforeValidator(_sources),
-        Field(description="int8, uint8, rabitq: texts whose vectors give the ranges"),
+        Field(description="texts whose vectors determine the ranges of int8, uint8 and rabitq"),
         FlagInfo(OUTPUT, "PATH"),
     ] = ()
     ranges: Annotated[
         str | None,
         Field(
-            description="ranges from this file: embtool/embedding_ranges.json of a model, or the "
-            ".codes.json beside earlier codes [the model's own]"
+            description="file with the ranges: embtool/embedding_ranges.json of a model, or "
+            "the .codes.json of earlier codes [the model's own]"
         ),
         FlagInfo(OUTPUT, "PATH"),
     ] = None
 
     @model_validator(mode="after")
-    def _ranges_have_a_use(self) -> EncodeJob:
+    def _check_ranges(self) -> EncodeJob:
         for name in ("calibrate", "ranges"):
             if getattr(self, name) and self.precision not in CALIBRATED:
                 raise InvalidInput(
@@ -101,5 +101,5 @@ class EncodeJob(Job):
         if self.calibrate and self.ranges:
             raise InvalidInput("--calibrate and --ranges both give ranges", "leave one of them out")
         if "-" in self.calibrate and "-" in self.texts:
-            raise InvalidInput("stdin cannot be texts and calibration texts at once", "name a file")
+            raise InvalidInput("stdin cannot be both texts and calibration texts", "give a file")
         return self

@@ -1,4 +1,4 @@
-"""What `embtool encode` tells: figures, their table, and warnings about the vectors."""
+"""The report of `embtool encode`: measures, table and warnings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from emb_tool.report import Measure, Report, Table
 if TYPE_CHECKING:
     from emb_tool.model.encoder import Encoder
 
-CLIPPED = 0.01
-"""Share of numbers outside the ranges from which on the user is told."""
+MAX_CLIPPED = 0.01
+"""Fraction of values outside the ranges above which there is a warning."""
 
 
 def describe(
@@ -22,11 +22,11 @@ def describe(
     """Fill the report of a run.
 
     Args:
-        report: To fill.
-        job: What was done.
-        model: What encoded.
-        code: How the vectors are kept.
-        state: At the end.
+        report: The report to fill.
+        job: The job.
+        model: The model.
+        code: Format of the vectors.
+        state: Final state.
         size: Bytes of the file.
     """
     speed = state.texts / state.seconds
@@ -61,13 +61,13 @@ def describe(
         report.measures.append(
             Measure("clipped", 100 * clipped, "%", note="numbers outside the ranges")
         )
-        if clipped > CLIPPED:
+        if clipped > MAX_CLIPPED:
             report.warn(
-                f"{100 * clipped:.1f} % of the numbers lie outside the ranges: other texts or "
-                "another model gave them; calibrate on texts like these: --calibrate TEXTS"
+                f"{100 * clipped:.1f} % of the values are outside the ranges, which are from other "
+                "texts or another model; calibrate on similar texts: --calibrate TEXTS"
             )
     if state.truncated:
         report.warn(
             f"{state.truncated:,} of {state.texts:,} texts were longer than {model.max_length} "
-            "tokens; only their beginning was read"
+            "tokens and were truncated"
         )

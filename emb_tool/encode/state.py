@@ -1,4 +1,4 @@
-"""How far a run of `embtool encode` has come, beside the vectors it has written."""
+"""The state of a run of `embtool encode`, for resuming it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from emb_tool.checkpoint.files import write_atomically
 
 @dataclass
 class EncodeState:
-    """How far a run has come: what is gone on with after a kill.
+    """State from which an interrupted run is resumed.
 
     Args:
         texts: Texts encoded.
-        saved: What the writer goes on from.
-        digest: Of those texts.
-        outside: Numbers outside the ranges.
-        truncated: Texts that were cut.
-        seconds: Of work.
+        saved: State of the writer.
+        digest: Digest of these texts.
+        outside: Number of values outside the ranges.
+        truncated: Number of truncated texts.
+        seconds: Seconds of work.
         model: Fingerprint of the model.
-        code: How vectors are kept.
-        ranges: Where its ranges are from.
-        warnings: What the user was told of them.
+        code: Format of the vectors.
+        ranges: Source of the ranges.
+        warnings: Warnings about the ranges.
     """
 
     texts: int = 0
@@ -40,9 +40,9 @@ class EncodeState:
 
     @classmethod
     def read(cls, path: Path) -> EncodeState:
-        """The state that `save` wrote."""
+        """Read a saved state."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
     def save(self, path: Path) -> None:
-        """Put it in place of the state before."""
+        """Replace the saved state atomically."""
         write_atomically(path, json.dumps(asdict(self)))

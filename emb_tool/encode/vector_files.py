@@ -1,7 +1,7 @@
-"""Files of vectors, written block by block: the number of rows need not be known before.
+"""Files of vectors, written block by block without knowing the number of rows in advance.
 
-Beside `vectors.npy` of codes stands `vectors.codes.json`, which says how to read them; a .parquet
-file has the same in its schema's metadata, under `embtool`. `read_vectors` opens either.
+For codes in `vectors.npy`, `vectors.codes.json` describes the format; a .parquet file has the same
+in its schema's metadata, under `embtool`. `read_vectors` opens both.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from emb_tool.errors import InvalidInput
 from emb_tool.ops.codes import Code, code_from_json, make_code
 
 PLAIN = ("float32", "float16")
-"""Precisions that a file's dtype tells."""
+"""Precisions that are determined by the dtype of the file."""
 
 KEY = "embtool"
-"""Of a parquet schema's metadata."""
+"""Key of the metadata in a parquet schema."""
 
 
 class Writer(Protocol):
-    """Takes rows in their order; killed at any moment, it goes on from what was last saved."""
+    """Writes rows in order; after a kill it resumes from the last saved state."""
 
     def append(self, texts: Sequence[str], codes: np.ndarray) -> None:
-        """Write one block: its texts and the codes of their vectors, a row a text."""
+        """Write one block: texts and the codes of their vectors, one row per text."""
 
     def save(self) -> int:
-        """Force to disk what was appended; returns what `make_writer` takes to go on from here."""
+        """Flush to disk; returns the state from which `make_writer` resumes."""
 
     def finish(self) -> None:
-        """Make the file whole."""
+        """Complete the file."""
 
 
 def make_writer(path: Path, code: Code, parts: Path, saved: int = 0) -> Writer:
-    """Write a file of vectors, or go on with it.
+    """Open a writer of a vector file, or resume one.
 
     Args:
-        path: What to write; `.npy` or `.parquet`.
-        code: How the vectors are kept.
-        parts: A folder for what is not yet in the file.
-        saved: What `save` gave last; 0 begins anew.
+        path: The file, `.npy` or `.parquet`.
+        code: Format of the vectors.
+        parts: Folder for temporary parts.
+        saved: Last result of `save`; 0 starts a new file.
     """
     if path.suffix == ".npy":
         return NpyWriter(path, code, saved)
@@ -55,9 +55,9 @@ def make_writer(path: Path, code: Code, parts: Path, saved: int = 0) -> Writer:
 
 
 class NpyWriter:
-    """A .npy file that grows; its header is put right at the end.
+    """Writes a .npy file; the header is updated at the end.
 
-    Numpy leaves room in the header for any number of rows, so that its size stays the same.
+    Numpy reserves space in the header for any number of rows, so its size does not change.
     """
 
     def __init__(self, path: Path, code: Code, saved: int = 0) -> None:
@@ -83,13 +83,13 @@ class NpyWriter:
         self._rows += len(codes)
 
     def save(self) -> int:
-        """Flush to the disk; the number of rows."""
+        """Flush to disk; returns the number of rows."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._rows
 
     def finish(self) -> None:
-        """Write the header again, now with the number of rows."""
+        """Rewrite the header with the number of rows."""
         with self._file:
             self._file.seek(0)
             self._header()
@@ -97,11 +97,10 @@ class NpyWriter:
 
 
 class ParquetWriter:
-    """A .parquet file of `text` and `embedding` (list of numbers); a block is a row group.
+    """Writes a .parquet file of `text` and `embedding` (list of numbers); a block is a row group.
 
-    A parquet file cannot be gone on with, so what is saved lies in parts, which are put together at
-    the end. Of codes with a factor (rabitq) `embedding` is the bits, and `factor` a column of its
-    own.
+    A parquet file cannot be appended to, so rows are saved in parts, which are merged at the end.
+    For codes with a factor (rabitq), `embedding` has the bits, and `factor` is another column.
     """
 
     def __init__(self, path: Path, code: Code, parts: Path, saved: int = 0) -> None:
@@ -114,13 +113,13 @@ class ParquetWriter:
         fields = [("text", pa.string()), ("embedding", pa.list_(number, self._width))]
         if bits is not None:
             fields.append(("factor", pa.float32()))
-        said = {} if code.precision in PLAIN else {KEY: json.dumps(code.to_json())}
-        self._schema = pa.schema(fields, metadata=said or None)
+        metadata = {} if code.precision in PLAIN else {KEY: json.dumps(code.to_json())}
+        self._schema = pa.schema(fields, metadata=metadata or None)
         self._path, self._parts, self._saved = path, parts, saved
         self._writer: Any = None
 
-    def _part(self, number: int) -> Path:
-        return self._parts / f"part-{number:06}.parquet"
+    def _part(self, index: int) -> Path:
+        return self._parts / f"part-{index:06}.parquet"
 
     def append(self, texts: Sequence[str], codes: np.ndarray) -> None:
         """Write one block."""
@@ -143,7 +142,7 @@ class ParquetWriter:
         return pq.ParquetWriter(path, self._schema)
 
     def save(self) -> int:
-        """Close the part being written; the number of parts."""
+        """Close the current part; returns the number of parts."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -152,53 +151,52 @@ class ParquetWriter:
         return self._saved
 
     def finish(self) -> None:
-        """Put the parts together, row group by row group."""
+        """Merge the parts, row group by row group."""
         import pyarrow.parquet as pq
 
         self.save()
-        with self._open(self._path) as whole:
-            for number in range(self._saved):
-                with pq.ParquetFile(self._part(number)) as part:
+        with self._open(self._path) as merged:
+            for index in range(self._saved):
+                with pq.ParquetFile(self._part(index)) as part:
                     for group in range(part.num_row_groups):
-                        whole.write_table(part.read_row_group(group))
+                        merged.write_table(part.read_row_group(group))
 
 
 def read_vectors(path: Path) -> tuple[np.ndarray, Code]:
-    """A file that `embtool encode` wrote: its codes, and the code that decodes and searches them.
+    """Read a file of `embtool encode`: its codes, and the format that decodes and searches them.
 
         codes, code = read_vectors(Path("vectors.npy"))
         vectors = code.decode(codes[:10])
         scores = code.scores(code.fold(queries), codes)
 
     Args:
-        path: `.npy` (opened memory-mapped, its `.codes.json` beside it) or `.parquet`.
+        path: `.npy` (memory-mapped, with `.codes.json` in the same folder) or `.parquet`.
 
     Raises:
-        InvalidInput: No such file, codes without a word on how to read them, or other numbers than
-            said.
+        InvalidInput: A missing file, codes without a description, or one that does not match.
     """
     if not path.is_file():
-        raise InvalidInput(f"{path}: no such file", "name a .npy or .parquet file of vectors")
+        raise InvalidInput(f"{path}: no such file", "give a .npy or .parquet file of vectors")
     if path.suffix == ".npy":
         codes: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        said, where = read_json(path.parent, metadata_path(path).name), metadata_path(path)
+        description, source = read_json(path.parent, metadata_path(path).name), metadata_path(path)
     else:
-        codes, said = _read_parquet(path)
-        where = path
-    if said is not None:
-        code = code_from_json(said, str(where))
+        codes, description = _read_parquet(path)
+        source = path
+    if description is not None:
+        code = code_from_json(description, str(source))
     elif codes.ndim == 2 and codes.dtype in (np.float32, np.float16):
         code = make_code(codes.dtype.name, codes.shape[1])
     else:
         raise InvalidInput(
-            f"{path}: codes of dtype {codes.dtype}, and no {where.name} says how to read them",
-            "put it back beside them, or encode the texts anew",
+            f"{path}: codes of dtype {codes.dtype}, and no {source.name} that describes them",
+            "restore it, or encode the texts again",
         )
     if codes.dtype != code.dtype or codes.shape[1:] != code.shape:
         raise InvalidInput(
             f"{path}: {codes.dtype} of shape {codes.shape} is not the {code.precision} of "
-            f"{code.dim} dimensions that {where.name} says",
-            "the two files belong to different runs; encode the texts anew",
+            f"{code.dim} dimensions that {source.name} describes",
+            "the two files belong to different runs; encode the texts again",
         )
     return codes, code
 
@@ -207,7 +205,7 @@ def _read_parquet(path: Path) -> tuple[np.ndarray, dict[str, Any] | None]:
     import pyarrow.parquet as pq
 
     schema = pq.read_schema(path)
-    said = (schema.metadata or {}).get(KEY.encode())
+    description = (schema.metadata or {}).get(KEY.encode())
     columns = [name for name in ("embedding", "factor") if name in schema.names]
     if "embedding" not in columns:
         raise InvalidInput(f"{path} has no column embedding", f"it has: {', '.join(schema.names)}")
@@ -218,16 +216,16 @@ def _read_parquet(path: Path) -> tuple[np.ndarray, dict[str, Any] | None]:
         bits = rows
         rows = np.empty(len(bits), [("bits", "u1", (bits.shape[1],)), ("factor", "<f4")])
         rows["bits"], rows["factor"] = bits, table["factor"].to_numpy()
-    return rows, json.loads(said) if said else None
+    return rows, json.loads(description) if description else None
 
 
 def metadata_path(path: Path) -> Path:
-    """The file that says how the codes in a .npy file are to be read."""
+    """The file that describes the codes in a .npy file."""
     return path.with_suffix(".codes.json")
 
 
 def provenance_of(path: Path) -> Path:
-    """The file that says what a file of vectors was made from."""
+    """The provenance file of a file of vectors."""
     return path.with_name(f"{path.name}.provenance.json")
 
 
@@ -237,10 +235,10 @@ def output_file(
     """The output of a job.
 
     Args:
-        path: The file to be.
-        digest: Of the job.
-        overwrite: Whether one that exists may be replaced.
-        resume: Whether to take up what an interrupted run has left.
+        path: The output file.
+        digest: Digest of the job.
+        overwrite: Whether to replace an existing file.
+        resume: Whether to resume an interrupted run.
     """
     return OutputFile(
         path,

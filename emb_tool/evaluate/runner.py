@@ -8,7 +8,7 @@ from emb_tool.evaluate.job import EvalJob
 from emb_tool.evaluate.run import evaluate, prepare
 from emb_tool.report import Report, Table
 from emb_tool.runner import ReportRunner
-from emb_tool.runtime.host import several_processes
+from emb_tool.runtime.host import is_distributed
 
 if TYPE_CHECKING:
     from emb_tool.runtime.device import Runtime
@@ -29,7 +29,7 @@ class EvalRunner(ReportRunner):
     def run(self) -> Report:
         """Measure every model in every task."""
         # several processes have to hear of a refusal: `evaluate` prepares once they are joined
-        prepared = None if several_processes() else prepare(self.job)
+        prepared = None if is_distributed() else prepare(self.job)
         runtime = cast("Runtime", self.start())
         report = evaluate(self.job, runtime, prepared=prepared, progress=self.progress)
         for sentence in report.warnings:

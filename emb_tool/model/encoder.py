@@ -254,7 +254,7 @@ class Encoder(Tokenization):
         training = self.model.training
         self.model.eval()
         todo = list(reversed(plan_batches(lengths, batch_tokens, None)))
-        more = int(self.runtime.largest(len(todo))[0]) - len(todo) if self.sharded else 0
+        more = int(self.runtime.all_reduce_max(len(todo))[0]) - len(todo) if self.sharded else 0
         try:
             while todo:
                 batch, out = todo.pop(), None

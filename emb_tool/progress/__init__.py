@@ -1,4 +1,4 @@
-"""How far the work is: a live line on a terminal, a plain one now and then elsewhere; on stderr."""
+"""Progress on stderr: a live line on a terminal, otherwise a plain line at intervals."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from threading import Event, RLock, Thread
 from typing import Any
 
 from emb_tool.hub_names import shorten_commits
-from emb_tool.progress.rate import RateEstimator, clock_time
+from emb_tool.progress.rate import RateEstimator, format_duration
 
 LINE_SECONDS = 30.0
-"""Without a terminal, so that the log of a batch job is not empty."""
+"""Seconds between lines without a terminal."""
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
 class Task:
-    """One piece of work that is under way; it is called with the units done and a short note."""
+    """A running task; it is called with the number of finished units and a short note."""
 
     def __init__(
         self,
@@ -33,30 +33,30 @@ class Task:
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.name, self.note = name, ""
-        self.pace = RateEstimator(total, unit, clock)
+        self.rate = RateEstimator(total, unit, clock)
         self._changed = changed
 
     def __call__(self, count: int, note: str = "") -> None:
-        """So many units more are done."""
-        self.pace.advance(count)
+        """Add finished units."""
+        self.rate.advance(count)
         self.note = note
         self._changed()
 
     def skip(self, count: int) -> None:
-        """So many units more were done before, and say nothing about the speed."""
-        self.pace.skip(count)
+        """Add units that were finished before, which do not count for the rate."""
+        self.rate.skip(count)
 
 
 class Progress:
-    """Where bars, lines, hints and warnings of a job go.
+    """Shows progress, notes and warnings of a job.
 
-    Tasks may stand within tasks: the innermost is shown, and the one around it names it. All are
-    shown by a clock of their own, so that one unit that takes minutes does not look like a hang.
+    Tasks may be nested: the innermost is shown, with the name of its parent. The display is updated
+    by a timer, so that a unit that takes minutes does not look like a hang.
 
     Args:
         level: 0 quiet (warnings only), 1 normal, 2 verbose.
-        clock: Seconds, from anywhere.
-        timed: Whether that clock runs by itself; else `tick` is called.
+        clock: Returns seconds.
+        timed: Whether a timer updates the display; otherwise `tick` is called.
     """
 
     def __init__(
@@ -74,18 +74,18 @@ class Progress:
             self.level = -1
 
     def say(self, sentence: str, level: int = 1) -> None:
-        """A line for a person."""
+        """Print a line."""
         if self.level >= level:
             self._print(sentence)
 
     def note(self, sentence: str) -> None:
-        """A line for a person, said once and kept for the report."""
+        """Print a note once, and save it for the report."""
         if sentence not in self.notes:
             self.notes.append(sentence)
             self.say(sentence)
 
     def warn(self, sentence: str) -> None:
-        """A warning, said once and kept for the report."""
+        """Print a warning once, and save it for the report."""
         if sentence not in self.warnings:
             self.warnings.append(sentence)
             if self.is_main:
@@ -100,12 +100,12 @@ class Progress:
 
     @contextmanager
     def task(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Task]:
-        """A piece of work, shown until it is done; yields `advance(count, note="")`.
+        """Show a task within the block; yields `advance(count, note="")`.
 
         Args:
-            name: What is done: `training`, `reading the texts`.
-            total: Units in all, if known.
-            unit: In the plural; "" for work that is not counted, whose time is shown instead.
+            name: Name of the task: `training`, `reading the texts`.
+            total: Total number of units, if known.
+            unit: Plural name of the unit; "" for uncounted work, which shows the elapsed time.
         """
         task = Task(name, total, unit, self.clock, self._changed)
         if self.level < 1:
@@ -113,42 +113,42 @@ class Progress:
             return
         self._tasks.append(task)
         try:
-            with nullcontext() if len(self._tasks) > 1 else self._shown():
+            with nullcontext() if len(self._tasks) > 1 else self._display():
                 yield task
                 if unit and len(self._tasks) > 1:
-                    taken = clock_time(self.clock() - task.pace.started)
-                    self.say(f"{name}: {task.pace.amount()} in {taken}", level=2)
+                    duration = format_duration(self.clock() - task.rate.started)
+                    self.say(f"{name}: {task.rate.amount()} in {duration}", level=2)
         finally:
             self._tasks.remove(task)
 
     def status(self) -> tuple[str, str, float | None]:
-        """What is under way: its name, how far it is, and that as a share; "" if nothing is."""
+        """Name, progress and fraction of the current task; "" without a task."""
         tasks = list(self._tasks)
         if not tasks:
             return "", "", None
         inner = tasks[-1]
-        # the outermost task is the whole job, and named only where nothing within it is
+        # the outermost task is the whole job, and only named if there is no other
         names = [task.name for task in tasks[1:][-2:] or tasks]
-        return ", ".join(dict.fromkeys(names)), inner.pace.told(inner.note), inner.pace.share
+        return ", ".join(dict.fromkeys(names)), inner.rate.summary(inner.note), inner.rate.share
 
     def tick(self) -> None:
-        """Without a terminal: print a line, if the last one was long enough ago."""
+        """Without a terminal: print a line if the interval has passed."""
         with self._lock:
             now = self.clock()
             if self._live is not None or now - self._last_line < LINE_SECONDS:
                 return
-            name, told, _ = self.status()
+            name, summary, _ = self.status()
             if name:
                 self._last_line = now
-                self._print(f"{name}: {told}")
+                self._print(f"{name}: {summary}")
 
     def _changed(self) -> None:
         if self.level >= 1:
             self.tick()
 
     @contextmanager
-    def _shown(self) -> Iterator[None]:
-        """While there are tasks: a live line on a terminal, else a thread that ticks."""
+    def _display(self) -> Iterator[None]:
+        """Display tasks within the block: a live line on a terminal, otherwise a timer thread."""
         if sys.stderr.isatty():
             with self._bar():
                 yield
@@ -193,29 +193,29 @@ class Progress:
 
 
 def bar(status: tuple[str, str, float | None], width: int, now: float) -> Any:
-    """The live line, cut to the width of the terminal; the bar takes what the words leave.
+    """The live line, truncated to the width of the terminal; the bar fills the remaining space.
 
     Args:
-        status: As of `Progress.status`.
-        width: Columns.
-        now: Seconds, which turn the spinner.
+        status: See `Progress.status`.
+        width: Width in columns.
+        now: Seconds, for the spinner.
     """
     from rich.text import Text
 
-    name, told, share = status
+    name, summary, share = status
     line = Text(f"{SPINNER[int(now * 4) % len(SPINNER)]} {name}  ", no_wrap=True)
-    room = min(width - len(line) - len(told) - 3, 20)
+    room = min(width - len(line) - len(summary) - 3, 20)
     if share is not None and room >= 5:
         full = int(share * room)
         line.append("━" * full, "cyan").append("━" * (room - full), "bright_black").append("  ")
-    line.append(told)
+    line.append(summary)
     line.truncate(width - 1, overflow="ellipsis")
     return line
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the libraries' progress bars and advice out of our output."""
+    """Suppress progress bars and log messages of libraries."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from transformers.utils import logging as transformers_logging
 
@@ -223,7 +223,7 @@ def quiet() -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
-    # for good: at every layer of every pass it says that int8 products take float16
+    # permanently: it logs at every layer of every pass that int8 products use float16
     logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)
     logger = logging.getLogger("sentence_transformers")
     level = logger.level

@@ -1,4 +1,4 @@
-"""A child's progress in its parent's words: lines of JSON from the one, tasks in the other."""
+"""Relays the progress of a child process to its parent as lines of JSON."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SEND_SECONDS = 0.2
 
 
 class ProgressSender(Progress):
-    """The child's side: every task begun, advanced and ended is a line for the parent.
+    """Child side: sends a line for each start, advance and end of a task.
 
     Args:
         send: Called with a line.
-        clock: Seconds, from anywhere.
+        clock: Returns seconds.
     """
 
     def __init__(
@@ -33,15 +33,15 @@ class ProgressSender(Progress):
 
     @contextmanager
     def task(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Task]:
-        """As of `Progress`, told to the parent."""
-        sent, told = 0, self.clock() - SEND_SECONDS
+        """See `Progress.task`; events are sent to the parent."""
+        sent, sent_at = 0, self.clock() - SEND_SECONDS
 
         def changed() -> None:
-            nonlocal sent, told
-            done, now = task.pace.done, self.clock()
-            if done > sent and (now - told >= SEND_SECONDS or done == total):
+            nonlocal sent, sent_at
+            done, now = task.rate.done, self.clock()
+            if done > sent and (now - sent_at >= SEND_SECONDS or done == total):
                 self._send("advance", done - sent, task.note)
-                sent, told = done, now
+                sent, sent_at = done, now
 
         task = Task(name, total, unit, self.clock, changed)
         self._send("begin", name, total, unit)
@@ -50,10 +50,10 @@ class ProgressSender(Progress):
 
 
 class ProgressReceiver:
-    """The parent's side: shows the child's tasks as its own; those left open end with it.
+    """Parent side: shows the child's tasks; open tasks end with it.
 
     Args:
-        progress: Where they are shown.
+        progress: Shows the tasks.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -63,8 +63,8 @@ class ProgressReceiver:
     def __enter__(self) -> ProgressReceiver:
         return self
 
-    def take(self, message: list[object]) -> None:
-        """What the child sent."""
+    def receive(self, message: list[object]) -> None:
+        """Process a message of the child."""
         match message:
             case ["begin", str(name), int() | None as total, str(unit)]:
                 stack = ExitStack()

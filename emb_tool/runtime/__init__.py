@@ -1,1 +1,1 @@
-"""Devices, dtypes, ranks, seeds, signals: the only folder that names them."""
+"""Devices, dtypes, processes, seeds and signals; no other folder refers to them directly."""

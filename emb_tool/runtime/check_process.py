@@ -1,6 +1,6 @@
-"""The process that measures what a run has written: started, asked, and stopped with the run.
+"""The child process that measures the written files.
 
-A run sends it one `Check`, and before that a `Warmup` where there is one: each a line of JSON.
+A run sends it one `Check`, optionally preceded by a `Warmup`, each as a line of JSON.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from emb_tool.report import Report
 
 
 class Ancestor(Settings):
-    """The model that an input goes back to; the output is compared with it too.
+    """The model that an input was derived from; the output is also compared with it.
 
     Args:
         path: Its folder.
-        name: What the report calls it.
+        name: Its name in the report.
     """
 
     path: Path
@@ -37,14 +37,14 @@ class Ancestor(Settings):
 
 
 class CheckTarget(Settings):
-    """The files that are checked, and where they are run.
+    """The files to check, and the device to run them on.
 
     Args:
-        folder: The files as written.
-        name: What the report calls them: the output's final name.
-        device: As of `Runtime.start`.
-        dtype: As of `Runtime.start`.
-        root: What the input goes back to, where that is another model.
+        folder: Folder of the written files.
+        name: Name in the report: the output's final name.
+        device: See `Runtime.start`.
+        dtype: See `Runtime.start`.
+        root: The model that the input was derived from, if it is another one.
     """
 
     folder: Path
@@ -55,12 +55,12 @@ class CheckTarget(Settings):
 
 
 class Check(Settings, ABC):
-    """One kind of check: its fields are what the run sends, `run` is what the process does.
+    """A kind of check: the run sends its fields, the process calls `run`.
 
     The kinds are listed in `emb_tool/evaluate/check.py`.
 
     Args:
-        kind: Its name, by which the process knows the class; a `Literal` with a default.
+        kind: Identifies the class; a `Literal` with a default.
         target: The files.
     """
 
@@ -72,25 +72,25 @@ class Check(Settings, ABC):
         """Measure the files.
 
         Raises:
-            EmbToolError: They do not open, or not as they should.
+            EmbToolError: The files do not load, or fail the check.
         """
 
     def untested_inputs(self) -> tuple[Sequence[Path], Sequence[str]]:
-        """Models that the files were made of and that the run has not run, and texts to do so.
+        """Input models that the run has not run, and texts to run them on.
 
-        If one of them fails too, the input is at fault and not the files.
+        If one of them also fails, the input is invalid and not the written files.
         """
         return (), ()
 
 
 class Warmup(Settings):
-    """What the process can do before the files are written: encode texts by models.
+    """Work of the process before the files are written: encoding texts with models.
 
     Args:
-        models: Their folders.
-        texts: Encoded by each.
-        device: As of `Runtime.start`.
-        dtype: As of `Runtime.start`.
+        models: Folders of the models.
+        texts: Texts that each model encodes.
+        device: See `Runtime.start`.
+        dtype: See `Runtime.start`.
     """
 
     kind: Literal["warmup"] = "warmup"
@@ -101,31 +101,31 @@ class Warmup(Settings):
 
 
 class CheckProcess(NamedTuple):
-    """A process that waits for its check, and the file of what it writes on stderr."""
+    """A process that waits for its check, and the file with its stderr."""
 
     process: subprocess.Popen[str]
-    complaint: IO[str]
+    stderr: IO[str]
 
 
 @contextmanager
 def start_check_process(warmup: Warmup | None = None) -> Iterator[CheckProcess]:
-    """A process that knows nothing but what it is told.
+    """Start the check process, which only depends on its check.
 
     Args:
-        warmup: What it does before it is asked.
+        warmup: Work before the check.
     """
-    alone = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    environment = {key: value for key, value in os.environ.items() if key not in alone}
-    if warmup:  # its threads must not wait by spinning on the cores that write the files
+    distributed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    environment = {key: value for key, value in os.environ.items() if key not in distributed}
+    if warmup:  # idle threads must not occupy cores that write the files
         environment.setdefault("OMP_WAIT_POLICY", "passive")
-    # a file for stderr: a pipe would fill up while its stdout is read line by line
+    # a file for stderr: a pipe could fill up while stdout is read
     with (
-        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaint,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr,
         subprocess.Popen(
             [sys.executable, "-m", "emb_tool.evaluate.check"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=complaint,
+            stderr=stderr,
             text=True,
             env=environment,
         ) as process,
@@ -135,57 +135,57 @@ def start_check_process(warmup: Warmup | None = None) -> Iterator[CheckProcess]:
                 assert process.stdin is not None
                 process.stdin.write(warmup.model_dump_json() + "\n")
                 process.stdin.flush()
-            yield CheckProcess(process, complaint)
+            yield CheckProcess(process, stderr)
         finally:
-            process.kill()  # it still waits where the work has failed
+            process.kill()  # still waiting if the work has failed
 
 
 def ask(check: Check, progress: Progress, process: CheckProcess | None = None) -> Report:
-    """The report on the written files.
+    """Run a check and return its report.
 
     Args:
-        check: What is measured.
-        progress: Shows how far it is.
-        process: One that runs already.
+        check: The check.
+        progress: Shows the progress of the process.
+        process: A running check process, if any.
 
     Raises:
-        RunFailed: They do not open, or not as they should.
-        InvalidInput: Neither does what they were made of.
+        RunFailed: The written files fail the check.
+        InvalidInput: The inputs fail it too.
     """
-    with nullcontext(process) if process else start_check_process() as asked:
-        answer = _answer(asked, check.model_dump_json(), progress)
-        asked.complaint.seek(0)
-        complaint = asked.complaint.read().strip()
+    with nullcontext(process) if process else start_check_process() as child:
+        answer = _answer(child, check.model_dump_json(), progress)
+        child.stderr.seek(0)
+        errors = child.stderr.read().strip()
     if isinstance(answer, InvalidInput):
         raise answer
     if answer is None:
-        answer = RunFailed(complaint.splitlines()[-1] if complaint else "no answer", None)
+        answer = RunFailed(errors.splitlines()[-1] if errors else "no answer", None)
     if isinstance(answer, EmbToolError):
         raise RunFailed(
             f"the written files do not pass their check: {answer.message}",
             "they are kept in the .partial folder; please report this",
-        ) from (RuntimeError(complaint) if complaint else None)  # which -v shows
+        ) from (RuntimeError(errors) if errors else None)  # shown with -v
     return answer
 
 
-def _answer(asked: CheckProcess, check: str, progress: Progress) -> Report | EmbToolError | None:
-    """Ask, show what the process tells of its progress, and wait for its end."""
-    process = asked.process
+def _answer(child: CheckProcess, check: str, progress: Progress) -> Report | EmbToolError | None:
+    """Send the check, relay progress and wait for the end; None without an answer."""
+    process = child.process
     answer: Report | EmbToolError | None = None
     assert process.stdin is not None
     assert process.stdout is not None
-    with suppress(BrokenPipeError):  # it has failed already
+    with suppress(BrokenPipeError):  # the process has already failed
         process.stdin.write(check)
         process.stdin.close()
     with ProgressReceiver(progress) as listener:
         for line in process.stdout:
             try:
                 message = json.loads(line)
-            except json.JSONDecodeError:  # a library prints
+            except json.JSONDecodeError:  # output of a library
                 continue
             match message:
                 case {"progress": list(step)}:
-                    listener.take(step)
+                    listener.receive(step)
                 case {"report": dict(report)}:
                     answer = Report.from_json(report)
                 case {"failed": str(sentence)}:

@@ -1,7 +1,7 @@
-"""CUDA graphs: work on a GPU recorded once and then launched as one.
+"""CUDA graphs: GPU work that is captured once and replayed with a single launch.
 
-A small model's kernels take a few microseconds each, their launches from Python more: a training
-step of three layers spends three quarters of its time on launches. A recording has none of them.
+Kernels of a small model take a few microseconds, their launches from Python more: a training step
+of three layers spends three quarters of its time on launches, which a graph avoids.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class CudaGraphCapture:
-    """Records work of one device; all of it shares one pool of memory.
+    """Captures graphs on one device, which share a memory pool.
 
-    What recorded work makes on the way is overwritten by the next replay, of whichever recording;
-    what it returns is its own and overwritten by its own next replay alone.
+    Intermediate results are overwritten by the next replay of any graph; returned tensors only by
+    the next replay of the same graph.
 
     Args:
         device: A GPU.
@@ -26,35 +26,35 @@ class CudaGraphCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self._aside = torch.cuda.Stream(device)
+        self._capture_stream = torch.cuda.Stream(device)
 
     def record(self, work: Callable[[], T]) -> tuple[Callable[[], Any], T]:
-        """Record a function that reads and writes tensors at fixed places.
+        """Capture a function that reads and writes tensors at fixed addresses.
 
-        It is called twice, to warm up and to be recorded; its results are there after a replay.
+        It is called twice, for warm-up and for the capture; its results are valid after a replay.
 
         Args:
-            work: No step of it may wait for the device.
+            work: The function; it must not synchronize with the device.
 
         Returns:
-            What launches it, and what it returns.
+            The function that replays the graph, and the results.
 
         Raises:
-            RuntimeError: It waits, or memory runs out.
+            RuntimeError: The function synchronizes, or memory runs out.
         """
         current = torch.cuda.current_stream()
-        self._aside.wait_stream(current)
-        with torch.cuda.stream(self._aside):
+        self._capture_stream.wait_stream(current)
+        with torch.cuda.stream(self._capture_stream):
             work()
-        current.wait_stream(self._aside)
+        current.wait_stream(self._capture_stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # not `torch.cuda.graph`, which first lets go of all that the caches hold, each time anew
-        with torch.cuda.stream(self._aside):
-            # other threads may go on: those of other processes' sums ask how far the device is
+        # not `torch.cuda.graph`, which empties the caches before each capture
+        with torch.cuda.stream(self._capture_stream):
+            # other threads, as those of NCCL, may query the device meanwhile
             graph.capture_begin(self._pool, capture_error_mode="thread_local")
             try:
-                found = work()
+                result = work()
             finally:
                 graph.capture_end()
-        return graph.replay, found
+        return graph.replay, result

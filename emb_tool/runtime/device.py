@@ -1,7 +1,8 @@
-"""Devices, dtypes, ranks and seeds: the only file that names them.
+"""`Runtime`: device, dtype, processes and seed of a run.
 
-One process on one device is the plain case. Under `torchrun` or `accelerate launch` every process
-makes the same `Runtime`, Accelerate joins them, and only rank 0 prints and writes.
+The default is one process on one device. Under `torchrun` or `accelerate launch` every process
+creates the same `Runtime`, Accelerate initializes the process group, and only rank 0 prints and
+writes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from emb_tool.runtime.cuda_graphs import CudaGraphCapture
 from emb_tool.runtime.distributed import Processes
 
 SMALL, LARGE = 8192, 65536
-"""Padded tokens of batches without gradients; large ones keep a GPU at work between launches."""
+"""Padded tokens of batches without gradients, on CPU and GPU: large ones keep a GPU busy."""
 
 DTYPES: dict[Dtype, torch.dtype] = {
     "fp32": torch.float32,
@@ -39,7 +40,7 @@ DTYPES: dict[Dtype, torch.dtype] = {
 
 
 def runs_triton(device: torch.device) -> bool:
-    """Whether Triton's kernels run there: on a GPU, and anywhere under its interpreter."""
+    """Whether Triton kernels can run: on a GPU, or anywhere with Triton's interpreter."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     return (device.type == "cuda" or interpreted) and _has_triton()
 
@@ -51,15 +52,15 @@ def _has_triton() -> bool:
 
 @dataclass
 class Runtime(Processes):
-    """Where the work runs.
+    """Device, dtype, processes and seed of a run.
 
     Args:
         device: The device of this process.
         dtype: The dtype of matrix products; accumulation and weights in training stay float32.
-        reason: Why this device and dtype, one sentence for the provenance.
-        rank: This process among `world`.
+        reason: Reason for this device and dtype, for the provenance.
+        rank: Rank of this process.
         world: Number of processes.
-        seed: Seed of everything random.
+        seed: Seed of all random generators.
     """
 
     device: torch.device
@@ -71,16 +72,16 @@ class Runtime(Processes):
 
     @classmethod
     def start(cls, device: str = "auto", dtype: Dtype = "auto", seed: int = 0) -> Runtime:
-        """Choose device and dtype, join the other processes, set every seed.
+        """Select device and dtype, initialize the process group and set all seeds.
 
         Args:
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-            dtype: `auto` (bf16 on a GPU that has it, else fp16; fp32 elsewhere), `fp32`, `bf16`
-                or `fp16`.
+            dtype: `auto` (bf16 on a GPU that supports it, else fp16; fp32 elsewhere), `fp32`,
+                `bf16` or `fp16`.
             seed: Seed of Python, numpy and torch.
 
         Raises:
-            InvalidInput: A device that this machine or this torch does not have.
+            InvalidInput: A device that is not available.
         """
         world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
         local = int(os.environ.get("LOCAL_RANK", 0))
@@ -111,9 +112,9 @@ class Runtime(Processes):
 
     @classmethod
     def describe(cls) -> dict[str, Any]:
-        """What there is to choose from, and what `auto` takes: for `embtool doctor`."""
+        """Available devices and the choice of `auto`, for `embtool doctor`."""
         started = cls.start()
-        found: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "chosen": str(started.device),
             "dtype": started.dtype_name,
             "why": started.reason,
@@ -123,14 +124,14 @@ class Runtime(Processes):
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
             major, minor = torch.cuda.get_device_capability(index)
-            found[f"cuda:{index}"] = [
+            facts[f"cuda:{index}"] = [
                 torch.cuda.get_device_name(index),
                 f"compute capability {major}.{minor}",
                 f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free",
             ]
         if torch.cuda.is_available():
-            found["CUDA"] = str(torch.version.cuda)
-        return found
+            facts["CUDA"] = str(torch.version.cuda)
+        return facts
 
     @staticmethod
     def _device(device: str, local_rank: int | None) -> tuple[torch.device, str]:
@@ -158,7 +159,7 @@ class Runtime(Processes):
             return torch.device("cuda", index), f"{why} ({torch.cuda.get_device_name(index)})"
         if kind == "mps" and not has_mps:
             raise InvalidInput(
-                f"device {device!r}: not to be had on this machine", "use --device cpu"
+                f"device {device!r}: not available on this machine", "use --device cpu"
             )
         return torch.device(kind), why
 
@@ -180,23 +181,23 @@ class Runtime(Processes):
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def move(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor made on the host, on the device; the copy does not hold up the host."""
+        """Copy a host tensor to the device asynchronously."""
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
     def fetch(self, tensor: torch.Tensor) -> Callable[[], np.ndarray]:
-        """Begin to bring a tensor to the host; what is returned waits for it, and for no more."""
+        """Start copying a tensor to the host; the returned function waits for the copy."""
         if self.device.type != "cuda":
             return tensor.cpu().numpy
-        here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        here.copy_(tensor, non_blocking=True)
+        host_tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host_tensor.copy_(tensor, non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
 
         def wait() -> np.ndarray:
             copied.synchronize()
-            return here.numpy()
+            return host_tensor.numpy()
 
         return wait
 
@@ -206,7 +207,7 @@ class Runtime(Processes):
         return LARGE if self.device.type == "cuda" else SMALL
 
     def recorder(self) -> CudaGraphCapture | None:
-        """What records work of the device, where that can be had."""
+        """A `CudaGraphCapture` on a GPU, otherwise None."""
         return CudaGraphCapture(self.device) if self.device.type == "cuda" else None
 
     @property
@@ -220,31 +221,31 @@ class Runtime(Processes):
         return self.device.type in ("cpu", "cuda")
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Keeps small gradients of fp16 from vanishing; does nothing for other dtypes."""
+        """Gradient scaler for fp16; disabled for other dtypes."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     @cached_property
     def alone(self) -> Runtime:
-        """This process by itself, for work in which the others have no part."""
+        """This runtime as a single process, for work without the others."""
         return replace(self, rank=0, world=1)
 
     def free_memory(self) -> None:
-        """Give back what caches hold, after memory ran out."""
+        """Collect garbage and empty the device's cache, after running out of memory."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def reset_peak_memory(self) -> None:
-        """Start a new peak (on CPU where the system can: Linux)."""
+        """Reset the peak (on CPU only on Linux)."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif sys.platform == "linux":
             with suppress(OSError, AttributeError):
-                ctypes.CDLL(None).malloc_trim(0)  # what was freed shall not count
+                ctypes.CDLL(None).malloc_trim(0)  # freed memory must not count
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
     def peak_memory(self) -> int:
-        """Peak bytes since the last reset: of the device, or of the process on CPU."""
+        """Peak bytes since the last reset, of the device or, on CPU, of the process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         if sys.platform == "linux":
@@ -256,14 +257,14 @@ class Runtime(Processes):
         return peak if sys.platform == "darwin" else peak * 1024
 
     def synchronize(self) -> None:
-        """Wait for the device, before a clock is read."""
+        """Wait for the device, before reading a clock."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
     def facts(self) -> dict[str, Any]:
-        """For the provenance."""
+        """Facts for the provenance."""
         return {
             "device": str(self.device),
             "dtype": self.dtype_name,

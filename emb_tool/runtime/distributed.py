@@ -1,7 +1,7 @@
-"""Several processes of one run: who is there, what they tell one another, what they share.
+"""Communication between the processes of a run, and sharded tensors.
 
-Words go over the host (gloo): they wait as long as it takes, do not hold up the device, and fail at
-once where another process is gone. Tensors go the device's way (NCCL on GPUs).
+Small objects use gloo on the host: it has no timeout, does not block the device, and fails at once
+if another process has ended. Tensors use the device's backend (NCCL on GPUs).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import nn
 from emb_tool.errors import EmbToolError, Interrupted, PeerFailed, RunFailed
 from emb_tool.runtime.signals import DeferredSignals
 
-_BUCKET = 8 << 20  # numbers that travel at a time
+_BUCKET = 8 << 20  # elements per all-reduce
 
 
 class Processes:
-    """What a process knows of the others.
+    """Collective operations of the processes of a run.
 
     Attributes:
-        device: Of this process.
-        rank: This process among `world`.
+        device: Device of this process.
+        rank: Rank of this process.
         world: Number of processes.
     """
 
@@ -41,7 +41,7 @@ class Processes:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait for every process, however long."""
+        """Wait for all processes, without a timeout."""
         if self.world > 1:
             with self.translate_peer_errors():
                 torch.distributed.barrier(group=self._gloo_group)
@@ -50,12 +50,12 @@ class Processes:
         """Each value summed over the processes."""
         return self._reduce(values, torch.distributed.ReduceOp.SUM)
 
-    def largest(self, *values: float) -> list[float]:
-        """The largest of each value over the processes."""
+    def all_reduce_max(self, *values: float) -> list[float]:
+        """The maximum of each value over the processes."""
         return self._reduce(values, torch.distributed.ReduceOp.MAX)
 
     def _reduce(self, values: Sequence[float], how: Any) -> list[float]:
-        """On the host: nothing waits for the device, and who has died is noticed at once."""
+        """Reduce on the host: does not block the device, and detects dead processes at once."""
         if self.world == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
@@ -64,7 +64,7 @@ class Processes:
         return [float(value) for value in total]
 
     def collective_error(self, error: EmbToolError) -> EmbToolError:
-        """What a process raises where all of them do: rank 0 alone says why."""
+        """The error of this process if all fail together: only rank 0 reports it."""
         return error if self.is_main else PeerFailed(error.exit_code)
 
     def all_reduce(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -84,36 +84,36 @@ class Processes:
             bucket = []
 
     def all_reduce_sparse(self, rows: torch.Tensor) -> torch.Tensor:
-        """The sum of sparse (n, dim) tensors over the processes; only rows that any has travel."""
+        """Sum sparse (n, dim) tensors over the processes; only present rows are sent."""
         if self.world == 1:
             return rows.coalesce()
         rows = rows.coalesce()
-        (mine,) = rows.indices()
+        (local_indices,) = rows.indices()
         present = torch.zeros(rows.shape[0], dtype=torch.uint8, device=rows.device)
-        present[mine] = 1
+        present[local_indices] = 1
         with self.translate_peer_errors():
             torch.distributed.all_reduce(present, torch.distributed.ReduceOp.MAX)
             (indices,) = present.nonzero(as_tuple=True)
             values = rows.values().new_zeros(len(indices), rows.shape[1])
-            values[torch.searchsorted(indices, mine)] = rows.values()
+            values[torch.searchsorted(indices, local_indices)] = rows.values()
             torch.distributed.all_reduce(values)
         return torch.sparse_coo_tensor(
             indices[None], values, rows.shape, is_coalesced=True, check_invariants=False
         )
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Put what rank 0 has into tensors of every process."""
+        """Copy the tensors of rank 0 to all processes, in place."""
         if self.world > 1:
-            self.barrier()  # whoever comes late would be waited for no longer than ten minutes
+            self.barrier()  # NCCL would wait for late processes no longer than ten minutes
             for tensor in tensors:
                 with self.translate_peer_errors():
                     torch.distributed.broadcast(tensor, 0)
 
     @contextmanager
     def translate_peer_errors(self) -> Iterator[None]:
-        """Tell in our words that another process is gone; two do, in case one of them is it.
+        """Translate communication errors, on ranks 0 and 1 in case one of them has ended.
 
-        For what waits for others: the words here, and the forward passes of weights that are cut.
+        For collective operations, including forward passes of sharded models.
         """
         try:
             yield
@@ -124,50 +124,50 @@ class Processes:
                 raise PeerFailed(1) from error
             raise RunFailed(
                 f"another of the {self.world} processes has ended, or cannot be reached",
-                "see what it said; then go on with --resume, with any number of processes",
+                "see its output; then go on with --resume, with any number of processes",
             ) from error
 
-    def gather(self, told: Any) -> list[Any]:
-        """What each process tells, in the order of their ranks."""
+    def gather(self, item: Any) -> list[Any]:
+        """Gather an object from all processes, in the order of their ranks."""
         if self.world == 1:
-            return [told]
-        found: list[Any] = [None] * self.world
+            return [item]
+        items: list[Any] = [None] * self.world
         with self.translate_peer_errors():
-            torch.distributed.all_gather_object(found, told, group=self._gloo_group)
-        return found
+            torch.distributed.all_gather_object(items, item, group=self._gloo_group)
+        return items
 
     @cached_property
     def _gloo_group(self) -> Any:
-        """A group for waits of any length, on the host: NCCL gives up after ten minutes."""
+        """A gloo group without a practical timeout; NCCL's is ten minutes."""
         return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=30))
 
     def on_main(self, work: Callable[[], object]) -> bool:
-        """Let rank 0 do something; the others wait for it, and end if it ends.
+        """Run a function on rank 0; the others wait for it, and fail if it fails.
 
         Args:
-            work: Run by rank 0 alone.
+            work: Run on rank 0 only.
 
         Returns:
-            Whether what it returned is true, on every rank.
+            Whether its result is true, on every rank.
 
         Raises:
-            PeerFailed: On the others, where rank 0 leaves by an exception.
-            Interrupted: On the others, where they got the signal alone.
+            PeerFailed: On the others, if rank 0 raises an exception.
+            Interrupted: On the others, if only they received a signal.
         """
         if self.world == 1:
             return bool(work())
-        group, code, found = self._gloo_group, 0, False
+        group, code, result = self._gloo_group, 0, False
         if not self.is_main:
-            with DeferredSignals() as signals:  # rank 0 gets it, too, and says when to leave
-                code, found = self._broadcast_from_main(0, False, group)
+            with DeferredSignals() as signals:  # rank 0 also receives it and decides when to stop
+                code, result = self._broadcast_from_main(0, False, group)
             if code:
                 raise PeerFailed(code)
             if signals.number:
                 raise Interrupted(signals.number)
-            return found
+            return result
         try:
             code = 1
-            found = bool(work())
+            result = bool(work())
             code = 0
         except EmbToolError as error:
             code = error.exit_code
@@ -176,22 +176,22 @@ class Processes:
             code = 130
             raise
         finally:
-            self._broadcast_from_main(code, found, group)
-        return found
+            self._broadcast_from_main(code, result, group)
+        return result
 
-    def _broadcast_from_main(self, code: int, found: bool, group: Any) -> tuple[int, bool]:
-        """Two numbers of rank 0, on every rank."""
-        told = torch.tensor([code, found])
+    def _broadcast_from_main(self, code: int, result: bool, group: Any) -> tuple[int, bool]:
+        """Broadcast two numbers from rank 0."""
+        values = torch.tensor([code, result])
         with self.translate_peer_errors():
-            sent = torch.distributed.broadcast(told, 0, group=group, async_op=True)
-            while not sent.is_completed():  # a second Ctrl-C is heard in between
+            request = torch.distributed.broadcast(values, 0, group=group, async_op=True)
+            while not request.is_completed():  # a second Ctrl-C is handled in between
                 time.sleep(0.02)
-            sent.wait()
-        return int(told[0]), bool(told[1])
+            request.wait()
+        return int(values[0]), bool(values[1])
 
     @staticmethod
     def is_out_of_memory(error: BaseException) -> bool:
-        """Whether an exception means that memory ran out, on the device or on the host."""
+        """Whether an exception is an out-of-memory error of the device or the host."""
         if isinstance(error, MemoryError | torch.OutOfMemoryError):
             return True
         return isinstance(error, RuntimeError) and (
@@ -200,13 +200,13 @@ class Processes:
 
     @staticmethod
     def is_device_error(error: BaseException) -> bool:
-        """Whether the device itself has failed, from where no later call on it can be trusted."""
+        """Whether the device has failed, after which it cannot be used."""
         return isinstance(error, RuntimeError) and "CUDA error" in str(error)
 
     def shard(self, model: nn.Module) -> None:
-        """Cut a model's weights over the processes, block by block (FSDP), in place.
+        """Shard a model's weights over the processes, block by block (FSDP), in place.
 
-        A block's weights are whole only while it computes, so all processes must compute together.
+        A block's weights are gathered only while it computes, so all processes must run together.
         """
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -221,26 +221,26 @@ class Processes:
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that is cut over the processes, put together; all of them must ask for it."""
+    """The full tensor of a possibly sharded one; collective."""
     full: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full
 
 
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:
-    """What this process has of a tensor that may be cut."""
+    """This process's shard of a possibly sharded tensor."""
     own: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return own
 
 
 def distribute_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, cut as another one of its shape is."""
+    """Shard a full tensor like another one of the same shape."""
     if not hasattr(other, "device_mesh") or tensor.shape != other.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
     like: Any = other
     mesh = like.device_mesh
-    cut: torch.Tensor = distribute_tensor(
+    sharded: torch.Tensor = distribute_tensor(
         tensor.to(mesh.device_type), mesh, like.placements, src_data_rank=None
     )
-    return cut
+    return sharded

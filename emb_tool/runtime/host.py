@@ -1,4 +1,4 @@
-"""Runtimes without torch, which takes seconds to import: for work that numpy does."""
+"""Runtime without torch, for work with numpy: importing torch takes seconds."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from emb_tool.config import Dtype
 
 
-def several_processes() -> bool:
-    """Whether torchrun or Accelerate has started more than this process."""
+def is_distributed() -> bool:
+    """Whether torchrun or Accelerate has started several processes."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 @dataclass(frozen=True)
 class Host:
-    """The processor of this machine.
+    """The CPU of this machine.
 
     Args:
-        device: Where the written files are to be measured.
-        dtype_name: In what dtype.
-        threads: How many compute.
-        seed: Of everything random.
+        device: Device of the check.
+        dtype_name: Dtype of the check.
+        threads: Number of threads.
+        seed: Seed of all random generators.
     """
 
     device: str
@@ -32,7 +32,7 @@ class Host:
     seed: int
 
     def facts(self) -> dict[str, Any]:
-        """For the provenance."""
+        """Facts for the provenance."""
         return {
             "device": "cpu",
             "dtype": "fp64",
@@ -45,5 +45,5 @@ class Host:
     is_main = True
 
     def on_main(self, work: Callable[[], object]) -> bool:
-        """There are no other processes to wait for."""
+        """Run `work`; there are no other processes."""
         return bool(work())

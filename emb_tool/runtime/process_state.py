@@ -1,4 +1,4 @@
-"""What a job changes of its process: a command ends with it, a Python caller lives on."""
+"""Restores the process state that a job changes, for callers from Python."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _restore_torch(stack: ExitStack) -> None:
     stack.callback(torch.set_rng_state, torch.get_rng_state())
     if torch.cuda.is_initialized():
         stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
-    else:  # once it is, it begins with the seed that torch had
+    else:  # when initialized, CUDA uses torch's seed
         stack.callback(torch.cuda.manual_seed_all, torch.initial_seed())
     if torch.backends.mps.is_available():
         stack.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a clean way out wherever they come."""
+"""Handling of Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from emb_tool.errors import Interrupted
 
 
 def raise_on_sigterm() -> None:
-    """Let SIGTERM (docker, SLURM) end the program as Ctrl-C does, with exit code 143."""
+    """Handle SIGTERM (docker, SLURM) like Ctrl-C, with exit code 143."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
@@ -21,17 +21,17 @@ def raise_on_sigterm() -> None:
 
 
 class DeferredSignals:
-    """Within the block the first Ctrl-C or SIGTERM is only noted; a second one acts at once.
+    """Defers the first Ctrl-C or SIGTERM within the block; a second one takes effect at once.
 
     Attributes:
-        number: The signal that came, 0 if none did.
+        number: The received signal, 0 if none.
     """
 
     def __init__(self) -> None:
         self.number = 0
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number:
             raise Interrupted(number)
         self.number = number
@@ -39,7 +39,7 @@ class DeferredSignals:
     def __enter__(self) -> DeferredSignals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -48,5 +48,5 @@ class DeferredSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)

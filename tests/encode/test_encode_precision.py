@@ -125,7 +125,7 @@ def test_ranges_come_from_the_model_where_it_stores_them(
     write_ranges(model, narrow)
     clipped = go("narrow.npy", "uint8", model=str(model))
     assert clipped.value("clipped") > 50
-    assert any("numbers lie outside the ranges" in w for w in clipped.warnings)
+    assert any("values are outside the ranges" in w for w in clipped.warnings)
 
     write_ranges(model, Ranges.from_vectors(np.zeros((2, 31), np.float32)))
     with pytest.raises(InvalidInput, match=r"ranges of 31 dimensions, but the vectors have 32"):
@@ -203,7 +203,7 @@ def test_codes_that_cannot_be_read_are_refused(go: Callable[..., Report], tmp_pa
             "both give ranges",
             "leave one",
         ),
-        ({"precision": "int8", "texts": "-", "calibrate": "-"}, "stdin cannot be", "name a file"),
+        ({"precision": "int8", "texts": "-", "calibrate": "-"}, "stdin cannot be", "give a file"),
     ],
 )
 def test_settings_that_do_not_go_together(fields: dict[str, Any], message: str, hint: str) -> None:
