@@ -179,7 +179,7 @@ def test_codes_that_cannot_be_read_are_refused(go: Callable[..., Report], tmp_pa
     side = tmp_path / "v.codes.json"
     said = side.read_text()
     side.unlink()
-    with pytest.raises(InvalidInput, match=r"no v\.codes\.json says how to read them"):
+    with pytest.raises(InvalidInput, match=r"no v\.codes\.json that describes them"):
         read_vectors(tmp_path / "v.npy")
     side.write_text(json.dumps(json.loads(said) | {"precision": "uint8"}))
     with pytest.raises(InvalidInput, match="is not the uint8 of 32 dimensions"):
