@@ -214,7 +214,9 @@ class MergeRunner(CheckpointRunner):
 
     @staticmethod
     def _sample() -> tuple[str, ...]:
-        short = [text for text in sample_texts(20 * SAMPLE_SIZE) if len(text) <= MAX_SAMPLE_CHARACTERS]
+        short = [
+            text for text in sample_texts(20 * SAMPLE_SIZE) if len(text) <= MAX_SAMPLE_CHARACTERS
+        ]
         return tuple(short[:SAMPLE_SIZE])
 
     def summarize(self, report: Report) -> None:
