@@ -448,7 +448,7 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], list[object]], list[str]]] = {
             folder, unit_vectors(60, 32), "--student", model,
             "--eval", f"agreement:{folder / 'texts.jsonl'}",
         ),
-        ["agreement", "no checkpoint"],
+        ["agreement", "not a checkpoint"],
     ),
     "an unknown task": (
         lambda model, folder: ["--eval", "stss:x"],

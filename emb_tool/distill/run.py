@@ -1,4 +1,4 @@
-"""One distillation: texts to targets, targets to a student, the student to files."""
+"""Runner of `embtool distill`."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 
 class DistillRunner(CheckpointRunner):
-    """What the engine carries out for `embtool distill`.
+    """The runner of `embtool distill`.
 
     Args:
         job: The resolved job.
-        options: How it is run.
-        report: Filled on the way.
+        options: Options of the run.
+        report: The report to fill.
     """
 
     job: DistillJob
@@ -57,23 +57,23 @@ class DistillRunner(CheckpointRunner):
 
     @property
     def inputs(self) -> dict[str, Checkpoint]:
-        """The checkpoints read, by the name that the user gave them."""
+        """The checkpoints that are read, by the name given by the user."""
         return self.setup.inputs
 
     @property
     def before(self) -> Checkpoint | None:
-        """The teacher, where it is a checkpoint."""
+        """The teacher, if it is a checkpoint."""
         return self.setup.teacher
 
     def data(self) -> dict[str, dict[str, str]]:
-        """Digests of the local files of texts and vectors, by the name that the user gave them."""
+        """Digests of the local files of texts and vectors, by the name given by the user."""
         return self.setup.data()
 
     def plan(self) -> Plan:
-        """Every refusal that headers, settings and local files can give."""
+        """Check headers, settings and local files, and plan the output."""
         return self.setup.plan()
 
-    # -- the work ---------------------------------------------------------------------------------
+    # -- run --------------------------------------------------------------------------------------
 
     def run(self, context: RunContext) -> None:
         """Train the student and write it."""
@@ -114,7 +114,7 @@ class DistillRunner(CheckpointRunner):
         lap("write_seconds")
 
     def _corpus(self, state: Path) -> Corpus:
-        """The texts on disk; of a stream its head, for the measuring and for the head's start."""
+        """The texts on disk; for a stream its first texts, for evaluation and the head."""
         share = 2 if self.job.stream else HELD_OUT_SHARE
         corpus = Corpus.open(state / "corpus") or self._read(state, share)
         counts = len(corpus.train), len(corpus.heldout)
@@ -123,7 +123,7 @@ class DistillRunner(CheckpointRunner):
         return corpus
 
     def _read(self, state: Path, share: int) -> Corpus:
-        """Read the texts; at most one in `share` is held out."""
+        """Read the texts, at most one in `share` of which is held out."""
         job, texts, queries = self.job, list(self.job.texts), list(self.job.queries)
         if job.stream:
             texts, queries = write_heads(self.setup, state).values()
@@ -141,16 +141,16 @@ class DistillRunner(CheckpointRunner):
         )
 
     def _report_prompts(self) -> None:
-        """What was put before which texts, teacher and student alike."""
+        """Report the prompts of teacher and student."""
         job, prompts = self.job, self.setup.prompts
         by_texts = {"queries": prompts["query"]} if job.queries else {}
         by_texts |= {"documents": prompts["document"]} if job.texts else {}
         self.report.facts["prompts"] = by_texts
-        rows = [[what, format_prompt(text)] for what, text in by_texts.items()]
+        rows = [[name, format_prompt(text)] for name, text in by_texts.items()]
         self.report.tables.append(Table("prompts in training", ["texts", "prompt"], rows))
 
     def _targets(self, corpus: Corpus, state: Path, runtime: Runtime) -> Targets:
-        """What the teacher says of each text."""
+        """Target vectors of the texts."""
         from emb_tool.training.targets import gather_targets
 
         job = self.job
@@ -169,7 +169,7 @@ class DistillRunner(CheckpointRunner):
             Path(job.store).expanduser() if job.store else VectorStore.default_root(),
             self.progress.warn,
         )
-        if job.stream:  # else it is not asked again, and its memory is the student's
+        if job.stream:  # otherwise its memory is freed for the student
             self._teacher = teacher, store
         encoded = TruncationCounter(state, runtime.rank)
         with self.progress.task("encoding by the teacher", len(corpus), "texts") as advance:
@@ -185,16 +185,16 @@ class DistillRunner(CheckpointRunner):
                 meet=runtime.barrier if job.fsdp and self.setup.teacher is not None else None,
                 note=encoded.add,
             )
-        runtime.barrier()  # all have noted what they encoded
-        texts, cut = encoded.all()
+        runtime.barrier()  # all processes have saved their counts
+        texts, truncated = encoded.all()
         self.report.facts["teacher"] = {
             "name": teacher.name,
             "max_length": teacher.space("document").max_length,
             "texts_encoded": texts,
-            "texts_truncated": cut,
+            "texts_truncated": truncated,
         }
         self.report.facts["store"] = str(store.root)
-        self.progress.say(f"teacher vectors are kept in {store.root} (embtool store)", level=2)
+        self.progress.say(f"teacher vectors are stored in {store.root} (embtool store)", level=2)
         return targets
 
     def _train(
@@ -253,17 +253,17 @@ class DistillRunner(CheckpointRunner):
             outcome = trainer.run()
         stream.close()
         if self.job.stream and stream.teacher_cache:
-            asked, found = runtime.sum(stream.teacher_cache.misses, stream.teacher_cache.hits)
-            self.report.facts["teacher"] |= {"asked": int(asked), "found": int(found)}
+            misses, hits = runtime.sum(stream.teacher_cache.misses, stream.teacher_cache.hits)
+            self.report.facts["teacher"] |= {"asked": int(misses), "found": int(hits)}
         if runtime.is_main:
             trainer.take_best()
             record_outcome(self.report, self.progress, outcome, total)
-            cut = (
+            truncated = (
                 stream.truncated
                 if self.job.stream
                 else truncated_by_role(stream.cache.truncated, corpus)
             )
-            report_truncated(self.report, self.progress, cut, student.max_length)
+            report_truncated(self.report, self.progress, truncated, student.max_length)
 
     def _stream(
         self,
@@ -303,7 +303,7 @@ class DistillRunner(CheckpointRunner):
     # -- after the files are written --------------------------------------------------------------
 
     def check(self, context: RunContext, target: CheckTarget) -> Check:
-        """The vectors of held-out texts against the teacher's."""
+        """Compare vectors of held-out texts with the teacher's."""
         teacher, state = self.setup.teacher, context.state
         return HeldoutCheck(
             target=target,
@@ -316,7 +316,7 @@ class DistillRunner(CheckpointRunner):
         )
 
     def summarize(self, report: Report) -> None:
-        """The table on top: what went in, what came out."""
+        """Add the tables of sizes and states."""
         before = f"{self.setup.teacher.weight_bytes() / 1e6:,.1f} MB" if self.setup.teacher else "-"
         after = report.value("weights") or 0
         rows = [["weights", before, f"{after / 1e6:,.1f} MB"]]

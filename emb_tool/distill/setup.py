@@ -1,4 +1,4 @@
-"""A distillation before it begins: what it reads, and every refusal that this gives."""
+"""Opens and checks the inputs of a distillation, and plans the output."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ VECTOR_FILES = (".npy", ".parquet", ".safetensors")
 
 
 class Setup:
-    """What a job names, opened.
+    """The inputs of a job.
 
     Args:
         job: The resolved job.
-        progress: Where warnings go.
+        progress: Receives warnings.
     """
 
     def __init__(self, job: DistillJob, progress: Progress) -> None:
@@ -48,48 +48,48 @@ class Setup:
 
     @cached_property
     def teacher(self) -> Checkpoint | None:
-        """The teacher's checkpoint, where it has one."""
+        """The teacher's checkpoint, if it is one."""
         if self.teacher_kind != "checkpoint":
             return None
         return Checkpoint.open(self.job.teacher, allow_pickle=self.job.allow_pickle)
 
     @cached_property
-    def body(self) -> Checkpoint:
-        """The checkpoint that the student starts from, before layers are cut."""
+    def backbone(self) -> Checkpoint:
+        """The checkpoint that the student is initialized from, before layers are removed."""
         if self.job.student is not None:
             return Checkpoint.open(self.job.student, allow_pickle=self.job.allow_pickle)
         if self.teacher is None:
             raise InvalidInput(
                 f"--student-layers {self.job.student_layers}: the teacher {self.job.teacher} has "
-                "no layers to cut",
-                "name a checkpoint with --student",
+                "no layers to keep",
+                "give a checkpoint with --student",
             )
         return self.teacher
 
     @property
     def inputs(self) -> dict[str, Checkpoint]:
-        """The checkpoints read, by the name that the user gave them."""
-        found = [self.body] if self.teacher is None else [self.teacher, self.body]
-        return {checkpoint.name: checkpoint for checkpoint in found}
+        """The checkpoints that are read, by the name given by the user."""
+        checkpoints = [self.backbone] if self.teacher is None else [self.teacher, self.backbone]
+        return {checkpoint.name: checkpoint for checkpoint in checkpoints}
 
     def data(self) -> dict[str, dict[str, str]]:
-        """Digests of the local files of texts and vectors, by the name that the user gave them."""
-        # reading all of a stream once more, to hash it, may take days
-        found = {} if self.job.stream else hashes([*self.job.texts, *self.job.queries])
+        """Digests of the local files of texts and vectors, by the name given by the user."""
+        # streams are not hashed: reading all of one again may take days
+        digests = {} if self.job.stream else hashes([*self.job.texts, *self.job.queries])
         if self.teacher_kind == "file":
             path = Path(self.job.teacher)
-            found[self.job.teacher] = {path.name: sha256(path)}
-        return found | dev.digests(self.tasks.dev)
+            digests[self.job.teacher] = {path.name: sha256(path)}
+        return digests | dev.digests(self.tasks.dev)
 
     @cached_property
     def prompts(self) -> dict[str, str]:
-        """The text put before the inputs of each role, for teacher and student alike.
+        """The prompt of each role, for both teacher and student.
 
         Raises:
-            InvalidInput: A name where no model is there to know it, or beside the text itself.
+            InvalidInput: A prompt name without a model that defines it, or together with its text.
         """
         job, names = self.job, {"query": "query", "document": self.job.prompt_name}
-        given = {"query": job.query_prompt, "document": job.document_prompt}
+        texts = {"query": job.query_prompt, "document": job.document_prompt}
         if job.prompt_name != "document" and job.document_prompt is not None:
             raise InvalidInput(
                 f"--prompt-name {job.prompt_name} and --document-prompt are two prompts of --texts",
@@ -97,52 +97,52 @@ class Setup:
             )
         if self.teacher is None and job.prompt_name not in ("document", "none"):
             raise InvalidInput(
-                f"--prompt-name {job.prompt_name}: which prompts {job.teacher} has is not known",
-                "write the text itself: --document-prompt 'passage: '",
+                f"--prompt-name {job.prompt_name}: the prompts of {job.teacher} are not known",
+                "give the text: --document-prompt 'passage: '",
             )
         prompts = {}
-        for role, text in given.items():
+        for role, text in texts.items():
             if text is None and self.teacher is not None:
                 text = prompt_text(self.teacher.layout, names[role], self.teacher.name)
             prompts[role] = text or ""
         return prompts
 
     def _check_prompts(self) -> None:
-        """Refuse prompts that there are not, warn of those that are passed over."""
+        """Refuse unknown prompt names, and warn of prompts that are not used."""
         _ = self.prompts
         job = self.job
-        for sources, given, name, flag in (
+        for sources, text, name, flag in (
             (job.queries, job.query_prompt, "query", "--query-prompt TEXT"),
             (job.texts, job.document_prompt, job.prompt_name, "--prompt-name {}"),
         ):
-            if sources and given is None and self.teacher is not None:
+            if sources and text is None and self.teacher is not None:
                 layout, teacher = self.teacher.layout, self.teacher.name
                 check_prompt(layout, name, teacher, self.progress.warn, flag)
 
     @cached_property
     def keep(self) -> tuple[int, ...] | None:
-        """The layers that the student keeps; None keeps all."""
+        """Indices of the layers that the student keeps; None keeps all."""
         if self.job.student_layers is None:
             return None
         try:
-            return keep_layers(self.body, self.job.student_layers)
+            return keep_layers(self.backbone, self.job.student_layers)
         except InvalidInput as error:
-            said = f"--student-layers {self.job.student_layers}: {error.message}"
-            raise InvalidInput(said, error.hint) from None
+            message = f"--student-layers {self.job.student_layers}: {error.message}"
+            raise InvalidInput(message, error.hint) from None
 
     def plan(self) -> Plan:
-        """Every refusal that headers, settings and local files can give."""
+        """Check headers, settings and local files, and plan the output."""
         job = self.job
         self._check_method()
         if job.tensorboard and find_spec("tensorboard") is None:
             raise InvalidInput("--tensorboard: it is not installed", "run: pip install tensorboard")
         self._check_prompts()
-        body, keep = self.body, self.keep
+        backbone, keep = self.backbone, self.keep
         dim = self._teacher_dim()
         if dim is not None:
             if job.teacher_dim is not None and job.teacher_dim > dim:
                 raise InvalidInput(
-                    f"--teacher-dim {job.teacher_dim}: the teacher's vectors have {dim} numbers",
+                    f"--teacher-dim {job.teacher_dim}: the teacher's vectors have {dim} dimensions",
                     f"at most {dim}",
                 )
             dim = job.teacher_dim or dim
@@ -151,7 +151,8 @@ class Setup:
             parse_endpoint(job.teacher)
         if job.router and self.teacher is None:
             raise InvalidInput(
-                f"--router: documents go to the teacher, and {job.teacher} is no checkpoint",
+                f"--router: documents are encoded by the teacher, and {job.teacher} is not a"
+                " checkpoint",
                 "leave --router out",
             )
         if job.min_retention is not None and (
@@ -169,8 +170,8 @@ class Setup:
         for task in self.tasks.reported:
             if task.needs_reference and self.teacher is None:
                 raise InvalidInput(
-                    f"--eval {task.spec}: compares with the teacher, and {job.teacher} is no "
-                    "checkpoint",
+                    f"--eval {task.spec}: compares with the teacher, and {job.teacher} is not "
+                    "a checkpoint",
                     "leave it out",
                 )
         self.tasks.check(self.progress.warn)
@@ -182,28 +183,30 @@ class Setup:
             for shards in self.streams.values():
                 shards.check()
             _ = self.epoch_texts
-        # from here on transformers and torch are imported
+        # transformers and torch are imported from here on
         plan = Plan(
-            notes=(f"weights of {body.weight_bytes() / 1e6:,.1f} MB, as those of {body.name}",)
+            notes=(
+                f"weights of {backbone.weight_bytes() / 1e6:,.1f} MB, as those of {backbone.name}",
+            )
         )
         if keep is not None:
-            cut = plan_cut(body, keep)
-            plan = Plan(tuple(cut.tensors.values()), cut.config, cut.notes)
-        check_finite(body)
-        if self.teacher is not None and self.teacher is not body:
+            edited = plan_cut(backbone, keep)
+            plan = Plan(tuple(edited.tensors.values()), edited.config, edited.notes)
+        check_finite(backbone)
+        if self.teacher is not None and self.teacher is not backbone:
             check_finite(self.teacher)
         return plan
 
     @cached_property
     def streams(self) -> dict[str, Shards]:
-        """The shards of streamed texts, by their role."""
+        """The shards of streamed texts, by role."""
         job = self.job
         streams: dict[str, Shards] = {}
-        given = (
+        by_role = (
             ("document", job.texts, self.options),
             ("query", job.queries, self.query_options),
         )
-        for role, sources, options in given:
+        for role, sources, options in by_role:
             names = [
                 name
                 for source in sources
@@ -215,24 +218,24 @@ class Setup:
             ]
             if names:
                 streams[role] = Shards(
-                    names, options, note=lambda *told: self.progress.note(field_sentence(*told))
+                    names, options, note=lambda *field: self.progress.note(field_sentence(*field))
                 )
         return streams
 
     @cached_property
     def query_share(self) -> float:
-        """Share of queries among streamed texts."""
+        """Fraction of queries in streamed texts."""
         share = self.method.query_share
         if len(self.streams) == 1:
             return float("query" in self.streams)
         if share is None:
             documents, queries = (shards.count() for shards in self.streams.values())
             if documents is None or queries is None:
-                what = "queries" if documents is not None else "texts"
+                name = "queries" if documents is not None else "texts"
                 raise InvalidInput(
-                    f"--stream: how many {what} there are is not known, and so not what share of"
-                    " an epoch are queries",
-                    "say what it shall be: --query-share 0.2",
+                    f"--stream: the number of {name} is not known, and so not the fraction of"
+                    " queries in an epoch",
+                    "set it: --query-share 0.2",
                 )
             share = queries / (documents + queries)
         if not 0 < share < 1:
@@ -244,11 +247,11 @@ class Setup:
 
     @cached_property
     def epoch_texts(self) -> int:
-        """Texts of an epoch of streamed texts: all documents, and queries in their share."""
+        """Streamed texts per epoch: all documents, and their fraction of queries."""
         if self.teacher_kind == "file":
             raise InvalidInput(
-                "--stream: a file of vectors belongs to texts in their order",
-                "leave --stream out, or name a checkpoint or an endpoint as --teacher",
+                "--stream: a file of vectors needs the texts in their order",
+                "leave --stream out, or give a checkpoint or an endpoint as --teacher",
             )
         first, *others = self.streams.values()
         share = self.query_share if others else 0.0
@@ -258,20 +261,20 @@ class Setup:
             return min(count, limit or count)
         if limit is None:
             raise InvalidInput(
-                "--stream: how many texts there are is not known, which the learning rate's"
-                " schedule needs",
-                "say how many to take in an epoch: --limit N",
+                "--stream: the number of texts is not known, which the learning rate schedule"
+                " needs",
+                "set the number of texts per epoch: --limit N",
             )
-        return limit  # data that end before it end the epoch
+        return limit  # an epoch also ends at the end of the data
 
     @property
     def options(self) -> TextOptions:
-        """How the texts are read."""
+        """Options for reading the texts."""
         return TextOptions.of(self.job)
 
     @property
     def query_options(self) -> TextOptions:
-        """How the queries are read."""
+        """Options for reading the queries."""
         return TextOptions.of(self.job, self.job.query_field)
 
     @cached_property
@@ -280,7 +283,7 @@ class Setup:
         return dev.Tasks(self.job.dev, self.job.eval)
 
     def _teacher_dim(self) -> int | None:
-        """The width of the teacher's vectors, where it can be known before work."""
+        """Dimension of the teacher's vectors, None if it is not known yet."""
         if self.teacher is not None:
             return self.teacher.layout.dim
         if self.teacher_kind == "file":
@@ -288,25 +291,25 @@ class Setup:
         return None
 
     def check_head(self, dim: int) -> None:
-        """Refuse a head or prefixes that do not fit vectors of a width."""
-        width = self.body.layout.dim
+        """Refuse a head or Matryoshka dimensions that do not fit a target dimension."""
+        width = self.backbone.layout.dim
         head = getattr(self.method, "head", "auto")
         if head == "none" and width is not None and width != dim:
             raise InvalidInput(
-                f"--head none: the student is {width} wide and the target {dim}",
-                "use --head linear, or --teacher-dim where the student's width is a prefix",
+                f"--head none: the student has {width} dimensions, the target {dim}",
+                "use --head linear, or --teacher-dim for a Matryoshka teacher",
             )
         for prefix in getattr(self.method, "dims", ()):
             if not 1 <= prefix <= dim:
                 raise InvalidInput(
-                    f"--dims {prefix}: the vectors have {dim} numbers", f"at most {dim}"
+                    f"--dims {prefix}: the vectors have {dim} dimensions", f"at most {dim}"
                 )
 
     def _check_method(self) -> None:
-        limit = self.body.layout.max_length
+        limit = self.backbone.layout.max_length
         if self.method.max_length and limit and self.method.max_length > limit:
             raise InvalidInput(
-                f"--max-length {self.method.max_length}: {self.body.name} reads {limit} tokens at "
-                "most",
+                f"--max-length {self.method.max_length}: {self.backbone.name} reads {limit} tokens"
+                " at most",
                 f"use --max-length {limit}",
             )

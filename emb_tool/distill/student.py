@@ -45,15 +45,15 @@ def open_student(
     from emb_tool.model.encoder import Encoder
     from emb_tool.training.student import attach_head, fit_head, reinitialize
 
-    job, method, body = setup.job, setup.method, setup.body
+    job, method, backbone = setup.job, setup.method, setup.backbone
     if setup.keep is not None:
         runtime.on_main(lambda: _write_backbone(setup, state))
-        body = Checkpoint.open(_write_backbone(setup, state))
+        backbone = Checkpoint.open(_write_backbone(setup, state))
     runtime.reseed()  # random numbers drawn before depend on whether the run was resumed
-    encoder = Encoder.open(body, runtime, max_length=method.max_length, training=True)
+    encoder = Encoder.open(backbone, runtime, max_length=method.max_length, training=True)
     if job.from_scratch:
         reinitialize(encoder)
-    teacher_layout = (setup.teacher or body).layout
+    teacher_layout = (setup.teacher or backbone).layout
     student = attach_head(
         encoder,
         targets.dim,
@@ -75,7 +75,7 @@ def _write_backbone(setup: Setup, state: Path) -> Path:
     if not folder.exists():
         assert setup.keep is not None
         shutil.rmtree(temporary, ignore_errors=True)
-        draft = CheckpointEditor.of(setup.body)
+        draft = CheckpointEditor.of(setup.backbone)
         draft.keep_layers(setup.keep)
         draft.write(temporary)
         temporary.rename(folder)
@@ -94,7 +94,7 @@ def write_student(
     """Write the student to `folder`, and the held-out texts for the check to `state`."""
     from emb_tool.training.student import checkpoint_dtype, write_router
 
-    student.save(folder, checkpoint_dtype(setup.body))
+    student.save(folder, checkpoint_dtype(setup.backbone))
     if setup.job.router and setup.teacher is not None:
         write_router(folder, setup.teacher, folder / "router", targets.dim)
     heldout = np.asarray(corpus.heldout)

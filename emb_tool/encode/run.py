@@ -1,4 +1,4 @@
-"""Texts in, vectors out: row i of the file belongs to record i of the input."""
+"""Encodes texts into a file of vectors: row i of the file is of record i of the input."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ from emb_tool.report import Measure, Report, Table
 if TYPE_CHECKING:
     from emb_tool.runtime.device import Runtime
 
-# Texts sorted by length together: enough that batches are even, little enough that a kill loses
-# little.
+# Texts that are sorted by length together: enough for even batches, few enough that a kill loses
+# little work.
 BLOCK_TEXTS = 8192
 BLOCK_CHARACTERS = 1 << 22
 
 CALIBRATION_TEXTS = 8192
-"""Texts that give the ranges where neither the model nor the user does."""
+"""Number of texts from which ranges are computed if neither model nor user provides them."""
 
 SAVE_SECONDS = 20.0
-"""A kill loses at most this much work (and the block under way)."""
+"""Seconds between saved states: a kill loses at most this and the current block."""
 
 
 class Block(NamedTuple):
-    """Texts that are encoded.
+    """A block of encoded texts.
 
     Args:
         texts: The texts.
         vectors: (texts, dim) float32.
-        truncated: How many of them were cut.
+        truncated: Number of truncated texts.
     """
 
     texts: list[str]
@@ -73,16 +73,16 @@ def check(
     resume: bool = False,
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> Checkpoint | None:
-    """Refuse, before torch is imported, what settings, headers and first records can tell.
+    """Check settings, headers and first records before torch is imported.
 
     Args:
-        job: What is to be done.
-        overwrite: Whether the output may be replaced.
-        resume: Whether to go on with an interrupted run.
-        warn: Called with what the user should know before the work; the report has it, too.
+        job: The job.
+        overwrite: Whether to replace an existing output.
+        resume: Whether to resume an interrupted run.
+        warn: Called with warnings, which the report also has.
 
     Returns:
-        The model; None where the output is finished.
+        The model; None if the output is finished.
     """
     path = Path(job.output).expanduser()
     if output_file(path, job.digest(), overwrite=overwrite, resume=resume).check():
@@ -109,25 +109,25 @@ def encode(
 ) -> Report:
     """Encode every record of the texts, empty ones and duplicates included, in their order.
 
-    The texts are read and the vectors written block by block, so memory does not grow with
-    their number. The file appears whole or not at all; until then all is in `FILE.partial/`, from
-    which a run that was killed goes on.
+    Texts are read and vectors written block by block, so memory does not grow with their number.
+    The file is written atomically; until it is complete all data are in `FILE.partial/`, from
+    which a killed run is resumed.
 
     Args:
-        job: What to do.
-        runtime: Where.
-        overwrite: Whether the output may be replaced.
-        resume: Whether to go on with an interrupted run.
-        progress: Called with the number of texts done in each batch.
-        skip: Called with those that an interrupted run has done.
-        say: Called with a sentence.
-        note: Called with a sentence that belongs to the report.
+        job: The job.
+        runtime: Device and dtype.
+        overwrite: Whether to replace an existing output.
+        resume: Whether to resume an interrupted run.
+        progress: Called with the number of texts of each batch.
+        skip: Called with the number of texts that an interrupted run has encoded.
+        say: Called with messages.
+        note: Called with notes for the report.
 
     Raises:
-        InvalidInput: What `Encoder.open` and `read_texts` refuse, an output that cannot be written,
-            a text for which the model gives NaN, ranges that do not fit the model, other texts or
-            another model than those of the run that is gone on with.
-        RunFailed: A text at fault, when vectors of others are saved: these are kept.
+        InvalidInput: See `Encoder.open` and `read_texts`; an output that cannot be written, NaN in
+            a vector, ranges that do not fit the model, texts or a model that have changed since
+            the resumed run.
+        RunFailed: An invalid text after vectors of other texts were saved.
     """
     output = Path(job.output).expanduser()
     file = output_file(output, job.digest(), overwrite=overwrite, resume=resume)
@@ -142,7 +142,9 @@ def encode(
         try:
             report = run.go()
         except InvalidInput as error:
-            if file.resumed or not run.state.saved:  # nothing is removed, or nothing is lost
+            if (
+                file.resumed or not run.state.saved
+            ):  # resumed runs are not removed; otherwise nothing is lost
                 raise
             raise resumable_failure(error) from error
         file.seal()
@@ -150,7 +152,7 @@ def encode(
 
 
 class _Run:
-    """One sitting of a job."""
+    """One run of a job."""
 
     def __init__(
         self,
@@ -166,24 +168,24 @@ class _Run:
         ranges = read_ranges_file(Path(job.ranges).expanduser()) if job.ranges else None
         from emb_tool.model.encoder import Encoder
 
-        began = time.perf_counter()
+        started = time.perf_counter()
         checkpoint = Checkpoint.open(job.model)
         layout = checkpoint.layout
         self.prompt = check_prompt(layout, job.prompt_name, job.model, self.report.warn)
         model = Encoder.open(checkpoint, runtime, max_length=job.max_length)
         self.model = model.route(job.prompt_name)
         self.opened = time.perf_counter()
-        self.report.timings["open"] = self.opened - began
+        self.report.timings["open"] = self.opened - started
         for sentence in model.checkpoint.warnings:
             self.report.warn(sentence)
-        self.given = ranges
+        self.user_ranges = ranges
         self.target = file.partial / file.path.name
-        self.place = file.state / "place.json"
+        self.state_file = file.state / "place.json"
         self.state = EncodeState(model=model.checkpoint.fingerprint())
         self.digest = blake2b(digest_size=16)
         self.resumed_at: int | None = None
-        if file.resumed and self.place.exists():
-            state = EncodeState.read(self.place)
+        if file.resumed and self.state_file.exists():
+            state = EncodeState.read(self.state_file)
             if state.model != self.state.model:
                 raise InvalidInput(
                     f"{job.model} has changed since {file.partial.name} was begun",
@@ -193,18 +195,18 @@ class _Run:
             self.resumed_at = state.texts
 
     def go(self) -> Report:
-        """Encode what is left, and describe it."""
+        """Encode the remaining texts and fill the report."""
         job, state = self.job, self.state
-        coming = self._stream(self._rest())
+        blocks = self._stream(self._remaining())
         if state.code:
-            code = code_from_json(state.code, str(self.place))
+            code = code_from_json(state.code, str(self.state_file))
         else:
-            ranges, coming = self._ranges(coming)
+            ranges, blocks = self._ranges(blocks)
             code = make_code(job.precision, self.model.dim, ranges, job.seed)
             state.code = code.to_json()
         writer = make_writer(self.target, code, self.file.state, state.saved)
-        spent, saved = state.seconds, time.perf_counter()
-        for texts, vectors, truncated in coming:
+        seconds_before, saved = state.seconds, time.perf_counter()
+        for texts, vectors, truncated in blocks:
             if isinstance(code, ScalarCode):
                 state.outside += code.ranges.count_outside(vectors)
             writer.append(texts, code.encode(vectors))
@@ -212,17 +214,17 @@ class _Run:
             for text in texts:
                 _add(self.digest, text)
             state.truncated += truncated
-            state.seconds = spent + time.perf_counter() - self.opened
+            state.seconds = seconds_before + time.perf_counter() - self.opened
             if time.perf_counter() - saved >= SAVE_SECONDS:
                 state.saved, state.digest = writer.save(), self.digest.hexdigest()
-                state.save(self.place)
+                state.save(self.state_file)
                 saved = time.perf_counter()
         writer.finish()
         self._describe(code)
         return self.report
 
-    def _rest(self) -> Iterator[Record]:
-        """The records that are not yet encoded; those that are must be the same as they were."""
+    def _remaining(self) -> Iterator[Record]:
+        """The records that are not encoded yet; checks that encoded records have not changed."""
         job, state = self.job, self.state
         records = islice(self._read(job.texts), job.limit)
         for record in islice(records, state.texts):
@@ -237,10 +239,10 @@ class _Run:
 
     def _read(self, sources: Sequence[str]) -> Iterator[Record]:
         options = TextOptions.of(self.job)
-        return read_texts(sources, options, note=lambda *told: self.note(field_sentence(*told)))
+        return read_texts(sources, options, note=lambda *field: self.note(field_sentence(*field)))
 
     def _stream(self, records: Iterable[Record]) -> Iterator[Block]:
-        """Texts and their vectors, block by block."""
+        """Encode records, block by block."""
         job = self.job
         for block in blocks(records):
             texts, before = [record.text for record in block], self.model.truncated
@@ -258,11 +260,11 @@ class _Run:
                 )
             yield Block(texts, vectors, self.model.truncated - before)
 
-    def _ranges(self, coming: Iterator[Block]) -> tuple[Ranges | None, Iterator[Block]]:
-        """The ranges of the codes, and the vectors again, where the first of them gave those."""
-        job, state, ranges = self.job, self.state, self.given
+    def _ranges(self, blocks: Iterator[Block]) -> tuple[Ranges | None, Iterator[Block]]:
+        """Ranges of the codes, and the blocks, including those from which ranges were computed."""
+        job, state, ranges = self.job, self.state, self.user_ranges
         if job.precision not in CALIBRATED:
-            return None, coming
+            return None, blocks
         state.ranges = job.ranges
         if ranges is None and job.calibrate:
             calibration = self._stream(self._read(job.calibrate))
@@ -274,8 +276,8 @@ class _Run:
             ranges = read_ranges(self.model.checkpoint.path, self.model.dim)
             state.ranges = "stored with the model"
         if ranges is None:
-            head = list(_first(coming, CALIBRATION_TEXTS))
-            coming = chain(head, coming)
+            head = list(_first(blocks, CALIBRATION_TEXTS))
+            blocks = chain(head, blocks)
             ranges = Ranges.from_vectors(np.concatenate([block.vectors for block in head]))
             state.ranges = "the texts themselves"
             state.warnings.append(
@@ -283,10 +285,10 @@ class _Run:
                 "these texts; for codes of other texts that go with these, give --ranges with the "
                 "file beside this output"
             )
-        return ranges, coming
+        return ranges, blocks
 
     def _describe(self, code: Code) -> None:
-        """The files beside the vectors, and the report."""
+        """Write the other files and fill the report."""
         job, model, state, report = self.job, self.model, self.state, self.report
         if self.file.path.suffix == ".npy" and code.precision not in PLAIN:
             write_json(self.file.partial / metadata_path(self.file.path).name, code.to_json())
@@ -310,7 +312,7 @@ def _add(digest: Any, text: str) -> None:
 
 
 def _first(stream: Iterator[Block], texts: int) -> Iterator[Block]:
-    """Blocks until so many texts are together."""
+    """Blocks with at least a number of texts in total."""
     count = 0
     while count < texts and (block := next(stream, None)) is not None:
         count += len(block.texts)
@@ -318,7 +320,7 @@ def _first(stream: Iterator[Block], texts: int) -> Iterator[Block]:
 
 
 def blocks(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Records in lists bounded in number and in characters."""
+    """Group records into lists of bounded size."""
     block: list[Record] = []
     size = 0
     for record in records:

@@ -1,4 +1,4 @@
-"""`embtool encode` as the engine runs it."""
+"""Runner of `embtool encode`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class EncodeRunner(ReportRunner):
     job: EncodeJob
 
     def preview(self) -> None:
-        """The file that would be written, and its width."""
+        """Report the file that would be written, and its dimension."""
         model = self._check()
-        width = str(model.layout.dim) if model else "finished already"
-        self.report.tables = [Table("would write", ["file", "width"], [[self.job.output, width]])]
+        dim = str(model.layout.dim) if model else "finished already"
+        self.report.tables = [Table("would write", ["file", "width"], [[self.job.output, dim]])]
         self.report.warnings = list(model.warnings) if model else []
 
     def run(self) -> Report:

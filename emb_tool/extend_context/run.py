@@ -1,4 +1,4 @@
-"""One extension: the files, then what they are worth."""
+"""Runner of `embtool extend-context`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class ExtendContextRunner(CheckpointRunner):
-    """What the engine carries out for `embtool extend-context`.
+    """The runner of `embtool extend-context`.
 
     Args:
         job: The resolved job.
-        options: How it is run.
-        report: Filled on the way.
+        options: Options of the run.
+        report: The report to fill.
     """
 
     job: ExtendJob
@@ -42,7 +42,7 @@ class ExtendContextRunner(CheckpointRunner):
 
     @property
     def inputs(self) -> dict[str, Checkpoint]:
-        """The checkpoints read, by the name that the user gave them."""
+        """The checkpoints that are read, by the name given by the user."""
         return {self.setup.checkpoint.name: self.setup.checkpoint}
 
     @property
@@ -56,14 +56,14 @@ class ExtendContextRunner(CheckpointRunner):
         return hashes([*self.job.texts, *self.job.tune]) | digests
 
     def plan(self) -> Plan:
-        """Every refusal that headers, settings and local files can give."""
+        """Check headers, settings and local files, and plan the output."""
         plan, method = self.setup.plan(), self.setup.method
         self.job = self.job.model_copy(update={"method": method})  # the recipe names it
         self.papers = [method.paper] if method.paper else []
         return plan
 
     def run(self, context: RunContext) -> None:
-        """Write the longer model; of several processes rank 0 does it alone, all of them tune."""
+        """Write the extended model on rank 0, then fine-tune on all processes."""
         folder, state, runtime = context.folder, context.state, context.torch
         runtime.on_main(lambda: self._extend(folder, state))
         if self.job.tune:
@@ -80,7 +80,7 @@ class ExtendContextRunner(CheckpointRunner):
         remove_folder(folder, state)
         started = time.perf_counter()
         digests = Thread(target=self.setup.checkpoint.hashes, daemon=True)
-        digests.start()  # while its pages are in memory
+        digests.start()  # while the files are in the page cache
         draft = self.setup.extended.draft
         with self.progress.task("writing", draft.nbytes, "B") as advance:
             draft.write(folder, advance)
@@ -92,7 +92,7 @@ class ExtendContextRunner(CheckpointRunner):
     # -- after the files are written --------------------------------------------------------------
 
     def check(self, context: RunContext, target: CheckTarget) -> Check:
-        """Lengths, positions, and the vectors of short and long inputs against the model's."""
+        """Check lengths and positions, and compare vectors of short and long inputs."""
         extension, model = self.setup.context, self.setup.checkpoint
         return ExtendedCheck(
             target=target,
@@ -114,7 +114,7 @@ class ExtendContextRunner(CheckpointRunner):
         )
 
     def _rows(self) -> int | None:
-        """Rows of the table of positions as written, where there is one."""
+        """Number of rows of the written position table, None without one."""
         draft, table = self.setup.extended.draft, self.setup.positions.table
         if table is None:
             return None
@@ -122,7 +122,7 @@ class ExtendContextRunner(CheckpointRunner):
         return int(packed["shape"][0]) if packed else draft.spec(table).shape[0]
 
     def summarize(self, report: Report) -> None:
-        """The table on top."""
+        """Add the tables of lengths and steps."""
         context = self.setup.context
         before = int(report.value("weights before") or 0)
         after = int(

@@ -1,4 +1,4 @@
-"""An extension before it begins: what it reads, and every refusal that this gives."""
+"""Opens and checks the input of an extension, and plans the output."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ DEFAULTS = {"learned": "rp", "rotary": "ntk", "relative": "lengths"}
 
 
 class ExtendedModel(NamedTuple):
-    """A draft of the longer model, and the rotary frequencies that it is to compute, if any."""
+    """A draft of the extended model, and its expected rotary frequencies, if any."""
 
     draft: CheckpointEditor
     rotary: RotaryFrequencies | None
 
 
 class Setup:
-    """What a job names, opened; and what will be written.
+    """The input and the planned output of a job.
 
     Args:
         job: The resolved job.
-        progress: Where warnings go.
+        progress: Receives warnings.
     """
 
     def __init__(self, job: ExtendJob, progress: Progress) -> None:
@@ -56,18 +56,18 @@ class Setup:
 
     @cached_property
     def positions(self) -> Positions:
-        """How it knows positions."""
+        """Position encoding of the model."""
         return read_positions(self.checkpoint)
 
     @cached_property
     def method(self) -> Extension:
-        """The method of the job, or that of its kind of positions."""
+        """The method of the job, or the default for its kind of positions."""
         default = DEFAULTS[self.positions.kind]
         return cast(Extension, self.job.method or registry.load("extend-context", default)())
 
     @cached_property
     def tasks(self) -> dev.Tasks:
-        """The tasks of `--dev` and `--eval`, up to the target where they name no lengths."""
+        """The tasks of `--dev` and `--eval`; default lengths are limited to the target."""
 
         def parse(texts: Sequence[str]) -> list[Task]:
             tasks = parse_tasks(texts, window=self.context.short)
@@ -77,10 +77,10 @@ class Setup:
 
     @cached_property
     def context(self) -> ExtensionContext:
-        """From where to where.
+        """Original and target length.
 
         Raises:
-            InvalidInput: See `original_length`; a target that is no extension.
+            InvalidInput: See `original_length`; a target that is not larger.
         """
         original, target = original_length(self.checkpoint, self.positions, self.job), self.job.to
         limit = self.checkpoint.layout.max_length
@@ -99,11 +99,11 @@ class Setup:
 
     @cached_property
     def extended(self) -> ExtendedModel:
-        """What will be written.
+        """The planned output.
 
         Raises:
-            InvalidInput: The method does not serve such positions or such lengths, short inputs
-                cannot be kept, the model is packed or lengthened already.
+            InvalidInput: The method does not support the positions or lengths, short inputs cannot
+                be preserved, or the model is already packed or extended.
         """
         self._refuse()
         draft, method = CheckpointEditor.of(self.checkpoint), self.method
@@ -138,7 +138,7 @@ class Setup:
             raise InvalidInput(
                 "--preserve-short: --logn constant scales short inputs, too", "use --logn exact"
             )
-        if self.job.preserve_short and not self.preserves_short and not self._carries:
+        if self.job.preserve_short and not self.preserves_short and not self._can_preserve_short:
             raise InvalidInput(
                 f"--preserve-short: -m {method.name} moves every position of such a model",
                 "rp and hierarchical keep short inputs as they were, pi does with emb_tool.hub",
@@ -157,25 +157,27 @@ class Setup:
 
     @cached_property
     def memory(self) -> int:
-        """Bytes that one text of the target length needs beside the weights."""
+        """Bytes of activations for one text of the target length."""
         return attention_bytes(
             self.checkpoint.config, self.context.target, self.positions.family.eager
         )
 
     @property
     def preserves_short(self) -> bool:
-        """Whether the method itself, or what is tuned, leaves short inputs as they were."""
+        """Whether the method, or fine-tuning of added rows only, preserves short inputs."""
         kind = self.positions.kind
-        kept = kind in self.method.preserves_short or (kind == "learned" and bool(self.job.tune))
-        return kept and self.job.logn != "constant"
+        preserved = kind in self.method.preserves_short or (
+            kind == "learned" and bool(self.job.tune)
+        )
+        return preserved and self.job.logn != "constant"
 
     @property
-    def _carries(self) -> bool:
-        """Whether the method can leave short inputs as they were, by other means."""
+    def _can_preserve_short(self) -> bool:
+        """Whether the method has a variant that preserves short inputs."""
         return isinstance(self.method, RotaryPositions) and self.positions.kind in self.method.kinds
 
     def plan(self) -> Plan:
-        """Every refusal that headers, settings and local files can give."""
+        """Check headers, settings and local files, and plan the output."""
         sources = [*self.job.tune, *self.job.texts]
         unused = self.progress.warn if sources else lambda sentence: None
         model = self.checkpoint
@@ -216,7 +218,7 @@ class Setup:
 
 
 def _within(task: Task, target: int) -> Task:
-    """A task without the lengths that none but its baselines would read, unless they were named."""
+    """A task with its default lengths limited to the target length."""
     lengths: tuple[int, ...] | None = getattr(task, "lengths", None)
     if lengths is None or "lengths" in task.model_fields_set:
         return task
@@ -232,11 +234,10 @@ def _kinds(name: str) -> tuple[str, ...]:
 
 
 def original_length(checkpoint: Checkpoint, positions: Positions, job: ExtendJob) -> int:
-    """Tokens that a model was trained at: the table's rows, or what every file agrees on.
+    """Training length of a model: the rows of its position table, or the limit in its files.
 
     Raises:
-        InvalidInput: They do not agree and the user does not say; the user says more than the
-            table.
+        InvalidInput: The files disagree and `--original-length` is not given; it exceeds the table.
     """
     given, name = job.original_length, checkpoint.name
     if positions.kind == "learned":
@@ -249,18 +250,18 @@ def original_length(checkpoint: Checkpoint, positions: Positions, job: ExtendJob
         return given or rows
     if given:
         return given
-    said = read_lengths(checkpoint)
-    least = min(said.values(), default=None)
-    if least is None:
+    lengths = read_lengths(checkpoint)
+    minimum = min(lengths.values(), default=None)
+    if minimum is None:
         raise InvalidInput(
             f"{name}: no file says at what length it was trained",
             "say it with --original-length N",
         )
-    stated = said.get("max_position_embeddings", least)
-    if least < stated:
-        told = ", ".join(f"{key} {value:,}" for key, value in said.items())
+    positions_length = lengths.get("max_position_embeddings", minimum)
+    if minimum < positions_length:
+        listed = ", ".join(f"{key} {value:,}" for key, value in lengths.items())
         raise InvalidInput(
-            f"{name}: at what length it was trained cannot be told from its files ({told})",
+            f"{name}: at what length it was trained cannot be told from its files ({listed})",
             "say it with --original-length N; the model's card has it",
         )
-    return least
+    return minimum

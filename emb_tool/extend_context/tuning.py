@@ -1,4 +1,4 @@
-"""`--tune`: the added rows of a table of positions, trained on texts that need not be long."""
+"""`--tune`: trains the added rows of a position table on texts of any length."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 
 class WindowTeacher(CheckpointTeacher):
-    """What the original model says: its vector of a short text, the mean of windows of a long one.
+    """The original model as teacher: vectors of short texts, means over windows of long ones.
 
     Args:
         encoder: The original model.
-        context: Lengths.
-        prompt: Put before each text.
+        context: Original and target length.
+        prompt: Prefix of each text.
     """
 
     shard_texts = 256
@@ -48,7 +48,7 @@ class WindowTeacher(CheckpointTeacher):
         self._span = context.span
 
     def space(self, role: str) -> EmbeddingCacheKey:
-        """That of the model, but for the windows."""
+        """Cache key of the model's vectors, with the windows."""
         own, (original, target) = super().space(role), self._span
         return replace(own, pooling=f"{own.pooling}+even windows of {original}", max_length=target)
 
@@ -69,31 +69,35 @@ def tune_positions(
     progress: Progress,
     dev: Sequence[Task] = (),
 ) -> dict[str, Any]:
-    """Train the added rows of the files in `folder` and write them; the others stay to the bit.
+    """Train the added rows of the files in `folder` and write them; other rows do not change.
 
     Args:
-        folder: The lengthened model as written; its weights are replaced.
-        original: The model that it was made from, the teacher.
-        context: Lengths, and the table.
+        folder: The written extended model; its weights are replaced.
+        original: The original model, the teacher.
+        context: Lengths and positions.
         job: Texts and settings.
-        state: Folder for what is needed on the way, and for a run that is taken up.
-        runtime: Where.
-        progress: Bar and warnings.
-        dev: Tasks that choose the state [the held-out texts].
+        state: Folder for the state of the run.
+        runtime: Device and processes.
+        progress: Receives progress and warnings.
+        dev: Tasks that select the best state [the held-out texts].
 
     Returns:
-        Figures for the report.
+        Facts for the report.
     """
 
     def read() -> Corpus:
-        kept = state / "tune-corpus"
-        found = Corpus.open(kept) or Corpus.build(
-            kept, job.tune, options=TextOptions.of(job), limit=job.limit, holdout=job.holdout
+        folder_of_corpus = state / "tune-corpus"
+        opened = Corpus.open(folder_of_corpus) or Corpus.build(
+            folder_of_corpus,
+            job.tune,
+            options=TextOptions.of(job),
+            limit=job.limit,
+            holdout=job.holdout,
         )
-        counts = len(found.train), len(found.heldout)
+        counts = len(opened.train), len(opened.heldout)
         if warning := check_parts("--tune", *counts, job.holdout):
             progress.warn(warning)
-        return found
+        return opened
 
     runtime.on_main(read)
     corpus = read()
@@ -111,12 +115,12 @@ def tune_positions(
             world=runtime.world,
         )
     del teacher
-    runtime.reseed()  # what came before depends on whether the run was taken up
+    runtime.reseed()  # random numbers drawn before depend on whether the run was resumed
     checkpoint = Checkpoint.open(folder)
     student = PoSEStudent.open(checkpoint, runtime, training=True)
     student.start(context, job.seed)
 
-    # decay would move rows that no gradient reaches
+    # weight decay would change rows without gradients
     method = FinetuneJob(
         epochs=job.epochs, lr=job.lr, batch_tokens=job.batch_tokens, weight_decay=0.0
     )

@@ -231,7 +231,7 @@ def test_the_router_needs_a_teacher_that_can_encode(
     result = run_cli("distill", "--teacher", tmp_path / "vectors.npy", "--student", tiny_bert,
                      "--texts", texts, "-o", tmp_path / "out", "--router")  # fmt: skip
     assert result.code == 2
-    assert "--router: documents go to the teacher" in result.err
+    assert "--router: documents are encoded by the teacher" in result.err
 
 
 @pytest.mark.parametrize(
