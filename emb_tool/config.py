@@ -63,7 +63,7 @@ def _device(value: str) -> str:
 
 
 MIN_HELD_OUT = 3
-"""Texts: of fewer no neighbours can be compared."""
+"""Minimum number of texts to compare neighbors."""
 
 
 def _enough(count: int) -> int:

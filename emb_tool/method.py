@@ -77,7 +77,7 @@ class Training(Method):
         float, Field(ge=0, description="largest gradient norm; 0 leaves it free")
     ] = 1.0
     batch_tokens: Annotated[
-        int, Field(ge=1, description="tokens of one optimiser step, over all processes")
+        int, Field(ge=1, description="tokens per optimizer step, over all processes")
     ] = 1024
     grad_accumulation: Annotated[
         int, Field(ge=1, description="parts into which a step is split to save memory")

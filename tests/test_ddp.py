@@ -346,9 +346,7 @@ def test_weights_cut_over_the_processes_are_trained_the_same(
 
 
 @pytest.mark.slow
-def test_weights_that_were_cut_are_taken_up_whole(
-    argv: list[str], whole: Path, tmp_path: Path
-) -> None:
+def test_sharded_weights_are_resumed(argv: list[str], whole: Path, tmp_path: Path) -> None:
     from emb_tool.cli.app import main
 
     out = tmp_path / "out"

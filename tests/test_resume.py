@@ -1,4 +1,4 @@
-"""Killed at any point and taken up again: the same bits as if nothing had happened.
+"""Killed at any point and resumed: the same bits as if nothing had happened.
 
 Most runs are forks of this process, killed by real signals: they need not import torch again.
 """
@@ -202,7 +202,7 @@ POINTS: dict[str, tuple[Callable[[], None], Callable[[int | None], bool]]] = {
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_and_taken_up_again(
+def test_killed_and_resumed(
     job: Job, whole: tuple[dict[str, bytes], str, dict[str, Any]], point: str
 ) -> None:
     prepare, where = POINTS[point]

@@ -93,7 +93,7 @@ class Checkpoint:
         """Open a checkpoint without reading its weights.
 
         Args:
-            source: A local folder, a bare `.safetensors` file, or a hub id (taken from the local
+            source: A local folder, a bare `.safetensors` file, or a hub id (read from the local
                 cache alone with `HF_HUB_OFFLINE=1`).
             allow_pickle: Accept a folder that has pickled weights only; they are not read here.
             need_tokenizer: Refuse a folder that has none.
@@ -118,9 +118,9 @@ class Checkpoint:
         parts = dict.fromkeys([layout.main, *(m.path for m in layout.all_modules)])
         weights_by_part = {}
         for part in parts:
-            found = find_weights(path, part, allow_pickle=allow_pickle)
-            if found.files or part == layout.main:
-                weights_by_part[part] = found
+            weights = find_weights(path, part, allow_pickle=allow_pickle)
+            if weights.files or part == layout.main:
+                weights_by_part[part] = weights
         main = weights_by_part[layout.main]
         if not main.files:
             kind = missing_weights_kind(path, layout.main)
@@ -221,8 +221,8 @@ class Checkpoint:
             return (self.path.name,)
         names = {name for weights in self.weights.values() for name in weights.files}
         for part in {self.layout.main, *(m.path for m in self.layout.all_modules)}:
-            kept = (*_SIDE_FILES, "router_config.json", "sentence_bert_config.json")
-            names |= {join(part, name) for name in kept if (self.path / part / name).is_file()}
+            aux = (*_SIDE_FILES, "router_config.json", "sentence_bert_config.json")
+            names |= {join(part, name) for name in aux if (self.path / part / name).is_file()}
         names |= {
             name
             for name in ("modules.json", "config_sentence_transformers.json", "router_config.json")

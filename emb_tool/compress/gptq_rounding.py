@@ -45,7 +45,7 @@ def gptq(
         group_size: Columns of a group; None is a whole row.
         damping: Relative to the mean of the diagonal.
         integer_zero_point: As for `quantize_groups`.
-        passes: How often the codes are made; what is best of them, row by row, is kept.
+        passes: Number of passes; each row keeps its best codes.
 
     References:
         Frantar et al., arXiv:2210.17323.
@@ -64,9 +64,9 @@ def gptq(
         fitted = refit(
             weight, damped, made, bits, group_size, integer_zero_point=integer_zero_point
         )
-        for found in (made, fitted):
-            error = output_error(weight, damped, found, group_size)
-            best, least = _better(found, error, best, least)
+        for candidate in (made, fitted):
+            error = output_error(weight, damped, candidate, group_size)
+            best, least = _better(candidate, error, best, least)
     return best
 
 
@@ -126,9 +126,9 @@ def gptq_codes(
             rest[j + 1 : stop].addr_(factor[j, j + 1 : stop], error, alpha=-1)
             errors[j - start] = error
         rest[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
-    found = torch.empty_like(codes)
-    found[order] = codes
-    return found.T.contiguous()
+    restored = torch.empty_like(codes)
+    restored[order] = codes
+    return restored.T.contiguous()
 
 
 def refit(
@@ -162,7 +162,7 @@ def refit(
         torch.eye(groups).to(hessian).repeat_interleave(width, 0)[:columns], (0, 0, 0, missing)
     )
     sums = hessian @ ones  # (in, groups)
-    centre = (
+    center = (
         _zero(made)
         if integer_zero_point
         else torch.full_like(made.scale, (2**bits - 1) / 2).double()
@@ -173,7 +173,7 @@ def refit(
         part = slice(start, start + step)
         s, m = made.scale[part].double(), made.minimum[part].double()
         codes = pad(made.codes[part].double(), (0, missing)).view(-1, groups, width)
-        about = codes - centre[part].unsqueeze(-1)
+        about = codes - center[part].unsqueeze(-1)
         if missing:
             about[:, -1, -missing:] = 0
         decoded = dequantize(made.codes[part], made.scale[part], made.minimum[part], group_size)
@@ -193,9 +193,9 @@ def refit(
         diagonal.add_(1e-6 * diagonal.mean(1, keepdim=True) + 1e-30)
         move = torch.linalg.solve(normal, right)
         scale = (s + move[:, :groups]).half()
-        level = 0 if integer_zero_point else m + centre[part] * s + move[:, groups:]
+        level = 0 if integer_zero_point else m + center[part] * s + move[:, groups:]
         scales.append(scale)
-        minima.append((level - centre[part] * scale).half())
+        minima.append((level - center[part] * scale).half())
     return made._replace(scale=torch.cat(scales), minimum=torch.cat(minima))
 
 

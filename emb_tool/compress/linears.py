@@ -1,4 +1,4 @@
-"""The linear layers of a transformer, found without its weights."""
+"""The linear layers of a transformer, listed without loading weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One compression: a chain of steps on a draft, then the files, then what they are worth."""
+"""Runner of `embtool compress`: apply a chain of steps, write the files, measure them."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
 
 RANGE_TEXTS = 1024
-"""Texts whose vectors give the ranges for eight bits."""
+"""Texts whose vectors determine the ranges of int8 vectors."""
 
 
 RETENTION_WARNING = 0.9
-"""Share of the ten nearest neighbors below which the loss is shouted."""
+"""Neighbor overlap below which the report has a warning."""
 
 
 class Heldout(NamedTuple):
-    """Texts that chains are compared on, and their vectors before anything was done."""
+    """Texts on which chains are compared, with the vectors of the input model."""
 
     texts: list[str]
     prompt: str
@@ -54,12 +54,12 @@ class Heldout(NamedTuple):
 
 
 class CompressRunner(CheckpointRunner):
-    """What the engine carries out for `embtool compress`.
+    """Runs a `CompressJob`.
 
     Args:
         job: The resolved job.
-        options: How it is run.
-        report: Filled on the way.
+        options: Options of the run.
+        report: Report to fill in.
     """
 
     job: CompressJob
@@ -71,47 +71,47 @@ class CompressRunner(CheckpointRunner):
         self.papers = list(dict.fromkeys(step.paper for step in self.steps if step.paper))
         self.target = job.target
         self.missed: str | None = None
-        self._work: CalibrationContext | None = None
+        self._calibration: CalibrationContext | None = None
         self._heldout: Heldout | None = None
         self._reference: ModelPair | None = None
 
     @property
     def inputs(self) -> dict[str, Checkpoint]:
-        """The checkpoints read, by the name that the user gave them."""
+        """The checkpoints that are read, by the name given by the user."""
         return self.setup.inputs
 
     @property
     def relation(self) -> str:
-        """Quantized where a step packs weights; the chain is the one that a search has chosen."""
+        """`quantized` if a step of the chain packs weights, otherwise `finetune`."""
         packs = any(isinstance(step, CompressStep) and step.packs for step in self.job.method)
         return "quantized" if packs else "finetune"
 
     @property
     def before(self) -> Checkpoint:
-        """The model."""
+        """The input model."""
         return self.setup.body
 
     def data(self) -> dict[str, dict[str, str]]:
-        """Digests of the local files of texts."""
+        """Digests of the local text files."""
         return self.setup.data()
 
     def plan(self) -> Plan:
-        """Every refusal that headers, settings and local files can give."""
+        """Plan the output and validate headers, settings and local files."""
         return self.setup.plan()
 
-    # -- the work ---------------------------------------------------------------------------------
+    # -- run ---------------------------------------------------------------------------------------
 
     def run(self, context: RunContext) -> None:
-        """Write the compressed model; of several processes rank 0 does it alone, all of them tune.
+        """Write the compressed model on rank 0; all processes tune it.
 
-        A resumed run repeats the same steps, and reads what it finds in `context.state`: results of
-        steps, chains that a search has measured, the state of the training.
+        A resumed run repeats the same steps and reuses the contents of `context.state`: results of
+        steps, measured chains of a search, the state of the training.
         """
         folder, state, runtime = context.folder, context.state, context.torch
         runtime.on_main(lambda: self._compress(folder, state, runtime.alone))
         if self.job.tune:
             with self._timed("tune_seconds"):
-                told = tune_files(
+                tuning = tune_files(
                     folder,
                     self.setup.body,
                     self.job,
@@ -120,7 +120,7 @@ class CompressRunner(CheckpointRunner):
                     self.progress,
                     self.setup.tasks.dev,
                 )
-                self.report.facts["tuning"] = told
+                self.report.facts["tuning"] = tuning
         if self.job.texts and not self.setup.is_bare:
             with self._timed("ranges_seconds"), self.progress.task("measuring the ranges"):
                 runtime.on_main(lambda: self._write_ranges(folder))
@@ -132,17 +132,17 @@ class CompressRunner(CheckpointRunner):
         self.report.timings[name] = time.perf_counter() - started
 
     def _compress(self, folder: Path, state: Path, runtime: Runtime) -> None:
-        """All but the tuning: read the texts, carry out the steps, write what they make."""
+        """Read the texts, apply the steps and write the result."""
         remove_folder(folder, state, *state.glob("step-*"))
         start = CheckpointEditor.of(self.setup.body)
         with self._timed("read_seconds"):
-            work = self._work = self._begin(start, state, runtime)
+            calibration = self._calibration = self._begin(start, state, runtime)
         with self._timed("calibrate_seconds"):
-            draft = run_steps(self.steps, start, work)
+            draft = run_steps(self.steps, start, calibration)
             if self.job.searches:
-                draft = self._search(draft, work, state)
-            self._tell_taken(work.cache)
-        work.close()
+                draft = self._search(draft, calibration, state)
+            self._report_cache_hits(calibration.cache)
+        calibration.close()
         if self.job.format == "compressed-tensors":
             export(draft)
         with self._timed("write_seconds"):
@@ -153,38 +153,40 @@ class CompressRunner(CheckpointRunner):
                 write_teacher(self.setup.shaped(self.setup.body, draft.rotations), state)
 
     def _begin(self, start: CheckpointEditor, state: Path, runtime: Runtime) -> CalibrationContext:
-        """What steps work with; and what chains, and the result, are measured on."""
+        """Read the texts; create the context of the steps and the held-out vectors."""
         from emb_tool.compress.calibration import CalibrationContext
 
-        job, kept = self.job, ResultCache(state / "kept")
-        if self.setup.is_bare:  # tables alone: there is no model to run
-            return CalibrationContext([], runtime, self.progress, state, job.seed, cache=kept)
+        job, cache = self.job, ResultCache(state / "cache")
+        if self.setup.is_bare:  # only tables, no model
+            return CalibrationContext([], runtime, self.progress, state, job.seed, cache=cache)
         if not job.texts and any(step.calibrated for step in self.steps):
             self.progress.warn(
                 "no --texts: calibrating on sentences of Python's documentation; give texts "
-                "like those that will be searched, the result depends on them"
+                "like those that will be searched, because the result depends on them"
             )
         with self.progress.task("reading the texts"):
-            parts = TextSplits.from_job(job, state, self.progress)
-        self.report.facts["texts"] = parts.counts
-        work = CalibrationContext(
-            parts.calibration, runtime, self.progress, state, job.seed, job.prompt_name, kept,
-            parts.report,
+            splits = TextSplits.from_job(job, state, self.progress)
+        self.report.facts["texts"] = splits.counts
+        calibration = CalibrationContext(
+            splits.calibration, runtime, self.progress, state, job.seed, job.prompt_name, cache,
+            splits.report,
         )  # fmt: skip
-        prompt = work.prompt(work.encoder(start))
-        np.save(state / "heldout.npy", work.vectors(start, parts.report))
-        lines = [json.dumps({"text": text, "prompt": prompt}) + "\n" for text in parts.report]
+        prompt = calibration.prompt(calibration.encoder(start))
+        np.save(state / "heldout.npy", calibration.vectors(start, splits.report))
+        lines = [json.dumps({"text": text, "prompt": prompt}) + "\n" for text in splits.report]
         (state / "heldout.jsonl").write_text("".join(lines), encoding="utf-8")
         if job.searches and not job.dev:
-            self._heldout = Heldout(parts.choice, prompt, work.vectors(start, parts.choice))
-        return work
+            self._heldout = Heldout(
+                splits.choice, prompt, calibration.vectors(start, splits.choice)
+            )
+        return calibration
 
-    def _tell_taken(self, kept: ResultCache) -> None:
-        """Say from where a run that was killed goes on."""
-        if kept.hits:
-            self.report.facts["taken_up"] = dict(kept.hits)
-            told = ", ".join(f"{count:,} {kind}" for kind, count in kept.hits.items())
-            self.progress.say(f"taken up from the run before: {told}")
+    def _report_cache_hits(self, cache: ResultCache) -> None:
+        """Report the results of an interrupted run that are reused."""
+        if cache.hits:
+            self.report.facts["reused"] = dict(cache.hits)
+            results = ", ".join(f"{count:,} {kind}" for kind, count in cache.hits.items())
+            self.progress.say(f"reused from the interrupted run: {results}")
 
     def _write(self, draft: CheckpointEditor, folder: Path) -> None:
         with self.progress.task("writing", draft.nbytes, "B") as advance:
@@ -196,58 +198,58 @@ class CompressRunner(CheckpointRunner):
         from emb_tool.checkpoint.ranges import Ranges, write_ranges
         from emb_tool.model.encoder import Encoder
 
-        work = self._work
-        assert work is not None
+        calibration = self._calibration
+        assert calibration is not None
         written = Checkpoint.open(folder)
-        written.name = self.setup.body.name  # what fails on both is a fault of the input
-        encoder = Encoder.open(written, work.runtime)
-        vectors = encoder.encode(work.sample[:RANGE_TEXTS], work.prompt(encoder))
+        written.name = self.setup.body.name  # for messages
+        encoder = Encoder.open(written, calibration.runtime)
+        vectors = encoder.encode(calibration.sample[:RANGE_TEXTS], calibration.prompt(encoder))
         write_ranges(folder, Ranges.from_vectors(vectors))
 
     def _search(
-        self, draft: CheckpointEditor, work: CalibrationContext, state: Path
+        self, draft: CheckpointEditor, calibration: CalibrationContext, state: Path
     ) -> CheckpointEditor:
-        """Find the chain that `--target` asks for."""
+        """Search the chain for `--target` or `--target-retention`."""
         from emb_tool.compress.search import ChainSearch
 
-        job, vocabulary = self.job, self._tries_vocabulary(work)
-        measure = partial(self._kept, work=work)
-        search = ChainSearch(draft, work, measure, state, vocabulary=vocabulary)
+        job, vocabulary = self.job, self._may_trim_vocabulary(calibration)
+        measure = partial(self._retention, calibration=calibration)
+        search = ChainSearch(draft, calibration, measure, state, vocabulary=vocabulary)
         if job.target is not None:
             aim = f"--target {job.target / 1e6:g} MB"
-            found = search.find_best(job.target)
-            chosen = found or search.measured()[-1]
+            best = search.find_best(job.target)
+            chosen = best or search.measured()[-1]
             gap = (job.target - chosen.bytes) / job.target
-            said = (
+            result = (
                 f"{chosen.bytes / 1e6:,.2f} MB, {abs(gap):.1%} {'below' if gap >= 0 else 'ABOVE'}"
             )
         else:
             assert job.target_retention is not None
             aim = f"--target-retention {job.target_retention:g}"
-            found = search.find_smallest(job.target_retention)
-            chosen = found or max(search.measured(), key=lambda chain: chain.score)
-            said = f"{chosen.bytes / 1e6:,.2f} MB for"
-        if found is None:
-            self.missed = f"{aim} cannot be met; the nearest is {chosen.spec}"
+            best = search.find_smallest(job.target_retention)
+            chosen = best or max(search.measured(), key=lambda chain: chain.score)
+            result = f"{chosen.bytes / 1e6:,.2f} MB for"
+        if best is None:
+            self.missed = f"{aim} cannot be met; the closest is {chosen.spec}"
         if self._heldout is not None:
-            by = f"neighbors kept on {len(self._heldout.texts):,} held-out texts"
-            by += " that are not reported on"
+            by = f"neighbor overlap on {len(self._heldout.texts):,} held-out texts"
+            by += " that the report does not use"
         else:
-            by = "the least retention in " + ", ".join(t.label for t in self.setup.tasks.dev)
+            by = "the lowest retention in " + ", ".join(t.label for t in self.setup.tasks.dev)
             by += " (--dev)"
-        self.progress.say(f"chosen by {by}: {chosen.spec} ({said} {aim})")
-        # the recipe that is recorded makes the same model again without a search
+        self.progress.say(f"chosen by {by}: {chosen.spec} ({result} {aim})")
+        # the recorded recipe gives the same model without a search
         steps = (*self.steps, *chosen.steps)
-        nothing = {"target": None, "target_retention": None, "plot": None}
+        unset = {"target": None, "target_retention": None, "plot": None}
         dev = job.dev if job.tune else ()
-        self.job = job.model_copy(update={"method": steps, "dev": dev, **nothing})
+        self.job = job.model_copy(update={"method": steps, "dev": dev, **unset})
         self.papers = list(dict.fromkeys(step.paper for step in steps if step.paper))
         self.report.facts["search"] = {
             "aim": aim,
             "by": by,
             "chosen": chosen.spec,
             "bytes": chosen.bytes,
-            "kept": chosen.retention,
+            "retention": chosen.retention,
             "tried": search.to_dicts(),
         }
         self.report.tables.append(search.table(chosen))
@@ -256,43 +258,45 @@ class CompressRunner(CheckpointRunner):
             search.plot(job.plot, self.setup.body.weight_bytes(), chosen)
         return search.draft(chosen)
 
-    def _tries_vocabulary(self, work: CalibrationContext) -> bool:
-        """Whether there are texts enough for `vocab` to know what others of their kind need."""
-        enough = bool(self.job.texts) and len(work.texts) >= MIN_TEXTS
+    def _may_trim_vocabulary(self, calibration: CalibrationContext) -> bool:
+        """Whether there are enough texts to choose the vocabulary from."""
+        enough = bool(self.job.texts) and len(calibration.texts) >= MIN_TEXTS
         if not enough:
-            given = f"{len(work.texts):,} texts" if self.job.texts else "no --texts"
+            given = f"{len(calibration.texts):,} texts" if self.job.texts else "no --texts"
             self.progress.say(
-                f"vocab is not tried: it takes {MIN_TEXTS:,} --texts to tell which tokens"
-                f" are needed, and there are {given}"
+                f"vocab is not tried: at least {MIN_TEXTS:,} --texts are needed to choose tokens,"
+                f" and there are {given}"
             )
         return enough
 
-    def _kept(self, folder: Path, work: CalibrationContext) -> float:
-        """The least share that a written model keeps: of the tasks, or of the neighbors."""
+    def _retention(self, folder: Path, calibration: CalibrationContext) -> float:
+        """The lowest retention of a written model over the tasks, or its neighbor overlap."""
         from emb_tool.evaluate.agreement import NEIGHBOURS, similarity_metrics
         from emb_tool.evaluate.model_pair import ModelPair
         from emb_tool.model.encoder import Encoder
 
-        encoder = Encoder.open(folder, work.runtime)
+        encoder = Encoder.open(folder, calibration.runtime)
         if self._heldout is not None:
             vectors = encoder.encode(self._heldout.texts, self._heldout.prompt)
-            # of few texts the ten nearest are most of the others, whatever the model
-            near = min(NEIGHBOURS, max(1, (len(vectors) - 1) // 10))
-            return similarity_metrics(vectors, self._heldout.vectors, near)["neighbour overlap"]
+            # among few texts, the ten nearest are most of the others for any model
+            neighbors = min(NEIGHBOURS, max(1, (len(vectors) - 1) // 10))
+            return similarity_metrics(vectors, self._heldout.vectors, neighbors)[
+                "neighbour overlap"
+            ]
         if self._reference is None:
             self._reference = ModelPair.of(
-                Encoder.open(self.setup.body, work.runtime), self.setup.body.name
+                Encoder.open(self.setup.body, calibration.runtime), self.setup.body.name
             )
         measures = run_tasks(
             self.setup.tasks.dev, ModelPair.of(encoder, folder.name), self._reference
         )
-        kept = [m.value for m in measures if m.name == "retention"]
-        return min(value / 100 if value is not None else 0.0 for value in kept)
+        retention = [m.value for m in measures if m.name == "retention"]
+        return min(value / 100 if value is not None else 0.0 for value in retention)
 
     # -- after the files are written --------------------------------------------------------------
 
     def check(self, context: RunContext, target: CheckTarget) -> Check:
-        """The vectors of held-out texts against the input's; or the tables that were packed."""
+        """Compare the vectors of held-out texts with the input's, or the tables of a bare file."""
         state, source = context.state, self.setup.body.path
         if self.setup.is_bare:
             return TablesCheck(target=target, source=source.resolve())
@@ -308,7 +312,7 @@ class CompressRunner(CheckpointRunner):
         )
 
     def summarize(self, report: Report) -> None:
-        """The table on top: what went in, what came out; and the gate on size."""
+        """Add the table of sizes before and after, and check the limits of size and quality."""
         before, after = (int(report.value(name) or 0) for name in ("weights before", "weights"))
         share = f"{after / before:.1%}"
         table = Table("compressed", ["", "before", "after", ""])
@@ -333,15 +337,15 @@ class CompressRunner(CheckpointRunner):
         steps = Table("steps", [""], [[note] for note in report.facts["steps"]])
         if steps.rows:
             report.tables.insert(1, steps)
-        kept = report.value("neighbour overlap", of="held-out texts")
-        if kept is not None and kept < RETENTION_WARNING:
+        overlap = report.value("neighbour overlap", of="held-out texts")
+        if overlap is not None and overlap < RETENTION_WARNING:
             loss = (
-                f"MUCH IS LOST: {kept:.1%} of the ten nearest neighbors are kept, less than"
-                f" {RETENTION_WARNING:.0%}; what it finds will differ from what the input finds"
+                f"LARGE LOSS: {overlap:.1%} of the ten nearest neighbors are the input's, less than"
+                f" {RETENTION_WARNING:.0%}; search results will differ"
             )
             report.facts["loss"] = loss
             self.progress.warn(f"{loss}; allow more bytes, or --tune it")
         limit, missed = self.job.max_bytes, [report.gate, self.missed]
         if limit is not None and after > limit:
             missed.append(f"{after:,} bytes of weights, more than --max-bytes {limit:,}")
-        report.gate = "; ".join(said for said in missed if said) or None
+        report.gate = "; ".join(reason for reason in missed if reason) or None

@@ -54,8 +54,8 @@ class Setup:
     @property
     def inputs(self) -> dict[str, Checkpoint]:
         """The checkpoints read, by the name that the user gave them."""
-        found = [self.body, *([self.partner] if self.partner else [])]
-        return {checkpoint.name: checkpoint for checkpoint in found}
+        checkpoints = [self.body, *([self.partner] if self.partner else [])]
+        return {checkpoint.name: checkpoint for checkpoint in checkpoints}
 
     def data(self) -> dict[str, dict[str, str]]:
         """Digests of the local files of texts, and of the tasks that choose."""
@@ -97,14 +97,14 @@ class Setup:
 
         Args:
             checkpoint: The model.
-            rotations: What these steps have found; None plans alone.
+            rotations: Matrices that `apply` computed for these steps; None to plan only.
         """
         draft = CheckpointEditor.of(checkpoint)
         for step in self.steps:
             if step.stage == "vectors":
                 plan_step(step, draft)
-        for announced, found in zip(draft.rotations, rotations or draft.rotations, strict=True):
-            announced.matrix, announced.mean = found.matrix, found.mean
+        for announced, computed in zip(draft.rotations, rotations or draft.rotations, strict=True):
+            announced.matrix, announced.mean = computed.matrix, computed.mean
         return draft
 
     def _check_data(self) -> None:

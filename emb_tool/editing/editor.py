@@ -33,7 +33,7 @@ NOTICE = f"packed weights: {INSTALL} ({WHERE}), then `{HUB}` before loading"
 
 @dataclass
 class Rotation:
-    """y = V (x - m): announced by a step's plan, filled in when V is found.
+    """y = V (x - m): announced by a step's plan, set by its `apply`.
 
     Args:
         matrix: V, orthogonal, (dim, dim) float32.
@@ -114,7 +114,7 @@ class CheckpointEditor:
             self,
             tensors=dict(self.tensors),
             config=dict(self.config),
-            modules={path: dict(held) for path, held in self.modules.items()},
+            modules={path: dict(tensors) for path, tensors in self.modules.items()},
             files=dict(self.files),
             packed=dict(self.packed),
             notes=list(self.notes),
@@ -139,8 +139,8 @@ class CheckpointEditor:
 
     def specs(self) -> list[TensorSpec]:
         """Every tensor that will be written, those of modules included."""
-        held = [self.tensors, *self.modules.values()]
-        return [lazy.spec for tensors in held for lazy in tensors.values()]
+        groups = [self.tensors, *self.modules.values()]
+        return [lazy.spec for tensors in groups for lazy in tensors.values()]
 
     @property
     def nbytes(self) -> int:
@@ -167,7 +167,7 @@ class CheckpointEditor:
             return
         if "quantization_config" in self.checkpoint.config:
             raise InvalidInput(
-                f"{self.checkpoint.name} is quantised ({method}), {step} needs plain weights",
+                f"{self.checkpoint.name} is quantized ({method}), {step} needs plain weights",
                 "vocab, rotate and truncate work on it; begin with the original for the rest",
             )
         raise InvalidInput(
@@ -203,13 +203,13 @@ class CheckpointEditor:
                 "choose the layers in one step, before any other",
             )
         cut = plan_cut(self.checkpoint, keep_layers(self.checkpoint, keep))
-        kept = {}
+        renamed = {}
         for old, new in cut.tensors.items():
             if old not in self.tensors:
                 continue  # stored twice, and written once
             spec, load = self.tensors[old]
-            kept[new.name] = LazyTensor(replace(spec, name=new.name), load)
-        self.tensors = kept
+            renamed[new.name] = LazyTensor(replace(spec, name=new.name), load)
+        self.tensors = renamed
         self.config |= cut.config
         self.notes += cut.notes
 

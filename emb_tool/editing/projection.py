@@ -48,9 +48,9 @@ def project_vectors(
             load, spec = lazy.load, replace(lazy.spec, shape=(dim, *lazy.spec.shape[1:]))
 
             def folded(load: Callable[[], torch.Tensor] = load) -> torch.Tensor:
-                held = load()
-                matrix = fold(held.float().reshape(len(held), -1))
-                return matrix.reshape(dim, *held.shape[1:]).contiguous().to(held.dtype)
+                tensor = load()
+                matrix = fold(tensor.float().reshape(len(tensor), -1))
+                return matrix.reshape(dim, *tensor.shape[1:]).contiguous().to(tensor.dtype)
 
             draft.modules[end.path][name] = LazyTensor(spec, folded)
         config = {**end.config, "out_features": dim}

@@ -30,17 +30,17 @@ def token_table(
         packed: Names of packed modules.
     """
     matrices = [name for name, spec in specs.items() if len(spec.shape) == 2]
-    found = [name for name in matrices if name.endswith(TABLE_NAMES)]
-    if family == "static" and not found:
-        found = matrices[:1]
-    if len(found) == 1:
-        return found[0]
+    candidates = [name for name in matrices if name.endswith(TABLE_NAMES)]
+    if family == "static" and not candidates:
+        candidates = matrices[:1]
+    if len(candidates) == 1:
+        return candidates[0]
     tables = [name for name in packed if f"{name}.weight".endswith(TABLE_NAMES)]
     if tables:
         raise InvalidInput(f"the token table {tables[0]} is packed already", "pack it in one step")
-    told = ", ".join(found) or "none"
+    listed = ", ".join(candidates) or "none"
     raise InvalidInput(
-        f"{model}: the token table cannot be made out (found: {told})",
+        f"{model}: the token table cannot be identified (candidates: {listed})",
         "name it with --tensor",
     )
 

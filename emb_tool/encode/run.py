@@ -281,9 +281,9 @@ class _Run:
             ranges = Ranges.from_vectors(np.concatenate([block.vectors for block in head]))
             state.ranges = "the texts themselves"
             state.warnings.append(
-                f"{job.model} stores no ranges: they were taken from the first {ranges.texts:,} of "
-                "these texts; for codes of other texts that go with these, give --ranges with the "
-                "file beside this output"
+                f"{job.model} stores no ranges: they were computed from the first {ranges.texts:,} "
+                "texts; to encode other texts to compatible codes, give --ranges with the file "
+                "beside this output"
             )
         return ranges, blocks
 

@@ -146,7 +146,7 @@ class Setup:
         config, layout = self.checkpoint.config, self.checkpoint.layout
         if config.get("quantization_config"):
             raise InvalidInput(
-                f"{self.checkpoint.name} is packed or quantised",
+                f"{self.checkpoint.name} is packed or quantized",
                 "lengthen the plain model, then compress it",
             )
         if needs_hub(config, layout):
@@ -261,7 +261,7 @@ def original_length(checkpoint: Checkpoint, positions: Positions, job: ExtendJob
     if minimum < positions_length:
         listed = ", ".join(f"{key} {value:,}" for key, value in lengths.items())
         raise InvalidInput(
-            f"{name}: at what length it was trained cannot be told from its files ({listed})",
+            f"{name}: its files do not state the length that it was trained with ({listed})",
             "say it with --original-length N; the model's card has it",
         )
     return minimum

@@ -53,7 +53,7 @@ class Encoder(Tokenization):
     ) -> None:
         super().__init__(model, checkpoint, runtime, max_length, layout or checkpoint.layout)
         self.normalises = self.layout.normalises
-        self._fits = math.inf  # padded tokens of a batch, as far as memory has told
+        self._fits = math.inf  # padded tokens of a batch that are known to fit in memory
         dim = embedding_dimension(model) or self.layout.dim
         if dim is None:
             dim = int(self.encode(["width"]).shape[1])

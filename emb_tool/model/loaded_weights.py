@@ -151,12 +151,12 @@ def _classes(config: Any) -> list[Any]:
     from transformers.models.auto import modeling_auto
 
     stated = [getattr(transformers, str(name), None) for name in config.architectures or ()]
-    found = [cls for cls in stated if _is_model(cls)]
+    models = [cls for cls in stated if _is_model(cls)]
     for name, mapping in sorted(vars(modeling_auto).items()):
         if name.startswith("MODEL_FOR_") and name.endswith("_MAPPING") and type(config) in mapping:
             classes = mapping[type(config)]
-            found += classes if isinstance(classes, tuple) else (classes,)
-    return list(dict.fromkeys(found))
+            models += classes if isinstance(classes, tuple) else (classes,)
+    return list(dict.fromkeys(models))
 
 
 def _is_model(cls: Any) -> bool:

@@ -19,7 +19,7 @@ KEY = "embtool_attention"
 SELF_EXTEND, LOGN = "embtool_self_extend", "embtool_logn"
 
 BLOCK = 512
-"""Queries whose scores are held at a time."""
+"""Queries whose scores are in memory at a time."""
 
 
 def logn_attention(
@@ -60,13 +60,13 @@ def self_extend_attention(
 
     Args: as `logn_attention`; dropout is not applied, since nothing is trained by it.
     """
-    held = getattr(module.config, KEY)
+    settings = getattr(module.config, KEY)
     tokens = key.shape[2]
-    if tokens <= held["original"] or query.shape[2] != tokens:
+    if tokens <= settings["original"] or query.shape[2] != tokens:
         return _sdpa(module, query, key, value, mask, scaling=scaling, dropout=dropout, **more)
-    group, window = int(held["group_size"]), int(held["window"])
+    group, window = int(settings["group_size"]), int(settings["window"])
     speed = torch.tensor(
-        plain_frequencies(Rope(held["theta"], held["dim"], 2, 2)),
+        plain_frequencies(Rope(settings["theta"], settings["dim"], 2, 2)),
         device=query.device,
         dtype=torch.float64,
     )

@@ -311,19 +311,19 @@ def code_from_json(value: Mapping[str, Any], where: str) -> Code:
 
 def signs(packed: NDArray[np.uint8], dim: int) -> Floats:
     """±1 float32 (n, dim) of bits packed from the highest, (n, bytes)."""
-    found = np.unpackbits(packed, axis=-1, count=dim).astype(np.float32)
-    found *= 2
-    found -= 1
-    return found
+    signs = np.unpackbits(packed, axis=-1, count=dim).astype(np.float32)
+    signs *= 2
+    signs -= 1
+    return signs
 
 
 def hamming(queries: NDArray[np.uint8], documents: NDArray[np.uint8]) -> NDArray[np.int32]:
     """Number of bits in which codes differ, (queries, documents); both (n, bytes)."""
     one, other = _words(queries), _words(documents)
-    found = np.zeros((len(one), len(other)), np.int32)
+    distances = np.zeros((len(one), len(other)), np.int32)
     for word in range(one.shape[1]):
-        found += np.bitwise_count(one[:, word, None] ^ other[None, :, word])
-    return found
+        distances += np.bitwise_count(one[:, word, None] ^ other[None, :, word])
+    return distances
 
 
 def _words(packed: NDArray[np.uint8]) -> NDArray[np.uint64]:

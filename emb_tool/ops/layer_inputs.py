@@ -1,4 +1,4 @@
-"""What the linear layers of a model see, layer by layer, while the layers before them change."""
+"""Inputs of the linear layers of a model, layer by layer, while the layers before them change."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ class Batch:
     features: Mapping[str, Any]
 
     def run(self) -> None:
-        """Run the model on it."""
+        """Run the model on the batch."""
         self.forward(dict(self.features))
 
     @property
     def mask(self) -> Tensor | None:
         """(texts, tokens) bool, False at padding."""
-        held = self.features.get("attention_mask")
-        return None if held is None else held.bool()
+        mask = self.features.get("attention_mask")
+        return None if mask is None else mask.bool()
 
     def parts(self, count: int) -> list[Batch]:
-        """Some texts each."""
+        """The batch split into up to `count` batches."""
         return [replace(self, features=part) for part in split_batch(self.features, count)]
 
 
 class InputMoments(NamedTuple):
-    """Layers that have the same input.
+    """Second moments of the input that some layers share.
 
     Args:
         names: Their names.
         moments: (in, in) float64, Σ x xᵀ over all tokens of all batches.
-        tokens: How many x.
+        tokens: Number of x.
     """
 
     names: list[str]
@@ -66,31 +66,32 @@ def second_moments(
 ) -> Iterator[InputMoments]:
     """Σ x xᵀ of each layer's inputs, in order of execution.
 
-    Whoever iterates may change the layers just named: what follows sees the change. Blocks of a
-    stack that are done are not run again, their outputs are kept (tokens x width numbers). A batch
-    for which memory runs out is run in parts, down to single texts.
+    The caller may change the layers of an item before it asks for the next: later moments are
+    computed with the changed layers. Outputs of finished blocks are cached (tokens x width numbers)
+    and these blocks are not run again. A batch that does not fit in memory is split, down to single
+    texts.
 
     Args:
         model: In eval mode.
-        layers: Name to linear layer, within the model; those that are not run are left out.
-        batches: The calibration.
-        runtime: Where it is; sums are kept in float64 there, or on the CPU where it has none.
-        done: Layers that are left out, being changed already.
+        layers: Name to linear layer of the model; layers that are not called are skipped.
+        batches: The calibration batches.
+        runtime: Device of the model; sums are float64 on it, or on the CPU if it has no float64.
+        done: Layers to skip, because they were changed before.
     """
     place = runtime.device if runtime.has_float64 else torch.device("cpu")
     first = batches[0]
     trace, parts = retry_in_microbatches(
         lambda count: _trace(model, layers, first.parts(count)[0]), first.features, runtime
     )
-    held = [_Held(batch) for batch in batches]
-    past = 0  # blocks whose outputs are kept
+    cached = [_CachedBatch(batch) for batch in batches]
+    past = 0  # blocks whose outputs are cached
     try:
         for names, ready in trace.stages:
             if all(name in done for name in names):
                 continue
             total, tokens = None, 0
             wanted = [layers[name] for name in names]
-            for batch in held:
+            for batch in cached:
                 work = partial(batch.run, model, wanted, trace, past, ready)
                 begin = len(batch.pieces) or parts
                 seen, count = retry_in_microbatches(work, batch.whole.features, runtime, begin)
@@ -102,11 +103,11 @@ def second_moments(
             assert total is not None
             yield InputMoments(list(names), total, tokens)
     finally:
-        held.clear()
+        cached.clear()
 
 
-class _Held:
-    """A batch in the pieces that fit, and of each the output of the last block that is past."""
+class _CachedBatch:
+    """A batch in pieces that fit in memory, each with the output of its last finished block."""
 
     def __init__(self, batch: Batch) -> None:
         self.whole = batch
@@ -122,8 +123,8 @@ class _Held:
         ready: int,
         count: int,
     ) -> _Run:
-        """See `_run`, in so many pieces."""
-        if count != len(self.pieces):  # what is kept is of other pieces: their blocks run again
+        """`_run` in `count` pieces."""
+        if count != len(self.pieces):  # cached outputs belong to other pieces
             self.pieces, self.outputs = self.whole.parts(count), [None] * count
         total: Tensor | None = None
         tokens = 0
@@ -140,7 +141,7 @@ class _Held:
 
 
 class _Trace(NamedTuple):
-    """How a forward pass goes: layers with one input each and the blocks done before them."""
+    """Order of a forward pass: layers by their input, and the number of blocks finished before."""
 
     stages: list[tuple[list[str], int]]
     blocks: list[nn.Module]
@@ -148,11 +149,11 @@ class _Trace(NamedTuple):
 
 
 class _Done(BaseException):
-    """Everything that was looked for has been seen: no fault of the model's."""
+    """Stops a forward pass after the last layer of interest."""
 
 
 def _trace(model: nn.Module, layers: Mapping[str, nn.Module], batch: Batch) -> _Trace:
-    """Run one batch and look at the order of calls."""
+    """Run one batch and record the order of calls."""
     order: list[tuple[str, Tensor, int]] = []
     calls: dict[nn.Module, int] = {}
     blocks = _stack(model, layers)
@@ -177,21 +178,21 @@ def _trace(model: nn.Module, layers: Mapping[str, nn.Module], batch: Batch) -> _
             hooks.append(block.register_forward_hook(lambda _, args, out: left.append(_first(out))))
         batch.run()
     chain = [place for place, _ in entered] == list(range(len(blocks))) and all(
-        held is out for (_, held), out in zip(entered[1:], left, strict=False)
+        tensor is out for (_, tensor), out in zip(entered[1:], left, strict=False)
     )
     stages: list[tuple[list[str], int]] = []
     last: Tensor | None = None
-    found: set[str] = set()
-    for name, held, ready in order:
-        if name in found:
+    visited: set[str] = set()
+    for name, tensor, ready in order:
+        if name in visited:
             continue
-        found.add(name)
+        visited.add(name)
         alone = calls[layers[name]] > 1
-        if held is last and not alone:
+        if tensor is last and not alone:
             stages[-1][0].append(name)
         else:
             stages.append(([name], ready if chain else 0))
-        last = None if alone else held
+        last = None if alone else tensor
     return _Trace(stages, blocks if chain else [], calls)
 
 
@@ -220,7 +221,7 @@ def _run(
     trace: _Trace,
     fresh: Sequence[nn.Module],
 ) -> _Run:
-    """One batch, as far as the layers; the output of the last fresh block is kept."""
+    """Run one batch up to the layers and return the output of the last of the `fresh` blocks."""
     first, last = layers[0], layers[-1]
     total: Tensor | None = None
     tokens, called, output = 0, 0, None
@@ -264,22 +265,22 @@ def _tokens(rows: Tensor, mask: Tensor | None) -> Tensor:
 
 @contextmanager
 def without_cache(model: Any) -> Iterator[None]:
-    """Decoders keep no keys and values: of blocks that are not run there are none.
+    """Disable the cache of keys and values, which blocks that are skipped do not fill.
 
     Args:
-        model: Of transformers.
+        model: A transformers model.
     """
-    held = getattr(model.config, "use_cache", None)
+    use_cache = getattr(model.config, "use_cache", None)
     model.config.use_cache = False
     try:
         yield
     finally:
-        model.config.use_cache = held
+        model.config.use_cache = use_cache
 
 
 @contextmanager
 def _skipping(blocks: Sequence[nn.Module], output: Any) -> Iterator[None]:
-    """Blocks return what the last of them has returned before."""
+    """Make the blocks return the cached output of the last of them."""
     for block in blocks:
         block.forward = lambda *args, **kwargs: output
     try:
@@ -291,24 +292,24 @@ def _skipping(blocks: Sequence[nn.Module], output: Any) -> Iterator[None]:
 
 @contextmanager
 def _hooks() -> Iterator[list[Any]]:
-    held: list[Any] = []
+    handles: list[Any] = []
     try:
-        yield held
+        yield handles
     finally:
-        for hook in held:
+        for hook in handles:
             hook.remove()
 
 
 def _input(args: Any, kwargs: Any) -> Tensor:
-    found = _first(args or kwargs)
-    assert found is not None
-    return found
+    tensor = _first(args or kwargs)
+    assert tensor is not None
+    return tensor
 
 
-def _first(held: Any) -> Tensor | None:
-    """The tensor that a call begins with: its hidden states."""
-    if isinstance(held, Mapping):
-        held = held.get("hidden_states", next(iter(held.values()), None))
-    elif isinstance(held, tuple | list):
-        held = held[0] if held else None
-    return held if isinstance(held, Tensor) else None
+def _first(value: Any) -> Tensor | None:
+    """The first tensor of the arguments or the output of a call: its hidden states."""
+    if isinstance(value, Mapping):
+        value = value.get("hidden_states", next(iter(value.values()), None))
+    elif isinstance(value, tuple | list):
+        value = value[0] if value else None
+    return value if isinstance(value, Tensor) else None

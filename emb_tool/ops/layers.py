@@ -1,8 +1,8 @@
-"""Dropping transformer layers, so that what is written is a true, smaller model.
+"""Remove transformer layers from a checkpoint.
 
-Layers are found by their names, `prefix.N.suffix` with as many N as the config states layers; no
-architecture is named here. What transformers itself expects of the edited config is compared with
-what will be written, before anything is.
+Layers are identified by tensor names, `prefix.N.suffix` with one N per layer of the config, for any
+architecture. Before anything is written, the result is compared with the tensors that transformers
+expects for the edited config.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def spread_layers(count: int, total: int) -> tuple[int, ...]:
 
     Args:
         count: Layers to keep.
-        total: Layers there are.
+        total: Number of layers.
 
     Raises:
-        InvalidInput: More than there are, or none.
+        InvalidInput: `count` is less than 1 or more than `total`.
     """
     if not 1 <= count <= total:
         raise InvalidInput(f"{count} layers of {total}", f"between 1 and {total}")
@@ -48,10 +48,10 @@ def spread_layers(count: int, total: int) -> tuple[int, ...]:
 
 
 def keep_layers(checkpoint: Checkpoint, layers: int | Sequence[int]) -> tuple[int, ...]:
-    """The layers that a user's `3` or `0,2,5` names.
+    """Indices of the layers to keep: given as they are, or as a number of evenly spread ones.
 
     Raises:
-        InvalidInput: As `spread`, or the checkpoint has no layers.
+        InvalidInput: As `spread_layers`, or the checkpoint has no layers.
     """
     total = len(find_layers(checkpoint)[1])
     return spread_layers(layers, total) if isinstance(layers, int) else tuple(layers)
@@ -64,27 +64,27 @@ def group_layers(names: Iterable[str]) -> dict[str, dict[int, list[str]]]:
     """
     groups: dict[str, dict[int, list[str]]] = {}
     for name in names:
-        if found := _LAYER.match(name):
-            groups.setdefault(found[1], {}).setdefault(int(found[2]), []).append(name)
+        if match := _LAYER.match(name):
+            groups.setdefault(match[1], {}).setdefault(int(match[2]), []).append(name)
     return groups
 
 
 def find_layers(checkpoint: Checkpoint) -> tuple[str, dict[int, list[str]]]:
-    """The prefix of a checkpoint's layers and their names, by number.
+    """Prefix of a checkpoint's layers, and tensor names by layer number.
 
     Raises:
-        InvalidInput: No layers, or not those that the config states.
+        InvalidInput: No layers, or another number than in the config.
     """
     name, layout = checkpoint.name, checkpoint.layout
     if layout.routes:
         raise InvalidInput(
-            f"{name} is a Router of several models", "name the folder of one of them"
+            f"{name} is a Router of several models", "give the folder of one of them"
         )
     if layout.family == "static":
-        raise InvalidInput(f"{name} is a static embedding: it has no layers", "name a transformer")
+        raise InvalidInput(f"{name} is a static embedding: it has no layers", "give a transformer")
     if checkpoint.weights[layout.main].pickled:
         raise InvalidInput(
-            f"{name}: pickled weights are not read here", "convert them to safetensors"
+            f"{name}: pickled weights are not supported here", "convert them to safetensors"
         )
     stated = layer_count(checkpoint.config)
     groups = group_layers(checkpoint.tensors)
@@ -92,20 +92,20 @@ def find_layers(checkpoint: Checkpoint) -> tuple[str, dict[int, list[str]]]:
     if len(fitting) > 1:  # an encoder with its decoder: texts are embedded by the encoder
         fitting = {p: g for p, g in fitting.items() if "encoder" in p.split(".")}
     if len(fitting) != 1:
-        found = ", ".join(f"{len(g)} under {p!r}" for p, g in sorted(groups.items())) or "none"
+        counts = ", ".join(f"{len(g)} under {p!r}" for p, g in sorted(groups.items())) or "none"
         raise InvalidInput(
-            f"{name}: config.json states {stated} layers, the weights have {found}",
-            "layers can be dropped where each has weights of its own, as config.json states",
+            f"{name}: config.json has {stated} layers, the weights have {counts}",
+            "layers can be removed if each has its own weights and config.json has their number",
         )
     return next(iter(fitting.items()))
 
 
 @dataclass(frozen=True)
 class LayerCut:
-    """What keeping some layers will write.
+    """The result of keeping some layers.
 
     Args:
-        tensors: Name in the input to what is written of it.
+        tensors: Name in the input to the tensor that is written.
         config: Keys of `config.json` to set (`None` removes the key).
         notes: Sentences for the user.
     """
@@ -116,22 +116,22 @@ class LayerCut:
 
 
 def plan_cut(ckpt: Checkpoint, keep: Sequence[int]) -> LayerCut:
-    """What keeping some layers will write, checked against transformers' own model.
+    """Plan to keep some layers, and compare the result with the model that transformers creates.
 
     Args:
-        ckpt: With one stack of layers.
-        keep: Layers to keep, in the order in which they are to be applied.
+        ckpt: A checkpoint with one stack of layers.
+        keep: Indices of the layers to keep, in their new order.
 
     Raises:
-        InvalidInput: A layer that is not there or named twice; an architecture whose layers differ,
-            so that one cannot take another's place.
+        InvalidInput: An index is out of range or repeated; or layers differ by their position, so
+            that one cannot replace another.
     """
     prefix, layers = find_layers(ckpt)
     _check_keep(keep, len(layers))
     if "quantization_config" in ckpt.config:
         raise InvalidInput(
-            f"{ckpt.name} is quantized: what its layers are made of is not known here",
-            "take layers out of the model that it was made from, and quantize the result",
+            f"{ckpt.name} is quantized: layers of quantized models are not supported",
+            "remove layers from the original model, then quantize the result",
         )
     edits = _config_edits(ckpt.config, keep, len(layers))
     before, after = _Expected(ckpt.config), _Expected({**ckpt.config, **edits})
@@ -139,15 +139,15 @@ def plan_cut(ckpt: Checkpoint, keep: Sequence[int]) -> LayerCut:
     tensors: dict[str, TensorSpec] = {}
     dropped = []
     for name, spec in ckpt.tensors.items():
-        found = _LAYER.match(name)
+        match = _LAYER.match(name)
         new = name
         if before.ignores(spec):
             dropped.append(name)
             continue
-        if found and found[1] == prefix:
-            if int(found[2]) not in place:
+        if match and match[1] == prefix:
+            if int(match[2]) not in place:
                 continue
-            new = f"{name[: found.start(2)]}{place[int(found[2])]}.{found[3]}"
+            new = f"{name[: match.start(2)]}{place[int(match[2])]}.{match[3]}"
         tensors[name] = replace(spec, name=new)
     writes = [*tensors.values()]
     expected = {name for name in before.shapes if before.stack(prefix).match(name)}
@@ -157,28 +157,28 @@ def plan_cut(ckpt: Checkpoint, keep: Sequence[int]) -> LayerCut:
         _check_loads(ckpt, prefix, {**ckpt.config, **edits}, writes)
     notes = [f"layers {','.join(map(str, keep))} of {len(layers)} are kept"]
     if dropped:
-        notes.append(f"left out, since transformers computes them: {', '.join(sorted(dropped))}")
+        notes.append(f"left out, because transformers computes them: {', '.join(sorted(dropped))}")
     return LayerCut(tensors, edits, tuple(notes))
 
 
 def _check_keep(keep: Sequence[int], total: int) -> None:
     if not keep:
-        raise InvalidInput("no layer is kept", f"name some of 0 to {total - 1}")
+        raise InvalidInput("no layer is kept", f"keep at least one of 0 to {total - 1}")
     for layer in keep:
         if not 0 <= layer < total:
-            raise InvalidInput(f"layer {layer} does not exist", f"there are 0 to {total - 1}")
+            raise InvalidInput(f"layer {layer} does not exist", f"layers are 0 to {total - 1}")
         if list(keep).count(layer) > 1:
-            raise InvalidInput(f"layer {layer} is named twice", "each layer can be kept once")
+            raise InvalidInput(f"layer {layer} is repeated", "give each layer once")
 
 
 def _config_edits(raw: Mapping[str, Any], keep: Sequence[int], total: int) -> dict[str, Any]:
-    """Keys of `config.json` to change: the count, and whatever is listed by layer.
+    """Keys of `config.json` to change: the number of layers, and lists with one item per layer.
 
-    Lists that transformers derives (`layer_types` from an older pattern setting) are written out,
-    since the derivation would go by the new numbers.
+    Lists that transformers derives from another key (`layer_types` from a pattern) are written out,
+    because the derivation would use the new indices.
 
     Raises:
-        InvalidInput: The edited config does not give each kept layer what it had.
+        InvalidInput: The edited config gives a kept layer another value than it had.
     """
     old = transformers_config(raw)
     key = getattr(old, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
@@ -216,7 +216,7 @@ def _is_layer(value: Any, total: int) -> bool:
 
 
 class _Expected:
-    """The tensors of transformers' base model for a config: made without memory, on `meta`."""
+    """Tensors that transformers' base model has for a config, created on the meta device."""
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
         model = model_on_meta(raw)
@@ -225,16 +225,16 @@ class _Expected:
         self.patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])
 
     def name(self, name: str) -> str:
-        """A tensor's name as the base model has it; norms were once called gamma and beta."""
+        """Name of a tensor in the base model; older checkpoints name norms gamma and beta."""
         name = name.removeprefix(self.base)
         return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
 
     def stack(self, prefix: str) -> re.Pattern[str]:
-        """Matches the names under which the base model has the layers of a prefix."""
+        """Pattern of the base model's names of the layers of a prefix."""
         return re.compile(re.escape(self.name(f"{prefix}." if prefix else "")) + r"(\d+)\.(.+)$")
 
     def ignores(self, spec: TensorSpec) -> bool:
-        """Whether it is a buffer that older versions stored, such as position ids."""
+        """Whether a tensor is a buffer that older versions stored, such as position ids."""
         return self.name(spec.name) not in self.shapes and (
             spec.dtype in ("I64", "I32", "BOOL", "U8")
             or any(re.search(pattern, spec.name) for pattern in self.patterns)
@@ -249,39 +249,39 @@ def _check_names(
     after: _Expected,
     writes: Sequence[TensorSpec],
 ) -> None:
-    """The kept layers must have exactly the tensors that the smaller model expects of them."""
+    """Check that the layers have exactly the tensors that the smaller model expects."""
     stack = before.stack(prefix)
     given = {before.name(spec.name): spec.shape for spec in writes}
     for name in [*after.shapes, *given]:
-        found = stack.match(name)
-        if found and after.shapes.get(name) != given.get(name):
-            place, tensor = int(found[1]), found[2]
+        match = stack.match(name)
+        if match and after.shapes.get(name) != given.get(name):
+            place, tensor = int(match[1]), match[2]
             lacks = "lacks" if name not in given else "has"
             raise InvalidInput(
-                f"{ckpt.name}: layer {keep[place]} cannot take place {place}: it {lacks}"
-                f" {tensor}, unlike the layers that this architecture has there",
-                f"keep layer {place} in its place",
+                f"{ckpt.name}: layer {keep[place]} cannot become layer {place}: it {lacks}"
+                f" {tensor}, unlike layer {place} of this architecture",
+                f"keep layer {place} at its position",
             )
 
 
 def _check_loads(
     ckpt: Checkpoint, prefix: str, config: Mapping[str, Any], writes: Sequence[TensorSpec]
 ) -> None:
-    """Transformers finds every tensor of the layers among those to be written.
+    """Check that transformers finds every tensor of the layers among those to be written.
 
-    It is shown a file that has the header and a hole in place of the data (see `meta_kwargs`).
+    It loads a sparse file with the header and no data (see `meta_kwargs`).
     """
     from transformers import AutoModel
 
-    with tempfile.TemporaryDirectory() as held, quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         given = {key: value for key, value in config.items() if value is not None}
-        write_json(Path(held) / "config.json", given)
+        write_json(Path(folder) / "config.json", given)
         begin, _, size = header(writes)
-        with open(Path(held) / "model.safetensors", "wb") as file:
+        with open(Path(folder) / "model.safetensors", "wb") as file:
             file.write(begin)
             file.truncate(len(begin) + size)
-        _, info = AutoModel.from_pretrained(held, output_loading_info=True, **meta_kwargs())
-    stacks = group_layers(info["missing_keys"])  # an encoder's decoder may well be missing
+        _, info = AutoModel.from_pretrained(folder, output_loading_info=True, **meta_kwargs())
+    stacks = group_layers(info["missing_keys"])  # the decoder of an encoder may be missing
     missing = [
         name
         for p, stack in stacks.items()

@@ -1,4 +1,4 @@
-"""The matrices of a transformer that a packed module can stand for, found without its weights."""
+"""Matrices of a transformer that packed modules can replace, listed without loading weights."""
 
 from __future__ import annotations
 

@@ -65,17 +65,19 @@ def split_batch(features: Mapping[str, Any], count: int) -> list[dict[str, Any]]
     """
     offsets = features.get("offsets")
     texts = batch_size(features)
-    found: list[dict[str, Any]] = []
+    batches: list[dict[str, Any]] = []
     for part in np.array_split(np.arange(texts), count):
         rows = slice(int(part[0]), int(part[-1]) + 1)
         if offsets is None:
-            found.append({k: v[rows] if isinstance(v, Tensor) else v for k, v in features.items()})
+            batches.append(
+                {k: v[rows] if isinstance(v, Tensor) else v for k, v in features.items()}
+            )
             continue
         begin = int(offsets[rows.start])
         end = int(offsets[rows.stop]) if rows.stop < texts else None
         ids = features["input_ids"][begin:end]
-        found.append({**features, "input_ids": ids, "offsets": offsets[rows] - begin})
-    return found
+        batches.append({**features, "input_ids": ids, "offsets": offsets[rows] - begin})
+    return batches
 
 
 def batch_size(features: Mapping[str, Any]) -> int:

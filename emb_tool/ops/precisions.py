@@ -1,4 +1,4 @@
-"""The precisions that vectors can be kept in, by name; read without numpy."""
+"""Names of the precisions of vectors; importable without numpy."""
 
 from __future__ import annotations
 

@@ -40,12 +40,12 @@ def _is_plain(weight: Tensor) -> bool:
 def has_slow_products() -> bool:
     """Whether this CPU has AVX-512 and another maker than Intel, and torch has oneDNN."""
     try:
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        cpu_info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
     return (
         torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and "GenuineIntel" not in told
+        and "GenuineIntel" not in cpu_info
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )

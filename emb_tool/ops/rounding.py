@@ -89,7 +89,7 @@ def quantize_groups(
 
 
 def nearest(weight: Tensor, scale: Tensor, minimum: Tensor, bits: int) -> Tensor:
-    """Codes of weights under given scales: round((w - m) / s), kept in range.
+    """Codes of weights under given scales: round((w - m) / s), clamped to the range.
 
     Args:
         weight: Float32, of any shape: a column, for one.
@@ -214,15 +214,15 @@ def unpack_codes(data: Tensor, bits: int, columns: int) -> Tensor:
     """
     if bits == 8:
         return data
-    found: Tensor | None = None
+    packed: Tensor | None = None
     start = shift = 0
     for part in PARTS[bits]:
         stop = start + packed_bytes(columns, part)
         codes = unpack_part(data[..., start:stop], part, columns, shift)
-        found = codes if found is None else found.bitwise_or_(codes)
+        packed = codes if packed is None else packed.bitwise_or_(codes)
         start, shift = stop, shift + part
-    assert found is not None
-    return found
+    assert packed is not None
+    return packed
 
 
 def unpack_part(data: Tensor, bits: int, columns: int, shift: int = 0) -> Tensor:

@@ -131,51 +131,51 @@ def row_weights(frequencies: Tensor | None) -> Tensor | None:
 def sample(
     rows: int, count: int, weights: Tensor | None, seed: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Rows that stand for all: drawn by weight, each with the weight that it has to count by.
+    """Bottom-k sample of rows without replacement, with weights that make sums unbiased.
 
-    Of `rows` exponential times E_i / w_i the `count` smallest are taken. One that comes before the
-    next, at time t, had the chance 1 - exp(-w_i t), and counts w_i over that: sums over the drawn
-    are right on average (Cohen and Kaplan, doi:10.14778/1453856.1453884, bottom-k samples).
+    Row i has the rank E_i / w_i with an exponential E_i, and the `count` smallest ranks are drawn.
+    With t the next rank, row i is included with probability 1 - exp(-w_i t) and its weight is w_i
+    divided by that (Cohen and Kaplan, doi:10.14778/1453856.1453884).
 
     Args:
-        rows: How many there are.
-        count: How many are drawn at most; rows of weight 0 are drawn last.
-        weights: (rows,), or None.
-        seed: Of the draw.
+        rows: Number of rows.
+        count: Maximum number of drawn rows; rows of weight 0 are drawn last.
+        weights: (rows,), or None for equal weights.
+        seed: Seed of the sample.
 
     Returns:
-        Ids in ascending order, and their weights; None where all count alike.
+        Ids in ascending order, and their weights, or None for equal weights.
     """
     if rows <= count:
         return torch.arange(rows), weights
     rng = np.random.default_rng(seed)
     if weights is None:
         return torch.from_numpy(np.sort(rng.choice(rows, count, replace=False))), None
-    held = weights.detach().cpu().numpy().astype(np.float64)
+    float_weights = weights.detach().cpu().numpy().astype(np.float64)
     with np.errstate(divide="ignore"):
-        times = rng.standard_exponential(rows, dtype=np.float32) / held
+        times = rng.standard_exponential(rows, dtype=np.float32) / float_weights
     order = np.argpartition(times, count)
     ids, end = np.sort(order[:count]), times[order[count]]
-    counted = held[ids]
+    sample_weights = float_weights[ids]
     if np.isfinite(end):
-        counted = counted / -np.expm1(-counted * end)
-    return torch.from_numpy(ids), torch.from_numpy(counted).float()
+        sample_weights = sample_weights / -np.expm1(-sample_weights * end)
+    return torch.from_numpy(ids), torch.from_numpy(sample_weights).float()
 
 
 def non_finite_rows(table: Tensor, limit: int = 5) -> tuple[list[int], int]:
-    """The first rows that hold NaN or an infinity, and how many there are."""
-    found: list[int] = []
+    """The first rows with NaN or infinity, and the number of all such rows."""
+    rows: list[int] = []
     count = 0
     if not table.is_floating_point():
-        return found, count
+        return rows, count
     for start, piece in iterate_chunks(table, "checking"):
-        # a sum is not finite if one of its terms is not; the converse is looked into
+        # a sum with a non-finite term is not finite; a sum of finite terms may overflow, too
         suspect = ~torch.isfinite(piece.sum(dim=1))
         if suspect.any():
             bad = (~torch.isfinite(piece).all(dim=1)).nonzero().flatten()
             count += len(bad)
-            found += [start + int(i) for i in bad[: limit - len(found)]]
-    return found, count
+            rows += [start + int(i) for i in bad[: limit - len(rows)]]
+    return rows, count
 
 
 def relative_error(
@@ -191,11 +191,12 @@ def relative_error(
     sums = torch.zeros(4, dtype=torch.float64)
     for start, piece in iterate_chunks(table, "measuring"):
         ids = torch.arange(start, start + len(piece), device=piece.device)
-        lost = (piece - decode(ids).to(piece)).square().sum(dim=1).double().cpu()
-        held = piece.square().sum(dim=1).double().cpu()
-        used = torch.ones_like(held)
+        error = (piece - decode(ids).to(piece)).square().sum(dim=1).double().cpu()
+        energy = piece.square().sum(dim=1).double().cpu()
+        row_weights = torch.ones_like(energy)
         if frequencies is not None:
-            used = frequencies[start : start + len(piece)].double().cpu()
-        sums += torch.stack([lost.sum(), held.sum(), (used * lost).sum(), (used * held).sum()])
+            row_weights = frequencies[start : start + len(piece)].double().cpu()
+        weighted_sums = (row_weights * error).sum(), (row_weights * energy).sum()
+        sums += torch.stack([error.sum(), energy.sum(), *weighted_sums])
     plain, weighted = (sums[0::2] / sums[1::2].clamp(min=1e-300)).tolist()
     return plain, weighted if sums[3] > 0 else plain

@@ -1,4 +1,4 @@
-"""How a model's own code uses its matrices, found by running it without weights.
+"""How the code of a model uses its matrices, traced without weights.
 
 A packed module (`emb_tool.packed`) serves calls alone: ids to rows, inputs to outputs. Some classes
 read a module's weight as well: DeBERTa multiplies by the table of its relative positions,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 BLOCK = 1 << 17
-"""Distances held at a time on the CPU: 512 KB, in the cache of a core."""
+"""Distances in memory at a time on the CPU: 512 KB, in the cache of a core."""
 
 GPU_ELEMENTS = 1 << 27
-"""Distances held at a time on an accelerator."""
+"""Distances in memory at a time on an accelerator."""
 
 
 def assign(data: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,13 +62,13 @@ def nearest(points: Tensor, c: Tensor) -> Tensor:
     """
     right = torch.cat([-2 * c, c.square().sum(1, keepdim=True)], dim=1).t().contiguous()
     block = max(1, BLOCK // len(c))
-    held = torch.empty(min(block, len(points)), len(c))
-    found = np.empty(len(points), np.int64)
+    distances = torch.empty(min(block, len(points)), len(c))
+    nearest = np.empty(len(points), np.int64)
     for i in range(0, len(points), block):
-        part = held[: min(block, len(points) - i)]
+        part = distances[: min(block, len(points) - i)]
         torch.mm(points[i : i + block], right, out=part)
-        found[i : i + block] = part.numpy().argmin(axis=1)
-    return torch.from_numpy(found)
+        nearest[i : i + block] = part.numpy().argmin(axis=1)
+    return torch.from_numpy(nearest)
 
 
 def update_centroids(

@@ -53,6 +53,6 @@ def expand(
         from emb_tool.packed.plain import write_plain
         from emb_tool.runtime.device import DTYPES as TORCH_DTYPES
 
-        wanted = next(found for name, found in TORCH_DTYPES.items() if name == dtype)
+        wanted = next(torch_dtype for name, torch_dtype in TORCH_DTYPES.items() if name == dtype)
         write_plain(checkpoint, folder.partial, wanted, progress or Progress(0))
         return folder.seal()

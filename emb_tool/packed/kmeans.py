@@ -24,7 +24,7 @@ MIN_IMPROVEMENT = 16
 """Points for each centroid that such a part has at least."""
 
 WIDE = 16
-"""Dimensions from which clusters are found in growing numbers of them, see `_progressive`."""
+"""Dimensions from which k-means adds dimensions progressively, see `_progressive`."""
 
 GROWTH = 10
 """Steps of that growth."""
@@ -64,12 +64,12 @@ def kmeans(
     """
     n, d = data.shape[1:]
     weights = torch.ones(n, device=data.device) if weights is None else weights.to(data)
-    found = _lloyd(data, k, weights, iterations, seed, start, what)
+    centroids = _lloyd(data, k, weights, iterations, seed, start, what)
     if start is None and d >= WIDE:
         other = _progressive(data, k, weights, iterations, seed, what)
-        costs = [(assign(data, c)[1] * weights).sum(dim=1) for c in (found, other)]
-        found = torch.where((costs[1] < costs[0])[:, None, None], other, found)
-    return found
+        costs = [(assign(data, c)[1] * weights).sum(dim=1) for c in (centroids, other)]
+        centroids = torch.where((costs[1] < costs[0])[:, None, None], other, centroids)
+    return centroids
 
 
 def _lloyd(
@@ -91,12 +91,12 @@ def _lloyd(
         def alone(i: int) -> Tensor:
             return _alone(data[i], start[i], weights, rounds)
 
-        found = []
+        centroids = []
         with workers() as each:
             for centroids in each(alone, range(len(data))):
-                found.append(centroids)
+                centroids.append(centroids)
                 advance(len(rounds))
-        return torch.stack(found)
+        return torch.stack(centroids)
 
 
 def _rounds(n: int, k: int, iterations: int, warm: bool) -> list[int]:
@@ -164,15 +164,17 @@ def _progressive(
     data = data - mean
     vectors = torch.linalg.eigh(((data * w).mT @ data).double()).eigenvectors.flip(2).to(data)
     data = data @ vectors
-    found = data.new_zeros(len(data), k, 0)
+    centroids = data.new_zeros(len(data), k, 0)
     start = None
     for size in [*sorted({int(d ** (i / GROWTH)) for i in range(1, GROWTH)}), d]:
-        if found.shape[2]:
-            start = torch.cat([found, found.new_zeros(len(data), k, size - found.shape[2])], 2)
+        if centroids.shape[2]:
+            start = torch.cat(
+                [centroids, centroids.new_zeros(len(data), k, size - centroids.shape[2])], 2
+            )
         part = data[:, :, :size].contiguous()
-        said = f"{what}, {size} of {d} dimensions"
-        found = _lloyd(part, k, weights, iterations, seed, start, said)
-    back: Tensor = found @ vectors.mT + mean
+        label = f"{what}, {size} of {d} dimensions"
+        centroids = _lloyd(part, k, weights, iterations, seed, start, label)
+    back: Tensor = centroids @ vectors.mT + mean
     return back
 
 

@@ -30,7 +30,7 @@ def gram(table: Tensor, weights: Tensor | None = None, ids: Tensor | None = None
 
     Args:
         table: (rows, columns).
-        weights: One per row that is taken; None for 1.
+        weights: One per row; None for 1.
         ids: The rows to take, int64; None for all.
 
     Returns:
@@ -76,7 +76,7 @@ def low_rank(
     Args:
         table: (rows, columns).
         rank: Columns of A.
-        weights: One per row that is taken; None for 1.
+        weights: One per row; None for 1.
         ids: The rows to take, int64; None for all.
 
     Returns:

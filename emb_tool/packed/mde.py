@@ -164,7 +164,7 @@ class MixedDimension(Packed):
         return out
 
     def reset(self, seed: int = 0) -> Self:
-        """See `Packed.reset`; ids are taken to be sorted by frequency."""
+        """See `Packed.reset`; ids are assumed to be sorted by frequency."""
         super().reset(seed)
         right = self.value("right").clone()
         begin = 0

@@ -1,4 +1,4 @@
-"""Only the largest entries are kept: magnitude pruning, as in DeepLight (arXiv:2002.06987)."""
+"""Magnitude pruning: the largest entries are kept, as in DeepLight (arXiv:2002.06987)."""
 
 from __future__ import annotations
 

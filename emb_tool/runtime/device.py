@@ -141,7 +141,7 @@ class Runtime(Processes):
         has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
         if kind == "auto":
             kind = "cuda" if has_cuda else "mps" if has_mps else "cpu"
-            why = f"{kind} is the best device found"
+            why = f"{kind} is the best available device"
         else:
             why = f"{device} asked for"
         if kind == "cuda":

@@ -1,6 +1,6 @@
 """Requests to an OpenAI-compatible `/v1/embeddings` endpoint, with patience and without leaks.
 
-Connections are kept open from one request to the next. The key goes into one request header and
+Connections are reused between requests. The key goes into one request header and
 nowhere else: not along with a redirect, not into a message.
 """
 
@@ -29,7 +29,7 @@ _ANSWER_BYTES = 1 << 20  # a text's; a vector of 32,768 numbers is below
 _MESSAGE_BYTES = 10_000
 _PATIENCE = 10  # timeouts that an answer may take that comes in drops
 _LONGEST_WAIT = 300.0  # seconds, also when the server asks for more
-_IDLE = 4.0  # seconds that a connection is kept without a request; many servers close it after 5
+_IDLE = 4.0  # seconds after which an idle connection is closed; many servers close it after 5
 
 
 class _Retry(Exception):
@@ -105,7 +105,7 @@ class Client:
                     stop.wait(min(delay, _LONGEST_WAIT))
         raise RunFailed(
             f"{self.address}: gave up after {self.attempts} attempts, the last: {why}",
-            "what came so far is kept: go on with --resume when the endpoint answers again",
+            "received vectors are stored: continue with --resume when the endpoint responds again",
         )
 
     def _post(self, inputs: Sequence[str]) -> Any:
@@ -148,41 +148,41 @@ class Client:
     def _refuse(self, answer: httpx2.Response) -> NoReturn:
         """Turn an HTTP status into what is to be done about it."""
         status = answer.status_code
-        said, kind = self._message(answer)
-        told = f"the server answers {status}" + (f": {said}" if said else "")
+        detail, kind = self._message(answer)
+        message = f"the server answers {status}" + (f": {detail}" if detail else "")
         if 300 <= status < 400:
             target = answer.headers.get("Location", "another address")
             raise InvalidInput(f"{self.address}: redirects to {target}", "give that address")
         if status in _TRY_AGAIN or status >= 500:
             if kind == "insufficient_quota":
-                raise RunFailed(f"{self.address}: {told}", "top up, then go on with --resume")
-            raise _Retry(told, _retry_after(answer.headers.get("Retry-After")))
+                raise RunFailed(f"{self.address}: {message}", "top up, then continue with --resume")
+            raise _Retry(message, _retry_after(answer.headers.get("Retry-After")))
         if status in _PERHAPS_ONE_TEXT:
-            raise Rejected(told)
+            raise Rejected(message)
         hint = "check the address and the model's name"
         if status in (401, 403):
             hint = f"put a valid key in {KEY_VARIABLE}, or name the variable that holds it"
-        raise InvalidInput(f"{self.address}: {told}", hint)
+        raise InvalidInput(f"{self.address}: {message}", hint)
 
     def _message(self, answer: httpx2.Response) -> tuple[str, str]:
         """What the server says, on one line, and its name for the error."""
-        said = b""
+        body = b""
         try:
             for part in answer.iter_bytes():
-                said += part
-                if len(said) > _MESSAGE_BYTES:
+                body += part
+                if len(body) > _MESSAGE_BYTES:
                     break
         except httpx2.RequestError:
             return "", ""
-        text = said[:_MESSAGE_BYTES].decode("utf-8", "replace")
+        text = body[:_MESSAGE_BYTES].decode("utf-8", "replace")
         kind = ""
         try:
-            told = json.loads(text)
-            told = told.get("error", told)
-            if isinstance(told, dict):
-                kind = str(told.get("code") or told.get("type") or "")
-                told = told.get("message") or told.get("detail") or text
-            text = str(told)
+            error_body = json.loads(text)
+            error_body = error_body.get("error", error_body)
+            if isinstance(error_body, dict):
+                kind = str(error_body.get("code") or error_body.get("type") or "")
+                error_body = error_body.get("message") or error_body.get("detail") or text
+            text = str(error_body)
         except (ValueError, AttributeError):
             pass
         if self._key:

@@ -79,7 +79,7 @@ def find_key(address: Address, variable: str, on_warning: Callable[[str], None])
         address: The endpoint.
         variable: Environment variable that holds the key. It must be set if it is not
             `EMBTOOL_API_KEY`; where that is not set, OpenAI's own hosts get `OPENAI_API_KEY`.
-        on_warning: Told when a key is held back.
+        on_warning: Called with a message if the key is not sent.
 
     Raises:
         InvalidInput: The variable named is not set, or holds what cannot be a key.

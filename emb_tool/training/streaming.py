@@ -179,12 +179,14 @@ class StreamedTexts:
             else None
         )
         while True:
-            taken = {reader.lane: reader.take(self._per_reader, self.include) for reader in readers}
-            counts = {index: len(texts) for index, texts in taken.items()}
+            blocks = {
+                reader.lane: reader.take(self._per_reader, self.include) for reader in readers
+            }
+            counts = {index: len(texts) for index, texts in blocks.items()}
             reader_of, row_of = self.order(counts)
             is_own = self.owner(reader_of, row_of) == self.rank
             own = zip(reader_of[is_own], row_of[is_own], strict=True)
-            texts = [taken[index][row] for index, row in own]
+            texts = [blocks[index][row] for index, row in own]
             states_after = {str(reader.lane): reader.state() for reader in readers}
             part = self._window_shard(texts, self.first, 0 if cursor.epoch else len(texts))
             part.counts, part.readers = counts, states_after

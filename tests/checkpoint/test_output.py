@@ -1,4 +1,4 @@
-"""The output folder: whole under its name, or a partial to be taken up."""
+"""The output folder: complete under its name, or a resumable partial."""
 
 from __future__ import annotations
 

@@ -336,14 +336,14 @@ def test_much_loss_is_shouted_on_terminal_report_and_card(
 ) -> None:
     done = compress(tiny_bert, "-m", "int:bits=2")
     assert done.code == 0
-    assert "warning: MUCH IS LOST:" in done.err
+    assert "warning: LARGE LOSS:" in done.err
     report = json.loads(done.out)
     kept = next(m["value"] for m in report["measures"] if m["name"] == "neighbour overlap")
     assert kept < 0.9
-    assert any(f"MUCH IS LOST: {kept:.1%} of the ten" in told for told in report["warnings"])
-    assert f"**MUCH IS LOST: {kept:.1%}" in (tmp_path / "out" / "README.md").read_text()
+    assert any(f"LARGE LOSS: {kept:.1%} of the ten" in told for told in report["warnings"])
+    assert f"**LARGE LOSS: {kept:.1%}" in (tmp_path / "out" / "README.md").read_text()
     done = compress(tiny_bert, "-m", "cast", "--overwrite")
-    assert "MUCH IS LOST" not in done.err + (tmp_path / "out" / "README.md").read_text()
+    assert "LARGE LOSS" not in done.err + (tmp_path / "out" / "README.md").read_text()
 
 
 def test_reported_tasks_choose_no_chain_and_dev_does(
@@ -355,7 +355,7 @@ def test_reported_tasks_choose_no_chain_and_dev_does(
         return f"sts:{tmp_path / name}"
 
     test, dev = pairs("test.tsv", 100), pairs("dev.tsv", 200)
-    for more, said in (([], "neighbors kept on 24 held-out texts"), (["--dev", dev], "sts:dev")):
+    for more, said in (([], "neighbor overlap on 24 held-out texts"), (["--dev", dev], "sts:dev")):
         done = compress(tiny_bert, "--target", "1GB", "--eval", test, *more, "--overwrite")
         assert done.code == 0, done.err + done.out
         report = json.loads(done.out)

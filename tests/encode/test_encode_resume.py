@@ -1,4 +1,4 @@
-"""An encoding that was interrupted: taken up, whole or not there, never of other texts."""
+"""An encoding that was interrupted: resumed, complete or absent, never of other texts."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def files(folder: Path, out: str) -> dict[str, bytes]:
     ("suffix", "precision"),
     [(".npy", "float32"), (".npy", "int8"), (".npy", "rabitq"), (".parquet", "uint8")],
 )
-def test_killed_twice_and_taken_up(
+def test_killed_twice_and_resumed(
     job: Callable[..., list[str]], tmp_path: Path, run_cli: Callable[..., CliResult],
     suffix: str, precision: str,
 ) -> None:  # fmt: skip

@@ -77,7 +77,7 @@ def save_always_and_die_at(module: str, name: str, call: int) -> Callable[[], No
     return prepare
 
 
-def test_killed_and_taken_up_it_ends_the_same(
+def test_killed_and_resumed_it_ends_the_same(
     run_cli: Callable[..., CliResult], tmp_path: Path, tiny_bert: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

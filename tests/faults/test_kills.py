@@ -1,4 +1,4 @@
-"""Every command, killed wherever it touches a file: whole or to be taken up, and the same bytes.
+"""Every command, killed wherever it touches a file: complete or resumable, with the same bytes.
 
 The points are those at which a run opens, renames or removes a file of its own, or a moment after
 one; they are drawn from a seed. `make test` draws a few, `make test-slow` many.

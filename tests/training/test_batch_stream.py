@@ -190,7 +190,7 @@ def test_tokens_are_made_once_and_read_back(tmp_path: Path) -> None:
 
 
 def test_texts_that_were_cut_are_known_to_the_run_that_goes_on() -> None:
-    """Each once: whatever the number of epochs, of processes, and of times it is taken up."""
+    """Each once: whatever the number of epochs, of processes, and of resumed runs."""
     count = 30
     wanted = lengths_of(count) > 9
     assert 0 < wanted.sum() < count

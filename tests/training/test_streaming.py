@@ -171,7 +171,7 @@ def test_processes_share_the_very_same_batches(
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_a_run_is_taken_up_at_any_place_by_any_number(
+def test_a_run_is_resumed_at_any_place_by_any_number(
     shards: Shards, queries: Shards, asked: bool
 ) -> None:
     second = queries if asked else None
@@ -188,7 +188,7 @@ def test_a_run_is_taken_up_at_any_place_by_any_number(
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_texts_that_are_cut_are_counted_once(shards: Shards, queries: Shards, asked: bool) -> None:
-    """Over epochs, and by a run that is taken up anywhere; processes agree by `Place`, above."""
+    """Over epochs, and by a run that is resumed anywhere; processes agree by `Place`, above."""
     second = queries if asked else None
     whole = make(shards, second)
     alone = list(whole.prefetched(DataCursor()))

@@ -99,8 +99,8 @@ def _parts(bits: int, count: int) -> dict[str, int]:
 def _part(base, at, mask, BITS: tl.constexpr):
     """Codes of one part: those at places `at`, BITS each, behind pointers `base`."""
     first = at * BITS
-    held = tl.load(base + first // 8, mask=mask, other=0).to(tl.int32)
-    return (held >> (first % 8)) & ((1 << BITS) - 1)
+    word = tl.load(base + first // 8, mask=mask, other=0).to(tl.int32)
+    return (word >> (first % 8)) & ((1 << BITS) - 1)
 
 
 @triton.jit
@@ -146,9 +146,9 @@ def _integer_rows(
     code = _code(data + start, place, mask, A, B, C, AT_B, AT_C).to(tl.float32)
     scale = _half(sides, start + width - 4, known, EVEN)
     minimum = _half(sides, start + width - 2, known, EVEN)
-    found = tl.where(there[:, None], code * scale + minimum, float("nan"))
+    rows = tl.where(there[:, None], code * scale + minimum, float("nan"))
     at = row.to(tl.int64)[:, None] * columns + column[None, :]
-    tl.store(out + at, found.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + at, rows.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -165,12 +165,12 @@ def _codeword_rows(
     mask = inside & there[:, None]
     base = codes + asked[:, None] * width_codes
     first = ((column // width) * stages)[None, :]
-    found = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    rows = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for stage in range(stages):
         at = first + stage
         code = _code(base, at, mask, A, B, C, AT_B, AT_C)
         word = (at * k + code) * width + (column % width)[None, :]
-        found += tl.load(books + word, mask=mask, other=0).to(tl.float32)
-    found = tl.where(there[:, None], found * scale, float("nan"))
+        rows += tl.load(books + word, mask=mask, other=0).to(tl.float32)
+    rows = tl.where(there[:, None], rows * scale, float("nan"))
     place = row.to(tl.int64)[:, None] * columns + column[None, :]
-    tl.store(out + place, found.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + place, rows.to(out.dtype.element_ty), mask=inside)

@@ -1,4 +1,4 @@
-"""A compression killed at any point and taken up again: the same bytes, and little done twice."""
+"""A compression killed at any point and resumed: the same bytes, and little done twice."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def jobs(
     return {name: [*argv, "-o"] for name, argv in found.items()} | {"whole": [str(folder)]}
 
 
-def taken_up(
+def resume(
     jobs: dict[str, list[str]], job: str, folder: Path, prepare: Callable[[], None]
 ) -> dict[str, Any]:
     """Kill a job, take it up, hold the bytes against those of the whole run; the report's facts."""
@@ -105,8 +105,8 @@ QUICK = ("a result is half written", "the tuned files are being written")
 )
 def test_a_chain_goes_on(jobs: dict[str, list[str]], tmp_path: Path, point: str) -> None:
     prepare, taken = POINTS[point]
-    facts = taken_up(jobs, "chain", tmp_path, prepare)
-    assert facts.get("taken_up", {}).items() >= taken.items()
+    facts = resume(jobs, "chain", tmp_path, prepare)
+    assert facts.get("reused", {}).items() >= taken.items()
     if point in ("the tuned files are being written", "the output is being checked"):
         assert facts["tuning"]["resumed_at"] == facts["tuning"]["texts"]
 
@@ -115,4 +115,4 @@ def test_a_search_goes_on_and_measures_no_chain_twice(
     jobs: dict[str, list[str]], tmp_path: Path
 ) -> None:
     measure = killed_at("emb_tool.compress.run", "CompressRunner._kept", 2)
-    assert taken_up(jobs, "search", tmp_path, measure)["taken_up"]["chains measured"] == 1
+    assert resume(jobs, "search", tmp_path, measure)["reused"]["chains measured"] == 1
