@@ -91,12 +91,12 @@ def _lloyd(
         def alone(i: int) -> Tensor:
             return _alone(data[i], start[i], weights, rounds)
 
-        centroids = []
+        subspaces = []
         with workers() as each:
             for centroids in each(alone, range(len(data))):
-                centroids.append(centroids)
+                subspaces.append(centroids)
                 advance(len(rounds))
-        return torch.stack(centroids)
+        return torch.stack(subspaces)
 
 
 def _rounds(n: int, k: int, iterations: int, warm: bool) -> list[int]:

@@ -114,5 +114,5 @@ def test_a_chain_goes_on(jobs: dict[str, list[str]], tmp_path: Path, point: str)
 def test_a_search_goes_on_and_measures_no_chain_twice(
     jobs: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    measure = killed_at("emb_tool.compress.run", "CompressRunner._kept", 2)
+    measure = killed_at("emb_tool.compress.run", "CompressRunner._retention", 2)
     assert resume(jobs, "search", tmp_path, measure)["reused"]["chains measured"] == 1

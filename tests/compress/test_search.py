@@ -326,7 +326,7 @@ def test_a_target_that_turns_out_too_small_writes_the_smallest_and_ends_with_3(
     done = compress(tiny_bert, "--target", "20kB")
     assert done.code == 3, done.err
     report = json.loads(done.out)
-    assert "--target 0.02 MB cannot be met; the nearest is" in report["gate"]
+    assert "--target 0.02 MB cannot be met; the closest is" in report["gate"]
     tried = [c for c in report["facts"]["search"]["tried"] if c["kept"] is not None]
     assert report["facts"]["search"]["bytes"] == min(chain["bytes"] for chain in tried)
 

@@ -203,7 +203,7 @@ def test_ranges_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
         Ranges.from_vectors(VECTORS[7:200]),
         Ranges.from_vectors(VECTORS[200:]),
     ]
-    joined = parts[0].join(parts[1]).join(parts[2])
+    joined = parts[0].merge(parts[1]).merge(parts[2])
     for name in ("low", "high"):
         np.testing.assert_array_equal(getattr(joined, name), getattr(RANGES, name))
     np.testing.assert_allclose(joined.mean, VECTORS.astype(np.float64).mean(0), atol=1e-7)

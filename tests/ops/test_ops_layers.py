@@ -188,7 +188,7 @@ def test_refusals(tiny_bert: Path, tiny_static: Path, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(tiny_bert)
     assert keep_layers(checkpoint, 2) == (0, 3)
     assert keep_layers(checkpoint, (1, 2)) == (1, 2)
-    for keep, says in (((0, 4), "layer 4 does not exist"), ((1, 1), "layer 1 is named twice"),
+    for keep, says in (((0, 4), "layer 4 does not exist"), ((1, 1), "layer 1 is repeated"),
                        ((-1,), "layer -1"), ((), "no layer")):  # fmt: skip
         with pytest.raises(InvalidInput, match=says) as refused:
             plan_cut(checkpoint, keep)
@@ -197,7 +197,7 @@ def test_refusals(tiny_bert: Path, tiny_static: Path, tmp_path: Path) -> None:
         keep_layers(Checkpoint.open(tiny_static), 1)
     folder = make("modernbert", tmp_path / "modernbert")
     with pytest.raises(
-        InvalidInput, match=r"layer 2 cannot take place 0: it has attn_norm\.weight"
+        InvalidInput, match=r"layer 2 cannot become layer 0: it has attn_norm\.weight"
     ):
         plan_cut(Checkpoint.open(folder, need_tokenizer=False), (2, 5))
 
@@ -211,7 +211,7 @@ def test_config_that_lies(tiny_bert: Path, tmp_path: Path) -> None:
         ({"num_hidden_layers": 12},
          "states 12 layers, but 8 of them have no tensors in the files: 4, 5, 6"),
         ({"model_type": "new", "num_hidden_layers": 12},
-         "states 12 layers, the weights have 4 under 'encoder.layer'"),
+         "has 12 layers, the weights have 4 under 'encoder.layer'"),
         ({"model_type": "nvembed"}, "does not know the model type 'nvembed'"),
     ):  # fmt: skip
         (model / "config.json").write_text(json.dumps(config | changes))

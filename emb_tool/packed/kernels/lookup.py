@@ -146,9 +146,9 @@ def _integer_rows(
     code = _code(data + start, place, mask, A, B, C, AT_B, AT_C).to(tl.float32)
     scale = _half(sides, start + width - 4, known, EVEN)
     minimum = _half(sides, start + width - 2, known, EVEN)
-    rows = tl.where(there[:, None], code * scale + minimum, float("nan"))
+    values = tl.where(there[:, None], code * scale + minimum, float("nan"))
     at = row.to(tl.int64)[:, None] * columns + column[None, :]
-    tl.store(out + at, rows.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + at, values.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -165,12 +165,12 @@ def _codeword_rows(
     mask = inside & there[:, None]
     base = codes + asked[:, None] * width_codes
     first = ((column // width) * stages)[None, :]
-    rows = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    values = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for stage in range(stages):
         at = first + stage
         code = _code(base, at, mask, A, B, C, AT_B, AT_C)
         word = (at * k + code) * width + (column % width)[None, :]
-        rows += tl.load(books + word, mask=mask, other=0).to(tl.float32)
-    rows = tl.where(there[:, None], rows * scale, float("nan"))
+        values += tl.load(books + word, mask=mask, other=0).to(tl.float32)
+    values = tl.where(there[:, None], values * scale, float("nan"))
     place = row.to(tl.int64)[:, None] * columns + column[None, :]
-    tl.store(out + place, rows.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + place, values.to(out.dtype.element_ty), mask=inside)
