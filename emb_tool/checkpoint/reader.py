@@ -89,6 +89,7 @@ class Checkpoint:
         allow_pickle: bool = False,
         need_tokenizer: bool = True,
         lenient: bool = False,
+        path: Path | None = None,
     ) -> Checkpoint:
         """Open a checkpoint without reading its weights.
 
@@ -99,12 +100,13 @@ class Checkpoint:
             need_tokenizer: Refuse a folder that has none.
             lenient: Describe what can be described (`embtool inspect`): faults that do not stop
                 the reading become `notes`, those of the weights `faults`.
+            path: Local path of the source if it is resolved already.
 
         Raises:
             InvalidInput: Anything that is missing, damaged, or leads out of the folder; tensors
                 that are missing or that nothing uses, as far as headers show it.
         """
-        path = resolve_source(source)
+        path = path or resolve_source(source)
         notes: list[str] = []
         if path.is_file():
             weights = file_weights(path)

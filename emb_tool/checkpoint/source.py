@@ -10,9 +10,13 @@ from emb_tool.checkpoint.kinds import file_kind
 from emb_tool.errors import InvalidInput
 from emb_tool.hub_names import HubName, parse_hub_name
 
-_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model",
-             "*.jinja", "*.codes")  # fmt: skip
-_IGNORED = ("onnx/*", "openvino/*", "*/onnx/*", "original/*", "*.onnx")
+AUX_PATTERNS = ("*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "*.codes")
+"""Files of a hub model that are downloaded besides its weights."""
+
+IGNORED = ("onnx/*", "openvino/*", "*/onnx/*", "original/*", "*.onnx")
+"""Files that are not downloaded, even if another pattern includes them."""
+
+_PATTERNS = ("*.safetensors", *AUX_PATTERNS)
 _SMALL = ("config.json", "modules.json", "adapter_config.json")
 
 
@@ -29,7 +33,7 @@ def resolve_source(source: str | Path) -> Path:
     name = None if isinstance(source, Path) else parse_hub_name(source)
     if name is None:
         raise InvalidInput(f"{source} does not exist", _spelling_hint(path))
-    return _snapshot(name, _PATTERNS)
+    return download_snapshot(name, _PATTERNS)
 
 
 def pin_revision(source: str) -> str:
@@ -44,7 +48,7 @@ def pin_revision(source: str) -> str:
     name = parse_hub_name(source)
     if name is None or name.is_pinned:
         return source
-    return str(name._replace(revision=_snapshot(name, _SMALL).name))
+    return str(name._replace(revision=download_snapshot(name, _SMALL).name))
 
 
 def commit_of(path: Path) -> str | None:
@@ -53,8 +57,19 @@ def commit_of(path: Path) -> str | None:
     return path.name if snapshot else None
 
 
-def _snapshot(name: HubName, patterns: Sequence[str]) -> Path:
-    """The folder of a model in the hub's cache, `.../snapshots/COMMIT`, with files downloaded."""
+def download_snapshot(name: HubName, patterns: Sequence[str]) -> Path:
+    """Download files of a hub model to the local cache.
+
+    Args:
+        name: The model.
+        patterns: Which files, as in `fnmatch`; those of `IGNORED` are left out.
+
+    Returns:
+        The folder in the cache, `.../snapshots/COMMIT`.
+
+    Raises:
+        InvalidInput: The hub has no such model or revision, or cannot be reached.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 
@@ -69,7 +84,7 @@ def _snapshot(name: HubName, patterns: Sequence[str]) -> Path:
                 name.repo,
                 revision=name.revision,
                 allow_patterns=list(patterns),
-                ignore_patterns=list(_IGNORED),
+                ignore_patterns=list(IGNORED),
             )
         )
     except RevisionNotFoundError:

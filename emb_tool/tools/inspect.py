@@ -7,11 +7,13 @@ described in milliseconds; unless the libraries are to load it and report on eve
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from emb_tool.checkpoint.architectures import ARCHITECTURES
 from emb_tool.checkpoint.completeness import Fault
+from emb_tool.checkpoint.hub_headers import resolve_headers
 from emb_tool.checkpoint.layout import position_rows, static_table
 from emb_tool.checkpoint.modules import ModuleSpec, class_name, hidden_size, layer_count
 from emb_tool.checkpoint.quantization import packed_modules, unpacked_specs
@@ -27,7 +29,7 @@ _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F
 
 
 def inspect(source: str, *, exact: bool = False) -> Report:
-    """Describe a checkpoint.
+    """Describe a checkpoint; of a hub model, only headers and small files are downloaded.
 
     Args:
         source: Folder, `.safetensors` file or hub id.
@@ -41,8 +43,18 @@ def inspect(source: str, *, exact: bool = False) -> Report:
         InvalidInput: There is no checkpoint, its weight files are damaged, or `exact` is asked of
             pickles or a bare file.
     """
-    ckpt = Checkpoint.open(source, lenient=True, need_tokenizer=False, allow_pickle=True)
-    faults = list(ckpt.faults) or (_as_loaded(ckpt) if exact else [])
+    with resolve_headers(source) as path:
+        ckpt = _open(source, path)
+        faults = list(ckpt.faults) or (_as_loaded(ckpt) if exact else [])
+        report = _describe_checkpoint(ckpt, faults, exact)
+    return report
+
+
+def _open(source: str, path: Path | None = None) -> Checkpoint:
+    return Checkpoint.open(source, lenient=True, need_tokenizer=False, allow_pickle=True, path=path)
+
+
+def _describe_checkpoint(ckpt: Checkpoint, faults: Sequence[Fault], exact: bool) -> Report:
     parts = parameter_groups(ckpt)
     parameters = sum(part["parameters"] for part in parts.values())
     dtypes = Counter[str]()
@@ -77,7 +89,7 @@ def inspect(source: str, *, exact: bool = False) -> Report:
         "packed": Counter(str(spec["kind"]) for spec in packed_modules(config).values()),
         "checked": "exact" if exact else "headers",
         "faults": [fault._asdict() for fault in faults],
-        "odd": [*ckpt.notes, *ckpt.warnings, *_odd(ckpt)],
+        "odd": [_without_path(ckpt, note) for note in (*ckpt.notes, *ckpt.warnings, *_odd(ckpt))],
     }
     size = ckpt.weight_bytes()
     measures = [Measure("weights", size, "B"), Measure("parameters", parameters)]
@@ -101,6 +113,8 @@ def _as_loaded(ckpt: Checkpoint) -> list[Fault]:
             f"{ckpt.name}: --exact loads the model of a folder with a config.json and safetensors",
             "leave --exact out",
         )
+    if ckpt.config.get("quantization_config"):  # loaders read data of its tensors: take whole files
+        ckpt = _open(ckpt.name)
     import torch
 
     from emb_tool.model.loading import load
@@ -108,8 +122,14 @@ def _as_loaded(ckpt: Checkpoint) -> list[Fault]:
     try:
         load(ckpt, torch.device("meta"), None)
     except InvalidInput as error:
-        return [Fault(error.message.removeprefix(f"{ckpt.name}: "), error.hint or "")]
+        message = _without_path(ckpt, error.message.removeprefix(f"{ckpt.name}: "))
+        return [Fault(message, error.hint or "")]
     return []
+
+
+def _without_path(ckpt: Checkpoint, text: str) -> str:
+    """A text that names a model of the hub by its id, not by its path."""
+    return text.replace(str(ckpt.path), ckpt.name) if ckpt.commit else text
 
 
 def _all_specs(ckpt: Checkpoint) -> Iterable[TensorSpec]:
