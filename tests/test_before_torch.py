@@ -88,7 +88,7 @@ CASES: list[tuple[str, str]] = [
       for model, said in (
           ("./none", "does not exist"), ("no/such", "neither a local folder"),
           ("bad//id", "does not exist"), ("empty", "no model.safetensors"),
-          ("texts.jsonl", "is a file"),
+          ("texts.jsonl", "is a data file"),
           ("unconfigured", "no config.json"), ("unshard", "which does not exist"),
           ("cut", "cut"),
       )),

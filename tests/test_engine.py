@@ -389,7 +389,7 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], list[object]], list[str]]] = {
         lambda model, folder: vectors(
             folder, unit_vectors(60, 40), "--student", model, "--head", "none"
         ),
-        ["32 wide", "40", "--head linear"],
+        ["32 dimensions", "40", "--head linear"],
     ),
     "NaN in the vectors": (
         lambda model, folder: vectors(folder, with_nan(unit_vectors(60, 32)), "--student", model),

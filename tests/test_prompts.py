@@ -246,7 +246,7 @@ def test_names_that_nobody_knows(tiny_bert: Path, tmp_path: Path) -> None:
 
     refused("has no prompt named 'qery'", teacher=str(tiny_bert), prompt_name="qery")
     refused(
-        "--prompt-name passage: which prompts http://localhost/v1#m has is not known",
+        "--prompt-name passage: the prompts of http://localhost/v1#m are not known",
         teacher="http://localhost/v1#m", prompt_name="passage",
     )  # fmt: skip
     refused(

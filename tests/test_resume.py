@@ -155,7 +155,7 @@ POINTS: dict[str, tuple[Callable[[], None], Callable[[int | None], bool]]] = {
         lambda at: at is None,
     ),
     "it has begun, no state yet": (
-        killed_at("emb_tool.training.loop", "Trainer._measure", after=True),
+        killed_at("emb_tool.training.loop", "Trainer._evaluate", after=True),
         lambda at: at is None,
     ),
     "the first state is half written": (

@@ -186,7 +186,7 @@ def test_merge_of_two_revisions(cache: Path, run_cli: Cli) -> None:
     assert "tiny@0123456" in done.out
     twice = run_cli("merge", "org/tiny@v1", f"org/tiny@{OLD}", "-o", "other")
     assert twice.code == 2
-    assert "named twice" in twice.err
+    assert "given twice" in twice.err
 
 
 def test_encode_and_eval(cache: Path, run_cli: Cli, sentences: list[str]) -> None:

@@ -325,7 +325,7 @@ def test_shards(tiny_bert: Path, tmp_path: Path) -> None:
     lost = sharded(tiny_bert, tmp_path / "lost")
     (lost / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(
-        InvalidInput, match=r"names model-00002-of-00003\.safetensors, which does not"
+        InvalidInput, match=r"lists model-00002-of-00003\.safetensors, which does not"
     ):
         Checkpoint.open(lost)
     short = sharded(tiny_bert, tmp_path / "short", named=2)

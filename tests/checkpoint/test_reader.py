@@ -58,7 +58,7 @@ def test_sharded(model: Path) -> None:
     assert all(torch.equal(checkpoint.tensor(n), t) for n, t in tensors.items())
 
     index.write_text(json.dumps({"weight_map": weight_map | {names[0]: "b.safetensors"}}))
-    assert f"places {names[0]} in b.safetensors, which does not have it" in refusal(model)
+    assert f"lists {names[0]} in b.safetensors, which does not have it" in refusal(model)
     index.write_text(json.dumps({"weight_map": weight_map | {"x": "../../b.safetensors"}}))
     assert "leaves the checkpoint's folder" in refusal(model)
     index.write_text(json.dumps({"weight_map": weight_map | {"x": "c.safetensors"}}))

@@ -21,7 +21,7 @@ def test_slots_are_the_least_squares_solution(weighted: bool, monkeypatch):
     counts = np.random.default_rng(1).integers(1, 50, 20)
     frequencies = torch.from_numpy(counts).float() if weighted else None
     made = Robe.fit(x, frequencies, slots=40, block=3)
-    slots, sign = made.place(torch.arange(20))
+    slots, sign = made.slots_and_signs(torch.arange(20))
     design = np.zeros((140, 40))
     design[np.arange(140), slots.flatten()] = sign.flatten()
     w = np.repeat(np.sqrt(counts), 7) if weighted else np.ones(140)
@@ -38,7 +38,9 @@ def test_slots_are_the_least_squares_solution(weighted: bool, monkeypatch):
 
 
 def test_entries_of_a_block_lie_side_by_side():
-    slots, sign = Robe(Robe.resolve_spec((50, 8), slots=100, block=4)).place(torch.arange(50))
+    slots, sign = Robe(Robe.resolve_spec((50, 8), slots=100, block=4)).slots_and_signs(
+        torch.arange(50)
+    )
     runs = slots.view(50, 2, 4)
     assert ((runs[:, :, 1:] - runs[:, :, :-1]) % 100 == 1).all()
     assert (sign.view(50, 2, 4).std(dim=2) == 0).all()

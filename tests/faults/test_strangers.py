@@ -297,7 +297,7 @@ def edited(folder: Path, file: str, **changes: Any) -> None:
     ("changes", "said"),
     [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, above 4,096"),
-        ({"text_config": {"num_experts": 10**7}}, r"text_config\.num_experts is 10000000; 4,096"),
+        ({"text_config": {"num_experts": 10**7}}, r"text_config\.num_experts is 10000000, above 4,096"),
         ({"hidden_size": "32"}, "hidden_size is 32, not an integer"),
         ({"vocab_size": 2**40}, "vocab_size is 1099511627776, not"),
         ({"architectures": {"a": 1}}, "architectures is .*, not a list of strings"),
@@ -398,7 +398,7 @@ def test_a_config_of_more_weights_than_there_are_is_refused(
     (tmp_path / "in.txt").write_text("a river\n")
     code, err = told(["encode", model, tmp_path / "in.txt", "-o", tmp_path / "x.npy"])
     assert code == 2
-    assert "config.json describes a model of 57," in err
+    assert "config.json describes a model with 57," in err
     assert not [*tmp_path.glob("x.npy*")]
 
 
