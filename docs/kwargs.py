@@ -1,6 +1,7 @@
-"""Types the settings of the Python functions: `make docs` writes each verb's `kwargs.py`.
+"""Generate `kwargs.py` of each verb, the types of its Python function; run by `make docs`.
 
-Keys and types are those of the fields that are flags on the command line. A test compares.
+Keys and types are those of the fields that are flags on the command line. A test checks that the
+files are up to date.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ class {name}(RunKwargs, total=False):
 '''
 
 PATHS = ("MODEL", "PATH", "TEXTS")
-"""What settings are called in `--help` that take a path."""
+"""Metavars in `--help` of settings that take a path."""
 
 OTHERS = {"Weights": "Sequence[float] | Mapping[str, Sequence[float]] | str"}
-"""What a class of several spellings takes."""
+"""Types accepted by classes that can be written in several ways."""
 
 
 def python_type(field: FieldInfo) -> str:
-    """The type of a setting as a caller may give it: lists as any sequence, paths as such."""
+    """The annotation of a setting: `Sequence` for lists, `StrPath` for paths."""
     text = "StrPath" if flag_info(field).metavar in PATHS else "str"
     parts = []
     for part in unwrap(field.annotation):
@@ -46,7 +47,7 @@ def python_type(field: FieldInfo) -> str:
             parts.append(_name(part, text))
     literal = any(part.startswith("Literal") for part in parts)
     if "BeforeValidator" in repr((field.metadata, field.annotation)) and not literal:
-        parts.append(text)  # also as it is typed in a shell: "0,2,5", "20MB"
+        parts.append(text)  # also as on the command line: "0,2,5", "20MB"
     if type(None) in get_args(field.annotation):
         parts.append("None")
     return " | ".join(dict.fromkeys(parts))
@@ -61,22 +62,22 @@ def _name(part: Any, text: str) -> str:
 
 
 def settings(verb: str) -> dict[str, str]:
-    """Setting to type, of all that are keyword arguments."""
+    """Name and annotation of each setting that is a keyword argument."""
     job, *_ = classes = config.flag_classes(verb)
-    found = {}
+    types = {}
     for cls in classes:
         for name, field in cls.model_fields.items():
-            if name in job.positional or name in found:
+            if name in job.positional or name in types:
                 continue
             if name == "method":
                 chain = issubclass(job, config.ChainJob)
-                found[name] = "MethodSpec | Sequence[MethodSpec]" if chain else "MethodSpec"
+                types[name] = "MethodSpec | Sequence[MethodSpec]" if chain else "MethodSpec"
             else:
                 wanted = python_type(field)
-                found[name] = f"Required[{wanted}]" if field.is_required() else wanted
+                types[name] = f"Required[{wanted}]" if field.is_required() else wanted
         if presets := getattr(cls, "presets", None):
-            found["preset"] = "Literal[" + ", ".join(f'"{name}"' for name in presets) + "]"
-    return found
+            types["preset"] = "Literal[" + ", ".join(f'"{name}"' for name in presets) + "]"
+    return types
 
 
 def module(verb: str) -> str:
@@ -110,7 +111,7 @@ def _line(name: str, wanted: str) -> str:
 
 
 def path(verb: str) -> Path:
-    """Where it stands."""
+    """The path of a verb's `kwargs.py`."""
     return Path(registry.package(verb).__file__).with_name("kwargs.py")
 
 

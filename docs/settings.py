@@ -1,7 +1,7 @@
-"""Keeps the tables of settings in these pages true: `make docs` fills them from the classes.
+"""Generate the tables of settings in these pages from the classes; run by `make docs`.
 
-A table stands between `<!-- settings: distill leaf -->` (or `<!-- settings: distill -->` for what
-is not its method's) and `<!-- end -->`. A test compares.
+A table is between `<!-- settings: distill leaf -->` (or `<!-- settings: distill -->` for the
+settings of the job) and `<!-- end -->`. `tests/test_docs.py` checks that tables are up to date.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EVERYWHERE = ("device", "dtype", "seed")
 
 
 def table(cls: Any, left_out: tuple[str, ...] = ()) -> str:
-    """A row a field: name, default, description."""
+    """One row for each field: name, default, description."""
     lines = ["| setting | default | what it is |", "| --- | --- | --- |"]
     for name, field in cls.model_fields.items():
         if name in left_out:
@@ -33,7 +33,7 @@ def table(cls: Any, left_out: tuple[str, ...] = ()) -> str:
 
 
 def filled(text: str) -> str:
-    """A page with its tables made anew."""
+    """The page with regenerated tables."""
 
     def fill(match: re.Match[str]) -> str:
         opening, verb, method, closing = match.groups()
@@ -47,7 +47,7 @@ def filled(text: str) -> str:
 
 
 def main() -> int:
-    """Rewrite the pages that are out of date."""
+    """Rewrite the pages whose tables are out of date."""
     for page in sorted(Path(__file__).parent.glob("*.md")):
         old = page.read_text(encoding="utf-8")
         new = filled(old)
