@@ -62,7 +62,7 @@ def test_sharded(model: Path) -> None:
     index.write_text(json.dumps({"weight_map": weight_map | {"x": "../../b.safetensors"}}))
     assert "leaves the checkpoint's folder" in refusal(model)
     index.write_text(json.dumps({"weight_map": weight_map | {"x": "c.safetensors"}}))
-    assert "names c.safetensors, which does not exist" in refusal(model)
+    assert "lists c.safetensors, which does not exist" in refusal(model)
     index.write_text("[]")
     assert "a JSON object is expected" in refusal(model)
 

@@ -297,7 +297,7 @@ def edited(folder: Path, file: str, **changes: Any) -> None:
     ("changes", "said"),
     [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, above 4,096"),
-        ({"text_config": {"num_experts": 10**7}}, r"text_config\.num_experts is 10000000, above 4,096"),
+        ({"text_config": {"num_experts": 10**7}}, r"num_experts is 10000000, above 4,096"),
         ({"hidden_size": "32"}, "hidden_size is 32, not an integer"),
         ({"vocab_size": 2**40}, "vocab_size is 1099511627776, not"),
         ({"architectures": {"a": 1}}, "architectures is .*, not a list of strings"),
