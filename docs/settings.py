@@ -19,7 +19,7 @@ EVERYWHERE = ("device", "dtype", "seed")
 
 def table(cls: Any, left_out: tuple[str, ...] = ()) -> str:
     """One row for each field: name, default, description."""
-    lines = ["| setting | default | what it is |", "| --- | --- | --- |"]
+    lines = ["| setting | default | description |", "| --- | --- | --- |"]
     for name, field in cls.model_fields.items():
         if name in left_out:
             continue

@@ -65,16 +65,12 @@ class Training(Method):
     presets: ClassVar[dict[str, dict[str, object]]] = {}
 
     epochs: Annotated[float, Field(gt=0, description="passes over the texts, per cycle")] = 1.0
-    cycles: Annotated[
-        int, Field(ge=1, description="how often warm-up and decay are run through")
-    ] = 1
+    cycles: Annotated[int, Field(ge=1, description="number of cycles of warm-up and decay")] = 1
     lr: Annotated[float, Field(gt=0, le=1, description="peak learning rate")] = 5e-4
-    warmup: Annotated[
-        float, Field(ge=0, lt=1, description="share of a cycle over which the rate rises")
-    ] = 0.1
+    warmup: Annotated[float, Field(ge=0, lt=1, description="fraction of a cycle for warm-up")] = 0.1
     weight_decay: Annotated[float, Field(ge=0, description="AdamW's weight decay")] = 0.01
     max_grad_norm: Annotated[
-        float, Field(ge=0, description="largest gradient norm; 0 leaves it free")
+        float, Field(ge=0, description="maximum gradient norm; 0 disables clipping")
     ] = 1.0
     batch_tokens: Annotated[
         int, Field(ge=1, description="tokens per optimizer step, over all processes")
@@ -83,13 +79,15 @@ class Training(Method):
         int, Field(ge=1, description="parts into which a step is split to save memory")
     ] = 1
     max_length: Annotated[
-        int | None, Field(ge=2, description="tokens read of a text [the student's own limit]")
+        int | None, Field(ge=2, description="maximum tokens per text [the student's own limit]")
     ] = None
     query_share: Annotated[
         float | None,
-        Field(ge=0, le=1, description="share of queries in an epoch [as many as there are]"),
+        Field(
+            ge=0, le=1, description="fraction of queries in an epoch [their fraction in the data]"
+        ),
     ] = None
     dropout: Annotated[
-        bool, Field(description="keep the student's own dropout; fixed targets need none")
+        bool, Field(description="apply the student's own dropout during training")
     ] = False
-    compile: Annotated[bool, Field(description="run the student through torch.compile")] = False
+    compile: Annotated[bool, Field(description="compile the student with torch.compile")] = False

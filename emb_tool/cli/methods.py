@@ -78,7 +78,7 @@ def _settings(report: Report, verb: str, method: str) -> None:
     cls = registry.load(verb, method)
     row = registry.methods(verb)[method]
     title = f"embtool {verb} ... {registry.option(verb)} {method}: {row.summary}"
-    table = Table(title, ["setting", "value", "default", "what it is"])
+    table = Table(title, ["setting", "value", "default", "description"])
     report.facts["settings"] = {}
     for name, field in cls.model_fields.items():
         what, metavar = kind(field)
