@@ -24,13 +24,13 @@ def test_quick_is_read_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    for told in ("cores for this process", "disk here, free", "not looked at (--quick)"):
+    for told in ("cores for this process", "disk here, free", "skipped (--quick)"):
         assert told in done.stdout
 
 
 def test_all_of_it(run_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMBTOOL_API_KEY", "very-secret")
-    monkeypatch.setattr(doctor, "GROUP", tmp_path)
+    monkeypatch.setattr(doctor, "CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("1000000000\n")
     (tmp_path / "memory.current").write_text("400000000\n")
     said = run_cli("doctor", "--json")

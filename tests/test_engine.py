@@ -137,7 +137,7 @@ def test_the_page_is_one_file_that_the_others_give_again(first: Run) -> None:
     assert str(first.out.parent) not in found
     assert not re.search(r"<script|src=|@import|url\(|<link|<img", found)
     assert set(re.findall(r'https?://[^/"]+', found)) == {"https://arxiv.org"}  # the paper's link
-    for heading in ("What was done", "Size and quality", "Where the bytes are", "Curves"):
+    for heading in ("Steps", "Size and quality", "Size by part", "Curves"):
         assert f"<h2>{heading}</h2>" in found
     assert found.count("<svg") >= 2  # loss and rate have one point in so short a run
     assert "of before" in found

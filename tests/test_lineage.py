@@ -100,7 +100,7 @@ def test_a_second_step_is_measured_against_the_first_ones_input(chain: Path) -> 
     assert overlap is not None
     assert table.rows == [
         ["sts:dev, spearman", f"{of_root.kept:.1f} %"],
-        ["ten nearest neighbours, held-out texts", f"{100 * overlap:.1f} %"],
+        ["ten nearest neighbors, held-out texts", f"{100 * overlap:.1f} %"],
     ]
     # a first step's input is its root: one row
     once = Summary.of(first)
@@ -157,7 +157,7 @@ def test_a_root_that_fails_is_a_warning(
     )
     said = run_cli("compress", chain / "B", "-m", "int:bits=8", "-o", tmp_path / "D", "--eval", sts)
     assert said.code == 0, said.err
-    assert re.search(r"warning: not measured against its root \S*/A: memory ran out", said.err)
+    assert re.search(r"warning: not measured against its root \S*/A: out of memory", said.err)
 
 
 def test_a_merge_is_measured_against_its_base(
@@ -198,7 +198,7 @@ def test_a_root_is_followed_by_digest_and_place(
     file.write_bytes(before)
     with gone(chain / "A"):
         root, broken = lineage(Checkpoint.open(chain / "C"))
-    assert (root.path, broken) == (chain / "B", f"{chain / 'A'} is not there any more")
+    assert (root.path, broken) == (chain / "B", f"{chain / 'A'} no longer exists")
 
 
 def test_what_is_kept_of_the_input_is_said_where_the_root_is_gone(
@@ -212,7 +212,7 @@ def test_what_is_kept_of_the_input_is_said_where_the_root_is_gone(
     assert (summary.root, summary.root_quality) == (summary.input, ())
     assert summary.quality[0].against == "B"
     shown = (out / PAGE).read_text()
-    assert "Not followed further: A is not there any more." in shown
+    assert "Parent not available: A no longer exists." in shown
     assert "of B |" in (out / "README.md").read_text()
 
 
@@ -353,9 +353,9 @@ def test_models_of_different_roots_share_no_table_and_no_panel(
         inside = panels[f"Size against quality: {name}"]
         charts = re.findall(r"<h3>(.*?)</h3>(<svg.*?</svg>)", inside)
         assert [title for title, _ in charts] == [
-            "sts:dev", "ten nearest neighbours kept, held-out texts",
+            "sts:dev", "ten nearest neighbors kept, held-out texts",
         ]  # fmt: skip
-        for (_, svg), measure in zip(charts, ("spearman", "neighbours kept, %"), strict=True):
+        for (_, svg), measure in zip(charts, ("spearman", "neighbors kept, %"), strict=True):
             assert set(re.findall(r">([a-z]+)</text>", svg)) - {measure} == labels
             assert f">{measure}</text>" in svg
     assert "70" in panels["Size against quality: one"]  # of the root, not .93 of the input

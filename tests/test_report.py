@@ -108,7 +108,7 @@ def test_a_page_of_several_and_none_is_replaced_unasked(run_cli: Cli, tmp_path: 
     assert found.count("7.00 MB</span>") == 3
     again = run_cli("report", *folders, "--page", target)
     assert again.code == 2
-    assert "exists already" in again.err
+    assert "already exists" in again.err
     assert run_cli("report", *folders, "--page", target, "--overwrite").code == 0
     assert target.read_text() == found
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
@@ -117,12 +117,12 @@ def test_a_page_of_several_and_none_is_replaced_unasked(run_cli: Cli, tmp_path: 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, f"there is no {REPORT}"),
+        (None, f"no {REPORT}"),
         ("{", "not JSON"),
         ("[]", "a JSON object is expected"),
         ('{"schema": 9}', "not a report of schema 1"),
         ('{"schema": 1, "verb": ["x"]}', "not a report: verb"),
-        ('{"schema": 1, "verb": "eval"}', "which writes no model"),
+        ('{"schema": 1, "verb": "eval"}', "which does not write a model"),
     ],
 )
 def test_what_is_no_report_is_refused(

@@ -1,4 +1,4 @@
-"""Stacked bars of sizes, as HTML: every page has them, and so needs no matplotlib for them."""
+"""Stacked bars of sizes as HTML, which do not require matplotlib."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from emb_tool.reporting.style import SERIES
 
 
 def bars(rows: Mapping[str, Mapping[str, float]], unit: str) -> str:
-    """Stacked bars on one scale, with a legend; "" where there is nothing to show.
+    """Stacked bars on one scale, with a legend; "" if all sizes are 0.
 
     Args:
-        rows: Row to part to size; parts keep their order and their color.
-        unit: Of the sizes.
+        rows: Sizes by part, by row; a part has one color in all rows.
+        unit: Unit of the sizes.
     """
     parts = list(dict.fromkeys(part for row in rows.values() for part in row))
     longest = max((sum(row.values()) for row in rows.values()), default=0)

@@ -1,4 +1,4 @@
-"""`embtool report`: outputs side by side, from the reports that lie in their folders.
+"""`embtool report`: comparison of outputs from the reports in their folders.
 
 No model is opened and torch is not imported.
 """
@@ -20,37 +20,37 @@ from emb_tool.reporting.summary import Summary, command, lowest_retention
 
 
 def compare(sources: Sequence[str], page: str | None = None, overwrite: bool = False) -> Report:
-    """Read the reports of outputs and lay them side by side.
+    """Read the reports of outputs and compare them.
 
     Args:
-        sources: Folders, or files that hold what `--json` printed.
-        page: Where to write them as one HTML page.
-        overwrite: Replace it.
+        sources: Output folders, or files with the output of `--json`.
+        page: Path of an HTML page of the comparison.
+        overwrite: Whether to replace an existing page.
 
     Raises:
-        InvalidInput: A folder without a report, a report without an output, a page that exists.
+        InvalidInput: A folder without a report, a report without an output, an existing page.
     """
     paths = list(dict.fromkeys(str(Path(source).expanduser().resolve()) for source in sources))
     names = short_names(paths)
     outputs = {names[path]: read_report(Path(path)) for path in paths}
     summaries = {name: Summary.of(report) for name, report in outputs.items()}
     commands = {name: command(report.job) for name, report in outputs.items()}
-    told = Report("report", tables=_tables(summaries))
-    told.facts["outputs"] = [
+    comparison = Report("report", tables=_tables(summaries))
+    comparison.facts["outputs"] = [
         _facts(summary, name, commands[name]) for name, summary in summaries.items()
     ]
     for name, summary in summaries.items():
-        told.measures += _measures(name, summary)
+        comparison.measures += _measures(name, summary)
         if summary.gate:
-            told.warn(f"{name} is below its gate: {redact(summary.gate)}")
+            comparison.warn(f"{name} is below its gate: {redact(summary.gate)}")
     if page:
-        _write_page(Path(page).expanduser(), paths, outputs, told, commands, overwrite)
-        told.output = page
-    return told
+        _write_page(Path(page).expanduser(), paths, outputs, comparison, commands, overwrite)
+        comparison.output = page
+    return comparison
 
 
 def _facts(summary: Summary, name: str, line: str) -> dict[str, Any]:
-    """An output as plain data; `kept` is the lowest share of a task, of the root and the input."""
+    """An output as plain data; `kept` is the lowest retention of any task, of root and input."""
     return asdict(summary) | {
         "name": name,
         "command": line,
@@ -66,86 +66,96 @@ def _facts(summary: Summary, name: str, line: str) -> dict[str, Any]:
 
 
 def read_report(path: Path) -> Report:
-    """The report of an output folder, or of a file that holds one.
+    """The report of an output folder or of a report file.
 
     Raises:
-        InvalidInput: There is none, or it is not one of a model written.
+        InvalidInput: There is no report, or its command does not write a model.
     """
     folder, name = (path, REPORT) if path.is_dir() else (path.parent, path.name)
     data = read_json(folder, name)
     if data is None:
         raise InvalidInput(
-            f"{path}: there is no {REPORT}" if path.is_dir() else f"{path}: no such folder",
-            "name a folder that embtool wrote, or a file of what --json printed",
+            f"{path}: no {REPORT}" if path.is_dir() else f"{path}: no such folder",
+            "name an output folder of embtool, or a file with the output of --json",
         )
     try:
         report = Report.from_json(data)
     except InvalidInput as error:
         raise InvalidInput(
-            f"{folder / name}: {error.message}", "name a folder that embtool wrote"
+            f"{folder / name}: {error.message}", "name an output folder of embtool"
         ) from None
     if not report.output or "verb" not in report.job:
         raise InvalidInput(
-            f"{folder / name}: a report of embtool {report.verb}, which writes no model",
+            f"{folder / name}: a report of embtool {report.verb}, which does not write a model",
             "name outputs of distill, compress, merge or extend-context",
         )
     return report
 
 
 def _tables(summaries: Mapping[str, Summary]) -> list[Table]:
-    """For each root what its outputs come to, then a table a task; how each was made."""
-    made = Table("made by", ["", "methods"])
+    """An overview of each family, the methods of each output, and a table for each task."""
+    methods = Table("made by", ["", "methods"])
     for name, s in summaries.items():
-        made.rows += [[name if not i else "", step] for i, step in enumerate(s.methods or ("-",))]
+        methods.rows += [
+            [name if not i else "", step] for i, step in enumerate(s.methods or ("-",))
+        ]
     groups = group_outputs(summaries)
     tables = [_overview(family) for family in groups]
-    tables.append(made)
+    tables.append(methods)
     for family in groups:
-        tables += _by_task(family, alone=len(groups) == 1)
+        tables += _by_task(family, is_only=len(groups) == 1)
     return tables
 
 
 def _overview(family: Family) -> Table:
-    """A row an output against the root, one against the input below where that is another.
+    """One row per output against the root, and one against its input if that differs.
 
-    `kept` is the lowest share of the tasks that all of them were measured on.
+    `kept` is the lowest retention over the tasks that all outputs share.
     """
     tasks = [{q.of for q in s.rows} for s in family.members.values() if s.rows]
     common = set.intersection(*tasks) if tasks else set()
 
-    def kept(ancestor: Retention) -> list[str]:
+    def retention_cells(ancestor: Retention) -> list[str]:
         share = lowest_retention(q for q in ancestor.quality if q.of in common)
-        return [percent(share), percent(ancestor.neighbours)]
+        return [percent(share), percent(ancestor.neighbors)]
 
-    columns = ["", "by", "MB", "share", "in memory", "kept", "neighbours", "time"]
+    columns = ["", "by", "MB", "share", "in memory", "kept", "neighbors", "time"]
     table = Table(f"against {family.name}", columns)
     for name, s in family.members.items():
-        root, made_from = of_root(s), of_input(s)
+        root, input_retention = of_root(s), of_input(s)
         seconds = "-" if s.seconds is None else duration(s.seconds)
         table.rows.append(
-            [name, s.verb, _mb(s.after), percent(root.size), _mb(s.resident), *kept(root), seconds]
+            [
+                name,
+                s.verb,
+                _mb(s.after),
+                percent(root.size),
+                _mb(s.resident),
+                *retention_cells(root),
+                seconds,
+            ]
         )
-        if made_from is not None and s.input is not None:
-            first = [f"  of {s.input.shown}", "", "", percent(made_from.size), ""]
-            table.rows.append([*first, *kept(made_from), ""])
+        if input_retention is not None and s.input is not None:
+            cells = [f"  of {s.input.shown}", "", "", percent(input_retention.size), ""]
+            table.rows.append([*cells, *retention_cells(input_retention), ""])
     return table
 
 
-def _by_task(family: Family, alone: bool) -> list[Table]:
-    """Every output's figure in each task, with what it is held against."""
+def _by_task(family: Family, is_only: bool) -> list[Table]:
+    """The figure of every output in each task, with the figure that it is compared with."""
     tables = []
     rows = [(name, q) for name, s in family.members.items() for q in s.rows]
     for of, figure in dict.fromkeys((q.of, q.figure) for _, q in rows):
-        title = f"{redact(of)}, {figure}" + ("" if alone else f": {family.name}")
+        title = f"{redact(of)}, {figure}" + ("" if is_only else f": {family.name}")
         table = Table(title, ["", "figure", "kept", "95 % interval", "of", "its figure"])
         for name, q in rows:
             if (q.of, q.figure) == (of, figure):
                 bounds = "-" if q.low is None else f"{q.low:.1f} to {q.high:.1f}"
-                kept = "-" if q.kept is None else f"{q.kept:.2f} %"
+                retention = "-" if q.kept is None else f"{q.kept:.2f} %"
                 cells = [
                     name,
                     format_value(q.after),
-                    kept,
+                    retention,
                     bounds,
                     q.against,
                     format_value(q.before),
@@ -184,7 +194,7 @@ def _write_page(
     path: Path,
     folders: Sequence[str],
     outputs: Mapping[str, Report],
-    told: Report,
+    comparison: Report,
     commands: Mapping[str, str],
     overwrite: bool,
 ) -> None:
@@ -192,11 +202,17 @@ def _write_page(
     from emb_tool.reporting.page import page
 
     if path.is_dir() or (path.exists() and not overwrite):
-        hint = "name a file" if path.is_dir() else "choose another, or replace it with --overwrite"
-        raise InvalidInput(f"--page {path}: exists already", hint)
-    alone = len(folders) == 1 and Path(folders[0]).is_dir()
-    made = page(Path(folders[0])) if alone else compare_pages(outputs, told.tables, commands)
+        hint = (
+            "name a file"
+            if path.is_dir()
+            else "choose another path, or replace it with --overwrite"
+        )
+        raise InvalidInput(f"--page {path}: already exists", hint)
+    is_single = len(folders) == 1 and Path(folders[0]).is_dir()
+    html = (
+        page(Path(folders[0])) if is_single else compare_pages(outputs, comparison.tables, commands)
+    )
     try:
-        write_atomically(path, made)
+        write_atomically(path, html)
     except OSError as error:
-        raise InvalidInput(f"--page {path}: {error.strerror}", "choose another place") from None
+        raise InvalidInput(f"--page {path}: {error.strerror}", "choose another path") from None

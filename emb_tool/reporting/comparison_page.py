@@ -1,4 +1,4 @@
-"""The page of several outputs beside one another: size against quality, parts, every figure."""
+"""The HTML page that compares several outputs: size against quality, parts, every figure."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from emb_tool.reporting.summary import Summary
 def compare_pages(
     outputs: Mapping[str, Report], tables: Sequence[Table], commands: Mapping[str, str]
 ) -> str:
-    """The page.
+    """The page as HTML.
 
     Args:
-        outputs: Name to report.
-        tables: What `embtool report` prints.
-        commands: Name to command line.
+        outputs: Reports by name.
+        tables: The tables that `embtool report` prints.
+        commands: Command lines by name.
     """
     summaries = {name: Summary.of(report) for name, report in outputs.items()}
-    made = "".join(
+    command_blocks = "".join(
         f"<h3>{text(name)}</h3><pre>{text(command)}</pre>" for name, command in commands.items()
     )
     sizes = bars(_parts(outputs), "MB")
     body = [
         f"<h1>{len(outputs)} outputs</h1>",
-        '<p class="dim">Each is held against the model that it goes back to. Models of different'
+        '<p class="dim">Each is compared with its root model. Models of different'
         " roots are not compared.</p>",
         *(
             section(f"Size against quality: {family.name}", [grid(_panels(family))])
             for family in group_outputs(summaries)
         ),
-        section("Where the bytes are", [f'<div class="wide">{sizes}</div>' if sizes else ""]),
-        section("In figures", [table(each) for each in tables]),
-        section("How each was made", [made]),
+        section("Size by part", [f'<div class="wide">{sizes}</div>' if sizes else ""]),
+        section("Figures", [table(item) for item in tables]),
+        section("Commands", [command_blocks]),
     ]
     return document(", ".join(outputs), "\n".join(filter(None, body)))
 
 
 def _panels(family: Family) -> Iterable[tuple[str, str]]:
-    """A scatter of every task, and one of neighbours: one measure each, of models of one root."""
+    """Scatter plots of every task and of the neighbor overlap, for models of one root."""
     size = family.root.bytes if family.root else None
 
     def panel(measured: str, values: Mapping[str, float], root: float | None) -> str:
         points = [
-            Point(name, written, value, tip=f"{name}: {written / 1e6:,.2f} MB, {value:.5g}")
+            Point(name, size_after, value, tip=f"{name}: {size_after / 1e6:,.2f} MB, {value:.5g}")
             for name, value in values.items()
-            if (written := family.members[name].after) is not None
+            if (size_after := family.members[name].after) is not None
         ]
         if points and size is not None and root is not None:
             tip = f"{family.name}: {size / 1e6:,.2f} MB, {root:.5g}"
@@ -67,19 +67,19 @@ def _panels(family: Family) -> Iterable[tuple[str, str]]:
         }
         root = next((q.before for q in of_roots if (q.of, q.figure) == task), None)
         yield task[0], panel(task[1], values, root)
-    neighbours = {
+    overlaps = {
         name: 100 * overlap
         for name, s in family.members.items()
-        if (overlap := of_root(s).neighbours) is not None
+        if (overlap := of_root(s).neighbors) is not None
     }
-    title = "ten nearest neighbours kept, held-out texts"
-    yield title, panel("neighbours kept, %", neighbours, 100.0)
+    title = "ten nearest neighbors kept, held-out texts"
+    yield title, panel("neighbors kept, %", overlaps, 100.0)
 
 
 def _parts(outputs: Mapping[str, Report]) -> dict[str, dict[str, float]]:
     rows: dict[str, dict[str, float]] = {}
     for name, report in outputs.items():
         parts = as_(Parts, report.facts.get("parts")) or {}
-        if found := parts.get("after"):
-            rows[name] = {part: each.get("bytes", 0) / 1e6 for part, each in found.items()}
+        if after := parts.get("after"):
+            rows[name] = {part: entry.get("bytes", 0) / 1e6 for part, entry in after.items()}
     return rows

@@ -1,4 +1,4 @@
-"""Charts as SVG inside a page: text in the page's font, colors that follow light and dark."""
+"""Charts as inline SVG, with the font of the page and colors for light and dark mode."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from emb_tool.reporting import plots
 from emb_tool.reporting.style import CHART_SIZE, LIGHT
 
 MISSING = f'<p class="dim">Charts need matplotlib: <code>{escape(install("plot"))}</code></p>'
-"""Instead of a chart, where matplotlib is not installed."""
+"""Placeholder of a chart if matplotlib is not installed."""
 
 VARIABLES = {color: f"var(--{name})" for name, color in LIGHT.items()}
 
 
 def scatter(points: Sequence[plots.Point], measure: str) -> str:
-    """A figure against size; "" where there are fewer than two points."""
+    """A scatter plot of a figure against size; "" for fewer than two points."""
     points = [point for point in points if isfinite(point.size) and isfinite(point.value)]
     if len(points) < 2:
         return ""
 
     def draw(axis: Any) -> None:
         plots.scatter(axis, points, measure)
-        axis.figure.draw_without_rendering()  # settles the layout, which the labels need
+        axis.figure.draw_without_rendering()  # computes the layout, which the labels need
         plots.place_labels(axis, points)
 
     tips = {f"point-{number}": [point.tip] for number, point in enumerate(points)}
@@ -39,19 +39,19 @@ def scatter(points: Sequence[plots.Point], measure: str) -> str:
 
 
 def curve(name: str, points: plots.Line, x_title: str, marked: float | None = None) -> str:
-    """One line; "" where there are fewer than two points.
+    """A line plot; "" for fewer than two points.
 
     Args:
-        name: What is measured.
+        name: The measured quantity.
         points: The line.
         x_title: The unit of x.
-        marked: An x whose point is drawn larger (the best state).
+        marked: The x of a highlighted point (the best state).
     """
     points = plots.finite(points)
     if len(points) < 2:
         return ""
-    told = {x: f"{x:,.6g} {x_title}: {y:.5g}" for x, y in points}
-    tips = {"points": [*told.values()], "marked": [told[marked]] if marked in told else []}
+    labels = {x: f"{x:,.6g} {x_title}: {y:.5g}" for x, y in points}
+    tips = {"points": [*labels.values()], "marked": [labels[marked]] if marked in labels else []}
     return _render(
         lambda axis: plots.curve(axis, points, x_title, marked), f"{name} over {x_title}", tips
     )
@@ -62,20 +62,20 @@ def _render(draw: Callable[[Any], None], label: str, tips: Mapping[str, Sequence
 
     Args:
         draw: Draws on an axis.
-        label: What a screen reader says.
-        tips: Gid of markers to what is shown when the pointer is on each.
+        label: Text for screen readers.
+        tips: Tooltips of the markers, by gid.
     """
     label = plots.printable(label)
     try:
         with plots.figure_of(*CHART_SIZE) as figure, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has other fonts
             draw(figure.subplots())
-            written = _save(figure, salt=f"{label}{tips}")
+            svg = _save(figure, salt=f"{label}{tips}")
     except ImportError:
         return MISSING
-    root = ElementTree.fromstring(written)
+    root = ElementTree.fromstring(svg)
     for defs in root.findall("{*}defs"):
-        root.remove(defs)  # a style, which would apply to the whole page; clip paths
+        root.remove(defs)  # clip paths, and a style that would apply to the whole page
     for element in list(root.iter()):
         name = _adapt(element)
         for marker, tip in zip(element.findall(".//{*}use"), tips.get(name, ()), strict=False):
@@ -88,25 +88,27 @@ def _render(draw: Callable[[Any], None], label: str, tips: Mapping[str, Sequence
 
 
 def _save(figure: Any, salt: str) -> str:
-    """SVG that is the same in every run, its ids other than those of other charts."""
+    """Reproducible SVG, with ids that are unique among charts."""
     import matplotlib
 
     file = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     salt = sha256(salt.encode(errors="replace")).hexdigest()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
-        figure.savefig(file, format="svg", metadata=nothing)
+        figure.savefig(file, format="svg", metadata=metadata)
     return file.getvalue()
 
 
 def _adapt(element: Element) -> str:
-    """Make an element of an SVG file one of a page; returns the name of a group."""
+    """Convert an element of an SVG file for inline use; returns the name of a group."""
     element.tag = element.tag.rpartition("}")[2]
     element.tail = None
     if element.tag != "text":
         element.text = None
     name = element.attrib.pop("id", "") if element.tag == "g" else ""
-    element.attrib.pop("clip-path", None)  # all is drawn inside the axes; a page has no url(
+    element.attrib.pop(
+        "clip-path", None
+    )  # everything is inside the axes; the page may not use url()
     for key, value in list(element.items()):
         del element.attrib[key]
         if key == "style":

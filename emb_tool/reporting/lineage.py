@@ -1,8 +1,8 @@
-"""What a model goes back to: its root, followed through the provenance of its ancestors.
+"""The root of a model, found through the provenance of its ancestors.
 
-The root is the teacher of a student, the base of a merge, the input of everything else, and theirs
-in turn. A step back is taken only where the ancestor's files still have the sha256 that was
-recorded when its descendant was made: what is measured against a root is measured against that.
+The parent is the teacher of a student, the base of a merge, or the input of any other command; the
+root is the last parent. A parent is accepted only if its files still have the sha256 that was
+recorded when its descendant was created.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from emb_tool.reporting.summary import parent_name
 
 
 class Lineage(NamedTuple):
-    """How far back a model can be followed.
+    """The root of a model.
 
     Args:
-        root: The oldest ancestor that is there unchanged; the model itself if it has none.
-        broken: Why it is not followed further, though it was made of something; None if it is
-            the first.
+        root: The oldest ancestor that exists unchanged; the model itself if it has none.
+        broken: Why the parent of `root` is unavailable; None if `root` has no parent.
     """
 
     root: Checkpoint
@@ -32,7 +31,7 @@ class Lineage(NamedTuple):
 
 
 def lineage(model: Checkpoint) -> Lineage:
-    """Follow a model back to its root; nothing is fetched from the hub."""
+    """Find the root of a model; nothing is downloaded from the hub."""
     seen = {model.path.resolve()}
     while True:
         try:
@@ -50,12 +49,12 @@ def lineage(model: Checkpoint) -> Lineage:
 
 
 def folders(inputs: Mapping[str, Checkpoint]) -> dict[str, str]:
-    """Where a job's models lie, for `provenance.json`: a name may be relative, or a hub id."""
+    """Absolute folders of a job's models for `provenance.json`; names may be relative paths."""
     return {name: str(checkpoint.path.resolve()) for name, checkpoint in inputs.items()}
 
 
 def _parent_name(provenance: Mapping[str, Any]) -> str | None:
-    """What a model was made from; None if not by embtool, or by a merge without a base."""
+    """The parent of a model; None if embtool did not write it, or for a merge without a base."""
     job = provenance.get("job")
     if not isinstance(job, Mapping):
         return None
@@ -63,10 +62,10 @@ def _parent_name(provenance: Mapping[str, Any]) -> str | None:
 
 
 def _unchanged(provenance: Mapping[str, Any], name: str) -> Checkpoint:
-    """The parent, if its files are those that were read when the model was made.
+    """The parent, if its files are unchanged since the model was created.
 
     Raises:
-        InvalidInput: They are not, or they are gone.
+        InvalidInput: The files are changed or missing.
     """
     paths, inputs = provenance.get("folders"), provenance.get("inputs")
     path = paths.get(name) if isinstance(paths, Mapping) else None
@@ -74,7 +73,7 @@ def _unchanged(provenance: Mapping[str, Any], name: str) -> Checkpoint:
     if not isinstance(path, str) or not isinstance(recorded, Mapping):
         raise InvalidInput(f"no path and sha256 of {name} are recorded")
     if not Path(path).exists():
-        raise InvalidInput(f"{name} is not there any more")
+        raise InvalidInput(f"{name} no longer exists")
     parent = Checkpoint.open(Path(path), need_tokenizer=False)
     parent.name = name
     if parent.hashes() != recorded:

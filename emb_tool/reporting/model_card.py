@@ -35,35 +35,35 @@ def write_model_card(
 ) -> None:
     """Write README.md.
 
-    Only hub ids go into the front matter's `base_model`; of a local path the last part is named,
-    so that a card says nothing about the author's machine.
+    Only hub ids are listed in `base_model` of the front matter; local paths are reduced to their
+    last component, so that the card does not reveal the author's file system.
 
     Args:
-        folder: The output.
+        folder: The output folder.
         title: Heading.
-        base_models: What it was made from, hub ids or paths.
-        report: Its measures become the table.
+        base_models: Hub ids or paths of the models that it was created from.
+        report: The report, whose measures are listed.
         job: The resolved job.
-        relation: What it is to them: the hub's `base_model_relation`.
-        layout: Of the output; its prompts decide the usage lines.
-        front: Further entries of the front matter; `tags` are added.
+        relation: The hub's `base_model_relation`.
+        layout: Layout of the output; its prompts determine the usage example.
+        front: Further entries of the front matter; `tags` are appended.
     """
     import yaml
     from huggingface_hub import ModelCardData
 
-    more = dict(front or {})
+    extra = dict(front or {})
     ids = [parse_hub_name(name) for name in base_models]
-    hub = list(dict.fromkeys(found.repo for found in ids if found and "/" in found.repo))
+    hub = list(dict.fromkeys(parsed.repo for parsed in ids if parsed and "/" in parsed.repo))
     results = eval_results(report)
     data = ModelCardData(
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
-        tags=[*_TAGS, *more.pop("tags", ())],
+        tags=[*_TAGS, *extra.pop("tags", ())],
         base_model=hub if len(hub) > 1 else next(iter(hub), None),
         base_model_relation=relation,
         model_name=title if results else None,
         eval_results=results or None,
-        **more,
+        **extra,
     )
     names = ", ".join(f"`{public_name(name)}`" for name in base_models)
     lines = [
@@ -78,9 +78,9 @@ def write_model_card(
         *_cost(report),
         *_measures(report.measures),
         *_usage(layout, bool(report.facts.get("needs_hub"))),
-        "## How it was made",
+        "## Reproduction",
         "",
-        f"`embtool run {RECIPE}` makes it again. [report.json]({REPORT}) has every",
+        f"`embtool run {RECIPE}` reproduces it. [report.json]({REPORT}) has every",
         f"figure, [report.html]({PAGE}) shows them, [provenance.json]({PROVENANCE})",
         "records versions and the digests of the inputs. To publish it on the Hugging Face Hub:",
         f"`{upload(title)}`.",
@@ -94,7 +94,7 @@ def write_model_card(
 
 
 def read_front(folder: Path) -> dict[str, Any]:
-    """The front matter of a model's card; {} where there is none that can be read."""
+    """The front matter of a model card; {} if it is missing or unreadable."""
     import yaml
     from huggingface_hub import metadata_load
 
@@ -106,18 +106,18 @@ def read_front(folder: Path) -> dict[str, Any]:
 
 
 def eval_results(report: Report) -> list[EvalResult]:
-    """The figures of the output for the hub's `model-index`, in sentence-transformers' words.
+    """The figures of the output for the hub's `model-index`, with sentence-transformers' names.
 
     Args:
-        report: Its measures; those of other models and plain counts are left out.
+        report: The report; measures of other models and counts are omitted.
     """
     from huggingface_hub import EvalResult
 
     results = []
     for m in report.measures:
-        ours = m.of and m.model == report.output and not m.against
-        score = isinstance(m.value, float) and m.unit in ("", "%") and isfinite(m.value)
-        if not (ours and score) or m.name.endswith((" low", " high", " floor")):
+        is_output = m.of and m.model == report.output and not m.against
+        is_score = isinstance(m.value, float) and m.unit in ("", "%") and isfinite(m.value)
+        if not (is_output and is_score) or m.name.endswith((" low", " high", " floor")):
             continue
         task, _, data = m.of.partition(":")
         kind, name = _TASKS.get(task, ("feature-extraction", "Embedding quality"))
@@ -157,19 +157,19 @@ def _slug(text: str) -> str:
 
 
 def _markdown(table: Table) -> list[str]:
-    """A table for a card; a bar in a cell would end it."""
+    """A Markdown table, with escaped bars in cells."""
 
     def row(cells: Iterable[str]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
-    rule = ["---", *("---:" for _ in table.columns[1:])]
-    return [row(table.columns), row(rule), *map(row, table.rows), ""] if table.rows else []
+    separator = ["---", *("---:" for _ in table.columns[1:])]
+    return [row(table.columns), row(separator), *map(row, table.rows), ""] if table.rows else []
 
 
 def _cost(report: Report) -> list[str]:
-    """What was done and what it cost, as the page has it."""
+    """The steps, and the size and quality of input and output."""
     summary = Summary.of(report)
-    lines = ["## What it is beside what it was made of", ""]
+    lines = ["## Size and quality", ""]
     steps = report.facts.get("steps") or []
     lines += [
         *(f"{number}. {redact(step)}" for number, step in enumerate(steps, 1)),

@@ -1,8 +1,7 @@
-"""The page of one output, made of the files that lie in its folder and of nothing else.
+"""The HTML page of one output, generated only from the files in its folder.
 
-Without matplotlib it says so in the place of charts.
-
-Names in it may come from a stranger's checkpoint: every text goes through `html.escape`.
+Without matplotlib, a message replaces the charts. Names may come from untrusted checkpoints, so all
+text is escaped with `html.escape`.
 """
 
 from __future__ import annotations
@@ -29,85 +28,85 @@ from emb_tool.reporting.plots import Point
 from emb_tool.reporting.style import document
 from emb_tool.reporting.summary import Summary, command, cost
 
-MOST_LINES = 200_000
-"""Lines of metrics read; a longer run's curve ends there."""
+MAX_LINES = 200_000
+"""Maximum lines of metrics read; curves of longer runs end there."""
 
 History = list[dict[str, float]]
 Parts = dict[str, dict[str, dict[str, int]] | str]
 
 
 def write_page(folder: Path) -> None:
-    """Write the page of an output into it, beside the `report.json` that it shows."""
+    """Write the page of an output into its folder, next to `report.json`."""
     own_file(folder, PAGE).write_text(page(folder), encoding="utf-8")
 
 
 def page(folder: Path) -> str:
-    """The page of an output: a function of the bytes of its files."""
+    """The page of an output as HTML, determined by the content of its files."""
     report = Report.from_json(read_json(folder, REPORT) or {})
     provenance = read_json(folder, PROVENANCE) or {}
     summary = Summary.of(report)
     body = [
         _head(summary, report, provenance),
-        section("What was done", [_done(report)]),
-        section("How to open it", [_usage(report)]),
+        section("Steps", [_steps(report)]),
+        section("Usage", [_usage(report)]),
         section("Size and quality", [table(cost(report, summary))]),
-        section("Where the bytes are", [_parts(report)]),
+        section("Size by part", [_parts(report)]),
         section("Curves", [grid(_curves(report, folder))]),
-        section("Chains measured", [_search(report, summary)]),
-        section("Every figure", [_tables(report)]),
-        section("Where it comes from", [_provenance(report, provenance)]),
+        section("Candidates measured", [_search(report, summary)]),
+        section("All figures", [_tables(report)]),
+        section("Provenance", [_provenance(report, provenance)]),
     ]
     return document(f"{summary.name}: embtool {summary.verb}", "\n".join(filter(None, body)))
 
 
-# -- pieces ----------------------------------------------------------------------------------------
+# -- elements --------------------------------------------------------------------------------------
 
 
 def section(title: str, parts: Iterable[str]) -> str:
-    """A heading and what stands below it; "" where that is nothing."""
-    inside = "\n".join(filter(None, parts))
-    return f"<section><h2>{escape(title)}</h2>\n{inside}</section>" if inside else ""
+    """A heading with its content; "" if there is no content."""
+    content = "\n".join(filter(None, parts))
+    return f"<section><h2>{escape(title)}</h2>\n{content}</section>" if content else ""
 
 
 def grid(figures: Iterable[tuple[str, str]]) -> str:
-    """Charts side by side, each with its heading."""
+    """A grid of charts with headings."""
     charts = [(name, svg) for name, svg in figures if svg]
     if any(svg == inline_svg.MISSING for _, svg in charts):
-        return inline_svg.MISSING  # once
+        return inline_svg.MISSING  # only once
     cells = [f"<figure><h3>{escape(name)}</h3>{svg}</figure>" for name, svg in charts]
     return f'<div class="charts">{"".join(cells)}</div>' if cells else ""
 
 
-def table(shown: Table) -> str:
-    """A table of a report, figures to the right; "" without rows."""
-    if not shown.rows:
+def table(source: Table) -> str:
+    """A table of a report, with right-aligned figures; "" without rows."""
+    if not source.rows:
         return ""
     right = [
-        number > 0 and all(is_figure(row[number]) for row in shown.rows if number < len(row))
-        for number in range(len(shown.columns))
+        number > 0 and all(is_figure(row[number]) for row in source.rows if number < len(row))
+        for number in range(len(source.columns))
     ]
 
     def row(cells: Sequence[str], tag: str) -> str:
-        inside = "".join(
+        content = "".join(
             f"<{tag}{' class=figure' if number < len(right) and right[number] else ''}>"
             f"{text(cell)}</{tag}>"
             for number, cell in enumerate(cells)
         )
-        return f"<tr>{inside}</tr>"
+        return f"<tr>{content}</tr>"
 
-    head = row(shown.columns, "th") if any(shown.columns) else ""
-    rows = "\n".join(row(cells, "td") for cells in shown.rows)
-    caption = f"<caption>{text(shown.title)}</caption>" if shown.title else ""
+    head = row(source.columns, "th") if any(source.columns) else ""
+    rows = "\n".join(row(cells, "td") for cells in source.rows)
+    caption = f"<caption>{text(source.title)}</caption>" if source.title else ""
     return f'<div class="scroll"><table>{caption}{head}\n{rows}</table></div>'
 
 
 def text(value: object) -> str:
-    """Anything as HTML text, without local paths."""
+    """A value as escaped HTML text, with local paths redacted."""
     return re.sub(r" (?=(%|MB)( |$))", "&nbsp;", escape(str(redact(value))))
 
 
 def tiles(figures: Iterable[tuple[str, str]]) -> str:
-    """The few figures on top."""
+    """The key figures at the top."""
     cells = (
         f'<div class="tile"><b>{text(value)}</b><span>{text(name)}</span></div>'
         for value, name in figures
@@ -116,7 +115,7 @@ def tiles(figures: Iterable[tuple[str, str]]) -> str:
 
 
 def as_(kind: Any, value: Any) -> Any:
-    """Plain data if it is of that shape; a report may be of another version, or a stranger's."""
+    """Plain data if it has that type, else None; reports may be old or untrusted."""
     try:
         return _adapter(kind).validate_python(value)
     except ValidationError:
@@ -132,15 +131,15 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _head(summary: Summary, report: Report, provenance: Mapping[str, Any]) -> str:
-    made = f"embtool {summary.verb}"
+    source = f"embtool {summary.verb}"
     version = str((as_(dict[str, Any], provenance.get("versions")) or {}).get("emb_tool", ""))
     when = str(provenance.get("created", ""))[:10]
     lines = [
         f"<h1>{escape(summary.name)}</h1>",
-        f'<p class="dim">{escape(" ".join(filter(None, [made, version])))}'
+        f'<p class="dim">{escape(" ".join(filter(None, [source, version])))}'
         f"{escape(', ' + when) if when else ''}</p>",
     ]
-    figures = [  # of a task first: neighbours and sizes are means to that
+    figures = [  # tasks first, because they measure quality directly
         (f"{q.kept:.1f} %", f"{q.figure} kept of {q.against}, {q.of}")
         for q in (*summary.root_quality, *summary.quality)
         if q.kept is not None
@@ -153,8 +152,8 @@ def _head(summary: Summary, report: Report, provenance: Mapping[str, Any]) -> st
         (summary.input, summary.neighbours),
     ):
         if overlap is not None:
-            whose = f" of {ancestor.shown}" if ancestor else ""
-            figures.append((percent(overlap), f"ten nearest neighbours kept{whose}"))
+            of = f" of {ancestor.shown}" if ancestor else ""
+            figures.append((percent(overlap), f"ten nearest neighbors kept{of}"))
     if summary.dimensions is not None:
         figures.append((f"{summary.dimensions:,}", "dimensions"))
     if summary.seconds is not None:
@@ -170,25 +169,25 @@ def _head(summary: Summary, report: Report, provenance: Mapping[str, Any]) -> st
 
 
 def _lineage(summary: Summary) -> Iterable[str]:
-    """Where the model comes from, and how far back it could be followed."""
+    """The root of the model, and why its parent is unavailable."""
     root = summary.root
     if root is None:
         return
     if root != summary.input:
-        made = summary.input.shown if summary.input else "its base"
-        yield f'<p class="dim">Root: {text(root.shown)}, followed from {text(made)}.</p>'
+        parent = summary.input.shown if summary.input else "its base"
+        yield f'<p class="dim">Root: {text(root.shown)}, through {text(parent)}.</p>'
     if summary.broken:
-        yield f'<p class="dim">Not followed further: {text(summary.broken)}.</p>'
+        yield f'<p class="dim">Parent not available: {text(summary.broken)}.</p>'
 
 
-def _done(report: Report) -> str:
+def _steps(report: Report) -> str:
     steps = as_(list[str], report.facts.get("steps")) or []
-    listed = "".join(f"<li>{text(step)}</li>" for step in steps)
-    return f"<pre>{escape(command(report.job))}</pre>" + (f"<ol>{listed}</ol>" if listed else "")
+    items = "".join(f"<li>{text(step)}</li>" for step in steps)
+    return f"<pre>{escape(command(report.job))}</pre>" + (f"<ol>{items}</ol>" if items else "")
 
 
 def _usage(report: Report) -> str:
-    """What the user of a packed model has to know; of others there is nothing to say."""
+    """Usage of a packed model; "" for other models, which load as usual."""
     if not report.facts.get("needs_hub"):
         return ""
     lines = f"{HUB}\nfrom sentence_transformers import SentenceTransformer"
@@ -202,20 +201,20 @@ def _parts(report: Report) -> str:
     parts: Parts = as_(Parts, report.facts.get("parts")) or {}
     rows: dict[str, dict[str, float]] = {}
     for when in ("before", "after"):
-        found = parts.get(when)
-        if isinstance(found, dict) and found:
-            rows[when] = {part: each.get("bytes", 0) / 1e6 for part, each in found.items()}
+        sizes = parts.get(when)
+        if isinstance(sizes, dict) and sizes:
+            rows[when] = {part: entry.get("bytes", 0) / 1e6 for part, entry in sizes.items()}
     chart = bars(rows, "MB")
     if not chart:
         return ""
-    told = Table("", ["part", *(f"{when}, MB" for when in rows)])
+    size_table = Table("", ["part", *(f"{when}, MB" for when in rows)])
     for part in dict.fromkeys(part for row in rows.values() for part in row):
-        told.rows.append([part, *(f"{row.get(part, 0):,.2f}" for row in rows.values())])
-    return f'<div class="wide">{chart}</div>{table(told)}'
+        size_table.rows.append([part, *(f"{row.get(part, 0):,.2f}" for row in rows.values())])
+    return f'<div class="wide">{chart}</div>{table(size_table)}'
 
 
 def _curves(report: Report, folder: Path) -> Iterable[tuple[str, str]]:
-    """Loss and rate from the log, what was measured on the way from the report."""
+    """Loss and learning rate from the metrics log, and evaluations from the report."""
     lines = list(_metrics(folder / METRICS))
     for key, name in (("loss", "loss"), ("lr", "learning rate")):
         points = [(line["texts"], line[key]) for line in lines if key in line]
@@ -235,42 +234,43 @@ def _metrics(path: Path) -> Iterable[dict[str, float]]:
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
-        for text in islice(file, MOST_LINES):
+        for text in islice(file, MAX_LINES):
             try:
                 line = as_(dict[str, float], json.loads(text))
-            except ValueError:  # half a line
+            except ValueError:  # incomplete last line
                 continue
             if line and "texts" in line:
                 yield line
 
 
 def _search(report: Report, summary: Summary) -> str:
-    found = as_(dict[str, Any], report.facts.get("search")) or {}
-    tried = as_(list[dict[str, Any]], found.get("tried")) or []
-    chosen = found.get("chosen")
+    search = as_(dict[str, Any], report.facts.get("search")) or {}
+    candidates = as_(list[dict[str, Any]], search.get("tried")) or []
+    chosen = search.get("chosen")
     points = []
-    for each in tried:
-        size, kept = as_(float, each.get("bytes")), as_(float, each.get("kept"))
-        if size is None or kept is None:
+    for candidate in candidates:
+        size = as_(float, candidate.get("bytes"))
+        retention = as_(float, candidate.get("kept"))
+        if size is None or retention is None:
             continue  # planned, not measured
-        chain = str(each.get("chain", ""))
-        told = f"{chain}: {format_value(size, 'B')}, {kept:.2%} kept"
-        points.append(Point("chosen" if chain == chosen else "", size, 100 * kept, tip=told))
+        chain = str(candidate.get("chain", ""))
+        tip = f"{chain}: {format_value(size, 'B')}, {retention:.2%} kept"
+        points.append(Point("chosen" if chain == chosen else "", size, 100 * retention, tip=tip))
     if summary.before:
         points.append(Point("before", summary.before, 100.0, reference=True, tip="before"))
     chart = inline_svg.scatter(points, "kept, %")
     if not chart:
         return ""
-    told = ". ".join(str(found[key]) for key in ("aim", "chosen") if found.get(key))
-    by = f" Compared by {found['by']}." if found.get("by") else ""
-    return f'<p class="dim">{escape(told + "." + by)}</p><div class="wide">{chart}</div>'
+    description = ". ".join(str(search[key]) for key in ("aim", "chosen") if search.get(key))
+    by = f" Compared by {search['by']}." if search.get("by") else ""
+    return f'<p class="dim">{escape(description + "." + by)}</p><div class="wide">{chart}</div>'
 
 
 def _tables(report: Report) -> str:
-    """What the command printed, but for the steps, which stand above."""
-    found = [table(each) for each in report.tables if each.columns and each.title != "steps"]
-    inside = f'<div class="tables">{"".join(found)}</div>'
-    return f"<details><summary>as the command printed them</summary>{inside}</details>"
+    """The tables that the command printed, without the steps, which are shown above."""
+    tables = [table(t) for t in report.tables if t.columns and t.title != "steps"]
+    content = f'<div class="tables">{"".join(tables)}</div>'
+    return f"<details><summary>as the command printed them</summary>{content}</details>"
 
 
 def _provenance(report: Report, provenance: Mapping[str, Any]) -> str:
@@ -280,10 +280,10 @@ def _provenance(report: Report, provenance: Mapping[str, Any]) -> str:
     run_on = as_(dict[str, Any], provenance.get("runtime")) or {}
     run_on |= {key: provenance[key] for key in ("platform", "created") if key in provenance}
     times = {name.removesuffix("_seconds"): duration(s) for name, s in report.timings.items()}
-    told = {"versions": versions, "run on": run_on, "time": times}
+    groups = {"versions": versions, "run on": run_on, "time": times}
     tables = [
         table(Table(title, ["", ""], [[name, str(value)] for name, value in rows.items()]))
-        for title, rows in told.items()
+        for title, rows in groups.items()
     ]
     parts = [f'<div class="tables">{"".join(tables)}</div>']
     papers = as_(list[str], provenance.get("papers")) or []
@@ -304,7 +304,7 @@ def _provenance(report: Report, provenance: Mapping[str, Any]) -> str:
         )
     recipe = yaml.safe_dump(redact(report.job), sort_keys=False, allow_unicode=True)
     parts.append(
-        "<details><summary>every setting (recipe.yaml makes it again: embtool run recipe.yaml)"
+        "<details><summary>all settings (embtool run recipe.yaml reproduces the output)"
         f"</summary><pre>{escape(recipe)}</pre></details>"
     )
     return "\n".join(filter(None, parts))
@@ -313,9 +313,9 @@ def _provenance(report: Report, provenance: Mapping[str, Any]) -> str:
 def _paper(name: str) -> str:
     kind, _, number = name.partition(":")
     site = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}.get(kind)
-    told = escape(name)
+    label = escape(name)
     return (
-        f'<a href="{site}{escape(number, quote=True)}" rel="noreferrer">{told}</a>'
+        f'<a href="{site}{escape(number, quote=True)}" rel="noreferrer">{label}</a>'
         if site
-        else told
+        else label
     )

@@ -1,7 +1,7 @@
-"""Charts drawn by matplotlib: as the file of `--plot`, or as SVG inside a page.
+"""Charts drawn with matplotlib, as the file of `--plot` or as inline SVG of a page.
 
-Importing this module does not import matplotlib, which is optional (the extra `plot`) and takes a
-second: it is imported when there is something to draw.
+matplotlib is optional (the extra `plot`) and slow to import, so it is imported only when a chart is
+drawn.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from emb_tool.install import install
 from emb_tool.reporting.style import LABEL_SIZE, LIGHT, MATPLOTLIB
 
 MAX_POINTS = 400
-"""Points of a drawn line. Of a longer one, every n-th point is drawn."""
+"""Maximum points of a drawn line; longer lines are subsampled."""
 
 MAX_MARKERS = 24
-"""A line of more points is drawn without a marker at each."""
+"""Maximum points of a line that is drawn with markers."""
 
 OFFSETS = tuple(
     offset
     for distance in (1, 2.5)
     for offset in (
-        (6 * distance, -6 * distance, "left", "top"),  # off the frontier
+        (6 * distance, -6 * distance, "left", "top"),  # away from the frontier
         (8 * distance, 0, "left", "center"),
         (0, 9 * distance, "center", "bottom"),
         (0, -9 * distance, "center", "top"),
@@ -39,21 +39,21 @@ OFFSETS = tuple(
         (-6 * distance, -6 * distance, "right", "top"),
     )
 )
-"""Positions of a label beside its point, best first: offset in points, alignment."""
+"""Positions of a label relative to its point, best first: offset in points, alignment."""
 
 Line = Sequence[tuple[float, float]]
-"""(x, y) in the order of x."""
+"""(x, y) pairs, sorted by x."""
 
 
 class Point(NamedTuple):
-    """One model: its name, bytes of weights and figure.
+    """A model in a scatter plot.
 
     Args:
-        label: Beside the point; "" draws none.
-        size: Bytes.
+        label: Label of the point; "" for none.
+        size: Bytes of the weights.
         value: The figure.
-        reference: Whether the others are compared with it: drawn as a diamond, with a line.
-        tip: Shown when the pointer is on the point, in a page.
+        reference: Whether it is the reference, drawn as a diamond with a horizontal line.
+        tip: Tooltip in a page.
     """
 
     label: str
@@ -64,12 +64,14 @@ class Point(NamedTuple):
 
 
 def check_plot(path: str) -> None:
-    """Refuse, before the work, a picture that could not be drawn or written."""
+    """Check before the run that the plot can be drawn and written."""
     if find_spec("matplotlib") is None:
         raise InvalidInput(f"--plot {path}: matplotlib is not installed", f"run: {install('plot')}")
     folder = Path(path).expanduser().resolve().parent
     if not folder.is_dir():
-        raise InvalidInput(f"--plot {path}: there is no folder {folder}", f"run: mkdir -p {folder}")
+        raise InvalidInput(
+            f"--plot {path}: the folder {folder} does not exist", f"run: mkdir -p {folder}"
+        )
 
 
 def draw(
@@ -77,12 +79,12 @@ def draw(
     path: str,
     curves: Mapping[str, Mapping[str, Line]] | None = None,
 ) -> None:
-    """Draw the panels and write the picture.
+    """Draw the panels and write the image file.
 
     Args:
-        panels: Points by task and figure, which name the panel and its vertical axis.
-        path: Its extension chooses the format.
-        curves: Task to name to (tokens, accuracy), one panel for each task.
+        panels: Points by task and figure, the titles of the panel and its vertical axis.
+        path: Path of the file; the extension determines the format.
+        curves: Lines of (tokens, accuracy) by name, by task; one panel per task.
     """
     curves = curves or {}
     count = len(panels) + len(curves)
@@ -98,21 +100,21 @@ def draw(
             accuracy(axis, lines)
         for axis in axes.flat[count:]:
             axis.set_visible(False)
-        figure.draw_without_rendering()  # settles the layout, which the labels need
-        for axis, points in zip(axes.flat, panels.values(), strict=False):  # not of curves
+        figure.draw_without_rendering()  # computes the layout, which the labels need
+        for axis, points in zip(axes.flat, panels.values(), strict=False):  # without the curves
             place_labels(axis, points)
         target = Path(path).expanduser()
-        picture = io.BytesIO()
-        figure.savefig(picture, dpi=150, format=target.suffix[1:].lower())
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=150, format=target.suffix[1:].lower())
     try:
-        write_atomically(target, picture.getvalue())
+        write_atomically(target, buffer.getvalue())
     except OSError as error:
-        raise RunFailed(f"--plot {path}: {error.strerror}", "choose another place") from error
+        raise RunFailed(f"--plot {path}: {error.strerror}", "choose another path") from error
 
 
 @contextmanager
 def figure_of(width: float, height: float) -> Iterator[Any]:
-    """A figure of that size in inches, in the style of all charts and of no matplotlibrc."""
+    """A figure of that size in inches, in the style of all charts, ignoring any matplotlibrc."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
@@ -121,12 +123,12 @@ def figure_of(width: float, height: float) -> Iterator[Any]:
 
 
 def printable(name: str) -> str:
-    """A name without what has no glyph or is no XML, such as control characters."""
+    """A name with unprintable characters replaced by spaces."""
     return "".join(c if c.isprintable() else " " for c in name)
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats in both size and value, smallest first."""
+    """The Pareto frontier of size and value, smallest first."""
     best: list[Point] = []
     for point in sorted(points, key=lambda p: (p.size, -p.value)):
         if not best or point.value > best[-1].value:
@@ -135,7 +137,7 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 
 
 def scatter(axis: Any, points: Sequence[Point], measure: str) -> None:
-    """Draw a figure against size, with the line of the points that no other beats.
+    """Draw a figure against size, with the Pareto frontier as a line.
 
     The marker of point `i` has the gid `point-i`.
     """
@@ -154,8 +156,8 @@ def scatter(axis: Any, points: Sequence[Point], measure: str) -> None:
     axis.plot([p.size / 1e6 for p in best], [p.value for p in best], color=LIGHT["c0"], **dashed)
     for number, point in enumerate(points):
         color, marker = (LIGHT["c1"], "D") if point.reference else (LIGHT["c0"], "o")
-        at = (point.size / 1e6, point.value)
-        axis.plot(*at, marker, color=color, markersize=7, gid=f"point-{number}", zorder=3)
+        position = (point.size / 1e6, point.value)
+        axis.plot(*position, marker, color=color, markersize=7, gid=f"point-{number}", zorder=3)
         if point.reference:
             axis.axhline(point.value, color=color, **dashed)
     axis.set_xlabel("weights, MB" + (" (log scale)" if logarithmic else ""))
@@ -180,13 +182,13 @@ def accuracy(axis: Any, lines: Mapping[str, Line]) -> None:
 
 
 def curve(axis: Any, points: Line, x_title: str, marked: float | None = None) -> None:
-    """Draw one line; its markers have the gid `points`, that of `marked` has `marked`.
+    """Draw one line; its markers have the gid `points`, the highlighted one has `marked`.
 
     Args:
-        axis: Of matplotlib.
+        axis: The matplotlib axis.
         points: The line.
         x_title: The unit of x.
-        marked: An x whose point is drawn larger (the best state).
+        marked: The x of a highlighted point (the best state).
     """
     from matplotlib.ticker import EngFormatter
 
@@ -202,24 +204,24 @@ def curve(axis: Any, points: Line, x_title: str, marked: float | None = None) ->
 
 
 def finite(points: Line) -> list[tuple[float, float]]:
-    """The points that can be drawn."""
+    """The points with finite coordinates."""
     return [(x, y) for x, y in points if isfinite(x) and isfinite(y)]
 
 
 def place_labels(axis: Any, points: Sequence[Point]) -> None:
-    """Put each name beside its point, where it covers least of what is already drawn.
+    """Place each label next to its point, where it overlaps least with other elements.
 
-    Call it when the layout is settled.
+    The layout must be computed before.
     """
     from matplotlib.transforms import Bbox
 
-    dots = [axis.transData.transform((p.size / 1e6, p.value)) for p in points]
+    centers = [axis.transData.transform((p.size / 1e6, p.value)) for p in points]
     frame = axis.get_window_extent()
-    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in dots]
-    taken += [
+    occupied = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in centers]
+    occupied += [
         Bbox.from_bounds(frame.x0, y - 1, frame.width, 2)
-        for point, (_, y) in zip(points, dots, strict=True)
-        if point.reference  # its line
+        for point, (_, y) in zip(points, centers, strict=True)
+        if point.reference  # its horizontal line
     ]
     for point in points:
         if not point.label:
@@ -238,10 +240,10 @@ def place_labels(axis: Any, points: Sequence[Point]) -> None:
             text.set(ha=offset[2], va=offset[3])
             return text.get_window_extent()
 
-        def covered(offset: tuple[float, float, str, str]) -> int:
+        def count_overlaps(offset: tuple[float, float, str, str]) -> int:
             box = place(offset)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
             inside = inside and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            return sum(bool(box.overlaps(other)) for other in taken) + 10 * (not inside)
+            return sum(bool(box.overlaps(other)) for other in occupied) + 10 * (not inside)
 
-        taken.append(place(min(OFFSETS, key=covered)))
+        occupied.append(place(min(OFFSETS, key=count_overlaps)))

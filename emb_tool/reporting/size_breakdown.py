@@ -1,4 +1,4 @@
-"""What a checkpoint's bytes are spent on: token table, positions, layers, modules."""
+"""Size of a checkpoint by part: token table, positions, layers, modules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from emb_tool.plan import TensorSpec
 
 
 def parameter_groups(ckpt: Checkpoint) -> dict[str, dict[str, int]]:
-    """Parameters and bytes by part: table, positions, layers, the rest, modules by their folder."""
+    """Parameters and bytes by part: table, positions, layers, others, and modules by folder."""
     parts: dict[str, dict[str, int]] = {}
 
     def add(part: str, spec: TensorSpec, count: int) -> None:
@@ -22,18 +22,18 @@ def parameter_groups(ckpt: Checkpoint) -> dict[str, dict[str, int]]:
         entry["parameters"] += 0 if part == "buffers" else count
         entry["bytes"] += spec.nbytes
 
-    many = bool(ckpt.layout.routes)
+    has_routes = bool(ckpt.layout.routes)
     for folder, weights in ckpt.weights.items():
-        main = many or folder == ckpt.layout.main
-        config = ckpt.config if main and not many else {}
+        main = has_routes or folder == ckpt.layout.main
+        config = ckpt.config if main and not has_routes else {}
         plain, packed = unpacked_specs(config, weights.tensors), packed_modules(config)
-        table = main_table(ckpt.config if not many else {}, plain)
+        table = main_table(ckpt.config if not has_routes else {}, plain)
         stacks = group_layers(plain)
         layered = {n for stack in stacks.values() for names in stack.values() for n in names}
         for stored, spec in weights.tensors.items():
             name, module = stored, stored.rpartition(".")[0]
             count = spec.numel
-            if module in packed and spec.dtype == "U8":  # counted once, as what they stand for
+            if module in packed and spec.dtype == "U8":  # counted once, with the unpacked size
                 name = f"{module}.weight"
                 count = plain[name].numel if name == stored else 0
             if table is not None and name == table.name:
@@ -52,16 +52,16 @@ def parameter_groups(ckpt: Checkpoint) -> dict[str, dict[str, int]]:
                 part = "pooler (not used for vectors)"
             else:
                 part = "other"
-            add(join(folder, part) if many else part, spec, count)
+            add(join(folder, part) if has_routes else part, spec, count)
     return dict(sorted(parts.items(), key=lambda item: -item[1]["bytes"]))
 
 
 def main_table(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> TensorSpec | None:
-    """The token embedding table: a static one, or the first matrix with a row for each token."""
+    """The token embedding table: a static one, or the first matrix with one row per token."""
     if table := static_table(tensors):
         return table
     rows = config.get("vocab_size")
-    named = [
+    candidates = [
         spec for name, spec in tensors.items()
         if len(spec.shape) == 2 and not name.startswith(("lm_head.", "cls.", "decoder."))
         and name.endswith((
@@ -69,6 +69,6 @@ def main_table(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> 
             "shared.weight", "embedding.weight",
         ))
     ]  # fmt: skip
-    if named:
-        return named[0]
+    if candidates:
+        return candidates[0]
     return next((s for s in tensors.values() if len(s.shape) == 2 and s.shape[0] == rows), None)

@@ -1,4 +1,4 @@
-"""The style of pages and charts; the page's head, which forbids the browser to fetch anything."""
+"""The style of pages and charts, and the page template, which blocks external resources."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from html import escape
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""Content-Security-Policy: no script runs, nothing is loaded, whatever a name smuggles in."""
+"""Content-Security-Policy: no scripts and no external resources, even if injected by a name."""
 
 LIGHT = {
     "bg": "#ffffff", "card": "#f6f7f9", "ink": "#1b1f24", "dim": "#5b6470", "rule": "#dfe3e8",
     "c0": "#2b6cd4", "c1": "#c8641c", "c2": "#2e8b57", "c3": "#8a56c2", "c4": "#b5485d",
     "c5": "#6f7a86", "good": "#1d7a46", "bad": "#b3261e",
 }  # fmt: skip
-"""Colors by the name of their variable in the page; `c0` to `c5` tell series apart."""
+"""Colors by the name of their CSS variable; `c0` to `c5` are the series colors."""
 
 DARK = {
     "bg": "#14171b", "card": "#1d2127", "ink": "#e4e7eb", "dim": "#9aa4af", "rule": "#333a42",
@@ -24,10 +24,10 @@ DARK = {
 SERIES = tuple(f"c{number}" for number in range(6))
 
 CHART_SIZE = (3.8, 2.4)
-"""Inches of a chart in a page: about the width of a phone at the text's own size."""
+"""Size of a chart in a page in inches, about the width of a phone."""
 
 TEXT_SIZE, LABEL_SIZE = 10, 9
-"""Points: titles of axes, and the rest."""
+"""Font sizes in points, of axis titles and of other text."""
 
 MATPLOTLIB = {
     "axes.axisbelow": True,
@@ -56,7 +56,7 @@ MATPLOTLIB = {
     "ytick.labelsize": LABEL_SIZE,
     "ytick.major.size": 0,
 }
-"""Settings of matplotlib for every chart."""
+"""matplotlib settings of every chart."""
 
 
 def _variables(colors: Mapping[str, str]) -> str:
@@ -122,7 +122,7 @@ svg text { font-family: inherit !important; font-variant-numeric: tabular-nums; 
 
 
 def document(title: str, body: str) -> str:
-    """A whole page around a body that is HTML already."""
+    """A complete HTML page around an HTML body."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

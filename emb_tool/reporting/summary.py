@@ -1,8 +1,8 @@
-"""What a report comes to: the figures that its model card, its page and a comparison all show.
+"""Summary of a report: the figures shown by its model card, its page and comparisons.
 
-Everything is read from the report as plain data, so that one of another machine or of an older
-version is read alike; what it does not tell is None. Names are made public (`emb_tool.formatting`):
-what is made of this may be published.
+Everything is read from the report as plain data, so that reports of other machines and older
+versions are supported; missing values are None. Names are redacted (`emb_tool.formatting`), because
+model cards and pages may be published.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from emb_tool.errors import InvalidInput
 from emb_tool.formatting import format_value, percent, public_name, redact
 from emb_tool.report import Report, Table
 
-ENDS = ("", " low", " high")
-"""Of the names of a share and its 95 % interval."""
+SUFFIXES = ("", " low", " high")
+"""Suffixes of the names of a retention and its 95 % interval."""
 
 POSITIONAL = ("model", "models")
-"""Fields of jobs that are typed without a name."""
+"""Positional fields of jobs."""
 
 
 class Quality(NamedTuple):
-    """The main figure of one task, of a model and of what it is compared with; shares in %.
+    """The main figure of a task for an output and the model it is compared with; shares in %.
 
     Args:
         of: The task.
         figure: Name of its main figure.
-        before: Of the other model; of a merge the best input's.
-        after: Of what was written.
-        kept: Share of `before`.
+        before: Figure of the other model; for a merge, of the best input.
+        after: Figure of the output.
+        kept: Retention of `before`, in %.
         low: Lower bound of the 95 % interval of `kept`.
         high: Upper bound.
-        against: What to call the other model.
+        against: Display name of the other model.
     """
 
     of: str
@@ -49,13 +49,13 @@ class Quality(NamedTuple):
 
 
 class Ancestor(NamedTuple):
-    """A model that an output comes from.
+    """A model that an output was derived from.
 
     Args:
-        name: As measures have it.
-        key: By which it is known again: the digest of its files, else the name.
-        bytes: Of its weights.
-        suffix: Put after what it is called, where another is called the same.
+        name: Name in measures.
+        key: Identity of the model: the digest of its files, else the name.
+        bytes: Size of its weights.
+        suffix: Suffix of the display name, if another model has the same name.
     """
 
     name: str
@@ -65,35 +65,34 @@ class Ancestor(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """Its name, a path cut to the last part."""
+        """The display name; of a path only the last component."""
         return public_name(self.name) + self.suffix
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One output in figures.
+    """The figures of one output.
 
     Args:
-        name: The folder's own name.
+        name: Name of the output folder.
         verb: The command.
-        methods: The chain, as one would type it.
-        before: Bytes of the weights that went in (of the teacher, for a student).
+        methods: The chain of methods, in command line syntax.
+        before: Bytes of the input's weights (for a student, of the teacher's).
         after: Bytes of the weights written.
         resident: Bytes of the weights in memory.
-        dimensions: Of a vector.
-        input: What it was made from; None where that is several models, or not known.
-        root: What that goes back to, the input itself where it goes no further; of a merge, what
-            its base goes back to.
-        broken: Why it is not followed further, though the root was made of something, too.
-        quality: A row a task, against the input.
-        root_quality: A row a task against a root that is not the input, where it was measured.
-        neighbours: Share of the ten nearest neighbours kept on held-out texts, of the input's.
-        root_neighbours: Of those of a root that is not the input.
-        cosine: Mean cosine to the vectors before, on held-out texts.
+        dimensions: Dimensions of a vector.
+        input: The input model; None if there are several, or it is unknown.
+        root: The root of the input, or the input itself; for a merge, the root of its base.
+        broken: Why the parent of `root` is unavailable, if it has one.
+        quality: One row per task, relative to the input.
+        root_quality: One row per task relative to a root other than the input, if measured.
+        neighbours: Fraction of the input's ten nearest neighbors kept on held-out texts.
+        root_neighbours: The same for a root other than the input.
+        cosine: Mean cosine to the input's vectors on held-out texts.
         seconds: Wall time of the command.
-        check_seconds: What measuring the written files took of it.
-        resumed: Whether an earlier run had done a part.
-        gate: Why it is below the gate.
+        check_seconds: The part of it that checked the written files.
+        resumed: Whether the run continued an earlier one.
+        gate: The message of a failed gate.
     """
 
     name: str
@@ -123,10 +122,10 @@ class Summary:
         made_from, root, broken = _ancestors(report)
         if root and made_from and root != made_from and root.shown == made_from.shown:
             root = root._replace(suffix=" (root)")
-        far = root if root != made_from else None
+        distant_root = root if root != made_from else None
         texts = "held-out texts"
 
-        def whole(name: str, model: str = "") -> int | None:
+        def integer(name: str, model: str = "") -> int | None:
             value = report.value(name, model=model)
             return None if value is None else int(value)
 
@@ -134,17 +133,18 @@ class Summary:
             name=public_name(out),
             verb=report.verb,
             methods=methods(report.job),
-            before=whole("weights before") or _reference_size(report, out),
-            after=whole("weights", out),
-            resident=whole("resident"),
-            dimensions=whole("dimensions", out),
+            before=integer("weights before") or _reference_size(report, out),
+            after=integer("weights", out),
+            resident=integer("resident"),
+            dimensions=integer("dimensions", out),
             input=made_from,
             root=root,
             broken=broken,
-            quality=tuple(_quality(report, out, made_from, far)),
-            root_quality=tuple(_root_quality(report, out, far)) if far else (),
+            quality=tuple(_quality(report, out, made_from, distant_root)),
+            root_quality=tuple(_root_quality(report, out, distant_root)) if distant_root else (),
             neighbours=report.value("neighbour overlap", of=texts),
-            root_neighbours=far and report.value("neighbour overlap", texts, out, far.name),
+            root_neighbours=distant_root
+            and report.value("neighbour overlap", texts, out, distant_root.name),
             cosine=report.value("cosine mean", of=texts),
             seconds=report.timings.get("total_seconds"),
             check_seconds=report.timings.get("check_seconds", 0.0),
@@ -154,29 +154,29 @@ class Summary:
 
     @property
     def share(self) -> float | None:
-        """Bytes of the weights over those before."""
+        """Size of the output's weights as a fraction of the input's."""
         return self.after / self.before if self.after and self.before else None
 
     @property
     def rows(self) -> list[Quality]:
-        """Every task's row against the input, then that against the root."""
+        """For every task the row relative to the input, then the one relative to the root."""
         both = (*self.quality, *self.root_quality)
         order = list(dict.fromkeys(q.of for q in both))
         return sorted(both, key=lambda q: order.index(q.of))
 
 
 def lowest_retention(quality: Iterable[Quality]) -> float | None:
-    """The lowest share that is kept in any task, as a fraction; None where none is known."""
+    """The lowest retention of any task, as a fraction; None if there is none."""
     return min((q.kept / 100 for q in quality if q.kept is not None), default=None)
 
 
 def _ancestors(report: Report) -> tuple[Ancestor | None, Ancestor | None, str | None]:
-    """Input, root, and why it is not followed further; by the job where the report does not say."""
-    told = report.facts.get("lineage")
-    if isinstance(told, Mapping):
-        found = [_ancestor(told.get(key)) for key in ("input", "root")]
-        broken = told.get("broken")
-        return found[0], found[1], broken if isinstance(broken, str) else None
+    """Input, root, and why the root's parent is unavailable; without lineage, from the job."""
+    lineage = report.facts.get("lineage")
+    if isinstance(lineage, Mapping):
+        parent, root = (_ancestor(lineage.get(key)) for key in ("input", "root"))
+        broken = lineage.get("broken")
+        return parent, root, broken if isinstance(broken, str) else None
     name = parent_name(report.verb, report.job)
     if name is None:
         return None, None, None
@@ -186,7 +186,7 @@ def _ancestors(report: Report) -> tuple[Ancestor | None, Ancestor | None, str | 
 
 
 def parent_name(verb: str, job: Mapping[str, Any]) -> str | None:
-    """The model that an output was made from, as the user named it.
+    """The parent model of an output, as named by the user.
 
     Args:
         verb: The command.
@@ -197,44 +197,49 @@ def parent_name(verb: str, job: Mapping[str, Any]) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _ancestor(told: Any) -> Ancestor | None:
-    if not isinstance(told, Mapping) or not isinstance(told.get("name"), str):
+def _ancestor(entry: Any) -> Ancestor | None:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
         return None
-    name, key, size = told["name"], told.get("digest"), told.get("bytes")
-    known = isinstance(key, str)
-    return Ancestor(name, str(key) if known else name, size if type(size) is int else None)
+    name, key, size = entry["name"], entry.get("digest"), entry.get("bytes")
+    return Ancestor(
+        name, key if isinstance(key, str) else name, size if type(size) is int else None
+    )
 
 
 def _reference_size(report: Report, out: str) -> int | None:
-    """Weights of the one other model that was measured."""
+    """Size of the weights of the only other measured model, if there is exactly one."""
     others = {m.model: m.value for m in report.measures if m.name == "weights" and m.model != out}
-    found = list(others.values())
-    return int(found[0]) if len(found) == 1 and found[0] is not None and out else None
+    sizes = list(others.values())
+    return int(sizes[0]) if len(sizes) == 1 and sizes[0] is not None and out else None
 
 
 def _quality(
-    report: Report, out: str, made_from: Ancestor | None, far: Ancestor | None
+    report: Report, out: str, made_from: Ancestor | None, distant_root: Ancestor | None
 ) -> Iterable[Quality]:
-    """Rows against the input; of several inputs, against the best."""
+    """Rows relative to the input, or to the best of several inputs."""
     models = report.job.get("models") or ()
-    besides = {out, far.name} if far and far.name not in models else {out}
+    excluded = (
+        {out, distant_root.name} if distant_root and distant_root.name not in models else {out}
+    )
     for of, main in _tasks(report):
         figures = [m for m in report.measures if m.of == of and m.name == main]
         after = next((m.value for m in figures if m.model == out), None)
-        others = [m.value for m in figures if m.model not in besides and m.value is not None]
+        others = [m.value for m in figures if m.model not in excluded and m.value is not None]
         if after is not None:
-            kept, low, high = (report.value(f"retention{end}", of, out) for end in ENDS)
+            value, low, high = (report.value(f"retention{suffix}", of, out) for suffix in SUFFIXES)
             name = made_from.shown if made_from else "the best input"
-            yield Quality(of, main, max(others, default=None), after, kept, low, high, name)
+            yield Quality(of, main, max(others, default=None), after, value, low, high, name)
 
 
 def _root_quality(report: Report, out: str, root: Ancestor) -> Iterable[Quality]:
-    """Rows against the root, of the tasks whose share of it was measured."""
+    """Rows relative to the root, for tasks with a measured retention."""
     for of, main in _tasks(report):
-        kept, low, high = (report.value(f"retention{end}", of, out, root.name) for end in ENDS)
-        if kept is not None:
+        value, low, high = (
+            report.value(f"retention{suffix}", of, out, root.name) for suffix in SUFFIXES
+        )
+        if value is not None:
             before, after = (report.value(main, of, model) for model in (root.name, out))
-            yield Quality(of, main, before, after, kept, low, high, root.shown)
+            yield Quality(of, main, before, after, value, low, high, root.shown)
 
 
 def _tasks(report: Report) -> Iterable[tuple[str, str]]:
@@ -245,7 +250,7 @@ def _tasks(report: Report) -> Iterable[tuple[str, str]]:
 
 
 def _main(of: str) -> str | None:
-    """The figure by which a task is summed up; None for what is no task."""
+    """The main figure of a task; None for unknown tasks."""
     name = of.partition(":")[0]
     if name not in registry.methods("eval"):
         return None
@@ -253,7 +258,7 @@ def _main(of: str) -> str | None:
 
 
 def cost(report: Report, summary: Summary) -> Table:
-    """What an output is beside what it was made of."""
+    """Size and quality of an output and of its input."""
     table = Table("", ["", "before", "after", "share"])
 
     def row(name: str, before: str, after: str, share: str = "") -> None:
@@ -267,51 +272,51 @@ def cost(report: Report, summary: Summary) -> Table:
     if summary.dimensions is not None:
         row("dimensions", "", f"{summary.dimensions:,}")
     for q in summary.rows:
-        kept = "" if q.kept is None else f"{q.kept:.1f} %"
+        retention = "" if q.kept is None else f"{q.kept:.1f} %"
         if q.low is not None and q.high is not None:
-            kept += f" ({q.low:.1f} to {q.high:.1f})"
-        kept += f" of {q.against}" if kept else ""
-        row(f"{redact(q.of)}, {q.figure}", format_value(q.before), format_value(q.after), kept)
-    neighbours = "ten nearest neighbours kept, held-out texts"
+            retention += f" ({q.low:.1f} to {q.high:.1f})"
+        retention += f" of {q.against}" if retention else ""
+        row(f"{redact(q.of)}, {q.figure}", format_value(q.before), format_value(q.after), retention)
+    label = "ten nearest neighbors kept, held-out texts"
     for ancestor, overlap in (
         (summary.input, summary.neighbours),
         (summary.root, summary.root_neighbours),
     ):
         if overlap is not None:
-            whose = f" of {ancestor.shown}" if ancestor else ""
-            row(neighbours, "", "", percent(overlap) + whose)
+            of = f" of {ancestor.shown}" if ancestor else ""
+            row(label, "", "", percent(overlap) + of)
     if summary.cosine is not None:
         row("cosine, held-out texts", "", format_value(summary.cosine))
     return table
 
 
-# -- what was typed --------------------------------------------------------------------------------
+# -- command lines ---------------------------------------------------------------------------------
 
 
 def methods(job: Mapping[str, Any]) -> tuple[str, ...]:
-    """The chain of a job, each method as `-m` takes it, defaults left out."""
+    """The methods of a job in the syntax of `-m`, without defaults."""
     verb, chain = str(job.get("verb", "")), job.get("method") or []
     steps = [chain] if isinstance(chain, Mapping) else chain
-    return tuple(_spelled(verb, step) for step in steps if isinstance(step, Mapping))
+    return tuple(_format_method(verb, step) for step in steps if isinstance(step, Mapping))
 
 
-def _spelled(verb: str, step: Mapping[str, Any]) -> str:
+def _format_method(verb: str, step: Mapping[str, Any]) -> str:
     name = str(step.get("name", ""))
     try:
         known = registry.load(verb, name).model_fields
-    except InvalidInput:  # of a version that has more methods
+    except InvalidInput:  # from a version with more methods
         known = {}
     changed = {
         key: value
         for key, value in step.items()
-        if key != "name" and (key not in known or _plain(known[key].default) != value)
+        if key != "name" and (key not in known or _as_list(known[key].default) != value)
     }
-    settings = ",".join(f"{key}={_typed(redact(value))}" for key, value in changed.items())
+    settings = ",".join(f"{key}={_format_setting(redact(value))}" for key, value in changed.items())
     return f"{name}:{settings}" if settings else name
 
 
 def command(job: Mapping[str, Any]) -> str:
-    """The command line that gives a job, defaults left out."""
+    """The command line of a job, without defaults."""
     verb = str(job.get("verb", ""))
     try:
         known: Mapping[str, Any] = config.job_class(verb).model_fields
@@ -320,24 +325,26 @@ def command(job: Mapping[str, Any]) -> str:
     words = ["embtool", verb]
     for key in sorted(job, key=lambda key: key not in POSITIONAL):
         value, field = redact(job[key]), known.get(config.field_name(key))
-        if key in ("verb", "method") or (field is not None and _plain(field.default) == job[key]):
+        if key in ("verb", "method") or (field is not None and _as_list(field.default) == job[key]):
             continue
         flag = f"--{key.replace('_', '-')}"
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag.removeprefix('--')}")
             continue
-        numbers = isinstance(value, list) and all(isinstance(x, int | float) for x in value)
-        several = isinstance(value, list) and not numbers  # keep=0,2,5 is one word
-        values = [_typed(item) for item in value] if several else [_typed(value)]
+        is_numeric = isinstance(value, list) and all(isinstance(x, int | float) for x in value)
+        is_multiple = isinstance(value, list) and not is_numeric  # keep=0,2,5 is one word
+        values = (
+            [_format_setting(item) for item in value] if is_multiple else [_format_setting(value)]
+        )
         words += values if key in POSITIONAL else [flag, *values]
     for step in methods(job):
         words += ["-m", step]
     return shlex.join(words)
 
 
-def _typed(value: Any) -> str:
+def _format_setting(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _plain(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value

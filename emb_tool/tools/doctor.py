@@ -1,7 +1,7 @@
-"""`embtool doctor`: what this installation and this machine can do, and what is missing for what.
+"""`embtool doctor`: checks of the installation and the machine, and missing packages by feature.
 
-Versions, memory, disk and threads are read in milliseconds. Devices and bitsandbytes' kernels can
-only be asked through torch, whose import takes seconds; `quick` leaves them out.
+Versions, memory, disk and threads are read in milliseconds. Devices and bitsandbytes kernels
+require torch, whose import takes seconds; `quick` skips them.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from emb_tool.training.store import VectorStore
 from emb_tool.version import __version__
 
 OPTIONAL = {
-    "bitsandbytes": ("bnb", "compress -m bnb-*, and models that it has packed"),
+    "bitsandbytes": ("bnb", "compress -m bnb-*, and models compressed with it"),
     "datasets": ("datasets", "texts of hub:NAME; distill --stream of parquet files"),
     "accelerate": ("distributed", "several processes (torchrun); compress -m bnb-*"),
-    "matplotlib": ("plot", "pictures of quality against size: --plot"),
+    "matplotlib": ("plot", "plots of quality against size: --plot"),
     "compressed-tensors": (
         "compressed-tensors", "compress --format compressed-tensors, verified in transformers",
     ),
-    "tensorboard": (None, "curves of a training: distill --tensorboard"),
-    "sentencepiece": (None, "tokenizers that have no tokenizer.json"),
+    "tensorboard": (None, "training curves: distill --tensorboard"),
+    "sentencepiece": (None, "tokenizers without tokenizer.json"),
 }  # fmt: skip
-"""Packages that may be missing: the extra of pyproject.toml that brings each, and its use."""
+"""Optional packages: the extra of pyproject.toml that installs each, and its use."""
 
-GROUP = Path("/sys/fs/cgroup")
-"""Where a container's limits stand."""
+CGROUP = Path("/sys/fs/cgroup")
+"""Folder of the resource limits of a container."""
 
 
 class Package(NamedTuple):
-    """One distribution: what is there, what is needed, and whether that fits."""
+    """One distribution: installed version, required version, and whether they match."""
 
     name: str
     found: str | None
@@ -51,15 +51,15 @@ class Package(NamedTuple):
 
 
 def examine(quick: bool = False, say: Callable[[str], None] = lambda sentence: None) -> Report:
-    """Look at everything.
+    """Run all checks.
 
     Args:
-        quick: Leave out what needs torch to be imported.
-        say: Called before what takes seconds.
+        quick: Skip the checks that import torch.
+        say: Called with a message before a check that takes seconds.
 
     Returns:
-        Facts and tables; the fact `broken` has a sentence for each thing that embtool needs and
-        that is missing or does not work.
+        Facts and tables; the fact `broken` has a sentence for each requirement of embtool that is
+        missing or does not work.
     """
     report = Report("doctor")
     packages = list(_packages())
@@ -73,21 +73,21 @@ def examine(quick: bool = False, say: Callable[[str], None] = lambda sentence: N
     }
     report.tables += [_package_table(packages), _machine(report)]
     if quick:
-        report.tables.append(Table("devices and kernels: not looked at (--quick)\n", []))
+        report.tables.append(Table("devices and kernels: skipped (--quick)\n", []))
     elif any(p.name == "torch" for p in broken):
-        report.tables.append(Table("devices and kernels: not without torch\n", []))
+        report.tables.append(Table("devices and kernels: skipped, torch is missing\n", []))
     else:
-        say("importing torch to ask for devices (some seconds; --quick leaves it out)")
+        say("importing torch to list devices (some seconds; skipped with --quick)")
         report.tables.append(_devices(report))
-        there = next(p for p in packages if p.name == "bitsandbytes").found is not None
-        if there and not report.facts["broken"]:
-            say("trying bitsandbytes' kernels")
+        installed = next(p for p in packages if p.name == "bitsandbytes").found is not None
+        if installed and not report.facts["broken"]:
+            say("testing bitsandbytes kernels")
             report.tables.append(_kernels(report))
     report.tables.append(_missing(report, packages))
     if broken:
-        told = ", ".join(f"{p.name} {p.needed} ({p.found or 'missing'})" for p in broken)
+        versions = ", ".join(f"{p.name} {p.needed} ({p.found or 'missing'})" for p in broken)
         needed = " ".join(f"'{p.name}{p.needed}'" for p in broken)
-        report.facts["broken"].append(f"embtool needs {told}: pip install {needed}")
+        report.facts["broken"].append(f"embtool needs {versions}: pip install {needed}")
     return report
 
 
@@ -95,24 +95,24 @@ def examine(quick: bool = False, say: Callable[[str], None] = lambda sentence: N
 
 
 def _packages() -> Iterator[Package]:
-    """What pyproject.toml asks for, as installed, and what is of use besides."""
+    """The requirements of pyproject.toml and the optional packages, as installed."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
     try:
-        asked = [Requirement(text) for text in metadata.requires("embtool") or ()]
+        requirements = [Requirement(text) for text in metadata.requires("embtool") or ()]
     except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        asked = []
+        requirements = []
     needs: dict[str, str] = {}
-    for requirement in asked:
+    for requirement in requirements:
         marker = str(requirement.marker or "")
         extra = marker.split('"')[1] if "extra" in marker else None
         if extra is None or OPTIONAL.get(requirement.name, ("", ""))[0] == extra:
             needs[requirement.name] = str(requirement.specifier)
     for name in {**needs, **OPTIONAL}:
-        found, needed = _version(name), needs.get(name, "")
-        fits = found is not None and SpecifierSet(needed).contains(found, prereleases=True)
-        yield Package(name, found, needed, fits, name in OPTIONAL)
+        installed, needed = _version(name), needs.get(name, "")
+        fits = installed is not None and SpecifierSet(needed).contains(installed, prereleases=True)
+        yield Package(name, installed, needed, fits, name in OPTIONAL)
 
 
 def _version(name: str) -> str | None:
@@ -130,8 +130,8 @@ def _package_table(packages: list[Package]) -> Table:
     )
     for p in packages:
         if not p.optional or p.found is not None:
-            said = "" if p.fits else "missing" if p.found is None else "TOO OLD"
-            table.rows.append([p.name, p.found or "-", p.needed, said])
+            state = "" if p.fits else "missing" if p.found is None else "TOO OLD"
+            table.rows.append([p.name, p.found or "-", p.needed, state])
     return table
 
 
@@ -156,13 +156,13 @@ def _machine(report: Report) -> Table:
     report.measures += [Measure("memory", total, "B"), Measure("memory free", free, "B")]
     offline = ", offline" if os.environ.get("HF_HUB_OFFLINE") else ""
     hub = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    places = {
+    paths = {
         "disk here, free": Path.cwd(),
         f"hub cache{offline}, free": hub,
         "teacher vectors, free": VectorStore.default_root(),
         "temporary files, free": Path(os.environ.get("TMPDIR") or "/tmp"),
     }
-    for name, path in places.items():
+    for name, path in paths.items():
         space = _free(path)
         table.rows.append([name, _gb(space), str(path)])
         report.measures.append(Measure(name, space, "B"))
@@ -172,7 +172,7 @@ def _machine(report: Report) -> Table:
 
 
 def _memory() -> tuple[int | None, int | None]:
-    """Bytes in all and free, those of the container where it has a limit."""
+    """Total and free bytes, within the limit of the container if there is one."""
     try:
         lines = dict(
             line.split(":", 1)
@@ -186,18 +186,18 @@ def _memory() -> tuple[int | None, int | None]:
         except (ValueError, OSError):
             return None, None
     try:
-        limit = int((GROUP / "memory.max").read_text())
-        used = int((GROUP / "memory.current").read_text())
+        limit = int((CGROUP / "memory.max").read_text())
+        used = int((CGROUP / "memory.current").read_text())
     except (OSError, ValueError):  # no container, or no limit
         return total, free
     return min(total, limit), min(free, max(limit - used, 0))
 
 
 def _free(path: Path) -> int | None:
-    """Bytes free on the disk of a folder that may not be there yet."""
-    for place in (path, *path.parents):
-        if place.exists():
-            return shutil.disk_usage(place).free
+    """Free bytes on the disk of a folder that may not exist yet."""
+    for parent in (path, *path.parents):
+        if parent.exists():
+            return shutil.disk_usage(parent).free
     return None
 
 
@@ -217,20 +217,20 @@ def _devices(report: Report) -> Table:
         report.facts["broken"].append(f"torch cannot be imported: {error}")
         return Table(report.facts["broken"][-1], [])
     report.timings["import_torch_seconds"] = time.perf_counter() - started
-    found = Runtime.describe()
-    report.facts["devices"] = found
-    for name, value in found.items():
+    devices = Runtime.describe()
+    report.facts["devices"] = devices
+    for name, value in devices.items():
         table.rows.append([name, ", ".join(value) if isinstance(value, list) else str(value)])
     table.rows.append(["torch imported in", f"{report.timings['import_torch_seconds']:.1f} s"])
     return table
 
 
 def _kernels(report: Report) -> Table:
-    """Whether bitsandbytes packs and unpacks on the device that would be chosen."""
+    """Test quantization and dequantization with bitsandbytes on the default device."""
     from emb_tool.progress import quiet
 
     table = Table("bitsandbytes", ["", "", ""])
-    told: dict[str, str] = {}
+    results: dict[str, str] = {}
     try:
         with quiet():
             import torch
@@ -241,9 +241,9 @@ def _kernels(report: Report) -> Table:
             device = Runtime.start().device
             weight = torch.linspace(-1, 1, 64 * 64, device=device).view(64, 64)
     except Exception as error:
-        told = dict.fromkeys(_bnb_methods(), f"cannot be imported: {error}")
+        results = dict.fromkeys(_bnb_methods(), f"cannot be imported: {error}")
         report.facts["broken"].append(f"bitsandbytes cannot be imported: {error}")
-    for name in _bnb_methods() if not told else ():
+    for name in _bnb_methods() if not results else ():
         try:
             if name.endswith("int8"):
                 codes, scales, _ = functional.int8_vectorwise_quant(weight.half())
@@ -253,13 +253,13 @@ def _kernels(report: Report) -> Table:
                 back = functional.dequantize_4bit(
                     *functional.quantize_4bit(weight, quant_type=kind)
                 )
-            error_ = float((back - weight).abs().max())
-            told[name] = "works" if error_ < 0.2 else f"wrong by {error_:.2g}"
+            max_error = float((back - weight).abs().max())
+            results[name] = "works" if max_error < 0.2 else f"wrong by {max_error:.2g}"
         except Exception as error:
-            told[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    table.rows = [[f"-m {name}", said] for name, said in told.items()]
+            results[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    table.rows = [[f"-m {name}", result] for name, result in results.items()]
     table.columns = table.columns[:2]
-    report.facts["bitsandbytes"] = told
+    report.facts["bitsandbytes"] = results
     return table
 
 
@@ -276,16 +276,16 @@ def _missing(report: Report, packages: list[Package]) -> Table:
         if p.optional and not p.fits:
             extra, use = OPTIONAL[p.name]
             rows.append([p.name, use, f"'{PLACE}[{extra}]'" if extra else p.name])
-    for name, said in report.facts.get("bitsandbytes", {}).items():
-        if said != "works":
-            rows.append(["bitsandbytes", f"compress -m {name}: {said}", ""])
+    for name, result in report.facts.get("bitsandbytes", {}).items():
+        if result != "works":
+            rows.append(["bitsandbytes", f"compress -m {name}: {result}", ""])
     devices: dict[str, Any] = report.facts.get("devices", {})
     if devices.get("chosen") == "cpu":
-        rows.append(["a GPU", "nothing needs it; training and encoding are quicker", ""])
+        rows.append(["a GPU", "optional; training and encoding are faster", ""])
     report.facts["missing"] = [row[0] for row in rows]
     if not rows:
         return Table("nothing is missing", [])
-    title = "not there, and what for"
+    title = "missing"
     if any(PLACE in row[2] for row in rows):
         title += f"\n({WHERE})"
-    return Table(title, ["what", "for what", "pip install"], rows)
+    return Table(title, ["package", "purpose", "pip install"], rows)
