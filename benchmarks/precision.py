@@ -70,7 +70,7 @@ def ours(task: Any, pair: Any, rotations: int) -> Iterator[tuple[str, int, list[
     ):
         for variant in rankings(searched, pair):
             end = ", Hamming" if searched.hamming else ""
-            yield f"embtool, {variant.name}{end}", variant.nbytes, [variant.found]
+            yield f"embtool, {variant.name}{end}", variant.nbytes, [variant.ranking]
     queries, documents = task.vectors(pair)
     found, nbytes = [], 0
     for seed in range(rotations):

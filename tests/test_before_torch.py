@@ -78,7 +78,7 @@ CASES: list[tuple[str, str]] = [
           ("-o full", "is not empty"), ("-o texts.jsonl", "is a file"),
           ("-m nonsense", "unknown"), ("--eval sts:none.tsv", "none.tsv: not found"),
           ("--eval sts:empty.tsv", "is empty"), ("--eval sts:wrong.tsv", "wrong.tsv:1"),
-          ("--eval sts:.", "not a file of pairs"), ("--eval sts", "names no file"),
+          ("--eval sts:.", "not a file of pairs"), ("--eval sts", "has no path"),
           ("--eval retrieval:none", "none: not found"), ("--eval retrieval:.", "no corpus.jsonl"),
           ("--eval nonsense:x", "unknown eval method 'nonsense'"),
           ("--eval sts:pairs.tsv,depth=2", "unknown setting 'depth'"),
@@ -100,7 +100,7 @@ CASES: list[tuple[str, str]] = [
       for flag, said in (
           *((f"{name} none.jsonl", "none.jsonl: not found") for name in flags),
           *((f"{name} empty.jsonl", "empty.jsonl is empty") for name in flags),
-          *((f"{name} empty", "no file of a known kind") for name in flags),
+          *((f"{name} empty", "no file of a known type") for name in flags),
           *((f"{name} model.bin", "model.bin: not found") for name in flags),
           *((f"{name} texts.jsonl --text-field body", "no field 'body'") for name in flags),
           *((f"{name} table.tsv", "table.tsv:1: the first line does not name") for name in flags),

@@ -278,8 +278,8 @@ def test_tasks_of_long_texts_take_the_prompts_of_a_job(tiny_bert: Path, tmp_path
         task = parse_task(f"{name}:lengths=32,queries=3,query_prompt=none,document_prompt=passage")
         pair = ModelPair(CachedEncoder(encoder), CachedEncoder(encoder))
         task.score(pair)
-        assert {prompt for prompt, _ in pair.query._known} == {""}
-        assert {prompt for prompt, _ in pair.document._known} == {"text : "}
+        assert {prompt for prompt, _ in pair.query._cache} == {""}
+        assert {prompt for prompt, _ in pair.document._cache} == {"text : "}
     tasks = ("passkey", f"long-retrieval:{tmp_path}", f"retrieval:{tmp_path}")
     job = EvalJob(models=(str(folder),), task=tasks, prompt_name="passage")
     assert [task.prompts() for task in job.tasks()] == 3 * [

@@ -218,7 +218,7 @@ def test_load(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_data_sets() -> None:
     assert split_hub("hub:org/set@v2:fr:test") == ("org/set", "fr", "test", "v2")
     assert split_hub("hub:org/set") == ("org/set", None, "train", None)
-    with pytest.raises(InvalidInput, match="is no hub set"):
+    with pytest.raises(InvalidInput, match="is not a hub data set"):
         split_hub("hub:org/set@")
 
 

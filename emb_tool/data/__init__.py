@@ -1,1 +1,1 @@
-"""Texts and evaluation sets: read, deduplicated, held out and put into batches."""
+"""Texts and evaluation sets: reading, deduplication, held-out splits and batches."""

@@ -1,4 +1,4 @@
-"""Batches of texts of like length under a budget of padded tokens."""
+"""Batches of texts of similar length, within a budget of padded tokens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 
 class Tokens(NamedTuple):
-    """Texts as a model reads them.
+    """Tokenized texts.
 
     Args:
         ids: Token ids of each text, (tokens,) int32.
-        cut: (texts,) bool, which of them are longer than is read.
+        cut: (texts,) bool, whether a text was truncated.
     """
 
     ids: list[np.ndarray]
@@ -25,17 +25,18 @@ def plan_batches(
 ) -> list[np.ndarray]:
     """Group positions by length so that `max(length) * count <= batch_tokens` in each batch.
 
-    Sorted from the longest, every batch takes as many as the budget allows. A batch starts no
-    longer than its predecessor ends, so the padding over all of them is at most
-    `batch_tokens * ln(longest / shortest)` tokens. A text longer than the budget stands alone.
+    Positions are sorted by descending length, and every batch is filled up to the budget. The
+    longest text of a batch is no longer than the shortest of the previous one, so the total padding
+    is at most `batch_tokens * ln(longest / shortest)` tokens. A text longer than the budget forms
+    its mask batch.
 
     Args:
         lengths: (n,) tokens of each text.
-        batch_tokens: Budget of one batch in tokens, padding included.
-        rng: Mixes texts of equal length and the order of the batches; None: longest first.
+        batch_tokens: Maximum tokens of a batch, including padding.
+        rng: Shuffles texts of equal length and the order of the batches; None is longest first.
 
     Returns:
-        Batches of positions (int64), every position in exactly one of them.
+        Batches of positions (int64); every position is in exactly one batch.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, not {batch_tokens}")
@@ -53,23 +54,24 @@ def plan_batches(
 
 
 def pad(
-    rows: Sequence[np.ndarray], value: int, left: bool, least: int = 1
+    rows: Sequence[np.ndarray], value: int, left: bool, min_columns: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of different lengths as one array.
+    """Pad rows of different lengths into one array.
 
     Args:
         rows: (tokens,) each; at least one row.
-        value: What stands where a row has nothing.
-        left: Whether that is before a row, not behind it.
-        least: Columns at least.
+        value: The padding value.
+        left: Whether to pad on the left instead of the right.
+        min_columns: Minimum number of columns.
 
     Returns:
-        (rows, columns) int64, and in the same shape which of it are the rows' own (bool).
+        (rows, columns) int64 padded rows, and a bool mask of the same shape, True at the values of
+        the rows.
     """
     lengths = np.array([len(row) for row in rows])
-    longest = max(int(lengths.max()), least, 1)
+    longest = max(int(lengths.max()), min_columns, 1)
     columns = np.arange(longest)
-    own = columns >= longest - lengths[:, None] if left else columns < lengths[:, None]
+    mask = columns >= longest - lengths[:, None] if left else columns < lengths[:, None]
     padded = np.full((len(rows), longest), value, np.int64)
-    padded[own] = np.concatenate(rows)
-    return padded, own
+    padded[mask] = np.concatenate(rows)
+    return padded, mask

@@ -21,10 +21,10 @@ _DOC = (
 )
 _SCORE = ("score", "relevance_score", "relevance-score", "relevance", "rel", "label", "grade")
 _TREC = ("0", "Q0")
-"""What stands in the second column of TREC's judgements, which says nothing."""
+"""Values of the unused second column of TREC judgments."""
 
-_WANTED = (
-    "every line needs query-id, corpus-id, score, divided by tabs, with or without a header;"
+_EXPECTED = (
+    "every line needs query-id, corpus-id, score, separated by tabs, with or without a header;"
     " or TREC's four columns: query, 0, document, score"
 )
 
@@ -32,18 +32,18 @@ _QRELS = ("qrels/test.tsv", "qrels/dev.tsv", "qrels/train.tsv", "qrels.tsv", "qr
 
 
 class Beir(NamedTuple):
-    """Documents, queries and judgements.
+    """Documents, queries and relevance judgments.
 
     Args:
         doc_ids: Ids of the documents.
-        docs: Title, space, text of each.
+        docs: Title, space and text of each document.
         query_ids: Ids of the judged queries, in the order of their file.
-        queries: Their texts.
-        qrels: Relevance by document id, by query id; documents that the corpus lacks stay, as
-            trec_eval has it: they count as relevant and cannot be found.
-        qrels_file: The file of judgements that was read, relative to the folder.
-        unjudged: Queries left out because that file does not name them.
-        unknown_docs: Judged documents that the corpus lacks.
+        queries: Texts of the judged queries.
+        qrels: Relevance by document id, by query id; as in trec_eval, relevant documents that are
+            missing from the corpus are retained and count as not retrieved.
+        qrels_file: The file of judgments that was read, relative to the folder.
+        unjudged: Number of queries without judgments, which are dropped.
+        unknown_docs: Number of judged documents that are missing from the corpus.
     """
 
     doc_ids: list[str]
@@ -57,15 +57,16 @@ class Beir(NamedTuple):
 
 
 def load_beir(folder: str | Path) -> Beir:
-    """Read `corpus.jsonl`, `queries.jsonl` and the judgements, each also `.gz`.
+    """Read `corpus.jsonl`, `queries.jsonl` and the judgments, each also with `.gz`.
 
-    Judgements are the first found of qrels/test.tsv, dev, train, qrels.tsv, qrels.jsonl,
-    qrels*.jsonl: `query-id`, `corpus-id`, `score` (and usual other names), whole numbers, with or
-    without a header; or TREC's four columns (query, 0, document, score), divided by blanks, too.
+    Judgments are read from the first existing file of qrels/test.tsv, dev, train, qrels.tsv,
+    qrels.jsonl, qrels*.jsonl: `query-id`, `corpus-id`, `score` (and common other names) with or
+    without a header, or TREC's four columns (query, 0, document, score), also separated by spaces.
+    Scores are integers.
 
     Raises:
-        InvalidInput: A file is missing; a broken line; ids twice; a judged query that does not
-            exist; nothing in common.
+        InvalidInput: A missing file; an invalid line; duplicate ids; a judged query that does not
+            exist; no judged document in the corpus.
     """
     folder = files.locate(Path(folder).expanduser())
     if not folder.is_dir():
@@ -83,29 +84,29 @@ def load_beir(folder: str | Path) -> Beir:
         if query not in queries:
             raise InvalidInput(
                 f"{where}: query {query!r} is not in {queries_file.name}",
-                "the judgements belong to other queries, or a query is missing",
+                "the judgments belong to other queries, or a query is missing",
             )
         if qrels.setdefault(query, {}).setdefault(doc, score) != score:
             raise InvalidInput(
-                f"{where}: query {query!r}, document {doc!r} was judged otherwise further up",
-                "keep one of the two judgements",
+                f"{where}: query {query!r}, document {doc!r} has another judgment further up",
+                "keep one of the two judgments",
             )
-    judged = {doc for found in qrels.values() for doc in found}
+    judged = {doc for relevance in qrels.values() for doc in relevance}
     unknown = len(judged - docs.keys())
     if unknown == len(judged):
         raise InvalidInput(
             f"{qrels_file}: none of its documents is in {corpus_file.name}",
-            "the judgements must name documents by their _id",
+            "the judgments must name documents by their _id",
         )
-    asked = {query: text for query, text in queries.items() if query in qrels}
+    judged_queries = {query: text for query, text in queries.items() if query in qrels}
     return Beir(
         doc_ids=list(docs),
         docs=list(docs.values()),
-        query_ids=list(asked),
-        queries=list(asked.values()),
+        query_ids=list(judged_queries),
+        queries=list(judged_queries.values()),
         qrels=qrels,
         qrels_file=str(qrels_file.relative_to(folder)),
-        unjudged=len(queries) - len(asked),
+        unjudged=len(queries) - len(judged_queries),
         unknown_docs=unknown,
     )
 
@@ -114,20 +115,20 @@ def _find(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
-    there = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
+    names = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
     raise InvalidInput(
-        f"{folder}: no {name}; there is: {there}",
+        f"{folder}: no {name}; found: {names}",
         "a retrieval task is a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv",
     )
 
 
 def find_qrels(folder: Path) -> Path:
-    """The file of judgements that `load_beir` reads."""
-    fixed = [folder / f"{name}{end}" for name in _QRELS for end in ("", ".gz")]
-    for path in (*fixed, *sorted(folder.glob("qrels*.jsonl*"))):
+    """The file of judgments that `load_beir` reads."""
+    candidates = [folder / f"{name}{suffix}" for name in _QRELS for suffix in ("", ".gz")]
+    for path in (*candidates, *sorted(folder.glob("qrels*.jsonl*"))):
         if path.is_file() and format_name(path) is not None:
             return path
-    return _find(folder, "qrels/test.tsv")  # refuses
+    return _find(folder, "qrels/test.tsv")  # raises
 
 
 def _read_texts(path: Path, *, with_title: bool) -> dict[str, str]:
@@ -136,38 +137,38 @@ def _read_texts(path: Path, *, with_title: bool) -> dict[str, str]:
         key = _id(record, ["_id"], where)
         text = record.get("text")
         if not isinstance(text, str):
-            found = f"holds {files.format_json(text)}" if "text" in record else "is missing"
+            problem = f"is {files.format_json(text)}" if "text" in record else "is missing"
             raise InvalidInput(
-                f"{where}: field 'text' {found}; there are: {', '.join(record)}",
+                f"{where}: field 'text' {problem}; fields: {', '.join(record)}",
                 "every line needs _id and text, a string",
             )
         if key in texts:
-            raise InvalidInput(f"{where}: _id {key!r} stands there twice", "ids must be distinct")
+            raise InvalidInput(f"{where}: duplicate _id {key!r}", "ids must be distinct")
         texts[key] = titled(record.get("title"), text) if with_title else text
     if not texts:
-        raise InvalidInput(f"{path} is empty: it holds no texts")
+        raise InvalidInput(f"{path} is empty: it contains no texts")
     return texts
 
 
 def _id(record: dict[str, Any], keys: Sequence[str], where: str) -> str:
-    """The first of some fields that a record has."""
+    """The value of the first of some fields that a record has, as text."""
     key = next((key for key in keys if key in record), None)
     value = record[key] if key else None
     if not isinstance(value, str | int):
         raise InvalidInput(
-            f"{where}: no {keys[0]}; there are: {', '.join(record)}", f"every line needs {keys[0]}"
+            f"{where}: no {keys[0]}; fields: {', '.join(record)}", f"every line needs {keys[0]}"
         )
     return str(value)
 
 
 def _read_qrels(path: Path) -> Iterator[tuple[str, str, int, str]]:
-    found, is_json = False, format_name(path) == "jsonl"
+    is_empty, is_json = True, format_name(path) == "jsonl"
     rows = _judged_json(path) if is_json else _judged_table(path)
     for query, doc, score, where in rows:
-        found = True
+        is_empty = False
         yield query, doc, _score(score, where), where
-    if not found:
-        raise InvalidInput(f"{path} is empty: it holds no judgements")
+    if is_empty:
+        raise InvalidInput(f"{path} is empty: it contains no judgments")
 
 
 def _judged_json(path: Path) -> Iterator[tuple[str, str, Any, str]]:
@@ -177,37 +178,39 @@ def _judged_json(path: Path) -> Iterator[tuple[str, str, Any, str]]:
 
 
 def _judged_table(path: Path) -> Iterator[tuple[str, str, Any, str]]:
-    wanted = ColumnSpec(
-        is_header=lambda cells: _named(cells) is not None,
-        is_row=lambda cells: _unnamed(cells) is not None,
-        hint=lambda cells, delimiter: _WANTED,
+    spec = ColumnSpec(
+        is_header=lambda cells: _named_columns(cells) is not None,
+        is_row=lambda cells: _unnamed_columns(cells) is not None,
+        hint=lambda cells, delimiter: _EXPECTED,
     )
     lines = files.numbered_lines(path)
     first = next(((number, line) for number, line in lines if not line.isspace()), None)
     if first is None:
         return
     lines, cells = chain([first], lines), first[1].split()
-    if "\t" not in first[1] and (_named(cells) or _unnamed(cells)):  # blanks, as TREC has them
+    # separated by spaces, as in TREC files
+    if "\t" not in first[1] and (_named_columns(cells) or _unnamed_columns(cells)):
         lines = ((number, "\t".join(line.split()) + "\n") for number, line in lines)
-    table = open_table(lines, str(path), "\t", DEFAULT, wanted)
+    table = open_table(lines, str(path), "\t", DEFAULT, spec)
     if table is None:
         return
-    columns = _named(table.columns) if table.has_header else _unnamed(table.first)
+    columns = _named_columns(table.columns) if table.has_header else _unnamed_columns(table.first)
     assert columns is not None
     for row, where in table.rows():
         query, doc, score = (row[i].strip() for i in columns)
         yield query, doc, score, where
 
 
-def _named(names: Sequence[str]) -> tuple[int, int, int] | None:
-    """Where query, document and score stand by the names of the columns."""
+def _named_columns(names: Sequence[str]) -> tuple[int, int, int] | None:
+    """Indices of query, document and score, by the column names; None if one is missing."""
     lower = [name.strip().casefold() for name in names]
-    found = [next((lower.index(n) for n in k if n in lower), -1) for k in (_QUERY, _DOC, _SCORE)]
-    return None if -1 in found else (found[0], found[1], found[2])
+    keys = (_QUERY, _DOC, _SCORE)
+    indices = [next((lower.index(name) for name in key if name in lower), -1) for key in keys]
+    return None if -1 in indices else (indices[0], indices[1], indices[2])
 
 
-def _unnamed(cells: Sequence[str]) -> tuple[int, int, int] | None:
-    """Where they stand in a row without a header."""
+def _unnamed_columns(cells: Sequence[str]) -> tuple[int, int, int] | None:
+    """Indices of query, document and score in a row of a file without a header."""
     if len(cells) == 3:
         columns = (0, 1, 2)
     elif len(cells) == 4 and cells[1].strip() in _TREC:
@@ -228,4 +231,4 @@ def _score(value: Any, where: str) -> int:
             return int(score)
     except (TypeError, ValueError):
         pass
-    raise InvalidInput(f"{where}: score {value!r} is not a whole number", "write 0, 1, 2, ...")
+    raise InvalidInput(f"{where}: score {value!r} is not an integer", "write 0, 1, 2, ...")

@@ -1,6 +1,6 @@
-"""Texts for a calibration without texts: sentences from the docstrings of Python's own modules.
+"""Default calibration texts: sentences from the docstrings of Python's standard library.
 
-They are on every machine that runs this; modules are parsed, nothing of them is imported.
+They are available with every Python installation; modules are parsed, not imported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from inspect import cleandoc
 from pathlib import Path
 
 COUNT = 2000
-"""Texts."""
+"""Default number of texts."""
 
 _SKIPPED = {
     "test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo", "encodings", "pydoc_data",
@@ -27,35 +27,39 @@ _END = re.compile(r"(?<=[a-z\")]{2}[.!?])\s+(?=[A-Z])")
 
 
 def sample_texts(count: int = COUNT) -> list[str]:
-    """`count` English sentences, the same for the same version of Python."""
+    """`count` English sentences, deterministic for a version of Python."""
     return list(_sample(count))
 
 
 @cache
 def _sample(count: int) -> tuple[str, ...]:
     root = Path(sysconfig.get_path("stdlib"))
-    tops = [path for path in root.iterdir() if path.name not in _SKIPPED]
-    paths = [p for top in tops for p in ([top] if top.suffix == ".py" else top.rglob("*.py"))]
+    entries = [path for path in root.iterdir() if path.name not in _SKIPPED]
+    paths = [
+        path
+        for entry in entries
+        for path in ([entry] if entry.suffix == ".py" else entry.rglob("*.py"))
+    ]
     names = (path.relative_to(root) for path in paths)
-    found: dict[str, None] = {}
+    sentences: dict[str, None] = {}
     for name in sorted((n for n in names if not _SKIPPED & {*n.parts}), key=_digest):
-        found |= dict.fromkeys(_sentences(root / name))
-        if len(found) >= count:
+        sentences |= dict.fromkeys(_sentences(root / name))
+        if len(sentences) >= count:
             break
-    return tuple(sorted(found, key=_digest)[:count])
+    return tuple(sorted(sentences, key=_digest)[:count])
 
 
 def _sentences(path: Path) -> Iterator[str]:
-    """The sentences of a file's docstrings that read as English."""
+    """The sentences of a file's docstrings that look like English prose."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError, OSError):
         return
-    holders: list[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef] = [tree]
-    for holder in holders:
+    nodes: list[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef] = [tree]
+    for parent in nodes:
         inner = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        holders += [node for node in holder.body if isinstance(node, inner)]
-        for block in re.split(r"\n\s*\n", cleandoc(ast.get_docstring(holder, clean=False) or "")):
+        nodes += [node for node in parent.body if isinstance(node, inner)]
+        for block in re.split(r"\n\s*\n", cleandoc(ast.get_docstring(parent, clean=False) or "")):
             if not re.search(r"\n[\s>:*-]", block):  # a list, a table or an example
                 yield from filter(_is_prose, _END.split(" ".join(block.split())))
 

@@ -1,7 +1,7 @@
-"""Distinct texts on disk: read once, deduplicated by content, a part of them held out.
+"""A corpus of distinct texts on disk, deduplicated by content, with a held-out split.
 
-A corpus is a folder of memory-mapped arrays beside one file of UTF-8 bytes, so that ten million
-texts need no memory in proportion, bar the 32 bytes a text that sorting their keys takes.
+A corpus is a folder of memory-mapped arrays and one file of UTF-8 bytes. Memory use is independent
+of the number of texts, except for 32 bytes per text while their keys are sorted.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from emb_tool.errors import InvalidInput
 SCHEMA = 2
 
 HELD_OUT_SHARE = 10
-"""At most one text in so many is held out, unless more is asked for."""
+"""By default at most one in this many texts is held out."""
 
 FEW_TEXTS = 300
-"""Below so many texts what is fitted to them is fitted to their wording."""
+"""With fewer texts a fit overfits their wording."""
 
 _MANIFEST = "corpus.json"
 _ARRAYS = ("offsets", "keys", "roles", "rows", "train", "heldout")
 
 
 def text_key(text: str) -> bytes:
-    """The 16 bytes that name a text by its content: BLAKE2b-128 of its UTF-8 bytes."""
+    """A 16-byte key of the content of a text: BLAKE2b-128 of its UTF-8 bytes."""
     return blake2b(text.encode("utf-8"), digest_size=16).digest()
 
 
 def is_sampled(text: bytes, share: float, seed: int) -> bool:
-    """Whether a text is in a random sample: by its content, whatever stands around it.
+    """Whether a text is in a random sample, decided by its content alone.
 
     Args:
-        text: UTF-8.
-        share: Probability.
+        text: The text in UTF-8.
+        share: Sampling probability.
         seed: Samples of different seeds are independent.
     """
     key = seed.to_bytes(8, "little")
@@ -56,30 +56,30 @@ def is_sampled(text: bytes, share: float, seed: int) -> bool:
 
 
 def check_parts(
-    what: str, fitted: int, heldout: int, asked: int, *, share: int = HELD_OUT_SHARE
+    what: str, fitted: int, heldout: int, requested: int, *, share: int = HELD_OUT_SHARE
 ) -> str | None:
-    """Refuse to fit where nothing is left to tell how well, unless that was asked for.
+    """Reject a split without enough held-out texts, unless the user requested none.
 
     Args:
         what: The flag that names the texts.
         fitted: Distinct texts to fit to.
         heldout: Distinct texts held out.
-        asked: How many the user wants held out at most; 0: none.
-        share: At most one in so many is.
+        requested: Maximum number of held-out texts that the user requested; 0 for none.
+        share: At most one in this many texts is held out.
 
     Returns:
-        A warning where there are few.
+        A warning if there are few texts, else None.
 
     Raises:
-        InvalidInput: No text to fit to, or too few held out to tell anything.
+        InvalidInput: No text to fit to, or fewer than `MIN_HELD_OUT` held-out texts.
     """
     total = fitted + heldout
-    if asked and heldout < MIN_HELD_OUT:
+    if requested and heldout < MIN_HELD_OUT:
         raise InvalidInput(
-            f"{what}: of {total:,} distinct texts {heldout} can be held out (one in {share} at"
-            f" most); what they are for takes {MIN_HELD_OUT} at least",
-            f"give at least {share * MIN_HELD_OUT} texts, better some thousand; or decline, and"
-            " nothing is measured on texts of its own: --holdout 0",
+            f"{what}: only {heldout} of {total:,} distinct texts can be held out (at most one in"
+            f" {share}); at least {MIN_HELD_OUT} are required",
+            f"give at least {share * MIN_HELD_OUT} texts, better some thousand; or disable the"
+            " evaluation on held-out texts: --holdout 0",
         )
     if not fitted:
         raise InvalidInput(
@@ -87,28 +87,28 @@ def check_parts(
         )
     if fitted < FEW_TEXTS:
         return (
-            f"{what}: {fitted:,} distinct texts are few to fit to: what is learned is their"
-            " wording; some thousand is what it takes"
+            f"{what}: {fitted:,} distinct texts are few and the fit may overfit them;"
+            " use some thousand"
         )
     return None
 
 
 class Corpus:
-    """Distinct texts, memory-mapped. Indices run over documents first, then queries.
+    """Distinct texts, memory-mapped. Documents have the first indices, then queries.
 
     Attributes:
         keys: (n, 16) uint8, `text_key` of each text.
         roles: (n,) uint8, 0 document, 1 query.
-        rows: (n,) int64, number of the record that it came from: documents first, then queries,
-            empty texts and duplicates counted. Vectors beside the texts are found by it.
-        train: int64, indices to train on.
-        heldout: int64, indices held out: the texts of the lowest keys, so that the choice hangs
-            on content alone; a text held out in one role is held out in both.
-        counts: `records` read (`read` too), of them `empty` and `duplicates` dropped and `left_out`
-            of a sample; `documents`, `queries` and `heldout` kept; `document_records` of the
-            records came from documents; `limited` is 1 if a source went on beyond the limit.
-        digest: Hex name of the texts with their roles, order and rows.
-        fields: Of sources whose text is not in a field `text`, the field that it is in.
+        rows: (n,) int64, record number of each text: documents first, then queries, including
+            empty texts and duplicates. It indexes precomputed vectors of the texts.
+        train: int64, indices of the training texts.
+        heldout: int64, indices of the held-out texts: those with the lowest keys, so that the split
+            depends only on content; a text held out in one role is held out in both.
+        counts: `records` read (also as `read`), of which `empty` and `duplicates` were dropped and
+            `left_out` by sampling; `documents`, `queries` and `heldout` retained;
+            `document_records` read from documents; `limited` is 1 if a source exceeded the limit.
+        digest: Hex digest of the texts with their roles, order and rows.
+        fields: The text field of each source in which it is not `text`.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ class Corpus:
         self.digest: str = manifest["digest"]
         self.fields: dict[str, str] = manifest["fields"]
         self._offsets = arrays["offsets"]
-        # Read by position, not mapped: pages once read do not stay in the process's memory.
+        # read by offset rather than mapped, so that pages do not count as memory of the process
         self._texts = (folder / "texts.bin").open("rb", buffering=0)
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ class Corpus:
         return os.pread(self._texts.fileno(), int(end - start), int(start)).decode("utf-8")
 
     def tell(self, note: Callable[[str], None]) -> None:
-        """Tell where the text of each source stands, if not in a field `text`."""
+        """Report the text field of each source in which it is not `text`."""
         for source, field in self.fields.items():
             note(field_sentence(source, field))
 
@@ -147,7 +147,7 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path) -> Corpus | None:
-        """The corpus in a folder, or None where there is none, or not a whole one."""
+        """The corpus in a folder; None if there is none or it is incomplete."""
         folder = Path(folder)
         try:
             manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
@@ -172,39 +172,39 @@ class Corpus:
         sample: Sequence[float] = (),
         seed: int = 0,
     ) -> Corpus:
-        """Read texts into a folder; whitespace around them is cut off, empty ones are dropped.
+        """Read texts into a folder; surrounding whitespace is stripped, empty texts are dropped.
 
-        The folder appears whole or not at all; an earlier corpus in it is replaced.
+        The folder is created atomically and replaces an earlier corpus.
 
         Args:
-            folder: Where to; its parent exists.
+            folder: The output folder; its parent exists.
             documents: Sources as for `read_texts`.
-            queries: Likewise; a text may be a document and a query, but only once each.
+            queries: Likewise; a text may be both a document and a query, once each.
             options: How the documents are read.
             query_options: How the queries are read.
-            limit: Records read at most, of documents and of queries each.
-            holdout: Texts held out at most.
-            share: Never more than one text in so many is held out.
-            sample: About what share to take of each source of documents, by their content; one
-                share is that of all; () takes everything.
-            seed: Of that choice.
+            limit: Maximum number of records, of documents and of queries each.
+            holdout: Maximum number of held-out texts.
+            share: At most one in this many texts is held out.
+            sample: Approximate fraction of each source of documents to sample, by content; one
+                value applies to all sources; () is everything.
+            seed: Seed of the sampling.
 
         Raises:
-            InvalidInput: What `read_texts` refuses; no texts; a folder that holds something else.
+            InvalidInput: As `read_texts`; no texts; a folder with other content.
         """
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()) and not (folder / _MANIFEST).is_file():
             raise InvalidInput(
-                f"{folder} is not empty and holds no corpus", "name another folder, or empty it"
+                f"{folder} is not empty and is not a corpus", "name another folder, or empty it"
             )
         building = folder.with_name(folder.name + ".building")
-        shutil.rmtree(building, ignore_errors=True)  # what a killed run left
+        shutil.rmtree(building, ignore_errors=True)  # left by a killed run
         building.mkdir()
         try:
             shares = list(sample) * (len(documents) if len(sample) == 1 else 1)
-            parts = [(documents, options, shares), (queries, query_options, [])]
+            inputs = [(documents, options, shares), (queries, query_options, [])]
             fields: dict[str, str] = {}
-            counts = _gather(building, parts, limit, seed, fields.__setitem__)
+            counts = _gather(building, inputs, limit, seed, fields.__setitem__)
             counts |= deduplicate(building, counts.pop("document_texts"), holdout, share)
             _seal(building, counts, fields)
             if folder.is_dir():
@@ -213,19 +213,19 @@ class Corpus:
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
-        built = cls.open(folder)
-        assert built is not None
-        return built
+        corpus = cls.open(folder)
+        assert corpus is not None
+        return corpus
 
 
 def _gather(
     folder: Path,
-    parts: Sequence[tuple[Sequence[str], TextOptions, Sequence[float]]],
+    inputs: Sequence[tuple[Sequence[str], TextOptions, Sequence[float]]],
     limit: int | None,
     seed: int,
     note: Note,
 ) -> dict[str, int]:
-    """Stream all texts that are not empty to texts.bin, their keys, spans and rows beside it."""
+    """Stream all non-empty texts to texts.bin, and write their keys, spans and rows."""
     keys, spans, rows = bytearray(), array("q"), array("q")
     position = records = empty = left_out = limited = 0
     per_role: list[tuple[int, int]] = []  # after each role: records, texts
@@ -242,7 +242,7 @@ def _gather(
             _write(spans_file, spans)
             _write(rows_file, rows)
 
-        for sources, options, shares in parts:
+        for sources, options, shares in inputs:
             first = records
             stream = read_texts(sources, options, note=note)
             for record in islice(stream, limit):
@@ -268,10 +268,10 @@ def _gather(
             per_role.append((records, records - empty - left_out))
         flush()
     if position == 0 and left_out:
-        raise InvalidInput(f"--fraction takes none of {left_out} texts", "take a larger share")
+        raise InvalidInput(f"--fraction selects none of {left_out} texts", "use a larger fraction")
     if position == 0:
         raise InvalidInput(
-            f"no texts: {records} records, all empty", "name sources that hold texts"
+            f"no texts: {records} records, all empty", "name sources that contain texts"
         )
     return {
         "records": records,
@@ -290,7 +290,7 @@ def _write(file: BinaryIO, buffer: bytearray | array[int]) -> None:
 
 
 def _seal(folder: Path, counts: dict[str, int], fields: dict[str, str]) -> None:
-    """Name the content, write the manifest and force all of it to disk."""
+    """Compute the digest, write the manifest and sync everything to disk."""
     digest = blake2b(digest_size=16)
     for name in ("keys", "roles", "rows"):
         with (folder / f"{name}.npy").open("rb") as stream:
@@ -313,5 +313,5 @@ def _seal(folder: Path, counts: dict[str, int], fields: dict[str, str]) -> None:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file but the manifest."""
+    """Size in bytes of every file except the manifest."""
     return {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.name != _MANIFEST}

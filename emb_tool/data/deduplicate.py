@@ -1,4 +1,4 @@
-"""Each text of a corpus once: duplicates are found by sorting keys; no text is read again."""
+"""Deduplication of a corpus by sorting keys, without reading the texts again."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ from pathlib import Path
 import numpy as np
 
 CHUNK = 1 << 14
-"""Texts handled at a time where an array as long as the corpus is not needed."""
+"""Number of texts processed at a time."""
 
 
 def deduplicate(folder: Path, documents: int, holdout: int, share: int) -> dict[str, int]:
-    """Drop the texts that stand twice in a role, choose what is held out, write the arrays.
+    """Drop duplicate texts within a role, choose the held-out texts, and write the arrays.
 
-    The two halves of the keys, their order and the sort's own half of it are 28 bytes a text.
+    The two halves of the keys, their order and the buffer of the sort need 28 bytes per text.
 
     Args:
-        folder: With `keys.raw`, `spans.raw` and `rows.raw`, which are removed; `keys`, `offsets`,
-            `rows`, `roles`, `train` and `heldout` of the texts that are kept come to it as .npy.
-        documents: How many of the texts are documents; they come first.
-        holdout: Texts held out at most.
-        share: And one in so many.
+        folder: Contains `keys.raw`, `spans.raw` and `rows.raw`, which are removed; `keys`,
+            `offsets`, `rows`, `roles`, `train` and `heldout` of the distinct texts are written to
+            it as .npy.
+        documents: Number of documents among the texts; they come first.
+        holdout: Maximum number of held-out texts.
+        share: At most one in this many texts is held out.
 
     Returns:
-        How many `duplicates` were dropped, `documents` and `queries` kept, `heldout` among them.
+        The numbers of `duplicates` dropped, of `documents` and `queries` retained, and of `heldout`
+        texts among these.
     """
     high, low = _halves(folder / "keys.raw")
     total = len(high)
-    # Stable, so that equal keys stand in the order of reading: the first is kept.
+    # stable: equal keys stay in reading order, and the first is retained
     order = np.lexsort((low, high))
     keep = np.ones(total, dtype=bool)
     for start in range(0, total, CHUNK):
@@ -36,10 +38,10 @@ def deduplicate(folder: Path, documents: int, holdout: int, share: int) -> dict[
         same = (high[a] == high[b]) & (low[a] == low[b]) & ((a < documents) == (b < documents))
         keep[b[same]] = False
 
-    kept_total = int(keep.sum())
-    budget = min(holdout, kept_total // share)
-    lowest = _first_kept(order, keep, budget + 1)
-    # A text in both roles stands there twice; the budget must not part the two.
+    num_distinct = int(keep.sum())
+    budget = min(holdout, num_distinct // share)
+    lowest = _first_distinct(order, keep, budget + 1)
+    # a text in both roles occurs twice; both must be on the same side of the split
     if 0 < budget < len(lowest):
         last, after = lowest[budget - 1], lowest[budget]
         budget -= bool(high[last] == high[after] and low[last] == low[after])
@@ -53,26 +55,26 @@ def deduplicate(folder: Path, documents: int, holdout: int, share: int) -> dict[
     ):
         _compact(folder / raw, folder / name, np.dtype(dtype), width, keep)
         (folder / raw).unlink()
-    kept_documents = int(keep[:documents].sum())
+    num_documents = int(keep[:documents].sum())
     heldout = np.sort(np.searchsorted(np.flatnonzero(keep), lowest))
 
-    roles = np.zeros(kept_total, dtype=np.uint8)
-    roles[kept_documents:] = 1  # queries
+    roles = np.zeros(num_distinct, dtype=np.uint8)
+    roles[num_documents:] = 1  # queries
     np.save(folder / "roles.npy", roles)
-    training = np.ones(kept_total, dtype=bool)
+    training = np.ones(num_distinct, dtype=bool)
     training[heldout] = False
     np.save(folder / "train.npy", np.flatnonzero(training))
     np.save(folder / "heldout.npy", heldout)
     return {
-        "duplicates": total - kept_total,
-        "documents": kept_documents,
-        "queries": kept_total - kept_documents,
+        "duplicates": total - num_distinct,
+        "documents": num_documents,
+        "queries": num_distinct - num_documents,
         "heldout": len(heldout),
     }
 
 
 def _halves(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The keys as two little-endian numbers each."""
+    """The keys as two little-endian integers each."""
     high = np.empty(path.stat().st_size // 16, dtype="<u8")
     low = np.empty_like(high)
     with path.open("rb") as stream:
@@ -82,19 +84,19 @@ def _halves(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return high, low
 
 
-def _first_kept(order: np.ndarray, keep: np.ndarray, count: int) -> np.ndarray:
-    """The first `count` entries of `order` that are kept."""
-    found = np.empty(0, dtype=np.int64)
+def _first_distinct(order: np.ndarray, keep: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` entries of `order` with `keep` set."""
+    entries = np.empty(0, dtype=np.int64)
     for start in range(0, len(order), CHUNK):
         run = order[start : start + CHUNK]
-        found = np.concatenate([found, run[keep[run]]])
-        if len(found) >= count:
+        entries = np.concatenate([entries, run[keep[run]]])
+        if len(entries) >= count:
             break
-    return found[:count]
+    return entries[:count]
 
 
 def _compact(raw: Path, path: Path, dtype: np.dtype, width: int, keep: np.ndarray) -> None:
-    """Copy the rows that are kept to a .npy file, piece by piece; width 0: numbers, not rows."""
+    """Copy the rows with `keep` set to a .npy file in chunks; width 0 is a 1-D array."""
     tail = (width,) if width else ()
     layout = {"descr": dtype.str, "fortran_order": False, "shape": (int(keep.sum()), *tail)}
     with raw.open("rb") as source, path.open("wb") as target:

@@ -1,9 +1,9 @@
-"""How a table is laid out: what divides its cells, and whether its first line names them.
+"""The dialect of a table: its delimiter, and whether its first line is a header.
 
-Decided once for each file, from its first line and from what the user says. The first line is a
-header where one of tab, comma, semicolon and bar divides it into column names of a known list, all
-of them. What is no such header is not guessed at: the file is refused, with the settings that
-decide. Tabs divide whatever quotes stand there; with the others, quotes hold a cell together.
+The dialect is determined once per file, from its first line and the user's settings. The first line
+is a header if one of tab, comma, semicolon and bar splits it into cells that are all known column
+names. Any other first line is rejected, with a hint about the settings that resolve it. With tabs,
+quotes are plain characters; with the other delimiters, cells can be quoted.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ OTHER_NAMES = (
     *("timestamp", "year", "author", "lang", "language", "length", "iteration", "iter"),
     "old_index",
 )
-"""Names of columns that hold no text."""
+"""Names of columns that do not hold the text."""
 
 _KNOWN = {*TEXT_NAMES, *OTHER_NAMES}
 
-# An unclosed quote makes the csv module swallow the rest of the file into one cell: stop there.
-_LARGEST_CELL = 1 << 26
+# with an unclosed quote, csv reads the rest of the file into one cell; the limit stops it
+_MAX_CELL = 1 << 26
 
-_TABS = "tabs divide cells whatever quotes stand there: replace tabs and line ends within texts"
-_QUOTES = 'a cell that holds quotes must be quoted, with the inner ones doubled ("")'
+_TABS = "quotes do not protect tabs: replace tabs and line ends within texts"
+_QUOTES = 'a cell that contains quotes must be quoted, with the inner quotes doubled ("")'
 
 Lines = Iterator[tuple[int, str]]
-"""Numbered lines with their ends."""
+"""Numbered lines, including line ends."""
 
 
 class ColumnSpec(NamedTuple):
-    """What a reader looks for in the first line of a table.
+    """How a reader recognizes the first line of a table.
 
     Args:
-        is_header: Whether these cells name its columns.
-        is_row: Whether they are a row that it understands without a header.
-        hint: What the user can do about others; it also gets the name of the delimiter, where
-            that has to be given.
+        is_header: Whether the cells are a valid header.
+        is_row: Whether the cells are a valid row of a table without a header.
+        hint: Returns the hint for other first lines; its second argument is the name of the
+            delimiter if that must be given.
     """
 
     is_header: Callable[[Sequence[str]], bool]
@@ -67,15 +67,15 @@ class ColumnSpec(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table whose layout is known.
+    """A table of known dialect.
 
     Args:
-        name: Of the file.
-        delimiter: The character.
-        has_header: Whether the first line names the columns.
-        columns: Their names; without a header their numbers from 1.
-        first: Cells of the first row, the header if there is one.
-        lines: All lines from that row on.
+        name: Name of the file.
+        delimiter: The delimiter character.
+        has_header: Whether the first line is a header.
+        columns: Column names; without a header, column numbers from 1.
+        first: Cells of the first row, including a header.
+        lines: All lines from the first row on.
     """
 
     name: str
@@ -85,49 +85,49 @@ class Table(NamedTuple):
     first: Sequence[str]
     lines: Lines
 
-    def rows(self, *, least: int | None = None) -> Iterator[tuple[list[str], str]]:
-        """Cells row by row, each with the line on which it starts; empty lines are none.
+    def rows(self, *, min_cells: int | None = None) -> Iterator[tuple[list[str], str]]:
+        """The cells of each row, and the position of its first line; empty lines are skipped.
 
         Args:
-            least: Cells that a row must have [as many as there are columns].
+            min_cells: Minimum number of cells of a row [the number of columns].
 
         Raises:
-            InvalidInput: Rows of another width, stray or unclosed quotes.
+            InvalidInput: A row of another width, or a stray or unclosed quote.
         """
         rows = _plain(self) if self.delimiter == "\t" else _quoted(self)
         if self.has_header:
             next(rows)
         width = len(self.columns)
         for row, where in rows:
-            if len(row) != width and (least is None or len(row) < least):
+            if len(row) != width and (min_cells is None or len(row) < min_cells):
                 verb = "names" if self.has_header else "has"
                 raise InvalidInput(
                     f"{where}: {len(row)} cells, but the first line {verb} {width} columns",
                     _TABS
                     if self.delimiter == "\t"
-                    else f"cells that hold {self.delimiter!r} need quotes",
+                    else f"cells that contain {self.delimiter!r} must be quoted",
                 )
             yield row, where
 
 
 def open_table(
-    lines: Lines, name: str, usual: str, options: TextOptions, wanted: ColumnSpec
+    lines: Lines, name: str, default: str, options: TextOptions, spec: ColumnSpec
 ) -> Table | None:
-    """Decide on a table's layout by its first row.
+    """Determine the dialect of a table from its first row.
 
     Args:
-        lines: The file's.
-        name: The file's name, for messages.
-        usual: The delimiter of its format: taken unasked even where names do not confirm it.
-        options: What the user says of it.
-        wanted: What is looked for.
+        lines: Lines of the file.
+        name: Name of the file, for messages.
+        default: The default delimiter of the file format.
+        options: The user's settings.
+        spec: Recognizes a header and a row.
 
     Returns:
-        The table; None if there is no line that is not blank.
+        The table; None if all lines are blank.
 
     Raises:
-        InvalidInput: A first line that does not decide it, and nor does the user; columns named
-            alike.
+        InvalidInput: Neither the first line nor the settings determine the dialect; duplicate
+            column names.
     """
     first = next(((number, line) for number, line in lines if not line.isspace()), None)
     if first is None:
@@ -135,26 +135,26 @@ def open_table(
     where = f"{name}:{first[0]}"
     files.check_no_json(first[1], where, name)
     head = _Head(first, lines)
-    alone = DELIMITERS[options.delimiter] if options.delimiter else usual
+    expected = DELIMITERS[options.delimiter] if options.delimiter else default
     splits = head.splits(options.delimiter)
-    divided = {char: cells for char, cells in splits.items() if len(cells) > 1}
-    if not divided and alone not in splits:
+    separated = {char: cells for char, cells in splits.items() if len(cells) > 1}
+    if not separated and expected not in splits:
         raise InvalidInput(f"{where}: the first line has a stray quote", _QUOTES)
-    splits = divided or {alone: splits[alone]}
-    headers = [char for char, cells in splits.items() if wanted.is_header(cells)]
-    rows = [char for char, cells in splits.items() if wanted.is_row(cells)]
+    splits = separated or {expected: splits[expected]}
+    headers = [char for char, cells in splits.items() if spec.is_header(cells)]
+    rows = [char for char, cells in splits.items() if spec.is_row(cells)]
     has_header = options.header
     if has_header is None:
         if not (headers or rows):
-            raise _undecided(splits, where, alone, options, wanted)
+            raise _unknown_header(splits, where, expected, options, spec)
         has_header = bool(headers)
-    elif not has_header and headers and divided:
+    elif not has_header and headers and separated:
         raise InvalidInput(
             f"{where}: {options.spelled(header=False)}, but the first line names columns: "
-            + _shown(splits[headers[0]]),
-            "leave it out",
+            + _format_cells(splits[headers[0]]),
+            "omit it",
         )
-    delimiter = _choose(headers if has_header else rows, splits, where, alone, options)
+    delimiter = _choose(headers if has_header else rows, splits, where, expected, options)
     cells = splits[delimiter]
     columns = [cell.strip() for cell in cells] if has_header else _numbers(cells)
     if has_header:
@@ -163,79 +163,79 @@ def open_table(
 
 
 class _Head:
-    """The first lines of a table, which can be read again: a first row may have several."""
+    """Buffered first lines of a table, because its first row may span several lines."""
 
     def __init__(self, first: tuple[int, str], lines: Lines) -> None:
-        self._seen, self._rest = [first], lines
+        self._buffer, self._rest = [first], lines
 
     def all(self) -> Lines:
-        """Every line."""
-        return chain(self._seen, self._rest)
+        """All lines of the table."""
+        return chain(self._buffer, self._rest)
 
     def splits(self, given: str | None) -> dict[str, list[str]]:
-        """The first row's cells by each delimiter, or by the given one; none by stray quotes."""
+        """The first row's cells by delimiter, or by the given one, without invalid quoting."""
         chars = [DELIMITERS[given]] if given else DELIMITERS.values()
-        found = {char: self._split(char) for char in chars}
-        return {char: cells for char, cells in found.items() if cells is not None}
+        splits = {char: self._split(char) for char in chars}
+        return {char: cells for char, cells in splits.items() if cells is not None}
 
     def _split(self, char: str) -> list[str] | None:
         if char == "\t":
-            return self._seen[0][1].rstrip("\r\n").split(char)
+            return self._buffer[0][1].rstrip("\r\n").split(char)
         try:
-            row: list[str] = next(_csv(self._again(), char))
+            row: list[str] = next(_csv(self._lines(), char))
         except csv.Error:
             return None
         return row
 
-    def _again(self) -> Iterator[str]:
+    def _lines(self) -> Iterator[str]:
         for i in count():
-            if i == len(self._seen):
+            if i == len(self._buffer):
                 line = next(self._rest, None)
                 if line is None:
                     return
-                self._seen.append(line)
-            yield self._seen[i][1]
+                self._buffer.append(line)
+            yield self._buffer[i][1]
 
 
 def _choose(
     confirmed: list[str],
     splits: dict[str, list[str]],
     where: str,
-    alone: str,
+    expected: str,
     options: TextOptions,
 ) -> str:
-    """The delimiter: of those that the names or the row confirm, else of those that divide."""
-    fits = confirmed or list(splits)
-    if len(confirmed) == 1 or fits == [alone]:
-        return fits[0]
-    if alone == "\t" and alone in fits:  # the others may as well be characters of a text
-        return alone
-    raise _uncertain(splits, where, alone, options)
+    """The delimiter among those confirmed by header or row, else among all candidates."""
+    candidates = confirmed or list(splits)
+    if len(confirmed) == 1 or candidates == [expected]:
+        return candidates[0]
+    if expected == "\t" and expected in candidates:  # the others may be characters of a text
+        return expected
+    raise _ambiguous_delimiter(splits, where, expected, options)
 
 
-def _uncertain(
-    splits: dict[str, list[str]], where: str, alone: str, options: TextOptions
+def _ambiguous_delimiter(
+    splits: dict[str, list[str]], where: str, expected: str, options: TextOptions
 ) -> InvalidInput:
-    """The refusal of a first line that several characters may divide."""
-    names = [name for name, char in DELIMITERS.items() if char in {*splits, alone}]
+    """The error about a first line that several delimiters can split."""
+    names = [name for name, char in DELIMITERS.items() if char in {*splits, expected}]
     return InvalidInput(
-        f"{where}: what divides the first line into cells is not certain",
-        "say it: " + " or ".join(options.spelled(delimiter=name) for name in names),
+        f"{where}: the delimiter of the first line is ambiguous",
+        "set it: " + " or ".join(options.spelled(delimiter=name) for name in names),
     )
 
 
-def _undecided(
-    splits: dict[str, list[str]], where: str, alone: str, options: TextOptions, wanted: ColumnSpec
+def _unknown_header(
+    splits: dict[str, list[str]], where: str, expected: str, options: TextOptions, spec: ColumnSpec
 ) -> InvalidInput:
-    """The refusal of a first line that is no known header."""
-    char = alone if alone in splits else next(iter(splits))
-    if len(splits) > 1 and alone != "\t":
-        return _uncertain(splits, where, alone, options)
-    named = next((name for name, c in DELIMITERS.items() if c == char != alone), None)
+    """The error about a first line that is not a known header."""
+    char = expected if expected in splits else next(iter(splits))
+    if len(splits) > 1 and expected != "\t":
+        return _ambiguous_delimiter(splits, where, expected, options)
+    named = next((name for name, c in DELIMITERS.items() if c == char != expected), None)
     return InvalidInput(
         f"{where}: the first line does not name known columns (docs/cli.md): "
-        + _shown(splits[char]),
-        wanted.hint(splits[char], named),
+        + _format_cells(splits[char]),
+        spec.hint(splits[char], named),
     )
 
 
@@ -244,38 +244,39 @@ def _numbers(cells: Sequence[str]) -> list[str]:
 
 
 def check_distinct(columns: Sequence[str], where: str) -> None:
-    """Refuse columns of one name; without a name there may be several."""
-    twice = next((name for name in columns if name and columns.count(name) > 1), None)
-    if twice is not None:
+    """Reject duplicate column names; empty names may repeat."""
+    repeated = next((name for name in columns if name and columns.count(name) > 1), None)
+    if repeated is not None:
         raise InvalidInput(
-            f"{where}: two columns are named {twice!r}: {', '.join(columns)}", "rename one of them"
+            f"{where}: two columns are named {repeated!r}: {', '.join(columns)}",
+            "rename one of them",
         )
 
 
 def is_known(name: str, *, names: Iterable[str] = _KNOWN) -> bool:
-    """Whether a cell is a known column name, case left aside."""
+    """Whether a cell is a known column name, ignoring case."""
     return name.strip().casefold() in names
 
 
 def are_known(names: Sequence[str]) -> bool:
-    """Whether all cells are; the first may be empty, as pandas leaves it above its index."""
+    """Whether all cells are known column names; the first may be empty, as for a pandas index."""
     unnamed = len(names) > 1 and not names[0].strip()
     return all(is_known(name) for name in names[unnamed:])
 
 
 def is_header(line: str) -> bool:
-    """Whether a line is divided into two known column names or more."""
+    """Whether a line splits into at least two cells, all known column names."""
     splits = _Head((1, line), iter(())).splits(None)
     return any(len(cells) > 1 and are_known(cells) for cells in splits.values())
 
 
-def _shown(cells: Sequence[str]) -> str:
-    shown = [files.format_json(cell) for cell in cells[:8]]
-    return " | ".join([*shown, *(["..."] if len(cells) > 8 else [])])
+def _format_cells(cells: Sequence[str]) -> str:
+    texts = [files.format_json(cell) for cell in cells[:8]]
+    return " | ".join([*texts, *(["..."] if len(cells) > 8 else [])])
 
 
 def _plain(table: Table) -> Iterator[tuple[list[str], str]]:
-    """Cells between tabs: quotes are characters like others."""
+    """Rows of a tab-separated table, in which quotes are plain characters."""
     for number, line in table.lines:
         line = line.rstrip("\r\n")
         where = f"{table.name}:{number}"
@@ -286,7 +287,7 @@ def _plain(table: Table) -> Iterator[tuple[list[str], str]]:
 
 
 def _quoted(table: Table) -> Iterator[tuple[list[str], str]]:
-    """Cells between commas, semicolons or bars; those that hold one are quoted."""
+    """Rows of a table separated by commas, semicolons or bars, with quoted cells."""
     number, line = next(table.lines)
     reader = _csv(chain([line], (line for _, line in table.lines)), table.delimiter)
     while True:
@@ -304,5 +305,5 @@ def _quoted(table: Table) -> Iterator[tuple[list[str], str]]:
 
 
 def _csv(lines: Iterable[str], delimiter: str) -> Any:
-    csv.field_size_limit(_LARGEST_CELL)
+    csv.field_size_limit(_MAX_CELL)
     return csv.reader(lines, delimiter=delimiter, strict=True)

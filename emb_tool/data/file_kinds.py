@@ -1,4 +1,4 @@
-"""What a file is that holds no texts to read: named by its first bytes, with what mends it."""
+"""Detection of unreadable files by their first bytes, with hints how to convert them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from shlex import quote
 from emb_tool.errors import InvalidInput
 
 HEAD = 4096
-"""Bytes looked at."""
+"""Number of bytes inspected."""
 
 _SIGNATURES = (
-    (b"\x1f\x8b", "gzip data", "let its name end in .gz; from stdin: zcat FILE | embtool ..."),
+    (b"\x1f\x8b", "gzip data", "rename it to end in .gz; from stdin: zcat FILE | embtool ..."),
     (b"\x28\xb5\x2f\xfd", "zstd data", "unpack it first: zstd -d {name} -o NEW"),
     (b"BZh", "bzip2 data", "unpack it first: bunzip2 -k {name}"),
     (b"\xfd7zXZ", "xz data", "unpack it first: xz -dk {name}"),
@@ -20,7 +20,7 @@ _SIGNATURES = (
         "save the sheet as CSV UTF-8, or unpack the archive",
     ),
     (b"\xd0\xcf\x11\xe0", "an Excel workbook (.xls)", "save the sheet as CSV UTF-8"),
-    (b"PAR1", "a parquet file", "let its name end in .parquet"),
+    (b"PAR1", "a parquet file", "rename it to end in .parquet"),
     (b"%PDF-", "a PDF", "extract its text first: pdftotext {name} NEW.txt"),
 )
 
@@ -30,29 +30,29 @@ _WIDE = (
     (b"\xff\xfe", "UTF-16"),
     (b"\xfe\xff", "UTF-16"),
 )
-"""Byte order marks; iconv reads the order from them."""
+"""Byte order marks; iconv detects the byte order from them."""
 
 STDIN = "stdin"
-"""What stdin is called in messages."""
+"""Name of stdin in messages."""
 
 _PAGES = ("<!doctype html", "<html", "<?xml")
 
 
 def in_command(name: str) -> str:
-    """A file as a shell's command reads it, unpacked; what is no file of this machine as FILE."""
+    """A file as an argument of a shell command, decompressed; non-local sources as FILE."""
     if name == STDIN or "://" in name:
         return "FILE"
     return f"<(zcat {quote(name)})" if name.lower().endswith(".gz") else quote(name)
 
 
 def not_text(head: bytes, line: bytes, where: str, name: str) -> InvalidInput:
-    """The refusal of a line that is not UTF-8, or that holds NUL bytes.
+    """The error about a line that is not UTF-8 or contains NUL bytes.
 
     Args:
         head: The first `HEAD` bytes of the file.
-        line: The line at fault.
-        where: Its place.
-        name: The file's name.
+        line: The invalid line.
+        where: Position of the line.
+        name: Name of the file.
     """
     for signature, what, hint in _SIGNATURES:
         if head.startswith(signature):
@@ -74,13 +74,13 @@ def not_text(head: bytes, line: bytes, where: str, name: str) -> InvalidInput:
             f"iconv -f WINDOWS-1252 -t UTF-8 {in_command(name)} > NEW",
         )
     return InvalidInput(
-        f"{where}: a NUL byte at column {line.index(0) + 1}, which no text holds",
-        "the file is binary, or was cut off while it was written: make or fetch it again",
+        f"{where}: a NUL byte at column {line.index(0) + 1}, which texts do not contain",
+        "the file is binary or incomplete: create or download it again",
     )
 
 
 def _wide(head: bytes) -> str | None:
-    """The encoding of two or four bytes a character, by its mark or by NULs at every other byte."""
+    """UTF-16 or UTF-32, detected by byte order mark or by NULs at every other byte."""
     for mark, encoding in _WIDE:
         if head.startswith(mark):
             return encoding
@@ -94,29 +94,29 @@ def _wide(head: bytes) -> str | None:
 
 
 def check_line(line: str, where: str, name: str) -> None:
-    """Refuse a first line that is UTF-8, but of no file of texts or records.
+    """Reject a first line that is UTF-8 but not from a file of texts or records.
 
     Args:
-        line: With its end.
-        where: Its place.
-        name: The file's name.
+        line: The line, with its end.
+        where: Position of the line.
+        name: Name of the file.
 
     Raises:
-        InvalidInput: A web page, or a file whose lines end in carriage returns alone.
+        InvalidInput: A web page, or a file whose lines end in a bare carriage return.
     """
     if line.lstrip().lower().startswith(_PAGES):
         raise InvalidInput(
             f"{name} is a web page (HTML or XML), not the data itself",
-            "open it in a browser: as a rule it asks to log in, or says what is wrong",
+            "open it in a browser: it usually asks to log in or shows an error",
         )
     before, bare, _ = line.rstrip("\r\n").partition("\r")
-    if bare and before.count('"') % 2 == 0:  # within a quoted cell it is a character
+    if bare and before.count('"') % 2 == 0:  # valid within a quoted cell
         raise bare_return(where, name)
 
 
 def bare_return(where: str, name: str) -> InvalidInput:
-    """The refusal of a line within which a carriage return stands."""
+    """The error about a carriage return within a line."""
     return InvalidInput(
-        f"{where}: a carriage return within the line (alone, it ends lines in files of old Macs)",
+        f"{where}: a carriage return within the line (old Mac files end lines with it)",
         f"convert it first: tr '\\r' '\\n' < {in_command(name)} > NEW",
     )

@@ -1,4 +1,4 @@
-"""Files of records: opened, decompressed, decoded and parsed, every fault with its place."""
+"""Reading of record files: opening, decompression, decoding and parsing, with error positions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def locate(path: Path) -> Path:
     """`path` if it exists.
 
     Raises:
-        InvalidInput: It does not; the hint names the nearest name beside it.
+        InvalidInput: It does not exist; the hint suggests the most similar name in its folder.
     """
     try:
         if path.exists():
@@ -40,21 +40,22 @@ def locate(path: Path) -> Path:
     except OSError as error:
         raise InvalidInput(f"{path}: {error.strerror}") from error
     if names is None:
-        raise InvalidInput(f"{path}: not found", f"there is no folder {path.parent}")
-    near = did_you_mean(path.name, names)
-    raise InvalidInput(f"{path}: not found", near if near.startswith("did") else "check the path")
+        raise InvalidInput(f"{path}: not found", f"the folder {path.parent} does not exist")
+    suggestion = did_you_mean(path.name, names)
+    hint = suggestion if suggestion.startswith("did") else "check the path"
+    raise InvalidInput(f"{path}: not found", hint)
 
 
 def open_bytes(name: str | Path) -> Stream:
     """Open a file or an address for reading, decompressed if the name ends in `.gz`.
 
     Raises:
-        InvalidInput: Not found, not readable, or a git-LFS pointer in place of the data.
+        InvalidInput: Not found, not readable, or a git-LFS pointer instead of the data.
     """
-    packed = str(name).lower().endswith(".gz")
+    compressed = str(name).lower().endswith(".gz")
     try:
         raw: Any = _open_address(name) if is_address(str(name)) else locate(Path(name))
-        if packed:
+        if compressed:
             stream: Stream = gzip.open(raw)  # noqa: SIM115
         else:
             stream = raw.open("rb") if isinstance(raw, Path) else peekable(raw)
@@ -74,23 +75,23 @@ def _open_address(name: str | Path) -> IO[bytes]:
 
     try:
         stream: IO[bytes] = fsspec.open(str(name), "rb").open()
-    except Exception as error:  # as many libraries as schemes, each with errors of its own
+    except Exception as error:  # each scheme has a library with its own errors
         raise not_opened(str(name), error) from error
     return stream
 
 
 def not_opened(source: str, error: Exception) -> InvalidInput:
-    """The refusal of an address or a hub set that its library does not open."""
-    said = str(error).strip().splitlines()
+    """The error about an address or a hub data set that its library cannot open."""
+    lines = str(error).strip().splitlines()
     return InvalidInput(
-        f"{source}: cannot be opened ({type(error).__name__}: {said[0] if said else ''})",
-        "check the name and the network (HF_HUB_OFFLINE); a hub set is hub:NAME:CONFIG:SPLIT,"
-        " an address may need its package of fsspec",
+        f"{source}: cannot be opened ({type(error).__name__}: {lines[0] if lines else ''})",
+        "check the name and the network (HF_HUB_OFFLINE); a hub data set is hub:NAME:CONFIG:SPLIT,"
+        " an address may need an fsspec package",
     )
 
 
 class _Raw(io.RawIOBase):
-    """Any stream of bytes as one that can be buffered."""
+    """Adapter of any byte stream for buffering."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -109,12 +110,12 @@ class _Raw(io.RawIOBase):
 
 
 def peekable(stream: IO[bytes]) -> io.BufferedReader:
-    """A stream whose first bytes can be looked at."""
+    """A stream with `peek`."""
     return stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(_Raw(stream))
 
 
 def open_seekable(name: str | Path) -> Any:
-    """As `open_bytes`, for formats that are read from their end: unpacked to a temporary file."""
+    """As `open_bytes`, but seekable: compressed files are unpacked to a temporary file."""
     if not str(name).lower().endswith(".gz"):
         if is_address(str(name)):
             return _open_address(name)
@@ -133,15 +134,15 @@ def open_seekable(name: str | Path) -> Any:
 def _unreadable(name: object, error: Exception) -> InvalidInput:
     if isinstance(error, OSError) and error.strerror:
         return InvalidInput(f"{name}: {error.strerror}")
-    return InvalidInput(f"{name}: broken gzip data ({error})", "make or fetch the file again")
+    return InvalidInput(f"{name}: invalid gzip data ({error})", "create or download the file again")
 
 
 def decoded(stream: Stream, name: str) -> Iterator[tuple[int, str]]:
-    r"""Lines with their numbers from 1, split at `\n` alone and with it, decoded as UTF-8.
+    r"""Lines decoded as UTF-8, split only at `\n` and including it, with numbers from 1.
 
     Raises:
-        InvalidInput: Bytes that are no UTF-8 text, a web page, line ends of old Macs, or compressed
-            data that breaks off.
+        InvalidInput: Not UTF-8 text, a web page, bare carriage returns, or truncated compressed
+            data.
     """
     try:
         head = stream.peek(file_kinds.HEAD)[: file_kinds.HEAD]
@@ -165,7 +166,7 @@ def decoded(stream: Stream, name: str) -> Iterator[tuple[int, str]]:
 
 
 def numbered_lines(name: str | Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file or of what is at an address, see `decoded`."""
+    """The lines of a file or an address, see `decoded`."""
     with open_bytes(name) as stream:
         yield from decoded(stream, str(name))
 
@@ -173,10 +174,10 @@ def numbered_lines(name: str | Path) -> Iterator[tuple[int, str]]:
 def json_records(
     lines: Iterable[tuple[int, str]], name: str
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """One JSON object a line, each with its place; blank lines are passed over.
+    """One JSON object per line, with its position; blank lines are skipped.
 
     Raises:
-        InvalidInput: A line that is not a JSON object, or that holds half a surrogate pair.
+        InvalidInput: A line that is not a JSON object or contains an unpaired surrogate.
     """
     first = True
     for number, line in lines:
@@ -188,16 +189,16 @@ def json_records(
         first = False
         try:
             record = json.loads(line)
-        # A bare ValueError is a number of too many digits.
+        # a plain ValueError is a number with too many digits
         except (ValueError, RecursionError) as error:
             if isinstance(error, json.JSONDecodeError):
-                said = f"{error.msg} at column {error.colno}"
+                message = f"{error.msg} at column {error.colno}"
             else:
-                said = str(error)
+                message = str(error)
             hint = 'every line must be one object: {"text": "..."}'
             if line.strip() == "{":
                 hint += f"; put each on a line: jq -c . {file_kinds.in_command(name)} > NEW.jsonl"
-            raise InvalidInput(f"{where}: not JSON ({said})", hint) from None
+            raise InvalidInput(f"{where}: not JSON ({message})", hint) from None
         if not isinstance(record, dict):
             raise InvalidInput(
                 f"{where}: {format_json(record)} is not a JSON object",
@@ -208,33 +209,33 @@ def json_records(
                 json.dumps(record, ensure_ascii=False).encode("utf-8")
             except UnicodeEncodeError:
                 raise InvalidInput(
-                    f"{where}: half of a surrogate pair (\\ud...) is no character",
+                    f"{where}: unpaired surrogate (\\ud...) is not a character",
                     "remove it, or write the file again as UTF-8",
                 ) from None
         yield record, where
 
 
 def check_no_json(line: str, where: str, name: str) -> None:
-    """Refuse a first line of JSON where a table or a text is wanted.
+    """Reject a first line of JSON where a table or a text is expected.
 
     Raises:
-        InvalidInput: It opens an array or an object.
+        InvalidInput: The line starts an array or an object.
     """
     if re.match(r'\s*\[\s*([\[{"]|$)', line):
         raise json_array(where, name)
     if re.match(r'\s*\{\s*("|$)', line):
-        raise InvalidInput(f"{where}: JSON, not a table", "let the file's name end in .jsonl")
+        raise InvalidInput(f"{where}: JSON, not a table", "rename the file to end in .jsonl")
 
 
 def json_array(where: str, name: str) -> InvalidInput:
-    """The refusal of a file that is one JSON array."""
+    """The error about a file that is one JSON array."""
     return InvalidInput(
-        f"{where}: a JSON array, where one object a line is wanted",
+        f"{where}: a JSON array, but one object per line is expected",
         f"put each on a line: jq -c '.[]' {file_kinds.in_command(name)} > NEW.jsonl",
     )
 
 
 def format_json(value: Any) -> str:
-    """A value as JSON, cut to the length of a message."""
+    """A value as JSON, truncated for a message."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 40 else text[:37] + "..."

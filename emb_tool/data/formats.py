@@ -1,4 +1,4 @@
-"""The formats of files of texts: names, readers, and the settings that apply to each."""
+"""The formats of text files: names, readers, and the settings that apply to each."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from emb_tool.errors import InvalidInput
 
 
 class Format(NamedTuple):
-    """One format.
+    """A file format.
 
     Args:
-        name: For messages.
-        extensions: Of its files; `.gz` may follow any of them.
-        texts: Reads a file: its name, and the source that it belongs to.
+        name: Name in messages.
+        extensions: File extensions; `.gz` may follow any of them.
+        texts: Reads a file, given its name and source.
         has_fields: Whether `--text-field` applies.
         is_table: Whether `--delimiter` and `--header` apply.
-        streamed_as_set: Whether `--stream` reads it by `datasets`, which resumes within a file. Of
-            others a resumed run reads a file again from its beginning.
+        streamed_as_set: Whether `--stream` reads it with `datasets`, which resumes within a file. A
+            resumed run reads a file of another format from its beginning.
     """
 
     name: str
@@ -51,7 +51,7 @@ _UNPACK = {".zst": "zstd -d", ".bz2": "bunzip2 -k", ".xz": "xz -dk", ".zip": "un
 
 
 def format_of(name: str | Path) -> Format | None:
-    """The format that the extension names, `.gz` left aside; None if it names none."""
+    """The format of the extension, without `.gz`; None if it is unknown."""
     suffixes = [s.lower() for s in PurePosixPath(name).suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
@@ -59,36 +59,36 @@ def format_of(name: str | Path) -> Format | None:
 
 
 def format_name(name: str | Path) -> str | None:
-    """What that format is called; None if the extension names none."""
-    found = format_of(name)
-    return found.name if found else None
+    """The name of that format; None if the extension is unknown."""
+    file_format = format_of(name)
+    return file_format.name if file_format else None
 
 
 def unknown_kind(name: str | Path) -> InvalidInput:
-    """The refusal of a file whose extension names no format that is read."""
+    """The error about a file with an unknown extension."""
     suffix = PurePosixPath(name).suffix.lower()
     hint = f"known: {KNOWN}"
     if suffix == ".json":
-        hint = "one object a line is wanted: jq -c '.[]' data.json > data.jsonl"
+        hint = "one object per line is expected: jq -c '.[]' data.json > data.jsonl"
     elif suffix in (".xlsx", ".xls"):
         hint = "save the sheet as CSV UTF-8"
     elif suffix in _UNPACK:
         hint = f"unpack it first: {_UNPACK[suffix]} {quote(str(name))}"
-    return InvalidInput(f"{name}: unknown kind of file", hint)
+    return InvalidInput(f"{name}: unknown file type", hint)
 
 
 def file_texts(name: str, source: Source) -> readers.Texts:
-    """The texts of one file, or of what is at an address; blank lines are none.
+    """The texts of one file or address; blank lines are skipped.
 
     Args:
-        name: A path or an address; its extension names the format.
-        source: What it belongs to.
+        name: A path or an address; its extension determines the format.
+        source: The source that it belongs to.
 
     Raises:
-        InvalidInput: A file that is not readable or not of its format; a first line or record that
-            does not tell where the text is; a broken line or record.
+        InvalidInput: A file that is not readable or not of its format; a first line or record
+            without an identifiable text field; an invalid line or record.
     """
-    found = format_of(name)
-    if found is None:
+    file_format = format_of(name)
+    if file_format is None:
         raise unknown_kind(name)
-    return found.texts(name, source)
+    return file_format.texts(name, source)

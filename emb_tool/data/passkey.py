@@ -1,7 +1,7 @@
-"""Long documents made offline, each with one thing in it that a query asks for.
+"""Synthetic long documents, each with one hidden sentence that a query asks for.
 
-As LongEmbed makes them (arXiv:2404.12096): of at most three words for every four tokens, the
-sentence put between two others.
+They follow LongEmbed (arXiv:2404.12096): at most three words for every four tokens, and the hidden
+sentence between two others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FILLER = (
     "The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.",
     "There and back again.",
 )  # fmt: skip
-"""The haystack of LongEmbed's passkeys."""
+"""The haystack of LongEmbed's passkey task."""
 
 WORDS_PER_TOKEN = 0.75
 
@@ -49,11 +49,11 @@ _PLACES = (
 
 
 class NeedleSet(NamedTuple):
-    """One sentence a document, and the question that it answers.
+    """Needles, one per document, and their queries.
 
     Args:
-        sentences: What is hidden.
-        queries: What asks for it.
+        sentences: Sentences to hide.
+        queries: The query that each sentence answers.
     """
 
     sentences: list[str]
@@ -61,19 +61,19 @@ class NeedleSet(NamedTuple):
 
 
 def make_passkeys(count: int, seed: int) -> NeedleSet:
-    """A name and five digits each; there are 900 names."""
+    """Sentences with a name and five digits each; there are 900 names."""
     rng = random.Random(f"passkey {seed}")
     names = _names(count, rng)
     keys = rng.sample(range(10_000, 100_000), count)
-    said = "{0}'s pass key is {1}. Remember it. {1} is the pass key for {0}."
+    template = "{0}'s pass key is {1}. Remember it. {1} is the pass key for {0}."
     return NeedleSet(
-        [said.format(name, key) for name, key in zip(names, keys, strict=True)],
+        [template.format(name, key) for name, key in zip(names, keys, strict=True)],
         [f"what is the passkey for {name}?" for name in names],
     )
 
 
 def make_facts(count: int, seed: int) -> NeedleSet:
-    """One sentence of a person, a thing and a place each."""
+    """Sentences with a person, a thing and a place each."""
     rng = random.Random(f"needle {seed}")
     sentences, queries = [], []
     for i, name in enumerate(_names(count, rng)):
@@ -90,18 +90,18 @@ def _names(count: int, rng: random.Random) -> list[str]:
 
 
 def split_sentences(texts: Sequence[str]) -> list[str]:
-    """The sentences of some prose."""
-    found = [s for text in texts for s in re.split(r"(?<=[.!?])\s+", text.strip())]
-    return [" ".join(s.split()) for s in found if s.strip()]
+    """Split texts into sentences."""
+    sentences = [s for text in texts for s in re.split(r"(?<=[.!?])\s+", text.strip())]
+    return [" ".join(s.split()) for s in sentences if s.strip()]
 
 
 class HaystackDocuments(NamedTuple):
     """Documents of one length.
 
     Args:
-        documents: Texts.
-        ends: Characters of each up to the end of what is hidden.
-        depths: Where it lies, as a share of the document.
+        documents: Texts of the documents.
+        ends: Character offset of the end of the needle in each document.
+        depths: Position of the needle, as a fraction of the document.
     """
 
     documents: list[str]
@@ -112,31 +112,31 @@ class HaystackDocuments(NamedTuple):
 def hide_needles(
     needles: Sequence[str], haystack: Sequence[str], tokens: int, seed: int
 ) -> HaystackDocuments:
-    """Put each needle into a document of its own.
+    """Hide each needle in its own document.
 
-    Depths are spread evenly over the documents, then shuffled.
+    Depths are evenly spaced over the documents, then shuffled.
 
     Args:
         needles: Sentences to hide.
-        haystack: Sentences around them, taken in their order from a place of each document's own.
+        haystack: Sentences context them, in order from a random start in each document.
         tokens: Length of a document, by `WORDS_PER_TOKEN`.
-        seed: Decides places and depths.
+        seed: Seed of the starts and depths.
     """
     rng = random.Random(f"hide {seed} {tokens}")
     depths = [(i + 0.5) / len(needles) for i in range(len(needles))]
     rng.shuffle(depths)
     counts = [len(sentence.split()) for sentence in haystack]
-    documents, ends, found = [], [], []
+    documents, ends, positions = [], [], []
     for needle, depth in zip(needles, depths, strict=True):
-        room = int(tokens * WORDS_PER_TOKEN) - len(needle.split())
-        at, around = rng.randrange(len(haystack)), []
-        while room >= counts[at % len(haystack)]:
-            around.append(haystack[at % len(haystack)])
-            room -= counts[at % len(haystack)]
-            at += 1
-        cut = round(depth * len(around))
-        before = " ".join([*around[:cut], needle])
-        documents.append(" ".join([before, *around[cut:]]))
+        budget = int(tokens * WORDS_PER_TOKEN) - len(needle.split())
+        index, context = rng.randrange(len(haystack)), []
+        while budget >= counts[index % len(haystack)]:
+            context.append(haystack[index % len(haystack)])
+            budget -= counts[index % len(haystack)]
+            index += 1
+        cut = round(depth * len(context))
+        before = " ".join([*context[:cut], needle])
+        documents.append(" ".join([before, *context[cut:]]))
         ends.append(len(before))
-        found.append((len(before) - len(needle)) / max(len(documents[-1]), 1))
-    return HaystackDocuments(documents, ends, found)
+        positions.append((len(before) - len(needle)) / max(len(documents[-1]), 1))
+    return HaystackDocuments(documents, ends, positions)

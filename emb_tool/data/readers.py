@@ -1,4 +1,4 @@
-"""The texts of a file of each format, and of stdin; each with its place."""
+"""Readers of the texts of each file format and of stdin, with positions."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ _NUMBER = re.compile(r"\s*[-+]?\d+([.,]\d+)?\s*")
 
 
 def json_texts(name: str, source: Source) -> Texts:
-    """The texts of a file of JSON objects, one a line."""
+    """The texts of a file of JSON objects, one per line."""
     yield from pick_texts(files.json_records(files.numbered_lines(name), name), source)
 
 
 def csv_texts(name: str, source: Source) -> Texts:
-    """The texts of a table, divided by commas unless its first line shows otherwise."""
+    """The texts of a table, comma-separated unless its first line shows otherwise."""
     yield from _table(files.numbered_lines(name), name, source, ",")
 
 
 def tsv_texts(name: str, source: Source) -> Texts:
-    """The texts of a table, divided by tabs unless its first line shows otherwise."""
+    """The texts of a table, tab-separated unless its first line shows otherwise."""
     yield from _table(files.numbered_lines(name), name, source, "\t")
 
 
 def plain_texts(name: str, source: Source) -> Texts:
-    """The texts of a file of one text a line; blank lines are none."""
+    """The texts of a file with one text per line; blank lines are skipped."""
     yield from _plain(files.numbered_lines(name), name)
 
 
 def stdin_texts(source: Source) -> Texts:
     """The texts of stdin: JSON lines, a table, or one text a line.
 
-    JSON lines begin with `{`. It is a table where the user says anything about one, or its first
-    line names known columns. Else each line is a text; one with a tab in it is refused, since it
-    is a row of a table in all likelihood.
+    JSON lines begin with `{`. Input is a table if a table setting is given or its first line names
+    known columns. Otherwise each line is a text; a line with a tab is rejected, because it is
+    probably a row of a table.
     """
     name = file_kinds.STDIN
     lines = files.decoded(files.peekable(sys.stdin.buffer), name)
@@ -62,19 +62,19 @@ def stdin_texts(source: Source) -> Texts:
     if first is None:
         return
     options, line = source.options, first[1].strip()
-    whole = chain([first], lines)
+    all_lines = chain([first], lines)
     if line.startswith("{"):
-        yield from pick_texts(files.json_records(whole, name), source)
+        yield from pick_texts(files.json_records(all_lines, name), source)
     elif options.is_given or is_header(line):
-        yield from _table(whole, name, source, "\t")
+        yield from _table(all_lines, name, source, "\t")
     elif is_known(line):
         raise InvalidInput(
             f"{name}:{first[0]}: {line!r} may name a column or be a text",
-            f"say which: {options.spelled(header=True)} or {options.spelled(header=False)}",
+            f"set one of: {options.spelled(header=True)} or {options.spelled(header=False)}",
         )
     else:
         files.check_no_json(line, f"{name}:{first[0]}", name)
-        for text, where in _plain(whole, name):
+        for text, where in _plain(all_lines, name):
             if "\t" in text:
                 raise InvalidInput(
                     f"{where}: a line with tabs, {files.format_json(text)}:"
@@ -94,14 +94,14 @@ def _plain(lines: Lines, name: str) -> Texts:
             yield text, f"{name}:{number}"
 
 
-def _table(lines: Lines, name: str, source: Source, usual: str) -> Texts:
+def _table(lines: Lines, name: str, source: Source, default: str) -> Texts:
     options = source.options
-    wanted = ColumnSpec(
-        is_header=lambda cells: are_known(cells) or _names(cells, options.field),
+    spec = ColumnSpec(
+        is_header=lambda cells: are_known(cells) or _contains_field(cells, options.field),
         is_row=lambda cells: False,
         hint=lambda cells, delimiter: _undecided_hint(cells, options, delimiter),
     )
-    table = open_table(lines, name, usual, options, wanted)
+    table = open_table(lines, name, default, options, spec)
     if table is None:
         return
     pick = None
@@ -117,7 +117,7 @@ def _table(lines: Lines, name: str, source: Source, usual: str) -> Texts:
                 and _NUMBER.fullmatch(row[column])
             ):
                 raise InvalidInput(
-                    f"{where}: {field_label(pick.column)} holds a number,"
+                    f"{where}: {field_label(pick.column)} is a number,"
                     f" {files.format_json(row[column])}: it may not be the text",
                     f"if it is: {options.spelled(text_field=pick.column)}",
                 )
@@ -125,20 +125,20 @@ def _table(lines: Lines, name: str, source: Source, usual: str) -> Texts:
         yield titled(row[title], text) if pick.titled and title is not None else text, where
 
 
-def _names(cells: Sequence[str], field: str | None) -> bool:
-    """Whether the field asked for is among the cells; a number may be a row's own."""
+def _contains_field(cells: Sequence[str], field: str | None) -> bool:
+    """Whether the requested field is among the cells; a number does not count as a name."""
     return field is not None and not field.isdecimal() and field in [c.strip() for c in cells]
 
 
 def _picker(table: Table, options: TextOptions, where: str) -> Picker:
-    """Which column holds the text, by the names of all, or by the number that was asked for."""
+    """Select the text column by the names of all columns or by the requested number."""
     columns, field = table.columns, options.field
     if field is not None and field.isdecimal() and field not in columns:
         if not 1 <= int(field) <= len(columns):
             raise InvalidInput(
                 f"{where}: no column {field}; the first line has {len(columns)}"
                 + (f": {', '.join(columns)}" if table.has_header else ""),
-                f"name the one that holds the text: {options.spelled(text_field='NAME|NUMBER')}",
+                f"name the column of the text: {options.spelled(text_field='NAME|NUMBER')}",
             )
         options = options._replace(field=columns[int(field) - 1])
     elif not table.has_header and field is not None and field not in columns:
@@ -150,7 +150,7 @@ def _picker(table: Table, options: TextOptions, where: str) -> Picker:
     elif not table.has_header and field is None and len(columns) > 1:
         raise InvalidInput(
             f"{where}: {len(columns)} columns without names",
-            f"say which holds the text: {options.spelled(text_field='NUMBER')}",
+            f"give the column of the text: {options.spelled(text_field='NUMBER')}",
         )
     return Picker(options, columns, columns, where)
 
@@ -158,21 +158,21 @@ def _picker(table: Table, options: TextOptions, where: str) -> Picker:
 def _undecided_hint(
     cells: Sequence[str], options: TextOptions, delimiter: str | None = None
 ) -> str:
-    """What decides, for a first line that names no known columns."""
+    """The hint about a first line that names no known columns."""
     if len(cells) == 1:
         return (
             f"if it is a text: name the file .txt, or {options.spelled(header=False)};"
             f" if it names the column: {options.spelled(header=True)}"
         )
-    also: dict[str, object] = {"delimiter": delimiter} if delimiter else {}
+    extra: dict[str, object] = {"delimiter": delimiter} if delimiter else {}
     if options.field is not None and options.field.isdecimal():
-        row, names = {"header": False, **also}, {"header": True, **also}
+        row, names = {"header": False, **extra}, {"header": True, **extra}
     else:
         number = max(range(len(cells)), key=lambda i: len(cells[i])) + 1
         name = next((cell.strip() for cell in cells if is_known(cell, names=TEXT_NAMES)), "NAME")
-        row, names = {"header": False, "text_field": number, **also}, {"text_field": name}
+        row, names = {"header": False, "text_field": number, **extra}, {"text_field": name}
     return (
-        f"if it holds a text: {options.spelled(**row)};"
+        f"if it contains a text: {options.spelled(**row)};"
         f" if it names the columns: {options.spelled(**names)}"
     )
 
@@ -196,10 +196,9 @@ def parquet_texts(name: str, source: Source) -> Texts:
             pick = Picker(source.options, schema.names, strings, name)
             if pick.column not in strings:
                 raise InvalidInput(
-                    f"{name}: column {pick.column!r} holds {schema.field(pick.column).type}, "
-                    f"not strings; there are: {', '.join(schema.names)}",
-                    "name the one that holds the text: "
-                    + source.options.spelled(text_field="NAME"),
+                    f"{name}: column {pick.column!r} has type {schema.field(pick.column).type}, "
+                    f"not strings; columns: {', '.join(schema.names)}",
+                    "name the column of the text: " + source.options.spelled(text_field="NAME"),
                 )
             source.check_field(pick.column, name)
             columns = [pick.column]
@@ -211,4 +210,4 @@ def parquet_texts(name: str, source: Source) -> Texts:
                     where = f"{name}:row {row}"
                     yield pick(record, where), where
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"{name}: broken parquet after row {row} ({error})") from error
+            raise InvalidInput(f"{name}: invalid parquet after row {row} ({error})") from error

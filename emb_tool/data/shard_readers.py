@@ -1,4 +1,4 @@
-"""One shard of streamed texts, read from its beginning or from where a reader stood."""
+"""Resumable readers of one shard of streamed texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from emb_tool.errors import EmbToolError, RunFailed
 
 
 class TextFile(NamedTuple):
-    """A shard that is a text file of ours to read."""
+    """A shard that is a text file read by this package."""
 
     name: str
     source: Source
@@ -23,7 +23,7 @@ class Reader(ABC):
     """The texts of one shard, one after the other.
 
     Attributes:
-        name: For messages.
+        name: Name in messages.
     """
 
     name: str
@@ -37,9 +37,9 @@ class Reader(ABC):
         except (StopIteration, EmbToolError):
             raise
         except Exception as error:
-            said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise RunFailed(
-                f"{self.name}: reading stopped ({said})", "go on with --resume"
+                f"{self.name}: reading stopped ({cause})", "continue with --resume"
             ) from error
 
     @abstractmethod
@@ -48,15 +48,15 @@ class Reader(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Where it stands: JSON that `Shards.open` takes."""
+        """The position, as JSON for `Shards.open`."""
 
 
 class FileReader(Reader):
-    """The texts of a text file; what was read before is passed over.
+    """Reads the texts of a text file; on resumption, the texts read before are skipped.
 
     Args:
-        file: Which.
-        state: Where it stands already, if not at the beginning.
+        file: The file.
+        state: Saved position; None is the beginning.
     """
 
     def __init__(self, file: TextFile, state: Mapping[str, Any] | None = None) -> None:
@@ -70,18 +70,18 @@ class FileReader(Reader):
         return text
 
     def state(self) -> dict[str, Any]:
-        """Where it stands: JSON that `Shards.open` takes."""
+        """The position, as JSON for `Shards.open`."""
         return {"texts": self._read}
 
 
 class SetReader(Reader):
-    """The texts of a part of what `datasets` streams.
+    """Reads the texts of one shard of a streamed data set of `datasets`.
 
     Args:
-        records: The part.
-        picker: Takes the text out of a record.
-        name: For messages.
-        state: Where it stands already, if not at the beginning.
+        records: The shard.
+        picker: Extracts the text of a record.
+        name: Name in messages.
+        state: Saved position; None is the beginning.
     """
 
     def __init__(
@@ -96,8 +96,10 @@ class SetReader(Reader):
         return self._picker(next(self._iterator), self.name)
 
     def state(self) -> dict[str, Any]:
-        """Where it stands: JSON that `Shards.open` takes."""
-        if self._iterator is None and self._start is not None:  # `datasets` forgets until it reads
+        """The position, as JSON for `Shards.open`."""
+        if (
+            self._iterator is None and self._start is not None
+        ):  # `datasets` returns no position before the first read
             return dict(self._start)
         state: dict[str, Any] = self._records.state_dict()
         return state

@@ -1,7 +1,7 @@
-"""Texts of any number as shards that are streamed: files, folders, addresses (fsspec), hub sets.
+"""Streaming of texts from shards: files, folders, addresses (fsspec) and hub data sets.
 
-Text files, those of hub sets too, are read as everywhere; parquet and other hub sets by `datasets`.
-Nothing is copied.
+Text files, including those of hub data sets, are read by this package; parquet files and other hub
+data sets are read with `datasets`. Nothing is copied to disk.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ HUB = "hub:"
 
 
 class HubSet(NamedTuple):
-    """A data set of the hub.
+    """A data set on the hub.
 
     Args:
         name: `ORG/NAME`.
-        config: One of its configurations; None is the default one.
+        config: Name of its configuration; None is the default.
         split: Such as `train`.
         revision: Branch, tag or commit; None is `main`.
     """
@@ -39,58 +39,59 @@ class HubSet(NamedTuple):
 
 
 def split_hub(source: str) -> HubSet:
-    """`hub:NAME[@REVISION][:CONFIG[:SPLIT]]`, taken apart."""
+    """Parse `hub:NAME[@REVISION][:CONFIG[:SPLIT]]`."""
     name, *rest = source.removeprefix(HUB).split(":")
-    name, at, revision = name.partition("@")
-    if not name or len(rest) > 2 or (at and not revision):
+    name, separator, revision = name.partition("@")
+    if not name or len(rest) > 2 or (separator and not revision):
         raise InvalidInput(
-            f"{source!r} is no hub set", "write hub:NAME, hub:NAME:CONFIG:SPLIT, hub:NAME@REVISION"
+            f"{source!r} is not a hub data set",
+            "write hub:NAME, hub:NAME:CONFIG:SPLIT, hub:NAME@REVISION",
         )
     config, split, *_ = *rest, "", ""
     return HubSet(name, config or None, split or "train", revision or None)
 
 
 def _streamed_as_set(name: str) -> bool:
-    found = format_of(name)
-    return found is not None and found.streamed_as_set
+    file_format = format_of(name)
+    return file_format is not None and file_format.streamed_as_set
 
 
 def list_address(source: str) -> list[str]:
-    """The files at an address: itself, or all of a known kind below it, sorted.
+    """The files at an address: the file itself, or all readable files below it, sorted.
 
     Raises:
-        InvalidInput: An unknown scheme, nothing there, no file of a known kind.
+        InvalidInput: An unknown scheme, a missing address, or no file of a known type.
     """
     import fsspec
 
     try:
         system, path = fsspec.core.url_to_fs(source)
-        found = [path] if system.isfile(path) else sorted(system.find(path))
-    except Exception as error:  # as many libraries as schemes, each with errors of its own
+        paths = [path] if system.isfile(path) else sorted(system.find(path))
+    except Exception as error:  # each scheme has a library with its own errors
         raise files.not_opened(source, error) from error
-    if not found:
+    if not paths:
         raise InvalidInput(f"{source}: not found", "check the address")
-    if found == [path] and format_of(path) is None:
+    if paths == [path] and format_of(path) is None:
         raise unknown_kind(source)
     known = [
         str(system.unstrip_protocol(name))
-        for name in found
+        for name in paths
         if format_of(name) is not None
         and not any(part.startswith(".") for part in PurePosixPath(name).parts)
     ]
     if not known:
-        raise InvalidInput(f"{source}: no file of a known kind there", f"known: {KNOWN}")
+        raise InvalidInput(f"{source}: no file of a known type", f"known: {KNOWN}")
     return known
 
 
 class _Set(NamedTuple):
-    """What `datasets` streams: parquet files, or a hub set.
+    """A data set streamed with `datasets`: parquet files, or a hub data set.
 
     Args:
-        label: For messages.
-        records: The streamed set.
-        picker: Takes the text out of a record.
-        names: Its files, of parquet.
+        label: Name in messages.
+        records: The streamed data set.
+        picker: Extracts the text of a record.
+        names: The parquet files; empty for a hub data set.
     """
 
     label: str
@@ -103,12 +104,12 @@ class Shards:
     """The shards of some sources, parquet first, else in their order.
 
     Args:
-        sources: Hub sets, addresses and paths of files; folders are listed by the caller.
+        sources: Hub data sets, addresses and file paths; folders are listed by the caller.
         options: As for `read_texts`.
         note: As for `read_texts`.
 
     Raises:
-        InvalidInput: What cannot be opened, is empty, or has no such field.
+        InvalidInput: A source that cannot be opened, is empty, or lacks the field.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class Shards:
         if texts:
             self._add_files(texts, source)
         else:
-            self._add_set(source.name, lambda **more: records, source)
+            self._add_set(source.name, lambda **kwargs: records, source)
 
     def _add_files(self, names: Sequence[str], source: Source) -> None:
         if not any(next(file_texts(name, source), None) for name in names):
@@ -157,7 +158,7 @@ class Shards:
         try:
             records = load()
             first: dict[str, Any] | None = next(iter(records), None)
-        except StopIteration:  # what `datasets` has to say of files that are all empty
+        except StopIteration:  # raised by `datasets` if all files are empty
             first = None
         except Exception as error:
             raise files.not_opened(label, error) from error
@@ -169,11 +170,11 @@ class Shards:
         columns = [picker.column]
         if picker.titled and "title" in first:
             columns.append("title")
-        if names:  # parquet: leave the other columns unread
+        if names:  # parquet: do not read the other columns
             records = load(columns=columns)
         elif len(columns) < len(first):
             records = records.select_columns(columns)
-        if records.num_shards == 1 and hasattr(records, "reshard"):  # by groups of rows
+        if records.num_shards == 1 and hasattr(records, "reshard"):  # by row groups
             records = records.reshard()
         self._sets.append(_Set(label, records, picker, names))
         self._shards += [(self._sets[-1], number) for number in range(records.num_shards)]
@@ -182,24 +183,24 @@ class Shards:
         return len(self._shards)
 
     def open(self, index: int, state: Mapping[str, Any] | None = None) -> Reader:
-        """One shard, from its beginning or from where a reader stood.
+        """Open one shard at its beginning or at a saved position.
 
         Args:
-            index: Which.
-            state: What `Reader.state` gave.
+            index: Index of the shard.
+            state: A value of `Reader.state`.
         """
         shard = self._shards[index]
         if isinstance(shard, TextFile):
             return FileReader(shard, state)
         (label, records, picker, names), number = shard
-        part = records.shard(num_shards=records.num_shards, index=number)
+        shard_records = records.shard(num_shards=records.num_shards, index=number)
         if state is not None:
-            part.load_state_dict(state)
+            shard_records.load_state_dict(state)
         name = names[number] if len(names) == records.num_shards else label
-        return SetReader(part, picker, name, state)
+        return SetReader(shard_records, picker, name, state)
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Every text in order, and where it stands."""
+        """Every text in order, and its position."""
         rows: dict[str, int] = {}
         for index, shard in enumerate(self._shards):
             if isinstance(shard, TextFile):
@@ -211,7 +212,7 @@ class Shards:
                 yield text, f"{reader.name}:row {row}"
 
     def check(self) -> None:
-        """Look into every local parquet file: one without the column would end the run midway."""
+        """Check that every local parquet file has the text column, before the run starts."""
         for _, _, picker, names in self._sets:
             for name in names:
                 if not is_address(name):
@@ -219,27 +220,27 @@ class Shards:
                     next(file_texts(name, Source(name, options)), None)
 
     def facts(self) -> dict[str, dict[str, int]]:
-        """What tells whether the data are the same: JSON.
+        """Facts that identify the data, as JSON.
 
         Returns:
-            `shards`: how many each file and hub set has; `bytes` of each file.
+            `shards`, the number of shards of each file and hub data set; `bytes` of each file.
         """
         import fsspec
 
-        own = [shard.name for shard in self._shards if isinstance(shard, TextFile)]
-        shards = dict.fromkeys(own, 1)
+        text_files = [shard.name for shard in self._shards if isinstance(shard, TextFile)]
+        shards = dict.fromkeys(text_files, 1)
         for label, records, _, names in self._sets:
             shards |= {
                 name: records.num_shards // len(names or [label]) for name in names or [label]
             }
         nbytes: dict[str, int] = {}
-        for name in (*own, *(name for found in self._sets for name in found.names)):
+        for name in (*text_files, *(name for data_set in self._sets for name in data_set.names)):
             system, path = fsspec.core.url_to_fs(name)
             nbytes[name] = int(system.size(path) or 0)
         return {"shards": shards, "bytes": nbytes}
 
     def count(self) -> int | None:
-        """Records of all shards, where hub sets and parquet files tell it; else None."""
+        """Number of records of all shards; None if hub data sets or files do not state it."""
         import fsspec
         import pyarrow.parquet as pq
 
@@ -252,15 +253,15 @@ class Shards:
                     total += int(pq.ParquetFile(file).metadata.num_rows)
             if not names:
                 splits = records.info.splits or {}
-                told = getattr(splits.get(str(records.split)), "num_examples", None)
-                if not told:
+                num_examples = getattr(splits.get(str(records.split)), "num_examples", None)
+                if not num_examples:
                     return None
-                total += int(told)
+                total += int(num_examples)
         return total
 
 
 def _empty(name: str) -> InvalidInput:
-    return InvalidInput(f"{name} is empty: it holds no texts", "leave it out, or fill it")
+    return InvalidInput(f"{name} is empty: it contains no texts", "omit it, or add texts")
 
 
 def _builder(name: str, config: str | None = None, **options: Any) -> Any:
@@ -271,7 +272,7 @@ def _builder(name: str, config: str | None = None, **options: Any) -> Any:
 
 
 def _parquet(names: Sequence[str]) -> Callable[..., Any]:
-    """Opens parquet files as one streamed set. Unasked, it decodes whole groups of rows."""
+    """Loader of parquet files as one streamed data set, with batches smaller than a row group."""
     require_extra("datasets", f"--stream of {names[0]}")
 
     def load(**options: Any) -> Any:
@@ -282,7 +283,7 @@ def _parquet(names: Sequence[str]) -> Callable[..., Any]:
 
 
 def _text_files(builder: Any, split: str) -> list[str]:
-    """The files of a split where a hub set is one of tables or lines of text."""
+    """The files of a split if a hub data set consists of tables or text lines, else none."""
     if (
         builder.name not in ("csv", "text")
         or getattr(builder.config, "sample_by", "line") != "line"

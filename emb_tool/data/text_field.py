@@ -1,4 +1,4 @@
-"""Which field of a record, or column of a table, holds the text."""
+"""Selection of the record field or table column that contains the text."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Note = Callable[[str, str], None]
 
 
 class Source:
-    """What the files of one source have in common: what the user says, and the field read.
+    """A source of texts: the settings and the text field that its files share.
 
     Args:
-        name: As the user gave it.
-        options: What the user says of its files.
-        note: Told the field, unless it is called `text`.
+        name: Name as given by the user.
+        options: Settings for its files.
+        note: Called with the field, unless it is `text`.
     """
 
     def __init__(self, name: str, options: TextOptions, note: Note | None = None) -> None:
@@ -30,10 +30,10 @@ class Source:
         self._first = ""
 
     def check_field(self, field: str, where: str) -> None:
-        """Hold the field of one file against that of those before.
+        """Check that a file has the same text field as the files before it.
 
         Raises:
-            InvalidInput: It is another.
+            InvalidInput: The field differs.
         """
         if self._field is None:
             self._field, self._first = field, where
@@ -43,33 +43,33 @@ class Source:
             raise InvalidInput(
                 f"{where}: its text would be {field_label(field)}, that of {self._first} is"
                 f" {field_label(self._field)}",
-                f"name the one of all files: {self.options.spelled(text_field='NAME')}",
+                f"set the field of all files: {self.options.spelled(text_field='NAME')}",
             )
 
 
 def is_text(field: str) -> bool:
-    """Whether a field is called `text`, case left aside."""
+    """Whether a field is called `text`, ignoring case."""
     return field.casefold() == "text"
 
 
 def field_label(field: str) -> str:
-    """A field in a sentence: by its name, or a column without one by its number."""
+    """A field in a message: its name, or the number of an unnamed column."""
     return f"column {field}" if field.isdecimal() else f"field {field!r}"
 
 
 def field_sentence(source: str, field: str) -> str:
-    """What the user is told where the text is not in a field `text`."""
+    """The note about a source whose text is not in a field `text`."""
     return f"{source}: the text is {field_label(field)}"
 
 
 class Picker:
-    """Takes the text out of the records of one file.
+    """Extracts the text of the records of one file.
 
     Args:
-        options: What the user says.
+        options: The user's settings.
         fields: All fields of the first record.
-        strings: Those of them that hold strings.
-        where: Place of the first record.
+        strings: The fields with string values.
+        where: Position of the first record.
     """
 
     def __init__(
@@ -78,23 +78,25 @@ class Picker:
         self._options = options
         check_distinct(fields, where)
         field = options.field
-        own = next((name for name in ("text", *fields) if is_text(name) and name in fields), None)
-        texts = [name for name in strings if not is_known(name, names=OTHER_NAMES)]
+        text_field = next(
+            (name for name in ("text", *fields) if is_text(name) and name in fields), None
+        )
+        candidates = [name for name in strings if not is_known(name, names=OTHER_NAMES)]
         if field is not None:
             if field not in fields:
                 raise _missing(field, fields, where, options)
             self.column = field
-        elif own is not None:
-            self.column = own
-        elif len(texts) == 1:
-            self.column = texts[0]
+        elif text_field is not None:
+            self.column = text_field
+        elif len(candidates) == 1:
+            self.column = candidates[0]
         else:
             raise InvalidInput(
-                f"{where}: no field 'text', and {len(texts)} others may hold the text; "
-                f"there are: {', '.join(fields)}",
-                f"name the one that does: {options.spelled(text_field='NAME')}",
+                f"{where}: no field 'text', and {len(candidates)} others may contain the text; "
+                f"fields: {', '.join(fields)}",
+                f"set the field: {options.spelled(text_field='NAME')}",
             )
-        self.titled = field is None and self.column == own and "_id" in fields
+        self.titled = field is None and self.column == text_field and "_id" in fields
 
     def __call__(self, record: Mapping[str, Any], where: str) -> str:
         """The text of one record."""
@@ -104,19 +106,19 @@ class Picker:
             raise _missing(self.column, list(record), where, self._options) from None
         if not isinstance(text, str):
             raise InvalidInput(
-                f"{where}: field {self.column!r} holds {files.format_json(text)}, not a string",
-                "correct or remove the record, or name another field: "
+                f"{where}: field {self.column!r} is {files.format_json(text)}, not a string",
+                "correct or remove the record, or set another field: "
                 + self._options.spelled(text_field="NAME"),
             )
         return titled(record.get("title"), text) if self.titled else text
 
 
 def _missing(field: str, fields: Sequence[str], where: str, options: TextOptions) -> InvalidInput:
-    near = did_you_mean(field, fields)
-    hint = f"name the one that holds the text: {options.spelled(text_field='NAME')}"
+    suggestion = did_you_mean(field, fields)
+    hint = f"set the field of the text: {options.spelled(text_field='NAME')}"
     return InvalidInput(
-        f"{where}: no field {field!r}; there are: {', '.join(fields)}",
-        near if near.startswith("did") else hint,
+        f"{where}: no field {field!r}; fields: {', '.join(fields)}",
+        suggestion if suggestion.startswith("did") else hint,
     )
 
 
@@ -128,7 +130,7 @@ def titled(title: Any, text: str) -> str:
 def pick_texts(
     records: Iterator[tuple[Mapping[str, Any], str]], source: Source
 ) -> Iterator[tuple[str, str]]:
-    """The text of each record, by what the first one holds."""
+    """The text of each record; the first record determines the field."""
     pick = None
     for record, where in records:
         if pick is None:

@@ -1,6 +1,6 @@
-"""What the user says of files of texts: the field, what divides cells, whether there is a header.
+"""Settings of text files: the text field, the delimiter, and whether there is a header.
 
-The settings are the same for every job and every task that reads texts.
+They are shared by all jobs and tasks that read texts.
 """
 
 from __future__ import annotations
@@ -13,49 +13,51 @@ from pydantic import BeforeValidator, Field
 from emb_tool.fields import DATA, FlagInfo
 
 DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";", "bar": "|"}
-"""Characters that divide the cells of a table, by the names that `--delimiter` takes."""
+"""Delimiter characters of tables, by the names that `--delimiter` accepts."""
 
 
 def _by_name(value: Any) -> Any:
-    """A delimiter by its name, whether the name or the character was typed."""
+    """The name of a delimiter given by name or character."""
     names = {char: name for name, char in DELIMITERS.items()} | {"\\t": "tab"}
     return names.get(value, value) if isinstance(value, str) else value
 
 
 def _as_text(value: Any) -> Any:
-    """A column's number as a recipe has it, `text_field: 2`."""
+    """A column number as text; recipes may contain an integer, `text_field: 2`."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 TextField = Annotated[
     str | None,
     BeforeValidator(_as_text),
-    Field(description="field of the text, or its column's number from 1 [text, or the only one]"),
+    Field(
+        description="field of the text, or its column number from 1 [text, or the only candidate]"
+    ),
     FlagInfo(DATA, "FIELD"),
 ]
 
 Delimiter = Annotated[
     Literal["tab", "comma", "semicolon", "bar"] | None,
     BeforeValidator(_by_name),
-    Field(description="what divides the cells of csv and tsv files [seen in the first line]"),
+    Field(description="delimiter of csv and tsv files [detected from the first line]"),
     FlagInfo(DATA),
 ]
 
 Header = Annotated[
     bool | None,
-    Field(description="whether the first line of csv and tsv files names the columns [seen]"),
+    Field(description="whether the first line of csv and tsv files is a header [detected]"),
     FlagInfo(DATA),
 ]
 
 
 class TextOptions(NamedTuple):
-    """How the texts of some sources are found in their files.
+    """How texts are read from the files of some sources.
 
     Args:
-        field: Name of the field or column that holds the text, or a column's number from 1.
-        delimiter: Name of what divides cells.
-        header: Whether the first line of a table names its columns.
-        task: The task that these are settings of, as it was typed; "" where they are flags.
+        field: Name of the field or column of the text, or a column number from 1.
+        delimiter: Name of the delimiter.
+        header: Whether the first line of a table is a header.
+        task: Specification of the task with these settings; "" if they are flags.
     """
 
     field: str | None = None
@@ -65,22 +67,22 @@ class TextOptions(NamedTuple):
 
     @classmethod
     def of(cls, settings: Any, field: str | None = None) -> TextOptions:
-        """Those of a job or of a task.
+        """The options of a job or a task.
 
         Args:
-            settings: Has `delimiter`, `header` and, unless it reads no texts, `text_field`.
-            field: In place of its `text_field`.
+            settings: Has `delimiter`, `header` and optionally `text_field`.
+            field: Overrides its `text_field`.
         """
         field = field or getattr(settings, "text_field", None)
         return cls(field, settings.delimiter, settings.header, getattr(settings, "spec", ""))
 
     @property
     def is_given(self) -> bool:
-        """Whether the user says anything."""
+        """Whether any option is set."""
         return (self.field, self.delimiter, self.header) != (None, None, None)
 
     def spelled(self, **settings: object) -> str:
-        """Settings as the user would type them: as flags, or behind the task.
+        """Settings in command line syntax: as flags, or as part of the task specification.
 
         Args:
             **settings: Values of `text_field`, `delimiter` or `header`.
@@ -100,4 +102,4 @@ class TextOptions(NamedTuple):
 
 
 DEFAULT = TextOptions()
-"""Nothing is said."""
+"""No option is set."""

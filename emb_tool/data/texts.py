@@ -1,4 +1,4 @@
-"""Texts from files, folders, hub sets and stdin, streamed one record at a time."""
+"""Texts from files, folders, hub data sets and stdin, read one record at a time."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from emb_tool.install import require_extra
 
 
 class Record(NamedTuple):
-    """One text and where it stands.
+    """One text and its position.
 
     Args:
-        text: As written, surrounding whitespace included; it may be empty.
-        where: `file.jsonl:12`, for messages.
-        row: Its number over all sources of the call from 0, empty texts included.
-        source: Which of the sources it comes from, counted from 0.
+        text: The unstripped text; it may be empty.
+        where: Position for messages, such as `file.jsonl:12`.
+        row: Number over all sources from 0, including empty texts.
+        source: Index of its source.
     """
 
     text: str
@@ -37,24 +37,24 @@ class Record(NamedTuple):
 def read_texts(
     sources: Sequence[str], options: TextOptions = DEFAULT, *, note: Note | None = None
 ) -> Iterator[Record]:
-    """Read texts one after the other, in the order of the sources.
+    """Read texts in the order of the sources.
 
     A source is a file (.jsonl, .ndjson, .csv, .tsv, .parquet, .txt, each also .gz), a folder of
-    them (recursive, sorted, hidden files and other extensions passed over),
-    `hub:NAME[@REVISION][:CONFIG[:SPLIT]]` (the train split, unless named), an address of a file or
-    folder that fsspec opens (`s3://bucket/folder`), or `-` (stdin). Blank lines are no records.
+    them (recursive, sorted, without hidden files and other extensions),
+    `hub:NAME[@REVISION][:CONFIG[:SPLIT]]` (by default the train split), an fsspec address of a file
+    or folder (`s3://bucket/folder`), or `-` (stdin). Blank lines are skipped.
 
     Args:
-        sources: What to read.
-        options: Which field holds the text, and how tables are laid out. By default the text is in
-            the field `text` (for records that also have an `_id`, as in BEIR: title, space, text),
-            else in the only one that may hold it.
-        note: Told the source and the field, where it is not called `text`.
+        sources: The sources.
+        options: The text field and the dialect of tables. By default the text field is `text` (for
+            records that also have an `_id`, as in BEIR: title, space, text), else the only
+            candidate.
+        note: Called with the source and the field, unless it is `text`.
 
     Raises:
         InvalidInput: A source that is missing, unknown, not readable or without records; a table
-            whose first line does not tell its columns; a broken line; a record without the field or
-            with something else than a string in it; files of one source with the text in other
+            whose first line does not identify its columns; an invalid line; a record without the
+            field or with another type than a string; files of one source with different text
             fields.
     """
     row = 0
@@ -70,18 +70,18 @@ def read_texts(
 def scan(
     sources: Sequence[str], options: TextOptions = DEFAULT, *, beside: Sequence[str] = ()
 ) -> None:
-    """Refuse before work what can be seen cheaply: every local file down to its first record.
+    """Validate sources before a run: every local file up to its first record.
 
-    Stdin is left alone, and of hub sets and addresses only the name is looked at.
+    Stdin is not read, and of hub data sets and addresses only the name is checked.
 
     Args:
         sources: As for `read_texts`.
         options: As for `read_texts`.
-        beside: Other sources for which the options may be meant.
+        beside: Other sources that the options may apply to.
 
     Raises:
-        InvalidInput: As `read_texts` does, for a fault in a first record; options that nothing
-            heeds.
+        InvalidInput: As `read_texts`, for an invalid first record; options that apply to no
+            source.
     """
     _check_use([*sources, *beside], options)
     for name in sources:
@@ -92,55 +92,55 @@ def scan(
             list_address(name)
         elif name != STDIN:
             source = Source(name, options)
-            firsts = [next(file_texts(str(path), source), None) for path in expand(name)]
-            if not any(firsts):
+            first_texts = [next(file_texts(str(path), source), None) for path in expand(name)]
+            if not any(first_texts):
                 raise _without_texts(name)
 
 
 def _check_use(sources: Sequence[str], options: TextOptions) -> None:
-    """Refuse a delimiter or header where nothing is a table, and a field where all is .txt."""
+    """Reject a delimiter or header without any table, and a field for .txt files only."""
     if not options.is_given:
         return
-    formats: set[Format | None] = set()  # None where it is not known before the work
+    formats: set[Format | None] = set()  # None if unknown before the run
     for name in sources:
         formats |= {format_of(path) for path in expand(name)} if is_local(name) else {None}
-    fields = any(found is None or found.has_fields for found in formats)
-    tables = any(found is None or found.is_table for found in formats)
-    for key, value, heeded in (
+    fields = any(kind is None or kind.has_fields for kind in formats)
+    tables = any(kind is None or kind.is_table for kind in formats)
+    for key, value, applies in (
         ("text_field", options.field, fields),
         ("delimiter", options.delimiter, tables),
         ("header", options.header, tables),
     ):
-        if value is not None and formats and not heeded:
-            found = ", ".join(sorted(f".{found.name}" for found in formats if found))
+        if value is not None and formats and not applies:
+            names = ", ".join(sorted(f".{kind.name}" for kind in formats if kind))
             raise InvalidInput(
-                f"{options.spelled(**{key: value})}: of {', '.join(sources)} nothing is a table:"
-                f" {found} alone",
-                "leave it out, or let the table's name end in .tsv or .csv",
+                f"{options.spelled(**{key: value})}: {', '.join(sources)} contains no table,"
+                f" only {names}",
+                "omit it, or rename the table to end in .tsv or .csv",
             )
 
 
 def is_local(source: str) -> bool:
-    """Whether a source is a file or folder of this machine."""
+    """Whether a source is a local file or folder."""
     return source != STDIN and not source.startswith(HUB) and not is_address(source)
 
 
 def hashes(sources: Sequence[str]) -> dict[str, dict[str, str]]:
-    """sha256 of every local file, by source and by name within it; what is streamed has none."""
-    found = {}
+    """sha256 of every local file, by source and by name within it; other sources have none."""
+    digests = {}
     for source in sources:
         if is_local(source):
             root = Path(source).expanduser()
             names = {
                 p: str(p.relative_to(root)) if root.is_dir() else p.name for p in expand(source)
             }
-            found[source] = {name: sha256(path) for path, name in names.items()}
-    return found
+            digests[source] = {name: sha256(path) for path, name in names.items()}
+    return digests
 
 
 def _without_texts(source: str) -> InvalidInput:
     what = "stdin" if source == STDIN else source
-    return InvalidInput(f"{what} is empty: it holds no texts", "leave it out, or fill it")
+    return InvalidInput(f"{what} is empty: it contains no texts", "omit it, or add texts")
 
 
 def expand(source: str) -> list[Path]:
@@ -150,16 +150,16 @@ def expand(source: str) -> list[Path]:
         if format_of(path) is None:
             raise unknown_kind(path)
         return [path]
-    found = sorted(
+    paths = sorted(
         p
         for p in path.rglob("*")
         if not any(part.startswith(".") for part in p.relative_to(path).parts)
         and format_of(p) is not None
         and p.is_file()
     )
-    if not found:
-        raise InvalidInput(f"{path}: no file of a known kind in this folder", f"known: {KNOWN}")
-    return found
+    if not paths:
+        raise InvalidInput(f"{path}: no file of a known type in this folder", f"known: {KNOWN}")
+    return paths
 
 
 def _read_source(source: Source) -> Texts:

@@ -1,4 +1,4 @@
-"""`embtool eval`: what a model is worth, how much of a reference it keeps, and how fast it is."""
+"""`embtool eval`: quality, retention of a reference model's quality, speed and memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ JOB = ("emb_tool.evaluate.job", "EvalJob")
 RUNNER = ("emb_tool.evaluate.runner", "EvalRunner")
 
 LISTS = ("precision",)
-"""Of `--task A B`, B is a model."""
+"""Options that take several words; in `--task A B`, B is a model."""
 
 METHODS = (
     (
@@ -47,7 +47,7 @@ METHODS = (
         "agreement",
         "emb_tool.evaluate.agreement",
         "Agreement",
-        "likeness to the reference's vectors and neighbours",
+        "similarity to the reference's vectors and nearest neighbors",
     ),
     (
         "speed",
@@ -59,25 +59,25 @@ METHODS = (
         "passkey",
         "emb_tool.evaluate.passkey",
         "Passkey",
-        "a person's passkey found in filler, by length and depth, beside baselines",
+        "retrieval of a passkey hidden in filler, by length and depth, with baselines",
     ),
     (
         "needle",
         "emb_tool.evaluate.needle",
         "Needle",
-        "a fact found in prose, by length and depth, beside baselines",
+        "retrieval of a fact hidden in prose, by length and depth, with baselines",
     ),
     (
         "long-retrieval",
         "emb_tool.evaluate.long_retrieval",
         "LongRetrieval",
-        "nDCG@10 on a BEIR folder of long documents, beside baselines",
+        "nDCG@10 on a BEIR folder of long documents, with baselines",
     ),
     (
         "perplexity",
         "emb_tool.evaluate.perplexity",
         "Perplexity",
-        "perplexity of a causal checkpoint by length, beside baselines",
+        "perplexity of a causal checkpoint by context length, with baselines",
     ),
 )
 """The tasks: name, module, class, summary."""
@@ -94,7 +94,7 @@ def evaluate(models: StrPath | Sequence[StrPath], **settings: Unpack[EvaluateKwa
         The report.
 
     Raises:
-        EmbToolError: A setting or an input is at fault, or the work failed: see docs/api.md.
+        EmbToolError: A setting or an input is invalid, or the run failed: see docs/api.md.
     """
     from emb_tool.api import run_verb
 

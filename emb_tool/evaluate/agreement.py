@@ -1,4 +1,4 @@
-"""Agreement with a reference: are its vectors, or at least its neighbours, the same?"""
+"""Agreement with a reference model: similarity of the vectors and overlap of the neighbors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEIGHBOURS = 10
 
 
 class Agreement(Task):
-    """Likeness to the reference's vectors and neighbours."""
+    """Similarity to the reference's vectors and nearest neighbors."""
 
     name: ClassVar[str] = "agreement"
     paper: ClassVar[str] = "arXiv:2509.12539"
@@ -35,14 +35,15 @@ class Agreement(Task):
         str, Field(description="texts: a file, a folder or hub:NAME"), FlagInfo(metavar="PATH")
     ]
     limit: Annotated[
-        int, Field(ge=3, description="texts taken of them, by hash of their content")
+        int,
+        Field(ge=3, description="maximum number of texts, sampled by the hash of their content"),
     ] = 2000
     text_field: TextField = None
     delimiter: Delimiter = None
     header: Header = None
     prompt_name: Annotated[
         str | None,
-        Field(description="prompt of the texts [each model's default, if any]"),
+        Field(description="prompt of the texts [each model's default prompt, if any]"),
         FlagInfo(metavar="NAME"),
     ] = None
 
@@ -58,13 +59,13 @@ class Agreement(Task):
         return self._load()
 
     def score(self, pair: ModelPair, reference: ModelPair | None = None) -> Score:
-        """Both models' vectors of the texts, held against each other: see `likeness`."""
+        """Compare both models' vectors of the texts: see `similarity_metrics`."""
         assert reference is not None
         texts = self._load()
         what = f"texts of {self.label}"
-        mine = pair.document.vectors(texts, self.prompt_name, what)
-        theirs = reference.document.vectors(texts, self.prompt_name, what)
-        return Score({**similarity_metrics(mine, theirs), "texts": len(texts)})
+        vectors = pair.document.vectors(texts, self.prompt_name, what)
+        expected = reference.document.vectors(texts, self.prompt_name, what)
+        return Score({**similarity_metrics(vectors, expected), "texts": len(texts)})
 
     def _load(self) -> list[str]:
         if self._texts is None:
@@ -78,73 +79,74 @@ class Agreement(Task):
 
 
 def similarity_metrics(
-    mine: Vectors, theirs: Vectors, neighbours: int = NEIGHBOURS
+    first: Vectors, second: Vectors, num_neighbors: int = NEIGHBOURS
 ) -> dict[str, float]:
-    """How alike two models' vectors of the same texts are.
+    """Similarity of two models' vectors of the same texts.
 
     Args:
-        mine: (texts, dim) one model's vectors.
-        theirs: (texts, dim or another width) the other's.
-        neighbours: Of a text; of n texts (neighbours / (n - 1)) are shared by chance.
+        first: (texts, dim) vectors of one model.
+        second: (texts, other dim) vectors of the other model; the widths may differ.
+        num_neighbors: Nearest neighbors of each text. Random vectors of n texts share a fraction
+            of num_neighbors / (n - 1).
 
     Returns:
-        `neighbour overlap`, the mean share of a text's nearest other texts that both models
-        agree on. At equal widths also `cosine mean`, `cosine p5` and `cosine p1` (percentiles)
-        of the two vectors of a text, and `cosine floor`, their mean for vectors of two different
-        texts: what unrelated vectors reach.
+        `neighbour overlap`, the mean fraction of a text's nearest neighbors that both models
+        share. At equal widths also `cosine mean`, `cosine p5` and `cosine p1` (percentiles) of
+        the cosine between the two vectors of a text, and `cosine floor`, the mean cosine between
+        the vectors of two different texts.
     """
     import numpy as np
 
     from emb_tool.evaluate.nearest_neighbors import search, unit
 
-    mine, theirs = unit(mine), unit(theirs)
-    own = np.arange(len(mine))
-    k = min(neighbours, len(mine) - 1)
-    near = [search(vectors, vectors, k, exclude=own) for vectors in (mine, theirs)]
-    shared = (near[0][:, :, None] == near[1][:, None, :]).any(2).mean()
+    first, second = unit(first), unit(second)
+    rows = np.arange(len(first))
+    k = min(num_neighbors, len(first) - 1)
+    neighbors = [search(vectors, vectors, k, exclude=rows) for vectors in (first, second)]
+    shared = (neighbors[0][:, :, None] == neighbors[1][:, None, :]).any(2).mean()
     figures = {"neighbour overlap": float(shared)}
-    if mine.shape[1] != theirs.shape[1]:
+    if first.shape[1] != second.shape[1]:
         return figures
-    cosine = np.einsum("ij,ij->i", mine, theirs, dtype=np.float64)
-    order = np.random.default_rng(0).permutation(own)
-    other = np.einsum("ij,ij->i", mine[order], theirs[np.roll(order, 1)], dtype=np.float64)
+    cosine = np.einsum("ij,ij->i", first, second, dtype=np.float64)
+    order = np.random.default_rng(0).permutation(rows)
+    floor = np.einsum("ij,ij->i", first[order], second[np.roll(order, 1)], dtype=np.float64)
     return figures | {
         "cosine mean": float(cosine.mean()),
         "cosine p5": float(np.percentile(cosine, 5)),
         "cosine p1": float(np.percentile(cosine, 1)),
-        "cosine floor": float(other.mean()),
+        "cosine floor": float(floor.mean()),
     }
 
 
 def sample_by_content(
     source: str, limit: int, options: TextOptions = DEFAULT, note: Note | None = None
 ) -> list[str]:
-    """At most `limit` distinct texts, in the order of the source, empty ones left out.
+    """At most `limit` distinct texts, in the order of the source, without empty ones.
 
-    The ones whose hash is lowest are taken: the same whatever the order of the file, and spread
-    over all of it.
+    The texts with the lowest hashes are selected. The selection does not depend on the order of
+    the file and covers all of it.
 
     Args:
         source: As for `read_texts`.
-        limit: How many.
+        limit: Maximum number of texts.
         options: As for `read_texts`.
         note: As for `read_texts`.
     """
     from emb_tool.data.texts import read_texts, scan
 
     scan([source], options)
-    chosen: list[tuple[int, int, str]] = []
+    selected: list[tuple[int, int, str]] = []
     hashes: set[int] = set()
     for record in read_texts([source], options, note=note):
         if not record.text.strip():
             continue
         value = int.from_bytes(blake2b(record.text.encode(), digest_size=8).digest(), "big")
-        if value in hashes or (len(chosen) == limit and value > -chosen[0][0]):
+        if value in hashes or (len(selected) == limit and value > -selected[0][0]):
             continue
         hashes.add(value)
         entry = (-value, record.row, record.text)
-        if len(chosen) < limit:
-            heapq.heappush(chosen, entry)
+        if len(selected) < limit:
+            heapq.heappush(selected, entry)
         else:
-            hashes.discard(-heapq.heappushpop(chosen, entry)[0])
-    return [text for _, _, text in sorted(chosen, key=lambda entry: entry[1])]
+            hashes.discard(-heapq.heappushpop(selected, entry)[0])
+    return [text for _, _, text in sorted(selected, key=lambda entry: entry[1])]

@@ -1,8 +1,8 @@
-"""How sure a retention is: the paired bootstrap.
+"""Confidence interval of a retention by the paired bootstrap.
 
-Model and reference are measured on the same queries or pairs. These are drawn anew with
-replacement, both are measured on each draw, and the ratio's 2.5 % and 97.5 % quantiles over the
-draws bound the interval. Pairing takes out what makes a query hard for both.
+Model and reference are measured on the same queries or pairs. These are resampled with
+replacement, both are measured on each resample, and the 2.5 % and 97.5 % quantiles of the ratio
+bound the interval. Pairing cancels the difficulty of a query that both share.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 RESAMPLES = 1000
-CELLS = 2**22
-"""Counts held at a time, resamples x items: 32 MB."""
+MAX_CELLS = 2**22
+"""Counts in memory at a time, resamples x items: 32 MB."""
 
 
 class Retention(NamedTuple):
-    """A share of the reference's figure, with its 95 % interval; fractions."""
+    """Fraction of the reference's figure, with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -33,32 +33,33 @@ class Retention(NamedTuple):
 def retention(
     model: Statistic, reference: Statistic, items: int, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Retention | None:
-    """The model's figure over the reference's, with a paired percentile bootstrap interval.
+    """The model's figure divided by the reference's, with a paired percentile bootstrap interval.
 
     Args:
         model: Maps (resamples, items) counts to (resamples,) figures.
         reference: The same for the reference, over the same items.
         items: Number of items.
-        resamples: Number of draws.
-        seed: Seed of the draws.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
 
     Returns:
-        None where the reference's figure is not positive, which leaves no ratio to speak of.
+        The retention; None if the reference's figure is not positive, so that no ratio exists.
 
     Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
-    once = np.ones((1, items))
-    base = float(reference(once)[0])
+    ones = np.ones((1, items))
+    base = float(reference(ones)[0])
     if base <= 0:
         return None
     rng = np.random.default_rng(seed)
     ratios = []
-    step = max(1, CELLS // items)
+    step = max(1, MAX_CELLS // items)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         drawn = rng.integers(0, items, (rows, items)) + np.arange(rows)[:, None] * items
         counts = np.bincount(drawn.ravel(), minlength=rows * items).reshape(rows, items)
-        above, below = model(counts.astype(np.float64)), reference(counts.astype(np.float64))
-        ratios.append(above[below > 0] / below[below > 0])
+        numerator, denominator = (f(counts.astype(np.float64)) for f in (model, reference))
+        positive = denominator > 0
+        ratios.append(numerator[positive] / denominator[positive])
     low, high = np.quantile(np.concatenate(ratios), [0.025, 0.975])
-    return Retention(float(model(once)[0]) / base, float(low), float(high))
+    return Retention(float(model(ones)[0]) / base, float(low), float(high))

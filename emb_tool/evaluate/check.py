@@ -1,7 +1,8 @@
-"""The process that checks the output of a run: files as written, opened by a fresh process.
+"""The process that checks the output of a run: it opens the files as written.
 
-Reads lines of JSON from standard input and answers on standard output. `runtime/check_process.py`
-starts it, perhaps before the files are there, with a `Warmup` on a line of its own.
+It reads lines of JSON from standard input and answers on standard output.
+`runtime/check_process.py` starts it, possibly before the files exist, with a `Warmup` on its own
+line.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ from emb_tool.progress.relay import ProgressSender
 from emb_tool.runtime.check_process import Check, Warmup
 
 AnyCheck = HeldoutCheck | TablesCheck | TensorsCheck | MergedCheck | ExtendedCheck
-"""Every kind of check: a class each, with its fields and its work."""
+"""Every kind of check, one class each."""
 
 REQUEST: TypeAdapter[Warmup | AnyCheck] = TypeAdapter(
     Annotated[Warmup | AnyCheck, Field(discriminator="kind")]
 )
-"""What a line of standard input is."""
+"""Parses a line of standard input."""
 
 
 def answer(check: Check) -> dict[str, object]:
-    """The report, or what is at fault, as `check_process.ask` reads it."""
+    """The report or the error, in the format that `check_process.ask` reads."""
     try:
         report = check.run(ProgressSender(partial(print, flush=True)))
     except Exception as error:
-        if fault := failure_of_inputs(check):
-            return {"invalid_input": fault.message, "hint": fault.hint}
+        if input_error := failure_of_inputs(check):
+            return {"invalid_input": input_error.message, "hint": input_error.hint}
         if isinstance(error, EmbToolError):
             return {"failed": error.message}
         raise
@@ -47,7 +48,7 @@ def answer(check: Check) -> dict[str, object]:
 
 
 def failure_of_inputs(check: Check) -> InvalidInput | None:
-    """Why a model that the files were made of fails too: it is at fault, not the files."""
+    """The error of an input model that fails too, so that the input is invalid, not the output."""
     models, texts = check.untested_inputs()
     sample, target = (*texts, " ".join(texts)), check.target
     for model in models:
@@ -59,15 +60,15 @@ def failure_of_inputs(check: Check) -> InvalidInput | None:
 
 
 def main() -> None:
-    """Answer the last line; one before it names models whose vectors will be asked for."""
-    gc.set_threshold(1 << 20)  # modules and vocabularies are many objects, and no garbage
-    from emb_tool.model import encoder  # noqa: F401  (takes seconds, while files may still be written)
+    """Run the check on the last line; a `Warmup` line before it names models to encode with."""
+    gc.set_threshold(1 << 20)  # modules and vocabularies are many long-lived objects
+    from emb_tool.model import encoder  # noqa: F401  (the import takes seconds and overlaps with writing)
 
     for line in sys.stdin:
         request = REQUEST.validate_json(line)
         if isinstance(request, Warmup):
             for model in request.models:
-                with suppress(EmbToolError):  # told when they are asked for
+                with suppress(EmbToolError):  # raised again when the check uses the model
                     vectors_of(model, request.texts, request.device, request.dtype)
         else:
             print(json.dumps(answer(request)))

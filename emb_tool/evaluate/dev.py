@@ -1,7 +1,7 @@
-"""Tasks that choose (`--dev`), and why they are never those that are reported (`--eval`).
+"""Tasks for model selection (`--dev`), kept separate from the tasks reported (`--eval`).
 
-The best of several states, chains or mixes on some data is, on that data, better than it really is:
-it was taken for what chance gave it there, too. So `--eval` alone never chooses.
+The best of several candidates on some data has an optimistic score on that data (selection bias).
+So tasks of `--eval` are never used for selection.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from emb_tool.evaluate.task import Task, parse_tasks
 if TYPE_CHECKING:
     from emb_tool.evaluate.model_pair import ModelPair
 
-FEW_ITEMS = 100
-"""Below so many judged items the standard error of a mean figure is several points."""
+MIN_ITEMS = 100
+"""With fewer judged items the standard error of a mean figure is several points."""
 
 
 class Tasks:
-    """The tasks of a job that chooses; those of one file name are called by what was typed.
+    """The tasks of a job that selects a model; tasks of equal file names get distinct labels.
 
     Args:
-        dev: What `--dev` names.
-        reported: What `--eval` names.
-        parse: Makes tasks of what was typed.
+        dev: Values of `--dev`.
+        reported: Values of `--eval`.
+        parse: Parses task specifications.
 
     Attributes:
-        dev: The tasks that choose.
+        dev: The tasks used for selection.
         reported: The tasks that are reported.
-        both: All of them, each once.
+        both: All tasks, without duplicates.
     """
 
     def __init__(
@@ -55,77 +55,77 @@ class Tasks:
         reference: bool = False,
         retained: bool = False,
     ) -> None:
-        """Read the tasks' files; refuse what cannot choose, and what would choose on the report.
+        """Read the tasks' files; reject unusable `--dev` tasks and data shared with `--eval`.
 
         Args:
-            warn: Called with what the user should know.
-            reference: Whether there is a model that the tasks of `--dev` can compare with.
-            retained: Whether it is shares of its figures that choose.
+            warn: Called with each warning.
+            reference: Whether the tasks of `--dev` have a reference model to compare with.
+            retained: Whether retention of the reference's figures is the selection criterion.
 
         Raises:
-            InvalidInput: As the tasks' own `check`; a task of `--dev` without a figure to choose
-                by; the same file, or the same judged items, under `--dev` and `--eval`.
+            InvalidInput: As the tasks' own `check`; a task of `--dev` without a selection metric;
+                the same file, or the same judged items, under `--dev` and `--eval`.
         """
         for task in self.dev:
             if not task.chooses or (retained and not task.retains):
                 raise InvalidInput(
-                    f"--dev {task.spec}: has no figure to choose by",
+                    f"--dev {task.spec}: has no metric for selection",
                     "tasks that have one: sts:FILE, retrieval:DIR",
                 )
             if task.needs_reference and not reference:
                 raise InvalidInput(
-                    f"--dev {task.spec}: compares with a reference model, and there is none here",
-                    "choose by sts:FILE or retrieval:DIR",
+                    f"--dev {task.spec}: compares with a reference model, and this job has none",
+                    "select by sts:FILE or retrieval:DIR",
                 )
         for task in self.both:
             for sentence in task.check():
                 warn(sentence)
-        # large collections are read once, not once for each pair of tasks
+        # hash each file once, not once per pair of tasks
         sums = {
             task.spec: {file: sha256(file) for file in task.files()}
             for task in (self.both if self.dev and self.reported else ())
         }
         for task in self.dev:
             count = len(task.items())
-            if count < FEW_ITEMS:
+            if count < MIN_ITEMS:
                 warn(
-                    f"--dev {task.spec}: {count} judged items are few to choose by; differences of"
-                    " some points are chance"
+                    f"--dev {task.spec}: only {count} judged items for selection; differences of"
+                    " a few points are not significant"
                 )
             for other in self.reported:
-                _refuse_shared(task, other, sums, warn)
+                _reject_shared(task, other, sums, warn)
 
 
-def _refuse_shared(
+def _reject_shared(
     task: Task,
     other: Task,
     sums: Mapping[str, Mapping[Path, str]],
     warn: Callable[[str], None],
 ) -> None:
-    """Refuse one set of data in two tasks; warn of some items that both have.
+    """Reject identical data in two tasks; warn about partial overlap.
 
     Args:
-        task: One that chooses.
-        other: One that is reported.
-        sums: The sha256 of each file of a task, by the task as it was typed.
-        warn: Called with what the user should know.
+        task: A task of `--dev`.
+        other: A task of `--eval`.
+        sums: The sha256 of each file of a task, by task specification.
+        warn: Called with each warning.
     """
-    hint = "choose by other data, or leave --dev out: held-out texts choose where there are any"
-    known = {digest: file for file, digest in sums[task.spec].items()}
+    hint = "use other data for --dev, or omit --dev to select by held-out texts, if there are any"
+    dev_files = {digest: file for file, digest in sums[task.spec].items()}
     for file, digest in sums[other.spec].items():
-        if (twin := known.get(digest)) is not None:
-            same = "" if twin == file else f", the same as {twin},"
-            raise InvalidInput(f"{file}{same} is under --dev and --eval", hint)
-    mine, theirs = {*task.items()}, {*other.items()}
-    shared = mine & theirs
-    if shared and len(shared) == min(len(mine), len(theirs)):
+        if (duplicate := dev_files.get(digest)) is not None:
+            alias = "" if duplicate == file else f", the same as {duplicate},"
+            raise InvalidInput(f"{file}{alias} is under --dev and --eval", hint)
+    dev_items, eval_items = {*task.items()}, {*other.items()}
+    shared = dev_items & eval_items
+    if shared and len(shared) == min(len(dev_items), len(eval_items)):
         raise InvalidInput(
             f"--dev {task.spec} and --eval {other.spec} judge the same {len(shared):,} items", hint
         )
     if shared:
         warn(
-            f"{len(shared):,} of the {len(theirs):,} items of --eval {other.spec} are in --dev"
-            f" {task.spec}, too: what is reported is a little too good"
+            f"{len(shared):,} of the {len(eval_items):,} items of --eval {other.spec} are also in"
+            f" --dev {task.spec}: the reported figures are slightly optimistic"
         )
 
 
@@ -135,9 +135,9 @@ def mean_figure(
     """The mean of the tasks' main figures (NaN counts as 0), and each by `label figure`.
 
     Args:
-        tasks: What chooses, or is watched.
-        pair: Who is measured.
-        reference: What tasks that need one compare with.
+        tasks: The tasks.
+        pair: The model under evaluation.
+        reference: The model that tasks which need a reference compare with.
     """
     figures: dict[str, float] = {}
     for task in tasks:
@@ -147,11 +147,11 @@ def mean_figure(
 
 
 def rule(tasks: Sequence[Task]) -> str:
-    """How it is said what chooses."""
+    """The selection criterion, as text."""
     names = ", ".join(f"{task.label} {task.main}" for task in tasks)
     return f"{names} (--dev)" if len(tasks) == 1 else f"the mean of {names} (--dev)"
 
 
 def digests(tasks: Sequence[Task]) -> dict[str, dict[str, str]]:
-    """sha256 of the files that chose, by the task as one would type it."""
+    """sha256 of the files of each task, by file name, by task specification."""
     return {task.spec: {file.name: sha256(file) for file in task.files()} for task in tasks}

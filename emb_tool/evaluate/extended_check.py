@@ -1,4 +1,4 @@
-"""The check of a lengthened model: what stock libraries make of the written files."""
+"""The check of an extended model: the written files as stock libraries load them."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from emb_tool.model.encoder import Encoder
 
 SHARES = (0.02, 0.1, 0.25, 0.5, 0.75, 1.0)
-"""Lengths of the short inputs, of the longest of them."""
+"""Lengths of the short inputs, as fractions of the longest one."""
 
 BLOCK = 4096
-"""Texts counted at a time."""
+"""Texts tokenized at a time."""
 
 MIN_COSINE = 1 - 1e-5
-"""Cosine from which two runs of a text in different batches count as the same vector."""
+"""Minimum cosine at which a text's vectors from two different batches count as equal."""
 
 
 class RotaryFrequencies(Settings):
-    """What a model of rotary positions is to compute.
+    """The rotary frequencies that a model is expected to compute.
 
     Args:
         short: Radians per token of each pair for inputs up to the original length, (d/2,).
         long: The same for longer inputs.
-        attention_factor: By what cosine and sine are multiplied.
+        attention_factor: Factor of the cosine and sine.
     """
 
     short: tuple[float, ...]
@@ -49,20 +49,21 @@ class RotaryFrequencies(Settings):
 
 
 class ExtendedCheck(Check):
-    """Open a lengthened model as a user would, and compare it with the one it was made from.
+    """Open an extended model as a user would, and compare it with its source model.
 
     Args:
-        source: Folder of the model that it was made from.
-        original: Tokens that it was trained at.
-        extended: Tokens that it is to read.
-        short: Tokens of the longest input that it read whole, at positions it was trained at.
-        longest: Tokens of the longest text that is run.
-        exact: Whether short inputs are to keep their vectors to the bit.
-        rows: Of the table of positions, where there is one.
-        rotary: What is computed of rotary positions, where this is known.
+        source: Folder of the source model.
+        original: Length that the source model was trained at, in tokens.
+        extended: Length that the extended model must read, in tokens.
+        short: Longest input that the source reads without truncation, at trained positions, in
+            tokens.
+        longest: Longest text that is encoded, in tokens.
+        exact: Whether the vectors of short inputs must be bit-identical.
+        rows: Rows of the position table, if there is one.
+        rotary: The expected rotary frequencies, if known.
         texts: Files of the user's texts, counted by length.
         text_options: How they are read.
-        limit: How many at most.
+        limit: Maximum number of texts.
         prompt_name: Their prompt.
         tasks: As of `embtool eval`.
     """
@@ -94,13 +95,13 @@ class ExtendedCheck(Check):
         report = evaluate_tasks(
             written, target, self.tasks, runtime, progress, root=root, reference=self.source
         )
-        with progress.task("opening it"):
+        with progress.task("opening the model"):
             after = Encoder.open(written, runtime)
         _check_lengths(after, self.extended, self.rows)
         if self.rotary:
             _check_rotary(after, self.rotary, self.original, self.extended)
         inputs = Inputs(after, " ".join(sample_texts()))
-        before = Encoder.open(self.source, runtime)  # as a user has it, with its own limit
+        before = Encoder.open(self.source, runtime)  # as a user loads it, with its own limit
         table = Table("as written", ["", ""])
         table.rows.append(["tokens read", f"{after.max_length:,}"])
         with progress.task("short inputs"):
@@ -117,55 +118,54 @@ class ExtendedCheck(Check):
         return report
 
     def untested_inputs(self) -> tuple[Sequence[Path], Sequence[str]]:
-        """An extension changes files and runs no model before its check."""
+        """The source model: an extension runs no model before its check."""
         return [self.source], sample_texts()
 
 
 def _check_lengths(encoder: Encoder, target: int, rows: int | None) -> None:
-    """sentence-transformers' limit, the tokenizer's, and the table, as they are in memory."""
+    """Check the loaded limits of sentence-transformers and tokenizer, and the position table."""
     model = encoder.model
-    found = {"max_seq_length": model.max_seq_length, "the encoder's limit": encoder.max_length}
-    found["the tokenizer's limit"] = min(model.tokenizer.model_max_length, target)  # may be higher
-    for what, length in found.items():
+    limits = {"max_seq_length": model.max_seq_length, "the encoder's limit": encoder.max_length}
+    limits["the tokenizer's limit"] = min(model.tokenizer.model_max_length, target)  # may be higher
+    for name, length in limits.items():
         if length != target:
-            raise RunFailed(f"{what} is {length} after loading, not {target}", None)
+            raise RunFailed(f"{name} is {length} after loading, not {target}", None)
     if rows is not None:
         body = model[0].auto_model
         table = next(m for n, m in body.named_modules() if n.endswith("position_embeddings"))
-        if table.num_embeddings != rows:  # packed ones too
-            raise RunFailed(
-                f"the table of positions has {table.num_embeddings} rows, not {rows}", None
-            )
+        if table.num_embeddings != rows:  # also of packed tables
+            raise RunFailed(f"the position table has {table.num_embeddings} rows, not {rows}", None)
 
 
 def _check_rotary(
     encoder: Encoder, expected: RotaryFrequencies, original: int, target: int
 ) -> None:
-    """What the model turns by, at the original length and at the target, against the formulas.
+    """Compare the rotary frequencies at the original and the target length with the formulas.
 
     Raises:
-        RunFailed: They differ by more than float32 does, or no rotary module is found.
+        RunFailed: They differ by more than float32 rounding, or there is no rotary module.
     """
     import torch
 
     body = encoder.model[0].auto_model
     modules = [m for m in body.modules() if type(m).__name__.endswith("RotaryEmbedding")]
     if not modules:
-        raise RunFailed(f"{type(body).__name__} has no rotary module that could be checked", None)
+        raise RunFailed(f"{type(body).__name__} has no rotary module to check", None)
     for module in modules:
         types: Any = module.rope_type if isinstance(module.rope_type, dict) else {None: ""}
         for layer in types:
             if layer not in (None, "full_attention"):
                 continue
-            start = f"{layer}_" if layer else ""
-            for turns, length in ((expected.short, original), (expected.long, target)):
+            prefix = f"{layer}_" if layer else ""
+            for frequencies, length in ((expected.short, original), (expected.long, target)):
                 ids = torch.arange(length, device=encoder.runtime.device)[None]
-                more = {"layer_type": layer} if layer else {}
-                module(torch.zeros(1, device=encoder.runtime.device), ids, **more)
-                found = getattr(module, f"{start}inv_freq").double().cpu().numpy()
-                factor = float(getattr(module, f"{start}attention_scaling"))
-                wanted = np.array(turns)
-                worst = np.abs(found / wanted - 1).max() if found.shape == wanted.shape else np.inf
+                kwargs = {"layer_type": layer} if layer else {}
+                module(torch.zeros(1, device=encoder.runtime.device), ids, **kwargs)
+                actual = getattr(module, f"{prefix}inv_freq").double().cpu().numpy()
+                factor = float(getattr(module, f"{prefix}attention_scaling"))
+                wanted = np.array(frequencies)
+                same_shape = actual.shape == wanted.shape
+                worst = np.abs(actual / wanted - 1).max() if same_shape else np.inf
                 if worst > 1e-5 or abs(factor - expected.attention_factor) > 1e-6:
                     raise RunFailed(
                         f"at {length} tokens the reloaded model's rotary frequencies differ from "
@@ -176,38 +176,38 @@ def _check_rotary(
 
 
 class Inputs:
-    """Inputs of any length, of real text: as token ids with the special ones, and as texts.
+    """Inputs of any length from real text, as token ids with special tokens or as texts.
 
     Args:
-        encoder: Whose tokenizer.
-        text: Taken again and again where it is too short.
+        encoder: The encoder whose tokenizer is used.
+        text: Source text, repeated if it is too short.
     """
 
     def __init__(self, encoder: Encoder, text: str) -> None:
-        self._whole, self._words = limit_length(encoder), text.split()
-        whole = self._whole.tokenize([text])[0]
-        self._lead, self._trail = encoder.frame()
-        self._inner = whole[len(self._lead) : len(whole) - len(self._trail)]
+        self._unlimited, self._words = limit_length(encoder), text.split()
+        ids = self._unlimited.tokenize([text])[0]
+        self._prefix, self._suffix = encoder.frame()
+        self._inner = ids[len(self._prefix) : len(ids) - len(self._suffix)]
 
     def cut(self, length: int, start: int = 0) -> np.ndarray:
-        """(length,) int32 ids; `start` tokens of the text are left out."""
-        room = max(length - len(self._lead) - len(self._trail), 0)
-        body = np.resize(np.roll(self._inner, -start), room)
-        return np.concatenate([self._lead, body, self._trail]).astype(np.int32)
+        """(length,) int32 ids; the first `start` tokens of the text are skipped."""
+        size = max(length - len(self._prefix) - len(self._suffix), 0)
+        body = np.resize(np.roll(self._inner, -start), size)
+        return np.concatenate([self._prefix, body, self._suffix]).astype(np.int32)
 
     def text(self, length: int, start: int = 0) -> str:
-        """As many words as have at most `length` tokens with the special ones, one at least.
+        """As many words as fit into `length` tokens with the special tokens, at least one.
 
         Args:
-            length: Tokens.
-            start: Words of the text that are left out.
+            length: Maximum number of tokens.
+            start: Words of the text that are skipped.
         """
         start %= len(self._words)
-        laps = 1 + length // len(self._words)
-        words = (self._words[start:] + self._words[:start]) * laps
+        repeats = 1 + length // len(self._words)
+        words = (self._words[start:] + self._words[:start]) * repeats
 
         def tokens(count: int) -> int:
-            return len(self._whole.tokenize([" ".join(words[:count])])[0])
+            return len(self._unlimited.tokenize([" ".join(words[:count])])[0])
 
         count = bisect_right(range(1, length + 1), length, key=tokens)
         return " ".join(words[: max(count, 1)])
@@ -216,7 +216,7 @@ class Inputs:
 def _short(
     before: Encoder, after: Encoder, inputs: Inputs, short: int, exact: bool, report: Report
 ) -> list[str]:
-    """Texts that the input reads whole, at positions it was trained at, through both models."""
+    """Compare both models on texts that the source reads in full, at trained positions."""
     lengths = sorted({max(3, round(share * short)) for share in SHARES})
     texts = [inputs.text(n, 97 * i) for n in lengths for i in range(2)]
     old, new = before.encode(texts), after.encode(texts)
@@ -230,19 +230,20 @@ def _short(
         raise RunFailed(f"vectors of inputs up to {short:,} tokens are not bit-identical", None)
     if not same:
         report.warn(
-            f"inputs up to {short:,} tokens get other vectors than before (cosine "
-            f"{cosine.min():.4f} to {cosine.max():.4f}): an index is to be made anew"
+            f"inputs up to {short:,} tokens have different vectors than before (cosine "
+            f"{cosine.min():.4f} to {cosine.max():.4f}): an index must be rebuilt"
         )
-    told = "bit-identical" if same else _range(cosine)
-    return [f"inputs up to {short:,} tokens, against the input", told]
+    result = "bit-identical" if same else _range(cosine)
+    return [f"inputs up to {short:,} tokens, against the input", result]
 
 
 def _longer(
     before: Encoder, after: Encoder, inputs: Inputs, check: ExtendedCheck, report: Report
 ) -> list[str]:
-    """Longer texts through both models, each with its own limit: what an index has, and will have.
+    """Compare both models on longer texts, each with its own limit.
 
-    Up to the trained positions where the input does not read so far, else up to the target.
+    The texts reach up to the trained positions if the source truncates earlier, else up to the
+    target length.
     """
     short, original, limit = check.short, check.original, before.max_length
     end = min(original if original > short else check.extended, check.longest)
@@ -254,26 +255,26 @@ def _longer(
     what = f"inputs of {short + 1:,} to {end:,} tokens"
     if (old == new).all():
         return [f"{what}, against the input", "bit-identical"]
-    cut = limit is not None and limit <= short
-    if cut and short < original:
+    truncated = limit is not None and limit <= short
+    if truncated and short < original:
         report.warn(
-            f"{what} were truncated to {limit:,}, the input's own limit, and are read whole now "
+            f"{what} were truncated to {limit:,}, the input's own limit, and no longer are "
             f"({_range(cosine)}): re-encode every text of more than {short:,} tokens"
         )
-    why = f", which truncated them to {limit:,}" if cut else ""
-    return [f"{what}, against the input{why}", f"{_range(cosine)}: re-encode them"]
+    note = f", which truncated them to {limit:,}" if truncated else ""
+    return [f"{what}, against the input{note}", f"{_range(cosine)}: re-encode them"]
 
 
 def _to_reencode(before: Encoder, check: ExtendedCheck, report: Report) -> list[list[str]]:
-    """How many of the user's texts do not keep their vectors: the longer ones, or all.
+    """Count the user's texts whose vectors change: the longer ones, or all.
 
-    And how many lie between the input's own limit and its table of positions.
+    Also count those between the source's own limit and the end of its position table.
     """
     from emb_tool.data.texts import read_texts
 
     short, original = check.short, check.original
-    reader = limit_length(before, original + 1)  # tells longer texts from those that just fit
-    kept = bool(report.value("bitwise equal", "short inputs"))
+    reader = limit_length(before, original + 1)  # one more token distinguishes longer texts
+    unchanged = bool(report.value("bitwise equal", "short inputs"))
     prompt = before.prompt(check.prompt_name)
     records = islice(read_texts(check.texts, check.text_options), check.limit)
     texts = longer = between = 0
@@ -282,13 +283,13 @@ def _to_reencode(before: Encoder, check: ExtendedCheck, report: Report) -> list[
         texts += len(ids)
         longer += sum(len(row) > short for row in ids)
         between += sum(short < len(row) <= original for row in ids)
-    changed = longer if kept else texts
+    changed = longer if unchanged else texts
     report.measures += [
         Measure("texts", texts, "texts", of="texts"),
         Measure("texts to re-encode", changed, "texts", of="texts"),
     ]
     names = ", ".join(Path(name).name for name in check.texts)
-    which = f"of more than {short:,} tokens" if kept else "whose vectors change"
+    which = f"of more than {short:,} tokens" if unchanged else "whose vectors change"
     rows = [[f"texts of {names} {which}: re-encode them", _share(changed, texts)]]
     if short < original:
         what = f"texts of {short + 1:,} to {original:,} tokens"
@@ -297,8 +298,8 @@ def _to_reencode(before: Encoder, check: ExtendedCheck, report: Report) -> list[
     return rows
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{part:,} of {whole:,} ({100 * part / max(whole, 1):.1f} %)"
+def _share(count: int, total: int) -> str:
+    return f"{count:,} of {total:,} ({100 * count / max(total, 1):.1f} %)"
 
 
 def _range(cosine: np.ndarray) -> str:
@@ -308,7 +309,7 @@ def _range(cosine: np.ndarray) -> str:
 def _batches(
     encoder: Encoder, inputs: Inputs, original: int, longest: int, report: Report
 ) -> list[str]:
-    """A text alone, padded beside a long one, and after a long one: is its vector the same?"""
+    """Compare a text's vectors when encoded alone, in a batch with a long text, and after one."""
     long = inputs.cut(longest)
     lengths = (original // 8, original, original + 8)
     probes = [inputs.cut(max(3, n), 31) for n in lengths if n <= longest]
@@ -325,10 +326,10 @@ def _batches(
         if value < MIN_COSINE:
             report.warn(
                 f"a text's vector depends on its batch: {what} its cosine to itself is {value:.4f};"
-                " encode texts of like length together"
+                " encode texts of similar length together"
             )
-    told = ", ".join(f"{value:.7f} {what}" for what, value in worst.items())
-    return [f"a text alone, against itself (longest run: {len(long):,} tokens)", told]
+    result = ", ".join(f"{value:.7f} {what}" for what, value in worst.items())
+    return [f"a text alone, against itself (longest run: {len(long):,} tokens)", result]
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The check of a model by texts that its making has not seen."""
+"""The check of a model on held-out texts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from emb_tool.runtime.check_process import Check
 
 
 class HeldoutCheck(Check):
-    """Open the written model as a user would, and compare its vectors with those it should give.
+    """Open the written model as a user would, and compare its vectors with the expected ones.
 
     Args:
-        texts: A jsonl file of held-out texts: `text`, and the `prompt` before it.
-        vectors: A file of the vectors that they should have, (texts, dim).
-        against: Whose these are.
-        rotated: Whether the model's vectors are of another basis than those.
+        texts: A jsonl file of held-out texts, with `text` and its `prompt`.
+        vectors: A file of the expected vectors, (texts, dim).
+        against: Name of the model that the expected vectors come from.
+        rotated: Whether the model's vectors are in another basis than the expected ones.
         tasks: As of `embtool eval`.
         reference: As of `embtool eval`.
-        min_retention: Gates what `tasks` retain; without tasks, the neighbours' overlap.
+        min_retention: Minimum retention in `tasks`; without tasks, minimum neighbor overlap.
     """
 
     kind: Literal["heldout"] = "heldout"
@@ -53,27 +53,27 @@ class HeldoutCheck(Check):
             written, target, self.tasks, runtime, progress,
             root=root, reference=self.reference, min_retention=self.min_retention,
         )  # fmt: skip
-        with progress.task("opening it"):
+        with progress.task("opening the model"):
             encoder = Encoder.open(written, runtime)
         if not self.tasks:
             report.measures.append(Measure("dimensions", encoder.dim, "dimensions", model=name))
-        held = [*encoder.model.parameters(), *encoder.model.buffers()]
-        resident = sum(tensor.numel() * tensor.element_size() for tensor in held)
+        tensors = [*encoder.model.parameters(), *encoder.model.buffers()]
+        resident = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         report.measures.append(Measure("resident", resident, "B", model=name))
-        lines = [json.loads(x) for x in self.texts.read_text(encoding="utf-8").splitlines()]
-        goal = np.load(self.vectors)
+        lines = [json.loads(line) for line in self.texts.read_text(encoding="utf-8").splitlines()]
+        expected = np.load(self.vectors)
         if len(lines) < MIN_HELD_OUT:
             return report
         vectors = np.empty((len(lines), encoder.dim), np.float32)
         with progress.task("held-out texts", len(lines), "texts") as advance:
             for prompt in {line["prompt"] for line in lines}:
-                mine = [i for i, line in enumerate(lines) if line["prompt"] == prompt]
-                texts = [lines[i]["text"] for i in mine]
-                vectors[mine] = encoder.encode(texts, prompt, progress=advance)
+                rows = [i for i, line in enumerate(lines) if line["prompt"] == prompt]
+                texts = [lines[i]["text"] for i in rows]
+                vectors[rows] = encoder.encode(texts, prompt, progress=advance)
         if not np.isfinite(vectors).all():
-            raise RunFailed("its vectors are not finite", None)
-        figures = similarity_metrics(vectors, goal)
-        if self.rotated:  # cosines to vectors of another basis say nothing
+            raise RunFailed("the vectors of the output are not finite", None)
+        figures = similarity_metrics(vectors, expected)
+        if self.rotated:  # cosines between different bases are meaningless
             figures = {"neighbour overlap": figures["neighbour overlap"]}
         report.measures += [
             Measure(key, value, of="held-out texts", model=name) for key, value in figures.items()
@@ -86,10 +86,10 @@ class HeldoutCheck(Check):
                 report.measures.append(
                     neighbor_overlap(lines, vectors, encoder, root, name, progress)
                 )
-        least, kept = self.min_retention, figures["neighbour overlap"]
-        if least is not None and not self.tasks and kept < least:
+        minimum, overlap = self.min_retention, figures["neighbour overlap"]
+        if minimum is not None and not self.tasks and overlap < minimum:
             report.gate = (
-                f"{name} keeps {kept:.2%} of the ten nearest neighbours, less than "
-                f"--min-retention {100 * least:g} %"
+                f"{name} keeps {overlap:.2%} of the ten nearest neighbors, less than "
+                f"--min-retention {100 * minimum:g} %"
             )
         return report

@@ -1,4 +1,4 @@
-"""What a report says of the inputs of its figures: prompts before them, and what was cut off."""
+"""Report the prompts of the evaluated texts, and how many texts were truncated."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 Prompts = dict[str, dict[str, dict[str, str]]]
-"""The text put before inputs, by model, task and what the inputs are."""
+"""Prompt text by model, task and kind of input, such as `queries`."""
 
 
 def read_prompts(
     tasks: Sequence[Task], models: Mapping[str, Checkpoint], job: EvalJob
 ) -> tuple[Prompts, list[str]]:
-    """The prompts of a job, and warnings of those that models have and that are not used.
+    """The prompts of a job, and warnings about prompts of the models that are not used.
 
     Args:
-        tasks: What is measured.
-        models: The models by name, reference and query model among them.
-        job: Which of them are which.
+        tasks: The tasks.
+        models: The models by name, including the reference and the query model.
+        job: Names the reference and the query model.
 
     Raises:
-        InvalidInput: A prompt that a model does not have.
+        InvalidInput: A model has no prompt of the given name.
     """
     unused: dict[str, list[str]] = {}
     prompts: Prompts = {}
@@ -38,28 +38,28 @@ def read_prompts(
         layout = checkpoint.layout
         for task in tasks:
             for what, name in task.prompts().items():
-                if not _reads(model, what, job):
+                if not _encodes(model, what, job):
                     continue
                 text = prompt_text(layout, name, checkpoint.name)
                 prompts.setdefault(model, {}).setdefault(task.label, {})[what] = text
                 if (setting := task.prompted.get(what)) and (other := unused_prompt(layout, name)):
-                    again = f"{task.spec},{setting}={other[0]}"
-                    unused.setdefault(f"{other[1]}; to use it: {again}", []).append(model)
+                    suggestion = f"{task.spec},{setting}={other[0]}"
+                    unused.setdefault(f"{other[1]}; to use it: {suggestion}", []).append(model)
     return prompts, [f"{', '.join(whose)}: {sentence}" for sentence, whose in unused.items()]
 
 
-def _reads(model: str, what: str, job: EvalJob) -> bool:
-    """Whether a model encodes such texts: a query model those alone that stand for queries."""
+def _encodes(model: str, what: str, job: EvalJob) -> bool:
+    """Whether a model encodes such texts; a query model encodes only the query side."""
     if job.query_model is None or model == job.reference:
         return True
-    asks = what in ("queries", "first sentences")
-    return (asks and model == job.query_model) or (not asks and model in job.models)
+    is_query = what in ("queries", "first sentences")
+    return (is_query and model == job.query_model) or (not is_query and model in job.models)
 
 
 def table_of_prompts(report: Report) -> Table | None:
-    """A row for each prompt of a task, with the models that it was put before the texts of.
+    """A row for each prompt of a task, with the models that use it.
 
-    None where no task takes prompts.
+    None if no task has prompts.
     """
     from emb_tool.formatting import short_names
 
@@ -81,7 +81,7 @@ def table_of_prompts(report: Report) -> Table | None:
 def _by_prompt(
     models: Mapping[str, Mapping[str, Mapping[str, str]]],
 ) -> Iterator[tuple[str, str, str, str]]:
-    """Model, task, the texts of one prompt and that prompt, as they are shown."""
+    """Yield model, task, the kinds of text with one prompt, and that prompt as displayed."""
     for model, tasks in models.items():
         for task, prompts in tasks.items():
             for prompt in dict.fromkeys(prompts.values()):
@@ -90,12 +90,12 @@ def _by_prompt(
 
 
 def warn_truncated(report: Report, pair: ModelPair) -> None:
-    """Warn of texts that a pair was measured on and did not read to their end, by task."""
+    """Warn about texts that the encoders of a pair truncated, by kind of text."""
     for side in {id(side): side for side in (pair.query, pair.document)}.values():
-        for what, (cut, texts) in side.cut.items():
-            report.facts.setdefault("truncated", {}).setdefault(side.label, {})[what] = cut
-            if cut:
+        for what, (truncated, texts) in side.cut.items():
+            report.facts.setdefault("truncated", {}).setdefault(side.label, {})[what] = truncated
+            if truncated:
                 report.warn(
-                    f"{side.label}: {cut:,} of {texts:,} {what} are longer than the "
+                    f"{side.label}: {truncated:,} of {texts:,} {what} are longer than the "
                     f"{side.encoder.max_length:,} tokens that it reads; their rest was not read"
                 )

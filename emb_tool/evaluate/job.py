@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 Texts = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 ]
-"""Several texts, or one."""
+"""One string, or several."""
 
 
 class EvalJob(Job):
-    """Measure models, against a reference where there is one."""
+    """Evaluate models, and compare them with a reference model if one is given."""
 
     verb: ClassVar[str] = "eval"
     positional: ClassVar[tuple[str, ...]] = ("models",)
@@ -38,7 +38,7 @@ class EvalJob(Job):
     ]
     reference: Annotated[
         str | None,
-        Field(description="model to hold the others against, as a rule the teacher"),
+        Field(description="reference model to compare the others with, usually the teacher"),
         FlagInfo(DATA, MODEL),
     ] = None
     query_model: Annotated[
@@ -56,31 +56,35 @@ class EvalJob(Job):
     ] = None
     min_retention: Annotated[
         float | None,
-        Field(gt=0, le=2, description="least share kept of the reference's figures, e.g. 0.97"),
+        Field(
+            gt=0,
+            le=2,
+            description="minimum retention of the reference's figures, a fraction, e.g. 0.97",
+        ),
         FlagInfo(EVALUATION),
     ] = None
     plot: Annotated[
         Picture | None,
         Field(
-            description="picture of quality against size, or against length for long inputs: "
-            "a .png, .svg or .pdf"
+            description="plot of quality against size, or against length for long inputs: "
+            "a .png, .svg or .pdf file"
         ),
         FlagInfo(OUTPUT, "PATH"),
     ] = None
     max_length: Annotated[
         int | None,
-        Field(ge=1, description="tokens read of a text [each model's own limit]"),
+        Field(ge=1, description="maximum number of tokens of a text [each model's own limit]"),
         FlagInfo(DATA),
     ] = None
     batch_tokens: BatchTokens = None
     text_field: Annotated[
         TextField,
-        Field(description="field of the texts of agreement, speed, ..., or its column's number"),
+        Field(description="field of the texts of agreement, speed, ..., or its column number"),
     ] = None
     precision: Annotated[
         Precisions,
         Field(
-            description="retrieval: also search document vectors kept as float16, int8, uint8, "
+            description="retrieval: also search document vectors stored as float16, int8, uint8, "
             "binary, ubinary, rabitq"
         ),
         FlagInfo(EVALUATION, "PRECISION"),
@@ -88,7 +92,7 @@ class EvalJob(Job):
     rescore: Annotated[
         IntList,
         Field(
-            description="retrieval: K, the first 10 K found by codes are put in order by float32 "
+            description="retrieval: K, rescore the top 10 K results of the codes with float32 "
             "vectors; several: 0,4"
         ),
         FlagInfo(EVALUATION),
@@ -101,7 +105,7 @@ class EvalJob(Job):
             for task in tasks:
                 if task.needs_reference:
                     raise InvalidInput(
-                        f"task {task.spec!r} compares with a reference and there is none",
+                        f"task {task.spec!r} compares with a reference and none is given",
                         "add --reference MODEL",
                     )
         if self.precision and not any("precision" in type(t).model_fields for t in tasks):
@@ -123,7 +127,7 @@ class EvalJob(Job):
         return self
 
     def tasks(self) -> list[Task]:
-        """The tasks, parsed anew."""
+        """Parse the tasks."""
         from emb_tool.evaluate.task import parse_tasks
 
         prompt = self.prompt_name

@@ -1,4 +1,4 @@
-"""Retrieval of long documents, beside what a short model makes of them."""
+"""Retrieval of long documents, with the baselines of a short model."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class LongRetrieval(LongTask):
     def score(self, pair: ModelPair, reference: ModelPair | None = None) -> Score:
         """NDCG@10 and recall@100, the means over the queries."""
         score = self._retrieval().score(pair)
-        kept = {key: score.figures[key] for key in ("ndcg@10", "recall@100", "queries")}
-        return Score(kept, score.statistic, score.items)
+        figures = {key: score.figures[key] for key in ("ndcg@10", "recall@100", "queries")}
+        return Score(figures, score.statistic, score.items)
 
     def beside(self, pair: ModelPair) -> Score:
-        """Truncation, chunk-and-mean, and the model as it is where its positions permit."""
+        """Truncation, chunk-and-mean, and the unmodified model where its positions permit."""
         return Score(
             {
                 f"ndcg@10 {name}": self._retrieval().score(other).figures["ndcg@10"]
@@ -67,15 +67,15 @@ class LongRetrieval(LongTask):
         )
 
     def table(self, rows: Mapping[str, Mapping[str, Measure]]) -> Table:
-        """A row a model or baseline."""
+        """One row per model or baseline."""
         table = Table(
             f"{self.label}: nDCG@10 of long documents", ["model", "ndcg@10", "recall@100"]
         )
         for model, row in rows.items():
             table.rows.append([model, format_cell(row, "ndcg@10"), format_cell(row, "recall@100")])
             for name in BASELINES:
-                if shown := format_cell(row, f"ndcg@10 {name}"):
-                    table.rows.append([f"  {name}", shown, ""])
+                if cell := format_cell(row, f"ndcg@10 {name}"):
+                    table.rows.append([f"  {name}", cell, ""])
         return table
 
     def _retrieval(self) -> Retrieval:

@@ -1,7 +1,7 @@
-"""What the tasks on long inputs share: lengths, and baselines in the same table.
+"""Base classes of the tasks on long inputs: lengths, and baselines in the same table.
 
-The reference (the model itself where there is none) is also measured reading only a window of
-each text, reading it in windows that are averaged, and, where its positions permit, as it is.
+The reference (the model itself if there is none) is also measured with truncated texts, with the
+mean of windows and, where its positions permit, unmodified.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 BASELINES = ("truncation", "chunk-and-mean", "untreated")
 BUCKETS = 5
-"""Of the depth at which something is hidden."""
+"""Number of buckets of the depth at which a needle is hidden."""
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 Window = Annotated[
     int | None,
-    Field(ge=8, description="tokens that the baselines read at once [the reference's limit]"),
+    Field(ge=8, description="window of the baselines, in tokens [the reference's limit]"),
 ]
 
 
@@ -45,10 +45,10 @@ class LongTask(Task):
     """A task whose texts are long."""
 
     if TYPE_CHECKING:
-        window: Window  # each task's own, so that its first field is its own, too
+        window: Window  # declared by each task, so that its own field comes first
 
     def baselines(self, pair: ModelPair) -> dict[str, ModelPair]:
-        """What stands beside a pair: the model reading less, in windows, and as it is."""
+        """The baselines of a pair: the model truncated, in windows, and unmodified."""
         from emb_tool.evaluate.length_baselines import (
             WindowedEncoder,
             computed_positions,
@@ -57,13 +57,13 @@ class LongTask(Task):
         from emb_tool.evaluate.model_pair import ModelPair
 
         encoder, window = pair.document.encoder, self._window(pair)
-        found: dict[str, Any] = {
+        encoders: dict[str, Any] = {
             "truncation": limit_length(encoder, window),
             "chunk-and-mean": WindowedEncoder(encoder, window),
         }
         if computed_positions(encoder):
-            found["untreated"] = limit_length(encoder)
-        return {name: ModelPair.of(other, pair.label) for name, other in found.items()}
+            encoders["untreated"] = limit_length(encoder)
+        return {name: ModelPair.of(other, pair.label) for name, other in encoders.items()}
 
     def _window(self, pair: ModelPair) -> int:
         limit = pair.document.encoder.max_length
@@ -73,24 +73,24 @@ class LongTask(Task):
         return int(window)
 
     def run(self, pair: ModelPair, reference: ModelPair | None = None) -> list[Measure]:
-        """The figures of a pair; the reference's own run brings the baselines with it."""
-        measures = self._measures(self._remembered(pair), pair)
+        """The figures of a pair; those of the reference include the baselines."""
+        measures = self._measures(self._cached_score(pair), pair)
         if reference is None:
             measures += self._measures(self.beside(pair), pair)
         return measures
 
     def beside(self, pair: ModelPair) -> Score:
-        """The figures of the baselines, by `figure baseline`."""
+        """The figures of the baselines, named `figure baseline`."""
         raise NotImplementedError
 
     def verdicts(self, rows: Mapping[str, Mapping[str, Measure]], reference: str) -> list[str]:
-        """Where a longer model is not worth its length: below chunk-and-mean of the reference.
+        """A message for each figure of a model below chunk-and-mean of the reference.
 
         Args:
-            rows: Model to its measures by name.
+            rows: Measures by name, by model.
             reference: The model that the baselines are of.
         """
-        said = []
+        messages = []
         base = rows.get(reference, {})
         for model, row in rows.items():
             for name, measure in row.items():
@@ -98,17 +98,17 @@ class LongTask(Task):
                 if model == reference or other is None or not name.startswith(self._judged):
                     continue
                 if measure.value is not None and other.value and measure.value < other.value:
-                    said.append(
+                    messages.append(
                         f"{self.label}: {model} reaches {measure.value:.3f} in {name}, below "
                         f"chunk-and-mean of {reference} ({other.value:.3f})"
                     )
-        return said
+        return messages
 
     _judged: ClassVar[str] = "ndcg"
 
 
 class Synthetic(LongTask):
-    """Something is hidden in each document, and a query asks for it."""
+    """A needle is hidden in each document, and a query asks for it."""
 
     main: ClassVar[str | None] = "accuracy"
     chooses: ClassVar[bool] = True
@@ -118,14 +118,19 @@ class Synthetic(LongTask):
 
     haystack: Annotated[
         str | None,
-        Field(description="prose around it: a file, a folder or hub:NAME"),
+        Field(description="text around the needle: a file, a folder or hub:NAME"),
         FlagInfo(metavar="PATH"),
     ] = None
     lengths: Annotated[
-        IntList, Field(description="tokens of a document; those above a model's limit are left out")
+        IntList,
+        Field(description="document lengths in tokens; those above a model's limit are omitted"),
     ] = LENGTHS
-    queries: Annotated[int, Field(ge=2, le=900, description="queries, and documents")] = 200
-    sample_seed: Annotated[int, Field(ge=0, description="decides what is hidden and where")] = 0
+    queries: Annotated[
+        int, Field(ge=2, le=900, description="number of queries and of documents")
+    ] = 200
+    sample_seed: Annotated[
+        int, Field(ge=0, description="seed of the needles and their positions")
+    ] = 0
     text_field: TextField = None
     delimiter: Delimiter = None
     header: Header = None
@@ -134,40 +139,40 @@ class Synthetic(LongTask):
     document_prompt: DocumentPrompt = "document"
 
     _sentences: list[str] | None = PrivateAttr(None)
-    _made: dict[int, Any] = PrivateAttr(default_factory=dict)
+    _documents: dict[int, Any] = PrivateAttr(default_factory=dict)
 
     def needles(self) -> NeedleSet:
-        """What is hidden, and what asks for it."""
+        """The needles and their queries."""
         raise NotImplementedError
 
     def default_haystack(self) -> list[str]:
-        """Sentences where the user names none."""
+        """Sentences used without `haystack`."""
         raise NotImplementedError
 
     @property
     def label(self) -> str:
-        """The name, and that of the prose."""
+        """The task's name, and the name of the haystack."""
         prose = f":{stem(self.haystack)}" if self.haystack else ""
         return self._label or self.name + prose
 
     def check(self) -> list[str]:
-        """Read the prose."""
+        """Read the haystack."""
         if len(self._prose()) < 5:
             raise InvalidInput(f"{self.haystack}: fewer than 5 sentences", "give more prose")
         return self._notes
 
     def items(self) -> list[str]:
-        """What is hidden."""
+        """The needles."""
         return self.needles().sentences
 
     def score(self, pair: ModelPair, reference: ModelPair | None = None) -> Score:
         """Accuracy@1 and MRR at each length, and accuracy by depth."""
-        able = readable_lengths(self.lengths, pair.document.encoder.max_length)
+        lengths = readable_lengths(self.lengths, pair.document.encoder.max_length)
         figures: dict[str, float | int] = {"queries": self.queries}
-        if not able:  # a reference that is short stands there for its baselines
+        if not lengths:  # a short reference is measured only for its baselines
             return Score(figures)
         by_depth: list[list[float]] = [[] for _ in range(BUCKETS)]
-        for tokens in able:
+        for tokens in lengths:
             hits, ranks = self._find(pair, tokens)
             figures[f"accuracy@{tokens}"] = float(hits.mean())
             figures[f"mrr@{tokens}"] = float((1 / ranks).mean())
@@ -178,11 +183,11 @@ class Synthetic(LongTask):
             if values:
                 name = f"accuracy at depth {i * share}-{(i + 1) * share} %"
                 figures[name] = sum(values) / len(values)
-        mean = sum(figures[f"accuracy@{n}"] for n in able) / len(able)
+        mean = sum(figures[f"accuracy@{n}"] for n in lengths) / len(lengths)
         return Score({"accuracy": mean, **figures})
 
     def beside(self, pair: ModelPair) -> Score:
-        """Truncation with its floor, chunk-and-mean, and the model as it is."""
+        """Truncation with its floor, chunk-and-mean, and the unmodified model."""
         figures: dict[str, float | int] = {}
         others, window = self.baselines(pair), self._window(pair)
         for tokens in self.lengths:
@@ -194,7 +199,7 @@ class Synthetic(LongTask):
         return Score(figures)
 
     def table(self, rows: Mapping[str, Mapping[str, Measure]]) -> Table:
-        """A row a model or baseline, a column a length."""
+        """One row per model or baseline, one column per length."""
         table = Table(
             f"{self.label}: accuracy@1 of {self.queries} queries, by tokens of the documents",
             ["model", *(f"{n:,}" for n in self.lengths)],
@@ -204,15 +209,15 @@ class Synthetic(LongTask):
             for name in (*BASELINES, "floor"):
                 cells = [format_cell(row, f"accuracy@{n} {name}") for n in self.lengths]
                 if any(cells):
-                    shown = "  by chance, truncated" if name == "floor" else f"  {name}"
-                    table.rows.append([shown, *cells])
+                    heading = "  by chance, truncated" if name == "floor" else f"  {name}"
+                    table.rows.append([heading, *cells])
         return table
 
     def curves(
         self, rows: Mapping[str, Mapping[str, Measure]]
     ) -> dict[str, list[tuple[int, float]]]:
-        """Accuracy against length of each model and baseline, for a picture."""
-        found: dict[str, list[tuple[int, float]]] = {}
+        """Accuracy against length of each model and baseline, for a plot."""
+        curves: dict[str, list[tuple[int, float]]] = {}
         for model, row in rows.items():
             for suffix in ("", *(f" {name}" for name in BASELINES)):
                 points = [
@@ -221,11 +226,11 @@ class Synthetic(LongTask):
                     if (key := f"accuracy@{n}{suffix}") in row
                 ]
                 if points:
-                    found[model + suffix] = points
-        return found
+                    curves[model + suffix] = points
+        return curves
 
     def _find(self, pair: ModelPair, tokens: int) -> tuple[Any, Any]:
-        """For each query whether its document is first, and its rank; ties are shared."""
+        """For each query, whether its document ranks first, and its rank; ties share both."""
         import numpy as np
 
         from emb_tool.evaluate.nearest_neighbors import unit
@@ -238,26 +243,28 @@ class Synthetic(LongTask):
         )
         scores = queries @ documents.T
         own = np.diagonal(scores)[:, None]
-        above, level = (scores > own).sum(1), (scores == own).sum(1)
-        return np.where(above == 0, 1 / level, 0.0), above + (level + 1) / 2
+        above, equal = (scores > own).sum(1), (scores == own).sum(1)
+        return np.where(above == 0, 1 / equal, 0.0), above + (equal + 1) / 2
 
     def _floor(self, encoder: Any, tokens: int, window: int) -> float:
-        """Accuracy of who finds everything that stands within the window, and else guesses."""
+        """Accuracy of finding every needle within the window and guessing the others."""
         from emb_tool.evaluate.length_baselines import limit_length
 
         hidden = self._hidden(tokens)
         heads = [text[:end] for text, end in zip(hidden.documents, hidden.ends, strict=True)]
         ids = limit_length(encoder).tokenize(heads, encoder.prompt(self.document_prompt))
-        seen = sum(len(row) <= window for row in ids) / len(ids)
-        return seen + (1 - seen) / len(ids)
+        fraction = sum(len(row) <= window for row in ids) / len(ids)
+        return fraction + (1 - fraction) / len(ids)
 
     def _hidden(self, tokens: int) -> HaystackDocuments:
-        if tokens not in self._made:
+        if tokens not in self._documents:
             from emb_tool.data.passkey import hide_needles
 
             sentences = self.needles().sentences
-            self._made[tokens] = hide_needles(sentences, self._prose(), tokens, self.sample_seed)
-        hidden: HaystackDocuments = self._made[tokens]
+            self._documents[tokens] = hide_needles(
+                sentences, self._prose(), tokens, self.sample_seed
+            )
+        hidden: HaystackDocuments = self._documents[tokens]
         return hidden
 
     def _prose(self) -> list[str]:
@@ -275,11 +282,11 @@ class Synthetic(LongTask):
 
 
 def format_cell(row: Mapping[str, Measure], name: str) -> str:
-    """A figure of a row as text, or nothing."""
+    """A figure of a row as text; empty if it is missing."""
     measure = row.get(name)
     return f"{measure.value:.3f}" if measure and measure.value is not None else ""
 
 
 def readable_lengths(lengths: Iterable[int], limit: int | None) -> list[int]:
-    """Those that a model reads whole."""
+    """The lengths that a model reads without truncation."""
     return [n for n in lengths if limit is None or n <= limit]

@@ -1,4 +1,4 @@
-"""The check of a model that was made of several others."""
+"""The check of a merged model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from emb_tool.runtime.check_process import Check
 
 
 class MergedCheck(Check):
-    """Open the written model as a user would, and compare it with what it was made of.
+    """Open the written model as a user would, and compare it with the merge's inputs.
 
     Args:
         texts: A few sentences.
-        compared: Every input's name to its folder; None where it cannot be run by itself.
-        models: Folders of the inputs as they can be run, measured in the tasks too.
+        compared: Folder of every input by name; None if it cannot be run by itself.
+        models: Folders of the inputs that can be run, also measured in the tasks.
         tasks: As of `embtool eval`.
     """
 
@@ -45,28 +45,28 @@ class MergedCheck(Check):
         report = evaluate_tasks(
             written, target, self.tasks, runtime, progress, root=root, beside=self.models
         )
-        mine = self._vectors(target.folder)
-        if not np.isfinite(mine).all():
-            raise RunFailed("its vectors are not finite", None)
+        vectors = self._vectors(target.folder)
+        if not np.isfinite(vectors).all():
+            raise RunFailed("the vectors of the output are not finite", None)
         names = short_names(self.compared)
-        table = Table(f"{len(mine)} sentences, against the inputs", ["", "cosine", "lowest"])
+        table = Table(f"{len(vectors)} sentences, against the inputs", ["", "cosine", "lowest"])
         for other, path in self.compared.items():
             if path is None:
                 table.rows.append([f"{names[other]} (not run)", "-", "-"])
                 continue
             with progress.task(f"comparing with {names[other]}"):
-                figures = similarity_metrics(mine, self._vectors(path))
+                figures = similarity_metrics(vectors, self._vectors(path))
             figures = {key: figures[key] for key in ("cosine mean", "cosine p1", "cosine floor")}
             report.measures += [
                 Measure(k, v, of="sentences", model=other) for k, v in figures.items()
             ]
-            shown = [figures["cosine mean"], figures["cosine p1"]]
-            table.rows.append([names[other], *(f"{value:.4f}" for value in shown)])
+            cosines = [figures["cosine mean"], figures["cosine p1"]]
+            table.rows.append([names[other], *(f"{value:.4f}" for value in cosines)])
         report.tables.append(table)
         return report
 
     def untested_inputs(self) -> tuple[Sequence[Path], Sequence[str]]:
-        """A merge runs no model before its check."""
+        """The inputs: a merge runs no model before its check."""
         return self.models, self.texts
 
     def _vectors(self, model: Path) -> np.ndarray:

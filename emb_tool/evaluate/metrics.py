@@ -1,9 +1,9 @@
 """Ranking measures by trec_eval's rules, and Spearman's rank correlation, in float64.
 
 The rules: the gain of a document is its relevance (linear; negative counts as 0), a document is
-relevant from 1 up, the discount of rank r is log2(r + 1), and what the judgements call relevant
-counts even if it is not in the corpus. Ranks run from 1; equal scores are ordered by document id,
-descending (`search` does that).
+relevant if its relevance is at least 1, the discount of rank r is log2(r + 1), and documents judged
+relevant count even if they are not in the corpus. Ranks start at 1; equal scores are ordered by
+document id, descending (`search` does this).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def ndcg(gains: Floats, ideal: Floats, k: int = 10) -> Floats:
-    """Normalised discounted cumulative gain: DCG@k / DCG@k of the ideal order.
+    """Normalized discounted cumulative gain: DCG@k / DCG@k of the ideal order.
 
     DCG@k = Σ_{r=1..k} gain_r / log2(r + 1)
 
@@ -44,7 +44,7 @@ def _dcg(gains: Floats, k: int) -> Floats:
 
 
 def recall(gains: Floats, relevant: Floats, k: int = 100) -> Floats:
-    """Share of the relevant documents that are among the first k.
+    """Fraction of the relevant documents that are among the first k.
 
     Args:
         gains: (queries, ranks) relevance at each rank.
@@ -79,8 +79,8 @@ def reciprocal_rank(gains: Floats, k: int = 10) -> Floats:
         k: Ranks that count.
     """
     hit = gains[:, :k] > 0
-    found: Floats = np.where(hit.any(1), 1.0 / (hit.argmax(1) + 1), 0.0)
-    return found
+    reciprocal: Floats = np.where(hit.any(1), 1.0 / (hit.argmax(1) + 1), 0.0)
+    return reciprocal
 
 
 class RankedPairs:
@@ -90,8 +90,8 @@ class RankedPairs:
     (ties share their mean rank) are cumulative sums of the counts: a resample costs no sort.
 
     Args:
-        x: (n,) the one variable.
-        y: (n,) the other.
+        x: (n,) first variable.
+        y: (n,) second variable.
     """
 
     def __init__(self, x: Floats, y: Floats) -> None:
@@ -102,35 +102,35 @@ class RankedPairs:
         """Spearman's correlation, the Pearson correlation of the mean ranks.
 
         Args:
-            counts: (resamples, n) how often each item is drawn, each row summing to n; None is
-                every item once.
+            counts: (resamples, n) number of draws of each item, each row summing to n; None
+                counts every item once.
 
         Returns:
-            (resamples,); 0 where a variable is constant.
+            (resamples,) correlations; 0 where a variable is constant.
         """
         weights = np.ones((1, self.n)) if counts is None else np.asarray(counts, np.float64)
-        u, v = (_centred_ranks(weights, *group) for group in self.groups)
+        u, v = (_centered_ranks(weights, *group) for group in self.groups)
         covariance: Floats = (weights * u * v).sum(1)
         spread: Floats = np.sqrt((weights * u * u).sum(1) * (weights * v * v).sum(1))
         return np.divide(covariance, spread, out=np.zeros_like(spread), where=spread > 0)
 
 
 def spearman(x: Floats, y: Floats) -> float:
-    """Spearman's rank correlation of two (n,) variables; 0 if one is constant."""
+    """Spearman's rank correlation of two (n,) variables; 0 if either is constant."""
     return float(RankedPairs(x, y).spearman()[0])
 
 
 def _tie_groups(values: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """The sorting order, where each group of equal values starts in it, and each item's group."""
+    """The sorting order, the start of each group of equal values in it, and each item's group."""
     _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
     return np.argsort(group, kind="stable"), np.cumsum(sizes) - sizes, group
 
 
-def _centred_ranks(
+def _centered_ranks(
     weights: Floats, order: NDArray[np.intp], starts: NDArray[np.intp], group: NDArray[np.intp]
 ) -> Floats:
-    """(resamples, n) mean rank of each item within its resample, less the mean of all ranks."""
+    """(resamples, n) mean rank of each item within its resample, minus the mean of all ranks."""
     size: Floats = np.add.reduceat(weights[:, order], starts, axis=1)
     rank = size.cumsum(1) - size + (size + 1) / 2
-    centred: Floats = rank[:, group] - (weights.sum(1, keepdims=True) + 1) / 2
-    return centred
+    centered: Floats = rank[:, group] - (weights.sum(1, keepdims=True) + 1) / 2
+    return centered

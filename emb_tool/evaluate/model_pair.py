@@ -1,4 +1,4 @@
-"""Who is measured: an encoder of queries and one of documents, each text encoded once."""
+"""A model under evaluation: a query encoder and a document encoder, with cached vectors."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class TextEncoder(Protocol):
-    """What is measured: an `Encoder`, or anything else that makes vectors of texts."""
+    """An `Encoder`, or any other object that encodes texts as vectors."""
 
     dim: int
 
     def prompt(self, name: str | None) -> str:
-        """The text put before an input, by its name."""
+        """The prompt text of that name."""
 
     def encode(
         self,
@@ -39,14 +39,14 @@ class TextEncoder(Protocol):
 
 
 class CachedEncoder:
-    """An encoder that remembers the vectors of every list of texts it was given.
+    """An encoder that caches the vectors of every list of texts.
 
     Args:
-        encoder: The model. Its weights must stay as they are while its vectors are remembered: for
-            a model in training, make a new one at each evaluation.
-        label: What to call it.
-        batch_tokens: Padded tokens of a batch; None leaves them to the device.
-        progress: Shows how far the encoding is.
+        encoder: The model. Its weights must not change while its vectors are cached: for a model
+            in training, create a new `CachedEncoder` at each evaluation.
+        label: Name in tables and messages.
+        batch_tokens: Padded tokens of a batch; None selects them by device.
+        progress: Reports the progress of encoding.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class CachedEncoder:
         self.label = label
         self.batch_tokens = batch_tokens
         self.progress = progress or Progress(-1)
-        self._known: dict[tuple[str, bytes], Vectors] = {}
+        self._cache: dict[tuple[str, bytes], Vectors] = {}
         self.cut: dict[str, tuple[int, int]] = {}
-        """Of texts that were encoded, by what they are: those cut at the limit, and all."""
+        """Number of truncated texts and of encoded texts, by kind of text."""
 
     @property
     def dim(self) -> int:
@@ -78,15 +78,15 @@ class CachedEncoder:
         Args:
             texts: The texts.
             prompt_name: As of `emb_tool.checkpoint.prompts.prompt_text`.
-            what: What they are, in the plural; those that are cut are counted under this name.
+            what: Kind of the texts, in the plural; truncated texts are counted by kind.
 
         Raises:
-            InvalidInput: A prompt that the model does not have.
-            RunFailed: A vector that is not finite.
+            InvalidInput: The model has no prompt of that name.
+            RunFailed: A vector is not finite.
         """
         prompt = self.encoder.prompt(prompt_name)
         key = (prompt, _digest(texts))
-        if key not in self._known:
+        if key not in self._cache:
             before = getattr(self.encoder, "truncated", 0)
             name = f"encoding by {public_name(self.label)}" if self.label else "encoding"
             with self.progress.task(name, len(texts), "texts") as advance:
@@ -95,36 +95,36 @@ class CachedEncoder:
                 )
             self._count(what, getattr(self.encoder, "truncated", 0) - before, len(texts))
             self.remember(texts, prompt_name, vectors)
-        return self._known[key]
+        return self._cache[key]
 
-    def _count(self, what: str, cut: int, texts: int) -> None:
-        """Note how many of some texts this process has cut, of how many that all have encoded."""
+    def _count(self, what: str, truncated: int, texts: int) -> None:
+        """Add the truncated texts of all processes, and the encoded texts, to the counts."""
         runtime = getattr(self.encoder, "runtime", None)
-        (total,) = runtime.sum(cut) if runtime else (cut,)
+        (total,) = runtime.sum(truncated) if runtime else (truncated,)
         before, seen = self.cut.get(what, (0, 0))
         self.cut[what] = before + int(total), seen + texts
 
     def remember(self, texts: Sequence[str], prompt_name: str | None, vectors: Vectors) -> None:
-        """Take these vectors for these texts, e.g. from a store, instead of encoding them."""
+        """Cache known vectors for these texts, e.g. from a store, instead of encoding them."""
         finite = np.isfinite(vectors).all(1)
         if not finite.all():
-            text, others = texts[int(np.argmin(finite))], int((~finite).sum()) - 1
-            why, hint = self.encoder.explain_not_finite(text, self.encoder.prompt(prompt_name))
+            text, num_others = texts[int(np.argmin(finite))], int((~finite).sum()) - 1
+            reason, hint = self.encoder.explain_not_finite(text, self.encoder.prompt(prompt_name))
             raise RunFailed(
                 f"{self.label or 'the model'} gives NaN or infinity for {text[:60]!r}"
-                f" and {others} other texts{why}",
+                f" and {num_others} other texts{reason}",
                 hint,
             )
-        self._known[self.encoder.prompt(prompt_name), _digest(texts)] = vectors
+        self._cache[self.encoder.prompt(prompt_name), _digest(texts)] = vectors
 
 
 class ModelPair:
-    """One row of the table: queries by one encoder, documents by another or by the same.
+    """A row of the results table: a query encoder and a document encoder, which may be the same.
 
     Args:
         query: Encodes the queries, and the first sentences of STS.
         document: Encodes the documents, the second sentences, and the texts of agreement and speed.
-        label: What to call it.
+        label: Name in tables and messages.
     """
 
     def __init__(self, query: CachedEncoder, document: CachedEncoder, label: str = "") -> None:
@@ -132,25 +132,25 @@ class ModelPair:
             raise InvalidInput(
                 f"{query.label} has {query.dim} dimensions, {document.label} has {document.dim}: "
                 "their vectors cannot be compared",
-                "take a query model that was distilled to the document model's width",
+                "use a query model that was distilled to the document model's width",
             )
         self.query = query
         self.document = document
         self.label = label or document.label
         self.scores: dict[str, Any] = {}
-        """Score by task, so that a reference is measured once for many models."""
+        """Score by task, so that a reference is measured only once."""
 
     @classmethod
     def of(
         cls, encoder: TextEncoder, label: str = "", *, batch_tokens: int | None = None
     ) -> ModelPair:
-        """One encoder for both sides."""
+        """A pair with one encoder for both sides."""
         both = CachedEncoder(encoder, label, batch_tokens=batch_tokens)
         return cls(both, both, label)
 
     @property
     def symmetric(self) -> bool:
-        """Whether one encoder does both."""
+        """Whether one encoder is used for both sides."""
         return self.query.encoder is self.document.encoder
 
 

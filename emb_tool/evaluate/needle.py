@@ -1,4 +1,4 @@
-"""Needles: a fact somewhere in long prose."""
+"""Needle task: a fact hidden in long prose."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 
 
 class Needle(Synthetic):
-    """Is the document found that holds a fact? In prose: yours, or Python's documentation."""
+    """Retrieve the document with a given fact, in your prose or in Python's documentation."""
 
     name: ClassVar[str] = "needle"
     paper: ClassVar[str] = "arXiv:2404.12096"
 
     def needles(self) -> NeedleSet:
-        """A person, a thing and a place each."""
+        """Facts with a person, a thing and a place each."""
         from emb_tool.data.passkey import make_facts
 
         return make_facts(self.queries, self.sample_seed)
 
     def default_haystack(self) -> list[str]:
-        """Sentences of Python's own documentation."""
+        """Sentences of Python's documentation."""
         from emb_tool.data.builtin_texts import sample_texts
 
         return sample_texts()

@@ -1,4 +1,4 @@
-"""Passkeys: five digits of a person's somewhere in a long document."""
+"""Passkey task: a person's five digits hidden in a long document."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 
 
 class Passkey(Synthetic):
-    """Is the document found that holds a person's passkey? In LongEmbed's filler, or in prose."""
+    """Retrieve the document with a person's passkey, in LongEmbed's filler or in prose."""
 
     name: ClassVar[str] = "passkey"
     paper: ClassVar[str] = "arXiv:2404.12096"
 
     def needles(self) -> NeedleSet:
-        """Names and digits."""
+        """Sentences with a name and its passkey."""
         from emb_tool.data.passkey import make_passkeys
 
         return make_passkeys(self.queries, self.sample_seed)
 
     def default_haystack(self) -> list[str]:
-        """LongEmbed's five sentences."""
+        """LongEmbed's five filler sentences."""
         from emb_tool.data.passkey import FILLER
 
         return list(FILLER)

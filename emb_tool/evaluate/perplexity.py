@@ -31,8 +31,10 @@ class Perplexity(LongTask):
     path: Annotated[
         str, Field(description="texts: a file, a folder or hub:NAME"), FlagInfo(metavar="PATH")
     ]
-    lengths: Annotated[IntList, Field(description="tokens of a context")] = (512, 1024, 2048)
-    tokens: Annotated[int, Field(ge=64, description="tokens read of the texts")] = 65536
+    lengths: Annotated[IntList, Field(description="context lengths in tokens")] = (512, 1024, 2048)
+    tokens: Annotated[int, Field(ge=64, description="maximum number of tokens of all texts")] = (
+        65536
+    )
     text_field: TextField = None
     delimiter: Delimiter = None
     header: Header = None
@@ -43,35 +45,35 @@ class Perplexity(LongTask):
     def check(self) -> list[str]:
         """Read the texts."""
         if not self._texts().strip():
-            raise InvalidInput(f"{self.path}: there is no text", "give some prose")
+            raise InvalidInput(f"{self.path}: there is no text", "give a file with texts")
         return self._notes
 
     def score(self, pair: ModelPair, reference: ModelPair | None = None) -> Score:
-        """Exp of the mean loss of every token but a context's first, at each length it reads."""
+        """Exp of the mean loss, without each context's first token, at each length it reads."""
         limit = pair.document.encoder.max_length
-        able = readable_lengths(self.lengths, limit)
-        if not able:  # a reference that is short stands there for its baselines
+        lengths = readable_lengths(self.lengths, limit)
+        if not lengths:  # a short reference is measured only for its baselines
             return Score({})
-        figures: dict[str, float | int] = dict(self._at(pair, able))
-        return Score({"perplexity": figures[f"perplexity@{max(able)}"], **figures})
+        figures: dict[str, float | int] = dict(self._at(pair, lengths))
+        return Score({"perplexity": figures[f"perplexity@{max(lengths)}"], **figures})
 
     def beside(self, pair: ModelPair) -> Score:
-        """The model with contexts of the window, and as it is at every length."""
+        """The model with contexts of the window, and unmodified at every length."""
         from emb_tool.evaluate.length_baselines import computed_positions
 
         window = self._window(pair)
         encoder = pair.document.encoder
-        at = [n for n in self.lengths if n > window and computed_positions(encoder)]
-        found = self._at(pair, [window, *at])
+        longer = [n for n in self.lengths if n > window and computed_positions(encoder)]
+        measured = self._at(pair, [window, *longer])
         figures = {
-            f"perplexity@{n} truncation": found[f"perplexity@{window}"] for n in self.lengths
+            f"perplexity@{n} truncation": measured[f"perplexity@{window}"] for n in self.lengths
         }
-        figures |= {f"perplexity@{n} untreated": found[f"perplexity@{n}"] for n in at}
+        figures |= {f"perplexity@{n} untreated": measured[f"perplexity@{n}"] for n in longer}
         return Score(dict(figures))
 
     def verdicts(self, rows: Mapping[str, Mapping[str, Measure]], reference: str) -> list[str]:
-        """Where an extension is worse than leaving the model alone."""
-        said = []
+        """A message for each figure of a model that is worse than the unextended reference."""
+        messages = []
         for model, row in rows.items():
             for name, measure in row.items():
                 for other in ("untreated", "truncation"):
@@ -80,15 +82,15 @@ class Perplexity(LongTask):
                         continue
                     if measure.value > base.value:
                         kind = "contexts of the window" if other == "truncation" else "untreated"
-                        said.append(
+                        messages.append(
                             f"{self.label}: {model} has {measure.value:.1f} in {name}, worse than "
                             f"{reference} {kind} ({base.value:.1f})"
                         )
                         break
-        return said
+        return messages
 
     def table(self, rows: Mapping[str, Mapping[str, Measure]]) -> Table:
-        """A row a model or baseline, a column a length."""
+        """One row per model or baseline, one column per length."""
         title = f"{self.label}: perplexity, by tokens of the context"
         table = Table(title, ["model", *(f"{n:,}" for n in self.lengths)])
         for model, row in rows.items():
@@ -111,38 +113,40 @@ class Perplexity(LongTask):
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True
             )
-        for one in loaded:
-            refuse_unloaded(one, encoder.checkpoint.name, head=True)
+        for loading_report in loaded:
+            refuse_unloaded(loading_report, encoder.checkpoint.name, head=True)
         model.to(encoder.runtime.device).eval()
         with quiet():
             ids = encoder._tokenizer(self._texts(), return_tensors="pt")["input_ids"][0]
         ids = ids[: self.tokens]
-        found = {}
+        figures = {}
         with torch.inference_mode():
             for length in lengths:
                 total, count = 0.0, 0
                 for start in range(0, len(ids) - length + 1, length):
-                    piece = encoder.runtime.move(ids[start : start + length][None])
-                    logits = model(piece).logits[0, :-1].float()
-                    loss = torch.nn.functional.cross_entropy(logits, piece[0, 1:], reduction="sum")
+                    context = encoder.runtime.move(ids[start : start + length][None])
+                    logits = model(context).logits[0, :-1].float()
+                    loss = torch.nn.functional.cross_entropy(
+                        logits, context[0, 1:], reduction="sum"
+                    )
                     total, count = total + float(loss), count + length - 1
                 if not count:
                     raise InvalidInput(
                         f"{self.path}: fewer than {length} tokens", "give longer texts"
                     )
-                found[f"perplexity@{length}"] = exp(total / count)
-        return found
+                figures[f"perplexity@{length}"] = exp(total / count)
+        return figures
 
     def _texts(self) -> str:
         if self._text is None:
             from emb_tool.data.texts import read_texts, scan
 
             scan([self.path], TextOptions.of(self))
-            parts, size = [], 0
+            texts, size = [], 0
             for record in read_texts([self.path], TextOptions.of(self), note=self.note):
-                parts.append(record.text)
+                texts.append(record.text)
                 size += len(record.text)
                 if size > 8 * self.tokens:
                     break
-            self._text = "\n".join(parts)
+            self._text = "\n".join(texts)
         return self._text

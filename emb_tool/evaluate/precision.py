@@ -1,4 +1,4 @@
-"""What retrieval keeps when document vectors are stored in fewer bytes."""
+"""Retrieval quality with document vectors of lower precision."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 TOP = 10
-"""Results that rescoring is for."""
+"""Number of results; rescoring uses a multiple of it."""
 
 
 class RetrievalRun(Protocol):
-    """What is read of a retrieval task; see `emb_tool.evaluate.retrieval`."""
+    """The used interface of a retrieval task; see `emb_tool.evaluate.retrieval`."""
 
     precision: Precisions
     rescore: IntList
@@ -36,65 +36,65 @@ class RetrievalRun(Protocol):
     hamming: bool
 
     def vectors(self, pair: ModelPair) -> tuple[Floats, Floats]:
-        """What is searched with and what is searched."""
+        """The vectors of queries and documents."""
 
     def ranked(self, score: Callable[[slice, slice], Floats], depth: int) -> NDArray[np.int64]:
         """(queries, depth) documents, best first."""
 
     def by_dot(self, encoder: Any) -> bool:
-        """Whether documents are ordered by dot product."""
+        """Whether the similarity is the dot product."""
 
     def data(self) -> Data:
-        """The folder."""
+        """The content of the folder."""
 
 
 class Variant(NamedTuple):
-    """What one way of keeping and searching vectors finds.
+    """The ranking of one way of storing and searching vectors.
 
     Args:
-        name: The precision, and how it was rescored.
-        found: (queries, documents) rows of the corpus, best first.
-        nbytes: Of a code.
-        note: What else there is to say of it.
+        name: The precision, and the rescoring.
+        ranking: (queries, documents) rows of the corpus, best first.
+        nbytes: Bytes of a code.
+        note: Source of the ranges and cost of rescoring.
     """
 
     name: str
-    found: NDArray[np.int64]
+    ranking: NDArray[np.int64]
     nbytes: int
     note: str
 
 
 def rankings(task: RetrievalRun, pair: ModelPair) -> Iterator[Variant]:
-    """The documents that the task's queries find, by each of its precisions.
+    """The ranking of the task's queries at each of its precisions.
 
     Args:
-        task: Says which precisions, and how they are searched.
-        pair: Who encodes.
+        task: Its precisions, and how they are searched.
+        pair: The encoders.
     """
     queries, documents = task.vectors(pair)
     ranges, origin = _ranges(task, pair, documents)
-    better = make_code(task.rescore_with, documents.shape[1], ranges)
-    vectors = better.encode(documents) if max(task.rescore) else documents
+    rescoring_code = make_code(task.rescore_with, documents.shape[1], ranges)
+    vectors = rescoring_code.encode(documents) if max(task.rescore) else documents
     for precision in task.precision:
         if precision == "float32":
             continue
         code = make_code(precision, documents.shape[1], ranges)
-        said = [f"ranges: {origin}"] if precision in CALIBRATED else []
-        found = _search(task, code, queries, code.encode(documents))
+        notes = [f"ranges: {origin}"] if precision in CALIBRATED else []
+        result = _search(task, code, queries, code.encode(documents))
         for times in task.rescore:
-            name, ranked, note = precision, found, list(said)
+            name, ranked, note = precision, result, list(notes)
             if times:
                 name = f"{precision}, rescore {times}"
-                note.append(f"{better.nbytes} more to rescore with")
+                note.append(f"{rescoring_code.nbytes} more to rescore with")
                 ranked = rescore(
-                    queries, lambda rows: better.decode(vectors[rows]), found, times * TOP,
+                    queries, lambda rows: rescoring_code.decode(vectors[rows]), result, times * TOP,
                     order=task.data().order,
                 )  # fmt: skip
             yield Variant(name, ranked, code.nbytes, "; ".join(note))
 
 
 def overlap(one: NDArray[np.int64], other: NDArray[np.int64], k: int = TOP) -> float:
-    """Mean share of the first k of one ranking that are among the first k of the other."""
+    """Mean fraction of the first k of one ranking that are among the first k of the other."""
     shared = [
         len(set(a) & set(b)) / max(1, len(a))
         for a, b in zip(one[:, :k].tolist(), other[:, :k].tolist(), strict=True)
@@ -105,8 +105,8 @@ def overlap(one: NDArray[np.int64], other: NDArray[np.int64], k: int = TOP) -> f
 def _search(task: RetrievalRun, code: Code, queries: Floats, codes: Codes) -> NDArray[np.int64]:
     depth = max(DEPTH, TOP * max(task.rescore))
     if task.hamming and isinstance(code, SignCode):
-        asked, stored = code.packed(code.encode(queries)), code.packed(codes)
-        return task.ranked(lambda q, d: -hamming(asked[q], stored[d]).astype(np.float32), depth)
+        signs, stored = code.packed(code.encode(queries)), code.packed(codes)
+        return task.ranked(lambda q, d: -hamming(signs[q], stored[d]).astype(np.float32), depth)
     folded, constant = code.fold(queries)
 
     def score(q: slice, d: slice) -> Floats:
@@ -116,7 +116,7 @@ def _search(task: RetrievalRun, code: Code, queries: Floats, codes: Codes) -> ND
 
 
 def _ranges(task: RetrievalRun, pair: ModelPair, documents: Floats) -> tuple[Ranges, str]:
-    """The ranges stored with the model, if its vectors are searched as they come; else theirs."""
+    """Ranges stored with the model if vectors are searched unscaled; else the documents' own."""
     encoder = pair.document.encoder
     folder = getattr(getattr(encoder, "checkpoint", None), "path", None)
     as_encoded = task.by_dot(encoder) or getattr(encoder, "normalises", False)

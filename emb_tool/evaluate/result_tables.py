@@ -1,4 +1,4 @@
-"""The figures of an evaluation laid out for a person, within 80 columns."""
+"""Tables of the figures of an evaluation, within 80 columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from emb_tool.evaluate.task import Task
 
 ASYMMETRIC, ASYMMETRY = " asymmetric", "  asymmetric"
-"""The end of such figures' names, and the heading of their row below the model's."""
+"""Suffix of the names of asymmetric figures, and the heading of their row."""
 
 HEADINGS = {
     "neighbour overlap": "top-10 overlap",
@@ -24,32 +24,32 @@ HEADINGS = {
     "cosine floor": "floor",
     "retention": "retention %",
 }
-"""Shorter in a table, whose title says what it is about."""
+"""Short column headings by figure; the title names the task."""
 
 
 def tables(report: Report, tasks: Sequence[Task], reference: str | None) -> list[Table]:
-    """A summary with a row a model, then a table for each task.
+    """A summary with one row per model, then a table for each task.
 
     Args:
         report: Holds the measures.
-        tasks: In the order of the columns.
+        tasks: The tasks, in the order of the columns.
         reference: The model that retention refers to; its row is marked.
     """
     models = list(dict.fromkeys(m.model for m in report.measures))
     names = short_names(models)
     if reference:
         names[reference] += " (ref.)"
-    found: list[Table | None] = [_summary(report, tasks, names)]
+    result: list[Table | None] = [_summary(report, tasks, names)]
     for task in tasks:
         build: Any = getattr(task, "table", None) or partial(_detail if task.main else _speed, task)
         rows = zip(models, _rows(report, task.label, models), strict=True)
-        found.append(build({names[model]: row for model, row in rows if row}))
-        found.append(_precisions(report, task, names))
-    return [table for table in found if table]
+        result.append(build({names[model]: row for model, row in rows if row}))
+        result.append(_precisions(report, task, names))
+    return [table for table in result if table]
 
 
 def _summary(report: Report, tasks: Sequence[Task], names: dict[str, str]) -> Table:
-    columns, said = ["model", "MB", "params", "dim"], []
+    columns, contents = ["model", "MB", "params", "dim"], []
     rows: dict[tuple[str, str], list[str]] = {}
     for model, name in names.items():
         size = report.value("weights", model=model) or 0
@@ -59,45 +59,47 @@ def _summary(report: Report, tasks: Sequence[Task], names: dict[str, str]) -> Ta
         if any(m.model == model and m.name.endswith(ASYMMETRIC) for m in report.measures):
             rows[model, ASYMMETRIC] = [ASYMMETRY, "", "", ""]
     for task in tasks:
-        found = dict(zip(names, _rows(report, task.label, names), strict=True))
-        if not any(task.shown in row for row in found.values()):
+        measures = dict(zip(names, _rows(report, task.label, names), strict=True))
+        if not any(task.shown in row for row in measures.values()):
             continue
-        stem = task.label.partition(":")[2] or task.label
-        columns.append(stem if task.main else "texts/s")
-        said.append(
-            f"{task.shown} of {stem}"
+        source = task.label.partition(":")[2] or task.label
+        columns.append(source if task.main else "texts/s")
+        contents.append(
+            f"{task.shown} of {source}"
             if task.main
             else f"texts/s at {task.shown.rpartition('@')[2]} tokens"
         )
         for (model, kind), cells in rows.items():
-            cells.append(_cell(found[model].get(task.shown + kind)))
+            cells.append(_cell(measures[model].get(task.shown + kind)))
     labels = [task.label for task in tasks]
-    kept = [
+    retentions = [
         m
         for m in report.measures
         if m.name.startswith("retention") and m.unit == "%" and m.of in labels
     ]
-    if kept:
+    if retentions:
         columns.append("retention")
-        several = len({m.of for m in kept}) > 1
-        said.append("the lowest retention" if several else "retention")
+        several = len({m.of for m in retentions}) > 1
+        contents.append("the lowest retention" if several else "retention")
         for (model, kind), cells in rows.items():
-            values = [m.value for m in kept if m.model == model and m.name == f"retention{kind}"]
+            values = [
+                m.value for m in retentions if m.model == model and m.name == f"retention{kind}"
+            ]
             numbers = [value for value in values if value is not None]
             cells.append(f"{min(numbers):.1f} %" if numbers else "")
-    title = "summary: " + ", ".join(said) if said else "summary"
+    title = "summary: " + ", ".join(contents) if contents else "summary"
     return Table(title, columns, list(rows.values()))
 
 
 def by_model(report: Report, task: Task) -> dict[str, dict[str, Measure]]:
-    """Each model's measures in one task, by name."""
+    """The measures of each model in one task, by name."""
     models = list(dict.fromkeys(m.model for m in report.measures))
     rows = zip(models, _rows(report, task.label, models), strict=True)
     return {model: row for model, row in rows if row}
 
 
 def _rows(report: Report, label: str, models: Iterable[str]) -> list[dict[str, Measure]]:
-    """For each model its measures in one task, by name."""
+    """The measures of each model in one task, by name."""
     return [
         {m.name: m for m in report.measures if m.of == label and m.model == model}
         for model in models
@@ -105,9 +107,9 @@ def _rows(report: Report, label: str, models: Iterable[str]) -> list[dict[str, M
 
 
 def _precisions(report: Report, task: Task, names: dict[str, str]) -> Table | None:
-    """What it costs to keep document vectors in fewer bytes; a row a precision below the model."""
-    start = f"{task.label} ["
-    labels = list(dict.fromkeys(m.of for m in report.measures if m.of.startswith(start)))
+    """Quality by precision of the document vectors; one row per precision below each model."""
+    prefix = f"{task.label} ["
+    labels = list(dict.fromkeys(m.of for m in report.measures if m.of.startswith(prefix)))
     if not labels:
         return None
     figures = (task.shown, "retention", "overlap@10", "recall@100")
@@ -118,33 +120,33 @@ def _precisions(report: Report, task: Task, names: dict[str, str]) -> Table | No
             if row:
                 cells = [_with_interval(row, figure) for figure in figures]
                 size = f"{row['bytes per vector'].value:,}"
-                kept_as = (
-                    f"{name} float32" if label == task.label else f"  {label[len(start) : -1]}"
+                heading = (
+                    f"{name} float32" if label == task.label else f"  {label[len(prefix) : -1]}"
                 )
-                rows.append([kept_as, size, *cells])
+                rows.append([heading, size, *cells])
     columns = ["vectors", "bytes", task.shown, "retention %", "overlap@10", "recall@100"]
     return Table(f"{task.label}: document vectors by precision", columns, rows)
 
 
 def _detail(task: Task, rows: dict[str, dict[str, Measure]]) -> Table | None:
-    """All figures of one task, the asymmetric ones in a row of their own.
+    """All figures of one task, with the asymmetric ones in a separate row.
 
-    None where there is nothing that the summary does not say.
+    None if the summary already contains them all.
     """
     figures = list(dict.fromkeys(name for row in rows.values() for name in row))
     counts = [name for name in figures if name in task.units]
-    apart = re.compile(r".* (asymmetric|low|high)|queries excluded|bytes per vector")
-    shown = [name for name in figures if name not in counts and not apart.fullmatch(name)]
-    if len(shown) < 2:
+    excluded = re.compile(r".* (asymmetric|low|high)|queries excluded|bytes per vector")
+    columns = [name for name in figures if name not in counts and not excluded.fullmatch(name)]
+    if len(columns) < 2:
         return None
     row = next(iter(rows.values()))
     title = f"{task.label}, {_cell(row[counts[0]])} {counts[0]}"
-    headings = [HEADINGS.get(name, name) for name in shown]
+    headings = [HEADINGS.get(name, name) for name in columns]
     body = []
     for name, row in rows.items():
-        body.append([name, *(_with_interval(row, figure) for figure in shown)])
-        if any(figure + ASYMMETRIC in row for figure in shown):
-            cells = (_with_interval(row, figure + ASYMMETRIC) for figure in shown)
+        body.append([name, *(_with_interval(row, figure) for figure in columns)])
+        if any(figure + ASYMMETRIC in row for figure in columns):
+            cells = (_with_interval(row, figure + ASYMMETRIC) for figure in columns)
             body.append([ASYMMETRY, *cells])
     return Table(title, ["model", *headings], body)
 
@@ -182,7 +184,7 @@ def _speed(task: Task, rows: dict[str, dict[str, Measure]]) -> Table:
 
 
 def _cell(measure: Measure | None, scale: float = 1.0) -> str:
-    """A figure as text: a score with 4 decimals, a share with 1, others with 3 digits."""
+    """A figure as text: scores with 4 decimals, percentages with 1, others with 3 digits."""
     if measure is None or measure.value is None:
         return "" if measure is None else "-"
     if measure.unit == "%":

@@ -1,4 +1,4 @@
-"""Retrieval on a BEIR folder: are the documents that people judged relevant found?"""
+"""Retrieval on a BEIR folder, scored with human relevance judgments."""
 
 from __future__ import annotations
 
@@ -46,16 +46,20 @@ class Retrieval(Task):
     document_prompt: DocumentPrompt = "document"
     similarity: Annotated[
         Literal["auto", "cosine", "dot"],
-        Field(description="what documents are ordered by; auto is dot where the model says so"),
+        Field(
+            description="similarity; auto is dot if the model's configuration says so, else cosine"
+        ),
     ] = "auto"
     ignore_identical_ids: Annotated[
         bool,
-        Field(description="a document with the query's id is no answer (ArguAna, Quora)"),
+        Field(
+            description="exclude the document with the query's id from the results (ArguAna, Quora)"
+        ),
     ] = False
     precision: Annotated[
         Precisions,
         Field(
-            description="also search document vectors kept as float16, int8, uint8, binary, "
+            description="also search document vectors stored as float16, int8, uint8, binary, "
             "ubinary or rabitq; several: int8,binary"
         ),
         FlagInfo(metavar="PRECISION,..."),
@@ -63,20 +67,20 @@ class Retrieval(Task):
     rescore: Annotated[
         IntList,
         Field(
-            description="K: the first 10 K found by codes are put in order by better vectors; "
-            "0 is not at all; several: 0,4"
+            description="K: rescore the top 10 K results of the codes by rescore_with vectors; "
+            "0 is no rescoring; several: 0,4"
         ),
     ] = (0,)
     rescore_with: Annotated[
         Precision,
-        Field(description="precision of those better vectors"),
+        Field(description="precision of the vectors used for rescoring"),
         FlagInfo(metavar="PRECISION"),
     ] = "float32"
     hamming: Annotated[
         bool,
         Field(
             description="compare binary codes with the query's signs, as binary indexes do, "
-            "not with the query itself"
+            "instead of the float query"
         ),
     ] = False
 
@@ -85,30 +89,30 @@ class Retrieval(Task):
     @model_validator(mode="after")
     def _of_precisions(self) -> Retrieval:
         if min(self.rescore, default=-1) < 0:
-            raise ValueError(f"rescore={self.rescore}: numbers from 0 up")
+            raise ValueError(f"rescore={self.rescore}: must be at least 0")
         for key in ("rescore", "rescore_with", "hamming"):
             if not self.precision and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} says how codes are searched; add precision=int8,binary")
+                raise ValueError(f"{key} applies only to codes; add precision=int8,binary")
         return self
 
     def check(self) -> list[str]:
-        """Read the folder; count what is missing from it."""
+        """Read the folder; report missing judgments and documents."""
         data = self.data()
-        said = []
+        messages = []
         if data.excluded:
-            said.append(
+            messages.append(
                 f"{self.label}: {data.excluded} judged queries have no relevant document "
-                "and are left out"
+                "and are excluded"
             )
         if data.absent:
-            said.append(
+            messages.append(
                 f"{self.label}: {data.absent} relevant documents are not in the corpus and count "
-                "as not found"
+                "as not retrieved"
             )
-        return said
+        return messages
 
     def files(self) -> list[Path]:
-        """The judgements; splits of one collection share documents and queries."""
+        """The judgments; splits of one collection share documents and queries."""
         from emb_tool.data.beir import find_qrels
 
         return [find_qrels(Path(self.path).expanduser())]
@@ -118,11 +122,11 @@ class Retrieval(Task):
         return self.data().queries
 
     def score(self, pair: ModelPair, reference: ModelPair | None = None) -> Score:
-        """nDCG@10, recall@100, MAP@100 and MRR@10, each the mean over the queries."""
+        """nDCG@10, recall@100, MAP@100 and MRR@10, averaged over the queries."""
         return self.scored(self.ranking(pair))
 
     def vectors(self, pair: ModelPair) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """What is searched with and what is searched: of norm 1, unless by dot product."""
+        """The vectors of queries and documents, of norm 1 unless the similarity is dot."""
         from emb_tool.evaluate.nearest_neighbors import unit
 
         data = self.data()
@@ -137,7 +141,7 @@ class Retrieval(Task):
     def ranked(
         self, score: Callable[[slice, slice], NDArray[np.float32]], depth: int
     ) -> NDArray[np.int64]:
-        """(queries, depth) documents by a score as `search_by` takes it, best first."""
+        """(queries, depth) documents by a score function of `search_by`, best first."""
         from emb_tool.evaluate.nearest_neighbors import search_by
 
         data = self.data()
@@ -146,7 +150,7 @@ class Retrieval(Task):
         return search_by(score, shape, depth, order=data.order, exclude=own)
 
     def ranking(self, pair: ModelPair) -> NDArray[np.int64]:
-        """(queries, at most 100) documents by inner product of float32, remembered."""
+        """(queries, at most 100) documents by float32 inner product, cached."""
         key = f"{self.spec} ranking"
         if key not in pair.scores:
             queries, documents = self.vectors(pair)
@@ -154,8 +158,8 @@ class Retrieval(Task):
         ranking: NDArray[np.int64] = pair.scores[key]
         return ranking
 
-    def scored(self, found: NDArray[np.int64]) -> Score:
-        """The figures of a ranking, (queries, documents); of more than 100 the first count."""
+    def scored(self, ranking: NDArray[np.int64]) -> Score:
+        """The figures of a ranking, (queries, documents), of which the first 100 count."""
         import numpy as np
 
         from emb_tool.evaluate import metrics
@@ -164,25 +168,25 @@ class Retrieval(Task):
         gains = np.array(
             [
                 [judged.get(document, 0.0) for document in row]
-                for judged, row in zip(data.judged, found[:, :DEPTH].tolist(), strict=True)
+                for judged, row in zip(data.judged, ranking[:, :DEPTH].tolist(), strict=True)
             ]
         )
-        each = {
+        per_query = {
             "ndcg@10": metrics.ndcg(gains, data.ideal),
             "recall@100": metrics.recall(gains, data.relevant),
             "map@100": metrics.average_precision(gains, data.relevant),
             "mrr@10": metrics.reciprocal_rank(gains),
         }
-        figures: dict[str, float | int] = {name: float(v.mean()) for name, v in each.items()}
+        figures: dict[str, float | int] = {name: float(v.mean()) for name, v in per_query.items()}
         figures |= {"queries": len(data.queries), "queries excluded": data.excluded}
-        values = each["ndcg@10"]
+        values = per_query["ndcg@10"]
         return Score(figures, lambda counts: counts @ values / counts.sum(1), len(values))
 
     def run(self, pair: ModelPair, reference: ModelPair | None = None) -> list[Measure]:
-        """The figures of `score`, retention, and both by precision and for the asymmetric use.
+        """The figures of `score` and retention, also by precision and for asymmetric retrieval.
 
-        Where a reference of the same width is given, `ndcg@10 asymmetric` searches the reference's
-        documents with the pair's queries: what a student is worth in front of the teacher's index.
+        If a reference of the same width is given, `ndcg@10 asymmetric` searches the reference's
+        document vectors with the pair's query vectors: a student's queries on a teacher's index.
         """
         from emb_tool.evaluate.model_pair import ModelPair
 
@@ -201,7 +205,7 @@ class Retrieval(Task):
         ]
 
     def _by_precision(self, pair: ModelPair, reference: ModelPair | None) -> list[Measure]:
-        """For every precision the figures, what they keep of float32, and bytes of a vector."""
+        """For every precision: figures, retention of the float32 figures, and bytes per vector."""
         if not self.precision:
             return []
         from emb_tool.evaluate.precision import overlap, rankings
@@ -213,26 +217,26 @@ class Retrieval(Task):
         ]
         for variant in rankings(self, pair):
             label = f"{self.label} [{variant.name}]"
-            score = self.scored(variant.found)
-            shared = overlap(exact, variant.found)
-            found = [
+            score = self.scored(variant.ranking)
+            shared = overlap(exact, variant.ranking)
+            variant_measures = [
                 *(m for m in self._measures(score, pair) if m.name not in self.units),
-                Measure("overlap@10", shared, note="share of the 10 that float32 finds first"),
+                Measure("overlap@10", shared, note="fraction of the top 10 of float32"),
                 Measure(BYTES, variant.nbytes, "B", note=variant.note),
                 *self._retention(score, pair, base),
             ]
-            measures += [replace(m, of=label, model=pair.label) for m in found]
+            measures += [replace(m, of=label, model=pair.label) for m in variant_measures]
         return measures
 
     def by_dot(self, encoder: Any) -> bool:
-        """Whether documents are ordered by dot product, not by cosine."""
+        """Whether the similarity is the dot product rather than the cosine."""
         if self.similarity != "auto":
             return self.similarity == "dot"
         layout = getattr(getattr(encoder, "checkpoint", None), "layout", None)
         return getattr(layout, "similarity", None) in ("dot", "dot_score")
 
     def data(self) -> Data:
-        """The folder, read once."""
+        """The content of the folder, read once."""
         if self._data is None:
             self._data = self._read()
         return self._data
@@ -249,15 +253,15 @@ class Retrieval(Task):
             query: [float(r) for r in judged.values() if r > 0]
             for query, judged in beir.qrels.items()
         }
-        asked = [query for query in beir.query_ids if positives[query]]
-        if not asked:
+        queries = [query for query in beir.query_ids if positives[query]]
+        if not queries:
             raise InvalidInput(
                 f"{self.path}: no query has a relevant document",
-                f"{beir.qrels_file} must give a score above 0 somewhere",
+                f"{beir.qrels_file} must contain a score above 0",
             )
-        ideal = np.zeros((len(asked), 10))
-        relevant = np.zeros(len(asked))
-        for i, query in enumerate(asked):
+        ideal = np.zeros((len(queries), 10))
+        relevant = np.zeros(len(queries))
+        for i, query in enumerate(queries):
             best = sorted(positives[query], reverse=True)[:10]
             ideal[i, : len(best)], relevant[i] = best, len(positives[query])
         order = np.empty(len(row), np.int64)
@@ -266,19 +270,19 @@ class Retrieval(Task):
         )
         return Data(
             documents=list(beir.docs),
-            queries=[texts[query] for query in asked],
+            queries=[texts[query] for query in queries],
             order=order,
-            own=np.array([row.get(query, -1) for query in asked], np.int64),
+            own=np.array([row.get(query, -1) for query in queries], np.int64),
             judged=[
                 {row[name]: float(r) for name, r in beir.qrels[query].items() if name in row}
-                for query in asked
+                for query in queries
             ],
             ideal=ideal,
             relevant=relevant,
-            excluded=len(beir.query_ids) - len(asked),
+            excluded=len(beir.query_ids) - len(queries),
             absent=sum(
                 r > 0 and document not in row
-                for query in asked
+                for query in queries
                 for document, r in beir.qrels[query].items()
             ),
         )

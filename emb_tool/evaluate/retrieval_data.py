@@ -1,4 +1,4 @@
-"""A BEIR folder as a search through it needs it, and how far the search goes."""
+"""A BEIR folder prepared for search, and the search depth."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEPTH = 100
-"""Documents retrieved for a query; what MAP and recall see."""
+"""Documents retrieved per query, and the cutoff of MAP and recall."""
 
 
 class Data(NamedTuple):
-    """A BEIR folder as the search needs it.
+    """A BEIR folder prepared for search.
 
     Args:
         documents: Texts of the documents.
         queries: Texts of the queries that have a relevant document.
-        order: (documents,) place of each document among the ids in descending order.
-        own: (queries,) the document whose id is the query's, -1 for none.
-        judged: For each query relevance by row of `documents`.
+        order: (documents,) rank of each document id in descending order.
+        own: (queries,) row of the document with the query's id, -1 for none.
+        judged: For each query, relevance by row of `documents`.
         ideal: (queries, 10) judged relevances in descending order, padded with 0.
         relevant: (queries,) number of relevant documents.
         excluded: Judged queries without a relevant document.

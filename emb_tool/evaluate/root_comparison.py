@@ -1,4 +1,4 @@
-"""A check's second row: what an output keeps of the model that its input goes back to."""
+"""Comparison of an output with the root model that its input was derived from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def open_root(target: CheckTarget) -> Checkpoint | None:
-    """What the input goes back to, where that is another model."""
+    """Open the root model of the input; None if the input is itself the root."""
     if target.root is None:
         return None
     root = Checkpoint.open(target.root.path)
@@ -29,9 +29,9 @@ def open_root(target: CheckTarget) -> Checkpoint | None:
 
 @contextmanager
 def warn_on_failure(report: Report, root: Checkpoint) -> Iterator[None]:
-    """Turn a failure on a root into a warning: the output itself has passed its check.
+    """Turn a failure on a root into a warning, because the output itself passed its check.
 
-    The root may need more memory than this machine has.
+    The root may need more memory than is available.
     """
     from emb_tool.runtime.device import Runtime
 
@@ -40,8 +40,8 @@ def warn_on_failure(report: Report, root: Checkpoint) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, EmbToolError) and not Runtime.is_out_of_memory(error):
             raise
-        why = error.message if isinstance(error, EmbToolError) else "memory ran out"
-        report.warn(f"not measured against its root {root.name}: {why}")
+        reason = error.message if isinstance(error, EmbToolError) else "out of memory"
+        report.warn(f"not measured against its root {root.name}: {reason}")
 
 
 def neighbor_overlap(
@@ -52,27 +52,27 @@ def neighbor_overlap(
     name: str,
     progress: Progress,
 ) -> Measure:
-    """The ten nearest neighbours of held-out texts that are still those of the root.
+    """Fraction of the ten nearest neighbors of held-out texts that output and root share.
 
     Args:
-        lines: `text` and `prompt` of each; the root puts its own prompt of that name before it.
+        lines: `text` and `prompt` of each; the root uses its own prompt of the same name.
         vectors: (texts, dim) of the output.
-        output: The model that gave them.
-        root: Another; its dim may be another, too.
-        name: The output's.
-        progress: Shows how far it is.
+        output: The output model.
+        root: The root model; its width may differ.
+        name: Name of the output.
+        progress: Reports progress.
     """
     from emb_tool.evaluate.agreement import similarity_metrics
     from emb_tool.model.encoder import Encoder
 
     encoder = Encoder.open(root, output.runtime)
     names = {text: key for key, text in output.checkpoint.layout.prompts.items()}
-    goal = np.empty((len(lines), encoder.dim), np.float32)
+    expected = np.empty((len(lines), encoder.dim), np.float32)
     with progress.task("held-out texts by the root", len(lines), "texts") as advance:
         for prompt in {line["prompt"] for line in lines}:
-            mine = [i for i, line in enumerate(lines) if line["prompt"] == prompt]
-            own = root.layout.prompts.get(names.get(prompt, ""), "")
-            texts = [lines[i]["text"] for i in mine]
-            goal[mine] = encoder.encode(texts, own, progress=advance)
-    overlap = similarity_metrics(vectors, goal)["neighbour overlap"]
+            rows = [i for i, line in enumerate(lines) if line["prompt"] == prompt]
+            root_prompt = root.layout.prompts.get(names.get(prompt, ""), "")
+            texts = [lines[i]["text"] for i in rows]
+            expected[rows] = encoder.encode(texts, root_prompt, progress=advance)
+    overlap = similarity_metrics(vectors, expected)["neighbour overlap"]
     return Measure("neighbour overlap", overlap, of="held-out texts", model=name, against=root.name)

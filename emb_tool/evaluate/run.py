@@ -1,4 +1,4 @@
-"""`embtool eval`: every model through every task, one report."""
+"""`embtool eval`: measure every model in every task, and write one report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class LoadedModel(NamedTuple):
-    """A model in memory, as encoder of queries and of documents (one, unless it is a Router)."""
+    """A loaded model as query and document encoder (the same unless the model is a Router)."""
 
     query: CachedEncoder
     document: CachedEncoder
@@ -33,18 +33,18 @@ class LoadedModel(NamedTuple):
 
     @property
     def pair(self) -> ModelPair:
-        """It with itself."""
+        """Its two encoders as a pair."""
         return ModelPair(self.query, self.document)
 
 
 class PreparedEvaluation(NamedTuple):
-    """What a job names, opened and found to be in order.
+    """The validated inputs of a job.
 
     Args:
-        tasks: The tasks, their files read.
-        checkpoints: The models, the reference and the query model by name.
-        warnings: What the user should know about the models, the data and the prompts.
-        prompts: What stands before the texts, by model, task and what the texts are.
+        tasks: The tasks, with their files read.
+        checkpoints: The models, the reference and the query model, by name.
+        warnings: Warnings about the models, the data and the prompts.
+        prompts: The prompts of the texts, by model, task and kind of text.
     """
 
     tasks: list[Task]
@@ -54,7 +54,7 @@ class PreparedEvaluation(NamedTuple):
 
 
 def prepare(job: EvalJob) -> PreparedEvaluation:
-    """Refuse, before torch is imported, what settings, headers and the tasks' files can tell."""
+    """Validate settings, checkpoint headers and task files before torch is imported."""
     if job.plot:
         plots.check_plot(job.plot)
     tasks = job.tasks()
@@ -76,24 +76,24 @@ def evaluate(
     progress: Progress | None = None,
     root: Checkpoint | None = None,
 ) -> Report:
-    """Measure the models of a job, one in memory at a time beside reference and query model.
+    """Measure the models of a job, one in memory at a time besides reference and query model.
 
-    Several processes share out the texts; each has all vectors, and works out the same figures.
+    Several processes divide the texts; each gathers all vectors and computes the same figures.
 
     Args:
-        job: What to measure.
-        runtime: Where.
-        prepared: What `prepare` gave; None calls it.
-        progress: Shows how far it is.
-        root: What the first model goes back to: it is held against that as well, which is no part
-            of tables and gate.
+        job: The models and tasks.
+        runtime: Device and processes.
+        prepared: The result of `prepare`; None calls it.
+        progress: Reports progress.
+        root: The root of the first model, which is compared with it too; this comparison is not
+            part of tables and gate.
 
     Returns:
-        Every figure (`model` is the name as given, of is the task), a summary table and one for
-        each task, and the gate where a model keeps less than `min_retention`.
+        Every figure (`model` is the name as given, `of` is the task), a summary table and a table
+        for each task, and the gate if a model's retention is below `min_retention`.
 
     Raises:
-        InvalidInput: Before any model is loaded, for a model, file, folder or setting at fault.
+        InvalidInput: A model, file or setting is invalid; raised before any model is loaded.
     """
     report = Report("eval", job=job.recipe())
     report.facts["runtime"] = runtime.facts()
@@ -102,7 +102,7 @@ def evaluate(
     if prepared is None:
         first: list[PreparedEvaluation] = []
         with progress.task("reading the tasks"):
-            # what is refused, one process says
+            # only one process reports an error
             runtime.on_main(lambda: first.append(prepare(job)))
         prepared = first[0] if first else prepare(job)
     tasks, checkpoints = prepared.tasks, prepared.checkpoints
@@ -114,19 +114,19 @@ def evaluate(
     def clock(what: str, seconds: float) -> None:
         report.timings[what] = report.timings.get(what, 0.0) + seconds
 
-    kept: dict[Path, LoadedModel] = {}
+    cache: dict[Path, LoadedModel] = {}
 
     def opened(name: str, keep: bool = False) -> LoadedModel:
         path = checkpoints[name].path.resolve()
-        if path in kept:
-            return kept[path]
+        if path in cache:
+            return cache[path]
         start = perf_counter()
         with progress.task(f"opening {public_name(name)}"):
-            found = _open(checkpoints[name], name, job, runtime, progress)
+            loaded = _open(checkpoints[name], name, job, runtime, progress)
         clock("open", perf_counter() - start)
         if keep:
-            kept[path] = found
-        return found
+            cache[path] = loaded
+        return loaded
 
     def measure(pair: ModelPair, size: list[Measure], against: ModelPair | None) -> None:
         report.measures += [Measure(m.name, m.value, m.unit, model=pair.label) for m in size]
@@ -140,7 +140,7 @@ def evaluate(
     reference = opened(job.reference, keep=True).pair if job.reference else None
     queries = opened(job.query_model, keep=True).query if job.query_model else None
     labels = []
-    lead: ModelPair | None = None
+    first_pair: ModelPair | None = None
     for name in names:
         model = opened(name)
         if queries is not None:
@@ -152,7 +152,7 @@ def evaluate(
             pair = ModelPair(model.query, model.document, name)
         labels.append(pair.label)
         measure(pair, model.size, reference)
-        lead = lead or (pair if root is not None else None)
+        first_pair = first_pair or (pair if root is not None else None)
         del model, pair
     reference_label = None
     if reference is not None and job.reference:
@@ -167,11 +167,11 @@ def evaluate(
         if isinstance(task, LongTask) and reference_label:
             for sentence in task.verdicts(by_model(report, task), reference_label):
                 report.warn(sentence)
-    if root is not None and lead is not None:
+    if root is not None and first_pair is not None:
         del reference, queries
-        kept.clear()  # three models in memory are one too many
+        cache.clear()  # at most two models in memory
         with warn_on_failure(report, root):
-            report.measures += _against(tasks, lead, root, job, runtime, progress)
+            report.measures += _against(tasks, first_pair, root, job, runtime, progress)
     if job.plot and runtime.is_main:
         _draw(report, tasks, reference_label, job.plot)
         report.facts["plot"] = job.plot
@@ -182,17 +182,17 @@ def _against(
     tasks: list[Task], pair: ModelPair, root: Checkpoint, job: EvalJob, runtime: Runtime,
     progress: Progress,
 ) -> list[Measure]:  # fmt: skip
-    """What a model keeps of its root's figures, and these and the root's size."""
+    """Retention of the root's figures by a model, and the root's own figures."""
     tasks = [task for task in tasks if task.retains]
     if not tasks:
         return []
     with progress.task(f"opening {public_name(root.name)}"):
         opened = _open(root, root.name, job, runtime, progress)
-    found: list[Measure] = []
+    measures: list[Measure] = []
     for task in tasks:
         with progress.task(task.label):
-            found += task.against(pair, opened.pair)
-    return found
+            measures += task.against(pair, opened.pair)
+    return measures
 
 
 def _open(
@@ -200,22 +200,22 @@ def _open(
 ) -> LoadedModel:
     from emb_tool.model.encoder import Encoder
 
-    whole = Encoder.open(checkpoint, runtime, max_length=job.max_length)
-    query, document = whole.route("query"), whole.route("document")
+    encoder = Encoder.open(checkpoint, runtime, max_length=job.max_length)
+    query, document = encoder.route("query"), encoder.route("document")
     sides = [
-        CachedEncoder(encoder, name, batch_tokens=job.batch_tokens, progress=progress)
-        for encoder in ((document,) if query is document else (query, document))
+        CachedEncoder(side, name, batch_tokens=job.batch_tokens, progress=progress)
+        for side in ((document,) if query is document else (query, document))
     ]
     size = [
         Measure("weights", checkpoint.weight_bytes(), "B"),
-        Measure("parameters", count_parameters(whole.model), "parameters"),
+        Measure("parameters", count_parameters(encoder.model), "parameters"),
         Measure("dimensions", document.dim, "dimensions"),
     ]
     return LoadedModel(sides[0], sides[-1], size)
 
 
 def count_parameters(model: Any) -> int:
-    """Numbers that a model computes with; a packed matrix counts as the one that it stands for."""
+    """Number of parameters; a packed matrix counts with its unpacked size."""
     from emb_tool.packed.base import Packed
 
     packed = [module for module in model.modules() if isinstance(module, Packed)]
@@ -224,20 +224,22 @@ def count_parameters(model: Any) -> int:
 
 
 def _gate(
-    report: Report, least: float | None, models: list[str], against: str | None
+    report: Report, minimum: float | None, models: list[str], against: str | None
 ) -> str | None:
-    """The worst retention, if it is below the gate."""
-    if least is None:
+    """A message about the lowest retention if it is below the minimum, else None."""
+    if minimum is None:
         return None
-    kept = [m for m in report.measures if m.name == "retention" and m.model in models]
-    worst = min(kept, key=lambda m: -1.0 if m.value is None else m.value)
+    retentions = [m for m in report.measures if m.name == "retention" and m.model in models]
+    worst = min(retentions, key=lambda m: -1.0 if m.value is None else m.value)
     base = "the reference's figure" if against else "its own float32 figure"
-    said = f"{worst.model} keeps {{}} of {base} in {worst.of}"
+    message = f"{worst.model} keeps {{}} of {base} in {worst.of}"
     if worst.value is None:
-        return said.format("an unknown share") + f": {worst.note}"
-    if worst.value >= 100 * least:
+        return message.format("an unknown share") + f": {worst.note}"
+    if worst.value >= 100 * minimum:
         return None
-    return said.format(f"{worst.value:.2f} %") + f", less than --min-retention {100 * least:g} %"
+    return (
+        message.format(f"{worst.value:.2f} %") + f", less than --min-retention {100 * minimum:g} %"
+    )
 
 
 def _draw(report: Report, tasks: list[Task], reference: str | None, path: str) -> None:
@@ -251,9 +253,9 @@ def _draw(report: Report, tasks: list[Task], reference: str | None, path: str) -
                 break  # drawn against length
             if m.of == task.label and m.name == task.main and m.value is not None:
                 size = report.value("weights", model=m.model) or 0
-                compared = m.model == reference
-                label = names[m.model] + (" (reference)" if compared else "")
-                point = plots.Point(label, size, m.value, compared)
+                is_reference = m.model == reference
+                label = names[m.model] + (" (reference)" if is_reference else "")
+                point = plots.Point(label, size, m.value, is_reference)
                 panels.setdefault((task.label, m.name), []).append(point)
     curves = {
         task.label: {names.get(k, k): v for k, v in task.curves(by_model(report, task)).items()}

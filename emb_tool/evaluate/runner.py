@@ -1,4 +1,4 @@
-"""`embtool eval` as the engine runs it."""
+"""The runner of `embtool eval`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class EvalRunner(ReportRunner):
-    """Measures models; the result is the report."""
+    """Evaluates models; the result is the report."""
 
     job: EvalJob
 
     def preview(self) -> None:
-        """The tasks that would be measured."""
+        """List the tasks that would be measured."""
         prepared = prepare(self.job)
         self.report.warnings = prepared.warnings
         rows = [[task.spec] for task in prepared.tasks]
@@ -28,7 +28,7 @@ class EvalRunner(ReportRunner):
 
     def run(self) -> Report:
         """Measure every model in every task."""
-        # several processes have to hear of a refusal: `evaluate` prepares once they are joined
+        # several processes prepare in `evaluate`, after joining, so that all see an error
         prepared = None if is_distributed() else prepare(self.job)
         runtime = cast("Runtime", self.start())
         report = evaluate(self.job, runtime, prepared=prepared, progress=self.progress)

@@ -1,4 +1,4 @@
-"""Texts shared out among processes, and their vectors given to all of them."""
+"""Encode texts in several processes, and gather the vectors in all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 _CHUNK = 1 << 15
-"""Texts after which vectors are handed round."""
+"""Texts encoded between two gathers."""
 
 
 def encode_together(
@@ -19,17 +19,17 @@ def encode_together(
     batch_tokens: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Vectors of texts, in their order, the same ones in every process; all of them must call it.
+    """Vectors of texts, in their order, identical in every process; a collective call.
 
-    Each process encodes every nth text by length, so that all have about as much to do. A vector
-    hangs on the number of processes only by what stands beside it in a batch: by rounding.
+    Each process encodes every nth text by length, which balances the load. The number of processes
+    changes the composition of batches and so affects vectors only by rounding.
 
     Args:
-        encoder: An `Encoder`, or another maker of vectors, which then works alone.
-        texts: The same texts everywhere.
-        prompt: Put before each.
-        batch_tokens: Padded tokens of a batch; None leaves them to the device.
-        progress: Called with the number of texts done, some at a time.
+        encoder: An `Encoder`, or another `TextEncoder`, which encodes all texts in each process.
+        texts: The texts, the same in every process.
+        prompt: Prompt text before each.
+        batch_tokens: Padded tokens of a batch; None selects them by device.
+        progress: Called with the number of texts encoded since the last call.
 
     Returns:
         (texts, dim) float32.
@@ -41,13 +41,13 @@ def encode_together(
         )
         return vectors
     order = np.argsort([-len(text) for text in texts], kind="stable")
-    found = np.zeros((len(texts), encoder.dim), np.float32)
+    result = np.zeros((len(texts), encoder.dim), np.float32)
     for start in range(0, len(order), _CHUNK):
         chunk = order[start : start + _CHUNK]
-        own = chunk[runtime.rank :: runtime.world]
-        mine = encoder.encode([texts[i] for i in own], prompt, batch_tokens=batch_tokens)
-        for rank, part in enumerate(runtime.gather(mine)):
-            found[chunk[rank :: runtime.world]] = part
+        indices = chunk[runtime.rank :: runtime.world]
+        vectors = encoder.encode([texts[i] for i in indices], prompt, batch_tokens=batch_tokens)
+        for rank, part in enumerate(runtime.gather(vectors)):
+            result[chunk[rank :: runtime.world]] = part
         if progress:
             progress(len(chunk))
-    return found
+    return result

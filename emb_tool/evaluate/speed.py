@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LENGTHS = (16, 128, 256)
 LATENCY_RUNS, LATENCY_SECONDS = 50, 3.0
-"""Single texts timed, and when to stop before (after 10 of them)."""
+"""Maximum number of single texts timed, and the time limit after the first 10."""
 
 
 class Speed(Task):
@@ -33,13 +33,13 @@ class Speed(Task):
 
     texts: Annotated[
         str | None,
-        Field(description="texts for the throughput with tokenisation [not measured]"),
+        Field(description="texts for the throughput including tokenization [not measured]"),
         FlagInfo(metavar="PATH"),
     ] = None
-    lengths: Annotated[IntList, Field(min_length=1, description="tokens of a text")] = LENGTHS
+    lengths: Annotated[IntList, Field(min_length=1, description="text lengths in tokens")] = LENGTHS
     batch_tokens: Annotated[int, Field(ge=1, description="tokens of a batch")] = 4096
-    repeats: Annotated[int, Field(ge=1, description="runs, of which the median counts")] = 5
-    limit: Annotated[int, Field(ge=1, description="texts taken of `texts`")] = 512
+    repeats: Annotated[int, Field(ge=1, description="timed runs; the median is reported")] = 5
+    limit: Annotated[int, Field(ge=1, description="maximum number of texts of `texts`")] = 512
     text_field: TextField = None
     delimiter: Delimiter = None
     header: Header = None
@@ -55,7 +55,7 @@ class Speed(Task):
 
     @property
     def shown(self) -> str:
-        """The figure that stands in the summary: throughput at the middle length."""
+        """The figure in the summary: throughput at the middle length."""
         return f"throughput@{self.lengths[len(self.lengths) // 2]}"
 
     def check(self) -> list[str]:
@@ -64,11 +64,11 @@ class Speed(Task):
         return self._notes
 
     def run(self, pair: ModelPair, reference: ModelPair | None = None) -> list[Measure]:
-        """Time the encoder of the documents in batches, that of the queries one by one.
+        """Time the document encoder in batches and the query encoder on single texts.
 
         For each length L: `throughput@L` (texts/s) and `token throughput@L`, the median of
         `repeats` batches after a warm-up; `latency p50@L` and `latency p95@L` of a single text.
-        `peak memory` is what the weights take and what the largest batch needs on top.
+        `peak memory` is the size of the weights plus the working memory of the largest batch.
         """
         import numpy as np
 
@@ -79,8 +79,8 @@ class Speed(Task):
         def add(name: str, value: float | None, unit: str, note: str = "") -> None:
             measures.append(Measure(name, value, unit, self.label, pair.label, note))
 
-        working = 0
-        for length in reversed(self.lengths):  # the longest first: no memory is lying about yet
+        working_memory = 0
+        for length in reversed(self.lengths):  # longest first, before memory is cached
             limit = min((e.max_length for e in (document, query) if e.max_length), default=length)
             if length > limit:
                 note = f"the model reads {limit} tokens at most"
@@ -96,11 +96,11 @@ class Speed(Task):
             def single(ids: list[NDArray[np.int32]] = one) -> None:
                 query.encode_ids(ids)
 
-            if not working:
+            if not working_memory:
                 document.runtime.reset_peak_memory()
                 before = document.runtime.peak_memory()
                 forward()
-                working = document.runtime.peak_memory() - before
+                working_memory = document.runtime.peak_memory() - before
             rate = len(batch) / self._median(forward)
             times = _latencies(single)
             note = f"{len(batch)} texts a batch"
@@ -111,17 +111,22 @@ class Speed(Task):
                 add(f"latency p{percentile}@{length}", value, "s", f"{len(times)} single texts")
         measures.sort(key=lambda measure: int(measure.name.rpartition("@")[2]))
         weights = sum(t.nbytes for t in (*document.model.parameters(), *document.model.buffers()))
-        if working > 0:
+        if working_memory > 0:
             note = f"weights {weights / 1e6:.1f} MB, the rest for {self.batch_tokens} tokens"
-            add("peak memory", weights + working, "B", note)
+            add("peak memory", weights + working_memory, "B", note)
         else:
-            add("peak memory", None, "B", "this system does not tell the peak of a part of a run")
+            add(
+                "peak memory",
+                None,
+                "B",
+                "this system does not report the peak memory of a part of a run",
+            )
         if texts := self._load():
             document.encode(texts[:8])
             seconds = self._median(
                 lambda: document.encode(texts, batch_tokens=self.batch_tokens), warm=False
             )
-            note = f"{len(texts)} texts, tokenisation included"
+            note = f"{len(texts)} texts, tokenization included"
             add("throughput of texts", len(texts) / seconds, "texts/s", note)
         return measures
 
@@ -147,13 +152,13 @@ class Speed(Task):
 def random_ids(
     encoder: Encoder, count: int, length: int, rng: np.random.Generator
 ) -> list[NDArray[np.int32]]:
-    """Token ids drawn evenly from the model's vocabulary, special tokens left out.
+    """Token ids drawn uniformly from the model's vocabulary, without special tokens.
 
     Args:
         encoder: The model.
         count: Number of texts.
         length: Tokens of each.
-        rng: The draw.
+        rng: Random generator.
     """
     import numpy as np
 
@@ -175,7 +180,7 @@ def _latencies(run: Callable[[], Any]) -> list[float]:
 
 
 def _seconds(run: Callable[[], Any]) -> float:
-    """Seconds of one run; it ends with vectors on the host, so no device is waited for."""
+    """Seconds of one run; vectors end on the host, so no device synchronization is needed."""
     start = perf_counter()
     run()
     return perf_counter() - start

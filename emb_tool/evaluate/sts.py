@@ -1,4 +1,4 @@
-"""Semantic textual similarity: does cosine order pairs as people do?"""
+"""Semantic textual similarity: rank correlation of cosine with human scores."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Sts(Task):
 
     path: Annotated[
         str,
-        Field(description="tsv, csv or jsonl file of two sentences and a score"),
+        Field(description="tsv, csv or jsonl file with two sentences and a score per row"),
         FlagInfo(metavar="PATH"),
     ]
     prompt_name: Annotated[
         str | None,
-        Field(description="prompt of both sentences [the model's default, if any]"),
+        Field(description="prompt of both sentences [the model's default prompt, if any]"),
         FlagInfo(metavar="NAME"),
     ] = None
     delimiter: Delimiter = None
@@ -54,7 +54,7 @@ class Sts(Task):
         return [f"{left}\n{right}" for left, right in zip(data.left, data.right, strict=True)]
 
     def score(self, pair: ModelPair, reference: ModelPair | None = None) -> Score:
-        """Spearman's rank correlation, over pairs, of cosine and score."""
+        """Spearman's rank correlation of cosine and score over the pairs."""
         import numpy as np
 
         from emb_tool.evaluate.metrics import RankedPairs

@@ -1,4 +1,4 @@
-"""What every task of `embtool eval` shares: its spelling, its score, its retention."""
+"""The base class of the tasks of `embtool eval`, and the parser of task specifications."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """What one pair of encoders reaches in one task.
+    """The result of one pair of encoders in one task.
 
     Args:
-        figures: Figure by name.
-        statistic: Maps (resamples, items) counts to the main figure of each resample; None where
-            the figure is not one to be kept a share of.
+        figures: Value by figure name.
+        statistic: Maps (resamples, items) counts to the main figure of each resample; None if the
+            task has no retention.
         items: Number of items that are resampled.
     """
 
@@ -41,7 +41,7 @@ class Score:
 
 
 PROMPTED = {"queries": "query_prompt", "documents": "document_prompt"}
-"""What is searched with and in, to the setting that names its prompt."""
+"""Kind of text to the setting that names its prompt."""
 
 QueryPrompt = Annotated[str, Field(description="prompt of the queries"), FlagInfo(metavar="NAME")]
 DocumentPrompt = Annotated[
@@ -50,15 +50,15 @@ DocumentPrompt = Annotated[
 
 
 class Task(method.Measure):
-    """One thing to measure: its settings, `check` before the work, and `score`.
+    """An evaluation task: its settings, `check` before any model is loaded, and `score`.
 
     Attributes:
-        main: The figure by which the task is summed up; None if there is no single one.
-        retains: Whether that figure is kept a share of the reference's.
-        needs_reference: Whether it compares with the reference and means nothing without.
-        chooses: Whether more of that figure is better, so that `--dev` may choose by it.
-        units: Unit of a figure by name, where it is not a plain fraction.
-        prompted: What its texts are, to the setting that names their prompt.
+        main: The figure in the summary; None if there is no single one.
+        retains: Whether retention of the reference's main figure is measured.
+        needs_reference: Whether the task requires a reference model.
+        chooses: Whether a higher main figure is better, so that `--dev` can select by it.
+        units: Unit by figure name; figures without a unit are fractions.
+        prompted: Kind of text to the setting that names its prompt.
     """
 
     main: ClassVar[str | None] = None
@@ -73,10 +73,10 @@ class Task(method.Measure):
 
     @property
     def spec(self) -> str:
-        """The task as one would type it: `name:PATH,key=value`, defaults left out."""
+        """The task specification, `name:PATH,key=value`, without defaults."""
         first, *others = type(self).model_fields
         changed = [
-            f"{key}={_typed(getattr(self, key))}"
+            f"{key}={_format_setting(getattr(self, key))}"
             for key in (first, *others)
             if getattr(self, key) != type(self).model_fields[key].default
         ]
@@ -86,35 +86,35 @@ class Task(method.Measure):
 
     @property
     def shown(self) -> str:
-        """The figure that stands in the summary."""
+        """The figure in the summary."""
         return self.main or ""
 
     @property
     def label(self) -> str:
-        """The short name in tables: `name:` and the file's or folder's own name."""
+        """The short name in tables: `name:` and the base name of the file or folder."""
         if self._label:
             return self._label
         path = getattr(self, "path", None)
         return f"{self.name}:{stem(path)}" if path else self.name
 
     def prompts(self) -> dict[str, str | None]:
-        """What its texts are, to the name of the prompt that is put before them."""
+        """Kind of text to the name of its prompt."""
         return {what: getattr(self, setting) for what, setting in self.prompted.items()}
 
     def check(self) -> list[str]:
-        """Read the task's files and refuse what is wrong with them, before any model is loaded.
+        """Read and validate the task's files, before any model is loaded.
 
         Returns:
-            What the user should know about the data, each a sentence.
+            Warnings and notes about the data, one sentence each.
         """
         return []
 
     def note(self, source: str, field: str) -> None:
-        """Keep for `check` where the text stands that is not in a field `text`."""
+        """Record for `check` a source whose text is in another field than `text`."""
         self._notes.append(field_sentence(source, field))
 
     def files(self) -> list[Path]:
-        """The local files that make it what it is: two tasks that share one are not independent."""
+        """The local files that define the task; tasks that share a file are not independent."""
         path = getattr(self, "path", "")
         root = Path(path).expanduser()
         if not path or not is_local(path):
@@ -122,7 +122,7 @@ class Task(method.Measure):
         return sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
 
     def items(self) -> list[str]:
-        """What is judged, an item a string: the same of tasks on the same data, however stored."""
+        """The judged items as strings, equal for tasks on the same data in any file format."""
         return []
 
     def score(self, pair: ModelPair, reference: ModelPair | None = None) -> Score:
@@ -130,38 +130,38 @@ class Task(method.Measure):
         raise NotImplementedError
 
     def run(self, pair: ModelPair, reference: ModelPair | None = None) -> list[Measure]:
-        """Measure a pair, and what share of the reference's main figure it keeps.
+        """Measure a pair, and its retention of the reference's main figure.
 
         Args:
-            pair: Who is measured.
-            reference: What it is held against; its own score is worked out once and remembered.
+            pair: The model under evaluation.
+            reference: The reference model; its own score is computed once and cached.
 
         Returns:
-            The figures, then with a reference `retention`, `retention low` and `retention high`
+            The figures and, with a reference, `retention`, `retention low` and `retention high`
             (95 % interval), in %.
         """
-        score = self.score(pair, reference) if self.needs_reference else self._remembered(pair)
+        score = self.score(pair, reference) if self.needs_reference else self._cached_score(pair)
         measures = self._measures(score, pair)
         if self.retains and reference is not None:
             measures += self._retention(score, pair, reference)
         return measures
 
     def against(self, pair: ModelPair, root: ModelPair) -> list[Measure]:
-        """The main figure of a root, and what share of it a pair keeps.
+        """The main figure of a root model, and a pair's retention of it.
 
         Args:
-            pair: Who is measured; what was scored before is not scored again.
-            root: What the pair goes back to.
+            pair: The model under evaluation; its cached score is reused.
+            root: The root model of the pair.
         """
-        base = self._remembered(root)
-        kept = self._retention(self._remembered(pair), pair, root)
+        base = self._cached_score(root)
+        measures = self._retention(self._cached_score(pair), pair, root)
         assert self.main is not None
         return [
             Measure(self.main, base.figures[self.main], of=self.label, model=root.label),
-            *(replace(measure, against=root.label) for measure in kept),
+            *(replace(measure, against=root.label) for measure in measures),
         ]
 
-    def _remembered(self, pair: ModelPair) -> Score:
+    def _cached_score(self, pair: ModelPair) -> Score:
         if self.spec not in pair.scores:
             pair.scores[self.spec] = self.score(pair)
         score: Score = pair.scores[self.spec]
@@ -176,36 +176,36 @@ class Task(method.Measure):
     def _retention(
         self, score: Score, pair: ModelPair, reference: ModelPair, kind: str = ""
     ) -> list[Measure]:
-        """Retention of the main figure; `kind` is put behind the name."""
+        """Retention of the main figure; `kind` is a suffix of the name."""
         from emb_tool.evaluate.bootstrap import RESAMPLES, retention
 
-        base = self._remembered(reference)
+        base = self._cached_score(reference)
         assert score.statistic is not None
         assert base.statistic is not None
-        kept = retention(score.statistic, base.statistic, score.items)
+        interval = retention(score.statistic, base.statistic, score.items)
         name = f"retention{kind}"
         measure = Measure(name, None, "%", of=self.label, model=pair.label)
-        if kept is None:
+        if interval is None:
             return [replace(measure, note=f"the reference's {self.main} is not above 0")]
-        low, high = 100 * kept.low, 100 * kept.high
+        low, high = 100 * interval.low, 100 * interval.high
         note = f"95 % interval {low:.1f} to {high:.1f}, {RESAMPLES} paired resamples"
         return [
-            replace(measure, value=100 * kept.value, note=note),
+            replace(measure, value=100 * interval.value, note=note),
             replace(measure, name=f"{name} low", value=low),
             replace(measure, name=f"{name} high", value=high),
         ]
 
 
 def parse_task(text: str, **defaults: Any) -> Task:
-    """`name:PATH,key=value` to a task.
+    """Parse `name:PATH,key=value` into a task.
 
-    The path is the task's first setting and may be left out where that has a default. A comma
-    starts a new setting only before `key=`.
+    The path is the task's first setting and may be omitted if that has a default. A comma starts a
+    new setting only before `key=`.
 
     Args:
-        text: What was typed.
-        defaults: Settings for tasks that have them, where the text says nothing else; None is no
-            setting.
+        text: The task specification.
+        defaults: Values of settings that the text does not set, for tasks that have them; None is
+            ignored.
 
     Raises:
         InvalidInput: An unknown task or setting (with a did-you-mean), a missing path, a bad value.
@@ -224,7 +224,7 @@ def parse_task(text: str, **defaults: Any) -> Task:
         else:
             values[first] = part.strip()
     if first == "path" and not values.get("path"):
-        raise InvalidInput(f"task {text!r} names no file", f"write {name}:PATH")
+        raise InvalidInput(f"task {text!r} has no path", f"write {name}:PATH")
     for key, value in defaults.items():
         if value is not None and key in cls.model_fields:
             values.setdefault(key, value)
@@ -233,25 +233,25 @@ def parse_task(text: str, **defaults: Any) -> Task:
 
 
 def parse_tasks(texts: Sequence[str], **defaults: Any) -> list[Task]:
-    """Several tasks, each once; those that would be called alike get longer labels."""
+    """Parse several tasks and drop duplicates; tasks of equal labels get longer labels."""
     tasks = list({task.spec: task for task in (parse_task(t, **defaults) for t in texts)}.values())
-    alike: dict[str, list[Task]] = {}
+    by_label: dict[str, list[Task]] = {}
     for task in tasks:
-        alike.setdefault(task.label, []).append(task)
-    for several in alike.values():
-        if len(several) > 1:
-            _tell_apart(several)
+        by_label.setdefault(task.label, []).append(task)
+    for group in by_label.values():
+        if len(group) > 1:
+            _disambiguate(group)
     return tasks
 
 
-def _tell_apart(tasks: Sequence[Task]) -> None:
-    """Label tasks of one label by as many folders of their paths as it takes, else by settings."""
+def _disambiguate(tasks: Sequence[Task]) -> None:
+    """Add as many parent folders to equal labels as needed, else the settings."""
     paths = [str(getattr(task, "path", "")) for task in tasks]
     tails = short_names(dict.fromkeys(paths))
-    apart = len(tails) == len(tasks) and all(paths)
+    distinct = len(tails) == len(tasks) and all(paths)
     for task, path in zip(tasks, paths, strict=True):
         tail = tails[path] if path and "://" not in path else path
-        task._label = f"{task.name}:{tail}" if apart else task.spec.replace(path, tail, 1)
+        task._label = f"{task.name}:{tail}" if distinct else task.spec.replace(path, tail, 1)
 
 
 def run_tasks(
@@ -262,25 +262,25 @@ def run_tasks(
     clock: Callable[[Task, float], None] | None = None,
     watch: Callable[[Task], AbstractContextManager[object]] = lambda task: nullcontext(),
 ) -> list[Measure]:
-    """Every task on one pair of encoders: for `embtool eval`, and for a run on its own student.
+    """Run every task on one pair of encoders, for `embtool eval` or during training.
 
-    Cheap to call again and again: a task reads its files once, and a reference keeps its vectors
-    and its scores, so that a call costs the encoding of the tasks' texts by `pair` alone. Its
-    vectors are kept too, for as long as it lives; for a model whose weights change, make it anew:
+    A task reads its files once, and a reference caches its vectors and scores, so a call costs only
+    the encoding of the tasks' texts by `pair`. The pair caches its vectors too; for a model whose
+    weights change, create a new pair for each call:
 
         teacher = Pair.of(teacher_encoder, "teacher")
         for ...:  # every N steps
             measures = run_tasks(tasks, Pair.of(student, "student"), teacher)
 
-    Where the reference's vectors are already known, hand them over with
+    If the reference's vectors are already known, cache them with
     `teacher.document.remember(texts, prompt_name, vectors)`.
 
     Args:
-        tasks: What to measure. Tasks that need a reference are passed over without one.
-        pair: Who is measured.
-        reference: What retention and agreement refer to.
+        tasks: The tasks. Without a reference, tasks that need one are skipped.
+        pair: The model under evaluation.
+        reference: The reference model of retention and agreement.
         clock: Called with each task and its seconds.
-        watch: Gives what a task is run within, e.g. a line that shows it.
+        watch: Returns the context manager that a task runs in, e.g. a progress line.
     """
     from time import perf_counter
 
@@ -297,12 +297,12 @@ def run_tasks(
 
 
 def stem(path: str) -> str:
-    """A file's name without its endings, a folder's own name."""
+    """A file's name without its extensions, or a folder's name."""
     name = Path(path).expanduser().absolute().name if ":" not in path else path
     return re.sub(r"(\.(csv|tsv|jsonl|json|txt|parquet|gz))+$", "", name)
 
 
-def _typed(value: Any) -> str:
+def _format_setting(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value)

@@ -1,4 +1,4 @@
-"""The checks of files of tensors, which no model can be made of."""
+"""The checks of outputs that are tensor files rather than loadable models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from emb_tool.runtime.check_process import Check
 
 
 class TensorsCheck(Check):
-    """Read the written tensors back: they are finite."""
+    """Read the written tensors back, and check that they are finite."""
 
     kind: Literal["tensors"] = "tensors"
 
@@ -27,10 +27,10 @@ class TensorsCheck(Check):
 
 
 class TablesCheck(Check):
-    """Read packed tables back, and compare them with the file that they were in.
+    """Read packed tables back, and compare them with the source file.
 
     Args:
-        source: That file.
+        source: The source file.
     """
 
     kind: Literal["tables"] = "tables"
@@ -49,19 +49,19 @@ class TablesCheck(Check):
         report = Report("check", measures=[Measure("weights", size, "B", model=name)])
         table = Table("tables, as read back", ["", "rows", "columns", "MB", "relative error"])
         modules = packed_modules(written.config)
-        made = {module: read_module(written, module, spec) for module, spec in modules.items()}
-        for module, found in made.items():
-            found.link(made)
+        packed = {module: read_module(written, module, spec) for module, spec in modules.items()}
+        for module, table_module in packed.items():
+            table_module.link(packed)
             tensor = next(n for n in (module, f"{module}.weight") if n in source.tensors)
             rows, columns = source.tensors[tensor].shape
             original = source.tensor(tensor)
-            shown = "-"
+            cell = "-"
             if original.is_floating_point():
                 with fit_context(None, progress):
-                    error, _ = relative_error(original, found.rows, None)
-                shown = f"{error:.4f}"
+                    error, _ = relative_error(original, table_module.rows, None)
+                cell = f"{error:.4f}"
                 report.measures.append(Measure("relative error", error, of=tensor, model=name))
-            nbytes = f"{found.nbytes / 1e6:,.2f}"
-            table.rows.append([tensor, f"{rows:,}", f"{columns:,}", nbytes, shown])
+            nbytes = f"{table_module.nbytes / 1e6:,.2f}"
+            table.rows.append([tensor, f"{rows:,}", f"{columns:,}", nbytes, cell])
         report.tables.append(table)
         return report

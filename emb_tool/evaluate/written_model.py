@@ -1,4 +1,4 @@
-"""What several checks do with a model as it was written: run it, run tasks on it, rename it."""
+"""Functions of several checks of a written model: encode, run tasks, and rename in reports."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def evaluate_tasks(
     reference: Path | None = None,
     min_retention: float | None = None,
 ) -> Report:
-    """The report of `embtool eval` on the written model; without tasks, its size alone.
+    """The report of `embtool eval` on the written model; without tasks, only its size.
 
     Args:
         written: The model.
-        target: What the report calls it, and where it is run.
+        target: Its name in the report, and its device and dtype.
         tasks: As of `embtool eval`.
-        runtime: Where.
-        progress: Shows how far it is.
+        runtime: Device and processes.
+        progress: Reports progress.
         root: As of `evaluate`.
-        beside: Models measured too.
+        beside: Further models to measure.
         reference: As of `embtool eval`.
         min_retention: As of `embtool eval`.
     """
@@ -69,9 +69,9 @@ def vectors_of(model: Path, texts: tuple[str, ...], device: str, dtype: Dtype) -
     """A model's vectors of some texts, (texts, dim) float32.
 
     Args:
-        model: Its folder.
+        model: Folder of the model.
         texts: The texts.
-        device: Where it runs.
+        device: As of `Runtime.start`.
         dtype: As of `Runtime.start`.
     """
     from emb_tool.model.encoder import Encoder
@@ -84,20 +84,20 @@ def vectors_of(model: Path, texts: tuple[str, ...], device: str, dtype: Dtype) -
 
 
 def rename(report: Report, folder: str, name: str) -> None:
-    """Let the report speak of the output by its final name."""
+    """Replace the staging folder by the output's final name in a report."""
 
-    def right(text: str) -> str:
+    def replace_name(text: str) -> str:
         return text.replace(folder, name).replace(Path(folder).name, Path(name).name)
 
-    def renamed(fact: Any) -> Any:
+    def replace_in(fact: Any) -> Any:
         if isinstance(fact, dict):
-            return {right(key): renamed(value) for key, value in fact.items()}
-        return right(fact) if isinstance(fact, str) else fact
+            return {replace_name(key): replace_in(value) for key, value in fact.items()}
+        return replace_name(fact) if isinstance(fact, str) else fact
 
     for measure in report.measures:
-        measure.model = right(measure.model)
+        measure.model = replace_name(measure.model)
     for table in report.tables:
-        table.rows = [[right(cell) for cell in row] for row in table.rows]
-    report.facts = renamed(report.facts)
-    report.gate = right(report.gate) if report.gate else None
-    report.warnings = [right(sentence) for sentence in report.warnings]
+        table.rows = [[replace_name(cell) for cell in row] for row in table.rows]
+    report.facts = replace_in(report.facts)
+    report.gate = replace_name(report.gate) if report.gate else None
+    report.warnings = [replace_name(sentence) for sentence in report.warnings]

@@ -91,24 +91,24 @@ def test_judged_documents_that_are_gone_stay_judged(folder: Path) -> None:
             "query-id\tcorpus-id\tscore\nq1\td1\thigh\n",
             "test.tsv:2: score 'high'",
         ),
-        ("qrels/test.tsv", "q1\td1\t0.5\n", "test.tsv:1: score '0.5' is not a whole number"),
+        ("qrels/test.tsv", "q1\td1\t0.5\n", "test.tsv:1: score '0.5' is not an integer"),
         ("qrels/test.tsv", "q1 d1 yes 1 a\n", "test.tsv:1: the first line does not name known"),
         ("qrels/test.tsv", "q1\td1\t1\nq9\td1\t1\n", "test.tsv:2: query 'q9' is not in"),
         ("qrels/test.tsv", "q1\td1\t1\nq1\td1\t2\n", "test.tsv:2: query 'q1', document 'd1'"),
         ("qrels/test.tsv", "q1\tx\t1\n", "none of its documents"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "holds no judgements"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "contains no judgments"),
         (
             "corpus.jsonl",
             '{"_id": "d1", "text": "a"}\n{"_id": "d1", "text": "b"}\n',
-            ":2: _id 'd1'",
+            ":2: duplicate _id 'd1'",
         ),
         (
             "corpus.jsonl",
             '{"id": "d1", "text": "a"}\n',
-            "corpus.jsonl:1: no _id; there are: id, text",
+            "corpus.jsonl:1: no _id; fields: id, text",
         ),
-        ("corpus.jsonl", '{"_id": "d1", "body": "a"}\n', "field 'text' is missing; there are"),
-        ("corpus.jsonl", '{"_id": "d1", "text": null}\n', "field 'text' holds null"),
+        ("corpus.jsonl", '{"_id": "d1", "body": "a"}\n', "field 'text' is missing; fields"),
+        ("corpus.jsonl", '{"_id": "d1", "text": null}\n', "field 'text' is null"),
         ("corpus.jsonl", "", "is empty"),
         ("queries.jsonl", '{"_id": "q1", "text": "a"}\n{"_id"', "queries.jsonl:2: not JSON"),
     ],
@@ -120,7 +120,7 @@ def test_faults_name_their_place(folder: Path, name: str, content: str, said: st
 
 def test_what_is_missing_is_named(folder: Path) -> None:
     (folder / "qrels" / "test.tsv").unlink()
-    assert "no qrels/test.tsv; there is: corpus.jsonl, qrels, queries.jsonl" in (
+    assert "no qrels/test.tsv; found: corpus.jsonl, qrels, queries.jsonl" in (
         refusal(folder).message
     )
     (folder / "queries.jsonl").unlink()

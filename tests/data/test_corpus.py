@@ -184,7 +184,7 @@ def test_leavings_of_a_killed_run_do_not_matter(tmp_path: Path) -> None:
 def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "thesis.tex").write_text("x")
-    with pytest.raises(InvalidInput, match="holds no corpus"):
+    with pytest.raises(InvalidInput, match="is not a corpus"):
         Corpus.build(tmp_path / "c", [jsonl(tmp_path / "d.jsonl", ["a"])])
     assert (tmp_path / "c" / "thesis.tex").exists()
 

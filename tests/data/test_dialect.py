@@ -116,7 +116,7 @@ def test_every_reader_gives_the_same_texts(
     ("name", "content", "options", "said"),
     [
         ("t.tsv", BOTH, DEFAULT, "--no-header --text-field 2"),
-        ("t.tsv", BOTH, TextOptions("2"), "if it holds a text: --no-header; if it names the"),
+        ("t.tsv", BOTH, TextOptions("2"), "if it contains a text: --no-header; if it names the"),
         ("t.tsv", BOTH, TextOptions(header=False), "2 columns without names"),
         ("t.tsv", BOTH, TextOptions("3", header=False), "no column 3; the first line has 2"),
         ("t.tsv", BOTH, TextOptions("body", header=False), "without a header columns have no"),
@@ -126,8 +126,8 @@ def test_every_reader_gives_the_same_texts(
         ("t.csv", "id,text,mine\n1,a,b\n", DEFAULT, "if it names the columns: --text-field text"),
         ("t.csv", "id,text\n1,a\n", TextOptions(header=False), "but the first line names columns"),
         ("t.csv", "text,Text\na,b\n", DEFAULT, "two columns are named 'text'"),
-        ("t.csv", "query,title\na,b\n", DEFAULT, "no field 'text', and 2 others may hold"),
-        ("t.csv", "query,label\n17,1\n", DEFAULT, "holds a number, \"17\": it may not be the text"),
+        ("t.csv", "query,title\na,b\n", DEFAULT, "no field 'text', and 2 others may contain"),
+        ("t.csv", "query,label\n17,1\n", DEFAULT, "is a number, \"17\": it may not be the text"),
         ("t.csv", "id,text\n1,a,b\n", DEFAULT, "3 cells, but the first line names 2 columns"),
         ("t.csv", 'id,text\n1,"a\n2,b\n', DEFAULT, "must be quoted"),
         ("t.csv", "id,text\r1,a\r", DEFAULT, "tr '\\r' '\\n' <"),
@@ -261,7 +261,7 @@ def test_a_setting_that_nothing_heeds_is_refused(tmp_path: Path) -> None:
     path.write_text("1\ta\n")
     assert by_texts(path, DEFAULT) == ["1\ta"]
     for options in (TextOptions("2"), TextOptions(header=False), TextOptions(delimiter="tab")):
-        with pytest.raises(InvalidInput, match="nothing is a table"):
+        with pytest.raises(InvalidInput, match="contains no table"):
             scan([str(path)], options)
 
 

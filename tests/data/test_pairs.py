@@ -36,8 +36,8 @@ def test_every_spelling(tmp_path: Path) -> None:
         ({"query": "q"}, "no positive; fields: query"),
         ({"positive": "q", "text": ""}, "no query"),
         ({"query": "q", "positive": []}, "empty list"),
-        ({"query": "q", "positive": " "}, '" ", no text'),
-        ({"query": "q", "positive": "p", "negatives": ["a", 3]}, "negatives holds 3"),
+        ({"query": "q", "positive": " "}, '" ", not a text'),
+        ({"query": "q", "positive": "p", "negatives": ["a", 3]}, "negatives contains 3"),
     ],
 )
 def test_a_fault_is_told_with_its_line(tmp_path: Path, row: object, said: str) -> None:

@@ -38,7 +38,7 @@ def beir(folder: Path, judged: range, split: str = "test") -> str:
 def checked(chooses: str, reported: str) -> list[str]:
     said: list[str] = []
     dev.Tasks([chooses], [reported]).check(said.append)
-    return [sentence for sentence in said if "judged items are few" not in sentence]
+    return [sentence for sentence in said if "judged items for selection" not in sentence]
 
 
 def test_a_copy_of_the_reported_file_is_refused(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_made_up_tasks_are_told_apart_by_their_seed() -> None:
 
 @pytest.mark.parametrize("spec", ["speed", "perplexity:texts.txt"])
 def test_what_is_no_better_for_being_more_does_not_choose(spec: str) -> None:
-    with pytest.raises(InvalidInput, match="has no figure to choose by"):
+    with pytest.raises(InvalidInput, match="has no metric for selection"):
         dev.Tasks([spec], []).check(lambda sentence: None)
 
 
@@ -100,14 +100,15 @@ def test_a_reference_that_is_not_there_and_few_items_are_told(tmp_path: Path) ->
     said: list[str] = []
     dev.Tasks([spec], []).check(said.append)
     assert said == [
-        f"--dev {spec}: 12 judged items are few to choose by; differences of some points are chance"
+        f"--dev {spec}: only 12 judged items for selection; differences of a few points are"
+        " not significant"
     ]
     (tmp_path / "texts.txt").write_text("a\nb\nc\nd\n")
     tasks = dev.Tasks([f"agreement:{tmp_path / 'texts.txt'}"], [])
     with pytest.raises(InvalidInput, match="compares with a reference model"):
         tasks.check(said.append)
     tasks.check(said.append, reference=True)
-    with pytest.raises(InvalidInput, match="has no figure to choose by"):
+    with pytest.raises(InvalidInput, match="has no metric for selection"):
         tasks.check(said.append, reference=True, retained=True)
 
 

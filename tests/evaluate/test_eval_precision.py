@@ -198,8 +198,8 @@ def test_the_report_and_its_gate(
     [
         ({"precision": "ubinry"}, "unknown precision 'ubinry'", "did you mean ubinary or binary"),
         ({"task": ["sts:x"], "precision": "int8"}, "none of the tasks searches", "retrieval:DIR"),
-        ({"rescore": "4"}, "rescore says how codes are searched", None),
-        ({"precision": "int8", "rescore": "-1"}, "numbers from 0 up", None),
+        ({"rescore": "4"}, "rescore applies only to codes", None),
+        ({"precision": "int8", "rescore": "-1"}, "must be at least 0", None),
         ({"min_retention": 0.9}, "nothing to retain", "--reference"),
     ],
 )

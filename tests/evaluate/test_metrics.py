@@ -173,7 +173,7 @@ def test_retention_is_paired_seeded_and_does_not_depend_on_the_chunk(
     noisy = values + np.random.default_rng(1).normal(0, 0.1, 50)
     once = retention(mean(noisy), mean(values), 50)
     assert once == retention(mean(noisy), mean(values), 50)
-    monkeypatch.setattr("emb_tool.evaluate.bootstrap.CELLS", 50 * 7)
+    monkeypatch.setattr("emb_tool.evaluate.bootstrap.MAX_CELLS", 50 * 7)
     assert once == pytest.approx(retention(mean(noisy), mean(values), 50))
 
 

@@ -190,7 +190,7 @@ def test_what_cannot_be_measured_is_refused_at_once(
 def test_a_picture_that_cannot_be_made_is_refused_before_the_work(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidInput, match="there is no folder"):
+    with pytest.raises(InvalidInput, match="does not exist"):
         evaluate(models=["nowhere"], task=["speed"], plot=tmp_path / "no" / "p.png")
     monkeypatch.setattr(plots, "find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match="matplotlib is not installed") as caught:

@@ -111,8 +111,8 @@ def test_retrieval_is_trec_evals_on_the_models_own_vectors(bert: Encoder, beir: 
     assert value(measures, "queries") == 10
     assert value(measures, "queries excluded") == 1
     assert sorted(task.check()) == [
-        "retrieval:toy: 1 judged queries have no relevant document and are left out",
-        "retrieval:toy: 1 relevant documents are not in the corpus and count as not found",
+        "retrieval:toy: 1 judged queries have no relevant document and are excluded",
+        "retrieval:toy: 1 relevant documents are not in the corpus and count as not retrieved",
     ]
 
 
@@ -270,7 +270,7 @@ def test_a_task_as_typed(text: str, spec: str | None, label: str) -> None:
     ("text", "message", "hint"),
     [
         ("retreival:x", "unknown eval method 'retreival'", "did you mean retrieval"),
-        ("sts", "names no file", "sts:PATH"),
+        ("sts", "has no path", "sts:PATH"),
         ("agreement:x,limt=3", "unknown setting 'limt'", "did you mean limit"),
         ("agreement:x,limit=2", "limit='2'", None),
         ("speed:lengths=0", "at least one token", None),

@@ -96,7 +96,7 @@ def test_vectors_are_kept_up_to_the_models_own_limit_and_the_rest_is_counted(
     (warning,) = (text for text in report["warnings"] if "re-encode" in text)
     assert warning.startswith(
         f"inputs of {LIMIT + 1} to {LENGTH} tokens were truncated to {LIMIT}, the input's own "
-        "limit, and are read whole now (cosine "
+        "limit, and no longer are (cosine "
     )
     assert warning.endswith(f"): re-encode every text of more than {LIMIT} tokens")
 
@@ -110,7 +110,7 @@ def test_where_short_inputs_change_all_texts_are_to_be_encoded_again(
     assert value(report, "bitwise equal", "short inputs") == 0
     assert value(report, "texts", "texts") == 10
     assert value(report, "texts to re-encode", "texts") == 10
-    assert any("other vectors than before" in text for text in report["warnings"])
+    assert any("different vectors than before" in text for text in report["warnings"])
 
 
 def test_a_table_that_is_read_whole_is_not_warned_of(extend: Extend, tmp_path: Path) -> None:

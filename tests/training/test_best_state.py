@@ -175,8 +175,8 @@ def test_a_saved_state_carries_the_choice(
 
 @pytest.mark.parametrize(
     ("parts", "said"),
-    [((2, 0, 500), "of 2 distinct texts 0 can be held out (one in 10 at most)"),
-     ((27, 2, 500), "of 29 distinct texts 2 can be held out"),
+    [((2, 0, 500), "only 0 of 2 distinct texts can be held out (at most one in 10)"),
+     ((27, 2, 500), "only 2 of 29 distinct texts can be held out"),
      ((0, 0, 0), "no text is left to fit to")],
 )  # fmt: skip
 def test_too_few_texts_to_hold_any_out_are_refused(parts: tuple[int, ...], said: str) -> None:
@@ -208,6 +208,6 @@ def test_two_texts_do_not_train(
     named = {"FEW": few, "MODEL": tiny_bert}
     done = run_cli(*(named.get(str(word), word) for word in argv), "-o", tmp_path / "out")
     assert done.code == 2, done.err
-    assert f"{flag}: of 2 distinct texts 0 can be held out" in " ".join(done.err.split())
+    assert f"{flag}: only 0 of 2 distinct texts can be held out" in " ".join(done.err.split())
     assert "--holdout 0" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["few.jsonl"]
