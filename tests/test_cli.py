@@ -97,7 +97,7 @@ def test_methods(run_cli: Cli) -> None:
     assert one["facts"]["settings"]["head"]["values"] == "auto|none|linear|mlp"
     shown = run_cli("methods", "distill", "leaf").out
     assert "--preset leaf: epochs=10, cycles=3" in shown
-    assert "no methods to choose from" in run_cli("methods", "encode").out
+    assert "has no methods" in run_cli("methods", "encode").out
 
 
 # -- refusals -------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_a_recipe_of_two_jobs(
     dry = run_cli("run", recipe, "--dry-run")
     assert dry.code == 0, dry.err
     said = " ".join(dry.out.split())  # a long path is broken into lines
-    assert f"{tmp_path / 'half'} is not there yet" in said
+    assert f"{tmp_path / 'half'} does not exist yet" in said
     assert not (tmp_path / "half").exists()
     # a setting goes to the jobs that have it
     done = run_cli("run", recipe, "--json", "--set", "lr=1e-3", "--set", "seed=3")

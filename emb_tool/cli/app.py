@@ -1,4 +1,4 @@
-"""`embtool`: the commands, and the one place where errors become sentences."""
+"""The `embtool` application: its commands, and the conversion of errors to messages."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from emb_tool.fields import HEADINGS, KNOWN, MADE, USED
 from emb_tool.version import __version__
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "run": (MADE, "carry out the jobs of a recipe"),
-    "report": (USED, "outputs side by side, from their own reports"),
-    "expand": (USED, "a packed checkpoint as a plain one"),
-    "inspect": (KNOWN, "what a checkpoint holds, from its headers"),
-    "methods": (KNOWN, "the methods of each command, and their settings"),
+    "run": (MADE, "run the jobs of a recipe"),
+    "report": (USED, "compare outputs by their reports"),
+    "expand": (USED, "convert a packed checkpoint to a plain one"),
+    "inspect": (KNOWN, "show the contents of a checkpoint from its headers"),
+    "methods": (KNOWN, "list the methods of each command and their settings"),
     "store": (KNOWN, "list or prune the stored teacher vectors"),
-    "doctor": (KNOWN, "what this installation and this machine can do"),
+    "doctor": (KNOWN, "check the installation and the machine"),
 }
-"""Heading and summary of each command that is no verb.
+"""Heading and summary of each command that is not a verb.
 
-Its module in `emb_tool.cli` has a `command` function and `EXAMPLE`, a line that runs; its docstring
-is the text of the help. Verbs are in `emb_tool.registry`.
+Its module in `emb_tool.cli` has a `command` function and `EXAMPLE`, a valid command line; its
+docstring is the help text. Verbs are in `emb_tool.registry`.
 """
 
 
@@ -42,10 +42,10 @@ def commands() -> dict[str, tuple[str, str]]:
 
 
 def build(wanted: str | None) -> tuple[typer.Typer, set[str]]:
-    """The application; only the wanted command gets its options, so that help is quick.
+    """Build the application; only the wanted command gets its options, for a fast `--help`.
 
     Returns:
-        It, and the options of the wanted command that take several values after one name.
+        The application, and the options of the wanted command that take several values.
     """
     app = typer.Typer(
         help="Smaller, faster, longer-reading embedding models, and what each step cost.",
@@ -66,7 +66,7 @@ def build(wanted: str | None) -> tuple[typer.Typer, set[str]]:
         version: bool = typer.Option(
             False,
             "--version",
-            is_eager=True,  # before a command is asked for
+            is_eager=True,  # before the command is parsed
             callback=print_version,
             help="print the version",
         ),
@@ -97,7 +97,7 @@ def build(wanted: str | None) -> tuple[typer.Typer, set[str]]:
 
 
 def _placeholder() -> None:
-    """Stands for the commands that were not asked for."""
+    """Placeholder of the commands that are not wanted."""
 
 
 def wanted_command(argv: Sequence[str]) -> str | None:
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     as_json = "--json" in words
-    typed = completion.words_so_far()  # a shell asks what may come next
+    typed = completion.words_so_far()  # set during shell completion
     wanted = wanted_command(words if typed is None else typed)
     try:
         known = commands()
@@ -122,10 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         app, lists = build(wanted)
         from emb_tool.cli.options import spread_lists
 
-        asked: AbstractContextManager[None] = nullcontext()
+        completing: AbstractContextManager[None] = nullcontext()
         if typed is not None:
-            asked = completion.complete_with_typer(spread_lists(typed, lists))
-        with asked:
+            completing = completion.complete_with_typer(spread_lists(typed, lists))
+        with completing:
             code = app(args=spread_lists(words, lists), prog_name="embtool", standalone_mode=False)
         return int(code or 0)
     except PeerFailed as error:
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage_error(error: Exception, wanted: str | None) -> EmbToolError | None:
-    """Typer's own refusals (unknown option, missing value) in our words; None for a bug."""
+    """Convert Typer's usage errors (unknown option, missing value); None for a bug."""
     message: Callable[[], str] | None = getattr(error, "format_message", None)
     if message is None or getattr(error, "exit_code", None) is None:
         return None
@@ -155,7 +155,7 @@ def _usage_error(error: Exception, wanted: str | None) -> EmbToolError | None:
     context: Any = getattr(error, "ctx", None)
     path = context.command_path if context is not None else f"embtool {wanted or ''}".rstrip()
     hint = f"see {path} --help"
-    kind = type(error).__name__  # the classes are Typer's own copies
+    kind = type(error).__name__  # compared by name, because Typer has its own copies of the classes
     if kind == "NoSuchOption" and context is not None:
         option = str(getattr(error, "option_name", ""))
         if wanted and context.parent is None:

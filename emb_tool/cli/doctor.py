@@ -1,6 +1,6 @@
-"""What this installation and this machine can do: versions, devices, kernels, memory, disks.
+"""Check the installation and the machine: versions, devices, kernels, memory, disks.
 
-Ends with 1 where something is missing or broken that embtool cannot do without.
+The exit code is 1 if a requirement of embtool is missing or broken.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ EXAMPLE = "embtool doctor --quick"
 
 def command(
     quick: Annotated[
-        bool, typer.Option("--quick", help="leave out what needs torch to be imported")
+        bool, typer.Option("--quick", help="skip the checks that import torch")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:
-    """Print the tables."""
+    """Run the checks and print the tables."""
     from emb_tool.progress import Progress
     from emb_tool.tools.doctor import examine
 

@@ -1,4 +1,4 @@
-"""Write a packed checkpoint as a plain one, which every library opens."""
+"""Convert a packed checkpoint to a plain one, which other libraries can load."""
 
 from __future__ import annotations
 
@@ -32,18 +32,20 @@ def command(
         typer.Option(
             "--dtype",
             metavar="|".join(DTYPES),
-            help="of the weights [fp32]",
+            help="dtype of the weights [fp32]",
             show_default=False,
             rich_help_panel=OUTPUT,
             autocompletion=completion.choices(DTYPES),
         ),
     ] = "fp32",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what is there")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="after an interruption")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace an existing output")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted run")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="do not show progress")] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:
-    """Write it and say how large it has become."""
+    """Write the plain checkpoint and report its size."""
     from emb_tool.checkpoint.reader import Checkpoint
     from emb_tool.packed.expand import expand
     from emb_tool.progress import Progress

@@ -1,6 +1,6 @@
-"""`--help`: options under headings, what is required first, an example last.
+"""`--help`: options by heading, required ones first, and an example last.
 
-Written by hand onto Typer's plain formatter: rich would double the time that help takes.
+It uses Typer's plain formatter; rich would double the time of `--help`.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from typer.core import TyperCommand, TyperGroup
 from emb_tool.fields import PANELS, REQUIRED, RUNNING
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-"""Of Typer's contexts; longer lines are hard to read."""
+"""Context settings of Typer; the width limits line length."""
 
 
-def _room(width: int) -> int:
-    """Characters for the names of options; longer ones stand on a line of their own."""
+def _name_width(width: int) -> int:
+    """Characters for the names of options; longer names get their own line."""
     return 20 if width < 72 else 24
 
 
 OWN = {
     "help": "print this help",
-    "install_completion": "let the current shell complete commands, options and names",
-    "show_completion": "print what --install-completion would add to the shell",
+    "install_completion": "install completion for the current shell",
+    "show_completion": "print the completion script of the current shell",
 }
-"""What is said of the options that Typer adds."""
+"""Help texts of the options that Typer adds."""
 
 
 class Command(TyperCommand):
-    """A command whose help has headings."""
+    """A command with headings in its help."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """`MODEL -o PATH [OPTIONS]`: what is required, in the order of the help."""
+        """The usage line, `MODEL -o PATH [OPTIONS]`, with required parameters in help order."""
         pieces = []
         for heading, params in _by_heading(self.get_params(ctx)).items():
             for param in params:
-                name, required = _shown(param), heading == REQUIRED
+                name, required = _metavar(param), heading == REQUIRED
                 if param.param_type_name == "argument":
                     pieces.append(name if required else f"[{name}]")
                 elif required:
@@ -47,7 +47,7 @@ class Command(TyperCommand):
         return [*pieces, "[OPTIONS]"]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """A section a heading."""
+        """Write one section per heading."""
         rows = {
             heading: [_row(param, ctx) for param in params]
             for heading, params in _by_heading(self.get_params(ctx)).items()
@@ -55,7 +55,7 @@ class Command(TyperCommand):
         _write({heading: rows[heading] for heading in sorted(rows, key=PANELS.index)}, formatter)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """The example, on several lines where one is too short."""
+        """Write the example, wrapped to the width."""
         if self.epilog:
             with formatter.section("Example"):
                 for line in wrap_command(self.epilog, formatter.width - 2):
@@ -63,14 +63,14 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """The commands under headings; the options of `embtool` alone come last."""
+    """The commands by heading, followed by the global options."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """What comes after `embtool`."""
+        """The usage line after `embtool`."""
         return ["COMMAND [OPTIONS]"]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Commands, then options."""
+        """Write the commands, then the options."""
         panels: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
             command: Any = self.get_command(ctx, name)
@@ -79,41 +79,41 @@ class Group(TyperGroup):
         _write({"Options": [_row(param, ctx) for param in self.get_params(ctx)]}, formatter)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Where to read on."""
+        """Write where further help is."""
         formatter.write_paragraph()
         formatter.write_text("embtool COMMAND --help has an example of each.")
 
 
 def _by_heading(params: Sequence[Any]) -> dict[str, list[Any]]:
-    """Parameters by heading; `--help`, which has none, is about the run."""
-    found: dict[str, list[Any]] = {}
+    """Parameters by heading; `--help` has none and is listed under `RUNNING`."""
+    groups: dict[str, list[Any]] = {}
     for param in params:
-        found.setdefault(getattr(param, "rich_help_panel", None) or RUNNING, []).append(param)
-    return found
+        groups.setdefault(getattr(param, "rich_help_panel", None) or RUNNING, []).append(param)
+    return groups
 
 
-def _shown(param: Any) -> str:
-    """The metavar of an argument, which Typer would put in brackets, or of an option."""
+def _metavar(param: Any) -> str:
+    """The metavar of an argument (Typer would add brackets) or of an option."""
     return str(param.metavar or param.name.upper())
 
 
 def _row(param: Any, ctx: Any) -> tuple[str, str]:
     if param.param_type_name == "argument":
-        return _shown(param), param.help or ""
+        return _metavar(param), param.help or ""
     names: str = param.get_help_record(ctx)[0]
     return names, OWN.get(param.name) or param.help or ""
 
 
 def _write(sections: Mapping[str, Sequence[tuple[str, str]]], formatter: Any) -> None:
-    """Names and what they are, side by side in one column; flags keep together at their hyphens."""
-    room = _room(formatter.width)
+    """Write names and descriptions in two columns, without breaks at hyphens."""
+    limit = _name_width(formatter.width)
     names = [name for rows in sections.values() for name, _ in rows]
-    column = max(len(name) for name in names if len(name) <= room) + 2
+    column = max(len(name) for name in names if len(name) <= limit) + 2
     for heading, rows in sections.items():
         with formatter.section(heading):
             for name, text in rows:
                 lines = wrap(text, formatter.width - column - 2, break_on_hyphens=False) or [""]
-                if len(name) > room:
+                if len(name) > limit:
                     formatter.write(f"  {name}\n")
                     name = ""
                 for first, line in zip((name, *[""] * len(lines)), lines, strict=False):
@@ -121,7 +121,7 @@ def _write(sections: Mapping[str, Sequence[tuple[str, str]]], formatter: Any) ->
 
 
 def wrap_command(line: str, width: int) -> list[str]:
-    r"""A command line in lines that a shell takes as one: broken before options, with `\`."""
+    r"""Wrap a command line before options, with `\` at the line ends."""
     lines = [""]
     groups: list[str] = []
     for word in shlex.split(line):

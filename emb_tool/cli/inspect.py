@@ -1,4 +1,4 @@
-"""What a checkpoint holds, read from its headers alone: parts, sizes, pooling, limits, oddities."""
+"""Show the contents of a checkpoint from its headers: parts, sizes, pooling, limits, problems."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def command(
     ],
     exact: Annotated[
         bool,
-        typer.Option("--exact", help="load it, and report on every tensor (takes seconds)"),
+        typer.Option("--exact", help="load the model and report on every tensor (takes seconds)"),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:
-    """Print the report of `inspect`, and refuse a checkpoint whose weights are not complete."""
+    """Print the report of `inspect`; a checkpoint with incomplete weights is an error."""
     from emb_tool.errors import InvalidInput
     from emb_tool.tools.inspect import inspect
 
     report = inspect(model, exact=exact)
     output.show([report], json)
     if faults := report.facts["faults"]:
-        if json:  # the document tells
+        if json:  # the document contains the message
             raise typer.Exit(InvalidInput.exit_code)
         raise InvalidInput(f"{model}: {faults[0]['message']}", faults[0]["hint"] or None)

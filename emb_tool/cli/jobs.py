@@ -1,4 +1,4 @@
-"""What every command that runs a job shares: flags and recipe to job, job to report."""
+"""Shared code of the commands that run jobs: flags and recipe to job, job to report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def job_command(verb: str) -> Callable[..., None]:
-    """The command of a verb: the settings of its job and of its default method as options."""
+    """The command of a verb, with the settings of its job and default method as options."""
     cls, *others = config.flag_classes(verb)
     classes = [("", cls), *((other.panel, other) for other in others)]
     chain = issubclass(cls, config.ChainJob)
@@ -44,7 +44,7 @@ def job_command(verb: str) -> Callable[..., None]:
             jobs = read_recipe(recipe)
             if len(jobs) != 1 or jobs[0]["verb"] != verb:
                 raise InvalidInput(
-                    f"{recipe} is not one {verb} job", f"run it with: embtool run {recipe}"
+                    f"{recipe} is not a single {verb} job", f"run it with: embtool run {recipe}"
                 )
             values = jobs[0]
         job = config.resolve(
@@ -82,10 +82,10 @@ def run_jobs(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Run jobs one after another, print their reports, end with the worst exit code.
+    """Run jobs in order, print their reports, and exit with the highest exit code.
 
-    Tables are printed as soon as a job is done, so that a later one that fails hides nothing; the
-    one JSON document comes at the end.
+    Tables are printed as soon as a job is done, even if a later job fails; the JSON document is
+    printed at the end.
     """
     from emb_tool.engine import run
     from emb_tool.progress import Progress
@@ -100,12 +100,12 @@ def run_jobs(
         progress=Progress(0 if quiet else 2 if verbose else 1),
     )
     reports: list[Report] = []
-    coming: list[str] = []  # what the jobs before would have written
+    planned_outputs: list[str] = []  # of the jobs before
     try:
         for job in jobs:
-            awaited = _awaited(job, coming) if dry_run else None
-            reports.append(_later(job, awaited) if awaited else run(job, options))
-            coming.append(getattr(job, "output", None) or "")
+            missing = _missing_input(job, planned_outputs) if dry_run else None
+            reports.append(_pending_report(job, missing) if missing else run(job, options))
+            planned_outputs.append(getattr(job, "output", None) or "")
             if options.progress.is_main and not json:
                 output.show(reports[-1:], json)
                 _suggest_upload(reports[-1], options.progress)
@@ -123,24 +123,24 @@ def run_jobs(
 
 
 def _suggest_upload(report: Report, progress: Progress) -> None:
-    """Print how a checkpoint that passed its gate is published."""
+    """Print how to publish a checkpoint that passed its gate."""
     if report.output and not report.gate and Path(report.output).is_dir():
         progress.say(f"to publish it: {upload(report.output)}")
 
 
-def _awaited(job: config.Job, coming: Sequence[str]) -> str | None:
-    """The output of an earlier job that this one reads and that is not there yet."""
-    named = [
+def _missing_input(job: config.Job, planned_outputs: Sequence[str]) -> str | None:
+    """The output of an earlier job that this job reads and that does not exist yet."""
+    settings = [
         v for value in vars(job).values() for v in (value if isinstance(value, tuple) else [value])
     ]
-    for path in coming:
-        reads = any(isinstance(v, str) and f"{v}/".startswith(f"{path}/") for v in named)
+    for path in planned_outputs:
+        reads = any(isinstance(v, str) and f"{v}/".startswith(f"{path}/") for v in settings)
         if path and reads and not Path(path).exists():
             return path
     return None
 
 
-def _later(job: config.Job, awaited: str) -> Report:
-    """What a dry run can say of a job whose input an earlier one is to write."""
-    table = Table(f"embtool {job.verb}: its settings are right; {awaited} is not there yet", [])
-    return Report(job.verb, job=job.recipe(), facts={"awaits": awaited}, tables=[table])
+def _pending_report(job: config.Job, missing: str) -> Report:
+    """The dry-run report of a job whose input is the output of an earlier job."""
+    table = Table(f"embtool {job.verb}: its settings are valid; {missing} does not exist yet", [])
+    return Report(job.verb, job=job.recipe(), facts={"awaits": missing}, tables=[table])

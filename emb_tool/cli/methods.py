@@ -1,4 +1,4 @@
-"""The methods of each command; with a method's name, its settings, limits and paper."""
+"""List the methods of each command, or the settings, limits and paper of a method."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def command(
         str | None,
         typer.Argument(
             metavar="COMMAND",
-            help="a command, as distill; or the name of a method",
+            help="a command such as distill, or the name of a method",
             autocompletion=completion.verbs,
             rich_help_panel=SUBJECT,
         ),
@@ -36,31 +36,31 @@ def command(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:
-    """Print the tables; nothing heavy is imported."""
+    """Print the tables, without importing heavy packages."""
     report = Report(verb="methods")
     if verb and verb not in registry.VERBS:
-        verb, method = _placed(verb)
+        verb, method = _find_method(verb)
     if verb and method:
         _settings(report, verb, method)
     else:
         verbs = [verb] if verb else [v for v in registry.VERBS if registry.methods(v)]
         report.facts["methods"] = {v: {} for v in verbs}
-        for each in verbs:
-            table = Table(f"embtool {each}", ["method", "what it does"])
-            for row in registry.methods(each).values():
+        for name in verbs:
+            table = Table(f"embtool {name}", ["method", "what it does"])
+            for row in registry.methods(name).values():
                 table.rows.append([row.name, row.summary])
-                report.facts["methods"][each][row.name] = row.summary
+                report.facts["methods"][name][row.name] = row.summary
             if not table.rows:
-                table.rows.append(["-", f"embtool {each} has no methods to choose from"])
+                table.rows.append(["-", f"embtool {name} has no methods"])
             report.tables.append(table)
     output.show([report], json)
 
 
-def _placed(name: str) -> tuple[str, str]:
-    """Verb and method, where a method alone was named.
+def _find_method(name: str) -> tuple[str, str]:
+    """Verb and method of a method name.
 
     Raises:
-        InvalidInput: No method is so called, or several are.
+        InvalidInput: No method, or several methods, have that name.
     """
     verbs = registry.verbs_with(name)
     if len(verbs) == 1:
@@ -83,23 +83,23 @@ def _settings(report: Report, verb: str, method: str) -> None:
     for name, field in cls.model_fields.items():
         what, metavar = kind(field)
         values = {"flag": "true|false", "list": metavar.replace("...", ",...")}.get(what, metavar)
-        # long ones are folded between words
+        # allows wrapping of long choices
         value = values if len(values) <= output.SHORT else values.replace("|", " | ")
-        shown = "required" if field.is_required() else default(field)
-        within = limits(field)
+        default_text = "required" if field.is_required() else default(field)
+        bounds = limits(field)
         text = field.description or ""
-        table.rows.append([name, f"{value} {within}".strip(), shown, text])
+        table.rows.append([name, f"{value} {bounds}".strip(), default_text, text])
         report.facts["settings"][name] = {
-            "values": values, "limits": within, "default": shown, "description": text,
+            "values": values, "limits": bounds, "default": default_text, "description": text,
         }  # fmt: skip
     report.facts["paper"] = cls.paper
     report.facts["default"] = config.job_class(verb).default_method == method
     if table.rows:
         report.tables.append(table)
     else:
-        report.tables.append(Table(f"{title}\nit has no settings", []))
+        report.tables.append(Table(f"{title}\nno settings", []))
     for name, settings in getattr(cls, "presets", {}).items():
-        shown = ", ".join(f"{key}={value}" for key, value in settings.items()) or "the defaults"
-        report.tables.append(Table(f"--preset {name}: {shown}", []))
+        preset = ", ".join(f"{key}={value}" for key, value in settings.items()) or "the defaults"
+        report.tables.append(Table(f"--preset {name}: {preset}", []))
     if cls.paper:
         report.tables.append(Table(f"paper: {cls.paper}", []))

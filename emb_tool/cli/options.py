@@ -1,7 +1,7 @@
-"""Options made from the fields of jobs and methods, so that nothing is said twice.
+"""Command line options generated from the fields of jobs and methods.
 
-Every value reaches pydantic as it was typed: types, limits and choices are checked in one place,
-and a recipe is refused in the same words as a flag.
+Values are passed to pydantic as text, so types, limits and choices are validated in one place, with
+the same messages for recipes and flags.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from emb_tool.cli import completion
 from emb_tool.fields import METHOD, REQUIRED, RUNNING, choices, describe, flag, flag_info, kind
 
 TYPES: dict[str, Any] = {"flag": bool | None, "list": list[str] | None, "value": str | None}
-"""Annotation by kind: what was typed goes to pydantic as it is."""
+"""Annotation by kind; values are passed to pydantic as text."""
 
 COMMON: dict[str, tuple[Any, Any, str, str, tuple[str, ...]]] = {
     "recipe": (
@@ -26,16 +26,16 @@ COMMON: dict[str, tuple[Any, Any, str, str, tuple[str, ...]]] = {
         ("-r",),
     ),
     "set": (
-        list[str] | None, None, "KEY=VALUE", "any setting, also the method's; overrides flags", ()
+        list[str] | None, None, "KEY=VALUE", "any setting of job or method; overrides flags", ()
     ),
     "dry_run": (
-        bool, False, "", "check everything, print what would be written, write nothing", ("-n",)
+        bool, False, "", "validate the job and print what would be written", ("-n",)
     ),
-    "overwrite": (bool, False, "", "replace an output that exists", ()),
-    "resume": (bool, False, "", "go on with an interrupted job", ()),
-    "json": (bool, False, "", "one JSON document on stdout, errors too", ()),
-    "quiet": (bool, False, "", "no progress", ("-q",)),
-    "verbose": (bool, False, "", "more on stderr; tracebacks of refusals", ("-v",)),
+    "overwrite": (bool, False, "", "replace an existing output", ()),
+    "resume": (bool, False, "", "continue an interrupted job", ()),
+    "json": (bool, False, "", "print results and errors as one JSON document on stdout", ()),
+    "quiet": (bool, False, "", "do not show progress", ("-q",)),
+    "verbose": (bool, False, "", "more output on stderr, with tracebacks of errors", ("-v",)),
 }  # fmt: skip
 """Options of every command that runs a job: type, default, metavar, help, short names."""
 
@@ -47,14 +47,14 @@ def command(
     methods: str | None = None,
     chain: bool = False,
 ) -> Callable[..., None]:
-    """A function with a signature that Typer reads.
+    """Create a function whose signature defines the options for Typer.
 
     Args:
-        run: Called with `flags` (what was given, by field), and the common options by name.
-        classes: Heading of the fields that name none, and class; the job's own class first.
-        positional: Fields given without a name, in order.
-        methods: The verb whose methods `-m` takes; None: there is no `-m`.
-        chain: Whether there may be several.
+        run: Called with `flags` (given values by field) and the common options by name.
+        classes: Default heading and class of settings; the job's class comes first.
+        positional: Positional fields, in order.
+        methods: The verb whose methods `-m` accepts; None for no `-m`.
+        chain: Whether `-m` can be repeated.
     """
     parameters: list[inspect.Parameter] = []
 
@@ -81,12 +81,12 @@ def command(
         )
         add(name, TYPES[what], argument)
     if methods:
-        each = f"NAME, or NAME:KEY=VALUE,... (embtool methods {methods} lists them)"
+        syntax = f"NAME, or NAME:KEY=VALUE,... (embtool methods {methods} lists them)"
         option = typer.Option(
             "-m",
             "--method",
             metavar="METHOD",
-            help=f"steps in their order, each {each} [found by --target]" if chain else each,
+            help=f"methods in order, each {syntax} [selected by --target]" if chain else syntax,
             show_default=False,
             autocompletion=completion.methods(methods),
             rich_help_panel=REQUIRED if chain else METHOD,
@@ -113,7 +113,7 @@ def command(
             help=describe(field),
             metavar=metavar or None,
             show_default=False,
-            autocompletion=_completed(name, field) if what != "flag" else None,
+            autocompletion=_completion(name, field) if what != "flag" else None,
             rich_help_panel=flag_info(field, panel).panel,
         )
         add(name, TYPES[what], option)
@@ -138,8 +138,8 @@ def command(
     return call
 
 
-def _completed(name: str, field: FieldInfo) -> Callable[[str], list[tuple[str, str]]] | None:
-    """What a shell offers after an option; None leaves it to the shell, which knows files."""
+def _completion(name: str, field: FieldInfo) -> Callable[[str], list[tuple[str, str]]] | None:
+    """The completion of an option's value; None for the shell's own file completion."""
     if name in ("task", "eval"):
         return completion.tasks
     values = choices(field.annotation)
@@ -147,21 +147,21 @@ def _completed(name: str, field: FieldInfo) -> Callable[[str], list[tuple[str, s
 
 
 def spread_lists(argv: Sequence[str], lists: set[str]) -> list[str]:
-    """`--texts A B` as `--texts A --texts B`, for the options named in `lists`."""
+    """Rewrite `--texts A B` as `--texts A --texts B`, for the options in `lists`."""
     out: list[str] = []
     current: str | None = None
-    fresh = False
+    needs_value = False
     for word in argv:
         if word in lists:
-            current, fresh = word, True
+            current, needs_value = word, True
             out.append(word)
         elif word.startswith("-") and word != "-":
             name, equals, _ = word.partition("=")
-            current, fresh = (name if equals and name in lists else None), False
+            current, needs_value = (name if equals and name in lists else None), False
             out.append(word)
-        elif current and not fresh:
+        elif current and not needs_value:
             out += [current, word]
         else:
-            fresh = False
+            needs_value = False
             out.append(word)
     return out

@@ -1,4 +1,4 @@
-"""stdout carries the result alone: tables for a person, or one JSON document."""
+"""Output of results on stdout, as tables or as one JSON document."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from emb_tool.install import HUB, INSTALL
 from emb_tool.report import Report, Table, is_figure
 
 GAP = 2
-"""Blanks between two columns."""
+"""Spaces between two columns."""
 
 SHORT = 24
-"""Letters of a cell that is not folded."""
+"""Maximum characters of a cell that is never wrapped."""
 
 
 def show(reports: Sequence[Report], as_json: bool) -> None:
-    """Print results: one document, a list of them only if several jobs were run."""
+    """Print results; JSON is a list only if several jobs were run."""
     try:
         _show(reports, as_json)
-    except (BrokenPipeError, SystemExit):  # `embtool ... | head`; rich makes the second of it
-        _let_go_of_stdout()
+    except (BrokenPipeError, SystemExit):  # `embtool ... | head`; rich raises SystemExit
+        _redirect_stdout_to_devnull()
         raise typer.Exit(141) from None
 
 
@@ -45,8 +45,8 @@ def _show(reports: Sequence[Report], as_json: bool) -> None:
     for report in reports:
         for table in report.tables:
             widths = _widths(table)
-            wanted = sum(widths) + GAP * (len(widths) - 1)
-            console = Console(width=max(_pipe(), wanted) if piped else None)
+            total = sum(widths) + GAP * (len(widths) - 1)
+            console = Console(width=max(_pipe_width(), total) if piped else None)
             if not table.columns:
                 console.print(Text(table.title))
                 continue
@@ -74,52 +74,52 @@ def _show(reports: Sequence[Report], as_json: bool) -> None:
 
 
 def fit_title(title: str, width: int) -> str:
-    """A title whose paths are cut to their ends where it is wider than the terminal."""
+    """A title with shortened paths if it is wider than the terminal."""
     if len(title) <= width:
         return title
     return re.sub(r"[^\s:]*/([^\s/]+/)(?=[^\s/])", r".../\1", title)
 
 
-def _pipe() -> int:
-    """Columns of what has no width of its own, unless the environment gives it one."""
-    stated = os.environ.get("COLUMNS", "")
-    return int(stated) if stated.isdecimal() else 80
+def _pipe_width() -> int:
+    """Width of piped output: COLUMNS, or 80."""
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdecimal() else 80
 
 
 def _widths(table: Table) -> list[int]:
-    """Widths of a table's columns in a pipe: prose is folded between words, if it must be.
+    """Column widths of a table in a pipe; prose is wrapped between words if necessary.
 
-    Names, paths and figures are not, whatever it takes: who reads a pipe counts on them.
+    Names, paths and figures are never wrapped, so that piped output can be parsed.
     """
-    widths, least = [], []
+    widths, minimums = [], []
     for cells in map(list, zip(table.columns, *table.rows, strict=True)):
         widths.append(max(map(len, cells)))
         words = [word for cell in cells for word in cell.split()]
         prose = any(" " in cell and len(cell) > SHORT for cell in cells)
-        least.append(max(map(len, words), default=0) if prose else widths[-1])
-    room = _pipe() - GAP * (len(widths) - 1)
-    while sum(widths) > room and widths != least:
-        widest = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
+        minimums.append(max(map(len, words), default=0) if prose else widths[-1])
+    available = _pipe_width() - GAP * (len(widths) - 1)
+    while sum(widths) > available and widths != minimums:
+        widest = max(range(len(widths)), key=lambda i: (widths[i] > minimums[i], widths[i]))
         widths[widest] -= 1
     return widths
 
 
 def fail(error: EmbToolError, as_json: bool) -> None:
-    """Print an error: a sentence and a hint on stderr, or a JSON document on stdout."""
+    """Print an error as message and hint on stderr, or as a JSON document on stdout."""
     if as_json:
         document: dict[str, Any] = {"schema": 1, "error": error.message, "hint": error.hint}
         try:
             _write(json.dumps({**document, "exit_code": error.exit_code}, indent=2))
-        except BrokenPipeError:  # nobody reads: the exit code still tells
-            _let_go_of_stdout()
+        except BrokenPipeError:  # closed pipe: the exit code remains
+            _redirect_stdout_to_devnull()
         return
     print(shorten_commits(f"error: {error.message}"), file=sys.stderr)
     if error.hint:
         print(shorten_commits(f"hint: {error.hint}"), file=sys.stderr)
 
 
-def _let_go_of_stdout() -> None:
-    """So that Python does not fail once more when it closes it."""
+def _redirect_stdout_to_devnull() -> None:
+    """Prevent a second error when Python closes stdout."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

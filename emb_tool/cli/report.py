@@ -1,4 +1,4 @@
-"""Outputs side by side: size, quality, time and how each was made, from their own reports."""
+"""Compare outputs by their reports: size, quality, time and methods."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def command(
         list[str],
         typer.Argument(
             metavar="OUTPUT...",
-            help="folders that embtool wrote, or files of what --json printed",
+            help="output folders of embtool, or files with the output of --json",
             rich_help_panel=REQUIRED,
         ),
     ],
@@ -26,12 +26,12 @@ def command(
         typer.Option(
             "--page",
             metavar="PATH",
-            help="write them as one HTML page, too",
+            help="also write the comparison as an HTML page",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace a page that exists")
+        bool, typer.Option("--overwrite", help="replace an existing page")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:

@@ -1,6 +1,6 @@
-"""Carry out a recipe: one job, or a list of them under `jobs:`.
+"""Run a recipe: one job, or a list of jobs under `jobs:`.
 
-A job with `name: x` can be named by a later one as ${x}, which is its output.
+The output of a job with `name: x` is available to later jobs as ${x}.
 """
 
 from __future__ import annotations
@@ -22,37 +22,39 @@ def command(
         str,
         typer.Argument(
             metavar="RECIPE",
-            help="YAML file, or folder that embtool wrote",
+            help="YAML file, or output folder of embtool",
             rich_help_panel=REQUIRED,
         ),
     ],
     set: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="a setting of every job that has it"),
+        typer.Option("--set", metavar="KEY=VALUE", help="setting of all jobs that have it"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="write nothing")] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace outputs")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="go on where it was stopped")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="more on stderr")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace existing outputs")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted run")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="do not show progress")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="more output on stderr")] = False,
 ) -> None:
-    """Resolve every job first, so that a fault in the last one is found before the first runs."""
+    """Resolve every job before the first one runs, so that errors are found early."""
     from emb_tool.checkpoint.own_files import recipe_file
 
     recipe = str(recipe_file(recipe))
     recipes = read_recipe(recipe)
     known = [config.known_settings(values) for values in recipes]
 
-    def meant_for(number: int) -> list[str]:
+    def settings_of(number: int) -> list[str]:
         keys = {text: text.partition("=")[0].strip().replace("-", "_") for text in set or ()}
-        # what no job has goes to all of them, to be refused
+        # a setting that no job has is passed to all of them, which reject it
         return [
             t for t, key in keys.items() if key in known[number] or not any(key in k for k in known)
         ]
 
     jobs = [
-        config.resolve(values["verb"], recipe=values, recipe_name=recipe, sets=meant_for(number))
+        config.resolve(values["verb"], recipe=values, recipe_name=recipe, sets=settings_of(number))
         for number, values in enumerate(recipes)
     ]
     run_jobs(

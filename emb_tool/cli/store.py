@@ -1,4 +1,4 @@
-"""The stored teacher vectors: what is there and how large, and a way to remove it."""
+"""List the stored teacher vectors and their sizes, or remove some."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ def command(
     ] = None,
     prune: Annotated[
         float | None,
-        typer.Option("--prune", metavar="DAYS", help="remove what was not used for so long"),
+        typer.Option("--prune", metavar="DAYS", help="remove vectors not used for this many days"),
     ] = None,
     space: Annotated[
-        str | None, typer.Option("--space", metavar="ID", help="remove this one")
+        str | None,
+        typer.Option("--space", metavar="ID", help="remove the vectors of this embedding space"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="remove nothing")] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:
-    """List, or remove and say what was freed."""
+    """List the vectors, or remove some and report the freed space."""
     from emb_tool.training.store import VectorStore, store_report
 
     root = Path(store).expanduser() if store else VectorStore.default_root()
