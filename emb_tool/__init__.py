@@ -1,6 +1,6 @@
 """embtool: smaller, faster, longer-reading embedding models, and what each step cost.
 
-Each verb is a function in its package, as `emb_tool.distill.distill`; `load` opens what they write.
+Each verb is a function in its package, such as `emb_tool.distill.distill`; `load` opens outputs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def load(model: str | PathLike[str], **settings: Any) -> SentenceTransformer:
 
     Args:
         model: Folder or hub id; `org/name@revision` sets the setting `revision`.
-        **settings: Of `SentenceTransformer`, as `device="cpu"`.
+        **settings: Arguments of `SentenceTransformer`, such as `device="cpu"`.
     """
     from sentence_transformers import SentenceTransformer
 

@@ -1,4 +1,4 @@
-"""`python -m emb_tool`, as `torchrun -m` needs it."""
+"""Entry point of `python -m emb_tool` and `torchrun -m emb_tool`."""
 
 import sys
 

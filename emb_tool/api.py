@@ -1,7 +1,7 @@
-"""What the Python functions of all verbs share: settings to job, job to report.
+"""Shared code of the Python functions of all verbs: settings to job, job to report.
 
-The function of a verb is in its package, as `emb_tool.distill.distill`. Its settings are typed by
-the `kwargs.py` beside it, which `make docs` generates from the fields of the job.
+The function of a verb is in its package, such as `emb_tool.distill.distill`. The types of its
+settings are in `kwargs.py` of that package, which `make docs` generates from the fields of the job.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MethodSpec = str | Mapping[str, Any] | Method
 
 
 class RunKwargs(TypedDict, total=False):
-    """How a job is run; none of it changes the result.
+    """Run options; they do not change the result.
 
     Attributes:
         dry_run: Check everything and report what would be written; write nothing.
@@ -46,7 +46,7 @@ def run_verb(verb: str, settings: Mapping[str, Any]) -> Report:
 
     Args:
         verb: The command.
-        settings: Of the job, its method and `RunKwargs`.
+        settings: Settings of the job and its method, and `RunKwargs`.
 
     Raises:
         EmbToolError: See `emb_tool.errors`.
@@ -56,8 +56,8 @@ def run_verb(verb: str, settings: Mapping[str, Any]) -> Report:
     for key, value in settings.items():
         if key in RunKwargs.__annotations__:
             options[key] = value
-        elif value is not None:  # as without a flag
-            given[key] = _plain(value)
+        elif value is not None:  # None is no setting
+            given[key] = _to_recipe(value)
     options["progress"] = Progress(1 if options.get("progress") else 0)
     job = config.resolve(verb, recipe=given, recipe_name=f"{verb.replace('-', '_')}()")
     try:
@@ -69,14 +69,14 @@ def run_verb(verb: str, settings: Mapping[str, Any]) -> Report:
         raise
 
 
-def _plain(value: Any) -> Any:
-    """Paths as text and methods as in a recipe, within lists and mappings too."""
+def _to_recipe(value: Any) -> Any:
+    """Convert paths to text and methods to mappings, also within lists and mappings."""
     if isinstance(value, PathLike):
         return str(value)
     if isinstance(value, Method):
         return {"name": value.name, **value.model_dump(mode="json", exclude_unset=True)}
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _to_recipe(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
+        return [_to_recipe(item) for item in value]
     return value

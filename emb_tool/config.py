@@ -1,7 +1,7 @@
-"""From what the user typed to one frozen job: defaults < preset < recipe < flags < `--set`.
+"""Resolution of settings to one frozen job: defaults < preset < recipe < flags < `--set`.
 
 A key belongs either to the job (`teacher`, `texts`) or to its method (`lr`, `head`); both are
-pydantic classes, so that a recipe, a flag and `--set` are checked by the same fields.
+pydantic classes, so recipes, flags and `--set` are validated by the same fields.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from emb_tool.method import Method, Settings
 
 
 class Value(NamedTuple):
-    """A setting as it was given, and where."""
+    """A given setting and its origin."""
 
     value: Any
     origin: str
 
 
 GivenSettings = dict[str, Value]
-"""Settings by the name of their field."""
+"""Settings by field name."""
 
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
-"""Of matrix products; `auto` is the fastest of the device."""
+"""Dtype of matrix products; `auto` is the fastest one of the device."""
 
 BatchTokens = Annotated[
     int | None,
     Field(ge=1, description="padded tokens of a batch [8,192; on a GPU 65,536]"),
     FlagInfo(RUNNING),
 ]
-"""Of jobs that encode."""
+"""Batch size of jobs that encode."""
 
 PICTURES = (".png", ".svg", ".pdf")
 
 
 def _picture(value: str) -> str:
     if PurePath(value).suffix.lower() not in PICTURES:
-        raise ValueError("not a picture: end it in .png, .svg or .pdf")
+        raise ValueError("not an image file: use .png, .svg or .pdf")
     return value
 
 
 Picture = Annotated[str, AfterValidator(_picture)]
-"""The name of a picture to draw."""
+"""Path of an image file to draw."""
 
 
 def _device(value: str) -> str:
@@ -63,22 +63,20 @@ def _device(value: str) -> str:
 
 
 MIN_HELD_OUT = 3
-"""Minimum number of texts to compare neighbors."""
+"""Minimum number of held-out texts; the neighbors of fewer cannot be compared."""
 
 
-def _enough(count: int) -> int:
+def _check_holdout(count: int) -> int:
     if 0 < count < MIN_HELD_OUT:
-        raise ValueError(f"at least {MIN_HELD_OUT}, or 0 for none: fewer tell nothing")
+        raise ValueError(f"at least {MIN_HELD_OUT}, or 0 for none: fewer are not informative")
     return count
 
 
-Holdout = Annotated[int, Field(ge=0), AfterValidator(_enough)]
-"""How many texts are kept from what is fitted, at most; 0 declines it."""
+Holdout = Annotated[int, Field(ge=0), AfterValidator(_check_holdout)]
+"""Maximum number of held-out texts; 0 disables holding out."""
 
 
-TuneEpochs = Annotated[
-    float, Field(gt=0, description="passes of --tune over its texts"), FlagInfo(TRAINING)
-]
+TuneEpochs = Annotated[float, Field(gt=0, description="epochs of --tune"), FlagInfo(TRAINING)]
 
 TuneRate = Annotated[
     float, Field(gt=0, le=1, description="peak learning rate of --tune"), FlagInfo(TRAINING)
@@ -86,13 +84,13 @@ TuneRate = Annotated[
 
 
 class Job(Settings):
-    """What every job has; each verb's `job.py` adds its own fields.
+    """Base class of jobs; `job.py` of each verb adds its own fields.
 
     Attributes:
         verb: The command.
-        default_method: The method taken when none is named; None for verbs without methods.
-        positional: Fields that the command line gives by their place, without a flag.
-        parent: The field that names the model which an output is made from; None where none does.
+        default_method: The method if none is given; None for verbs without methods.
+        positional: Positional fields of the command line.
+        parent: The field of the model that an output is derived from; None if there is none.
     """
 
     verb: ClassVar[str]
@@ -108,29 +106,27 @@ class Job(Settings):
     ] = "auto"
     dtype: Annotated[
         Dtype,
-        Field(description="of matrix products; sums and weights in training are fp32"),
+        Field(description="dtype of matrix products; sums and weights in training are fp32"),
         FlagInfo(RUNNING),
     ] = "auto"
-    seed: Annotated[
-        int, Field(ge=0, lt=2**63, description="seed of everything random"), FlagInfo(RUNNING)
-    ] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="random seed"), FlagInfo(RUNNING)] = 0
 
     @classmethod
     def spell(cls, key: str) -> str:
-        """What a field is called on the command line: `-o/--output`, or `MODEL` by its place."""
+        """The name of a field on the command line: `-o/--output`, or `MODEL` if positional."""
         if key in cls.positional:
             return flag_info(cls.model_fields[key]).metavar
         return flag(key)
 
     def output_path(self) -> Path | None:
-        """What the job writes, a folder or a file; None where it only reports."""
+        """The folder or file that the job writes; None if it only reports."""
         output: str | None = getattr(self, "output", None)
         return Path(output).expanduser() if output else None
 
     def map_models(self, change: Callable[[str], str]) -> Self:
-        """A copy with other names of models: `change` is called with each.
+        """A copy in which `change` is applied to every model name.
 
-        Models are the fields whose value is called MODEL in the help.
+        Models are the fields with the metavar MODEL.
         """
         new: dict[str, Any] = {}
         for key, field in type(self).model_fields.items():
@@ -140,7 +136,7 @@ class Job(Settings):
         return self.model_copy(update=new)
 
     def recipe(self) -> dict[str, Any]:
-        """The job as a recipe that makes it again."""
+        """The job as a recipe that reproduces it."""
         fields = self.model_dump(mode="json", exclude_none=True, exclude={"method"})
         method: Method | tuple[Method, ...] | None = getattr(self, "method", None)
         if isinstance(method, tuple):
@@ -150,27 +146,26 @@ class Job(Settings):
         return {"verb": self.verb, **{key.rstrip("_"): value for key, value in fields.items()}}
 
     def digest(self) -> str:
-        """Identity of the job: sha256 of what decides its result (not where it runs).
+        """Identity of the job: sha256 of the settings that determine its result.
 
-        The engine has put commits into the names of hub models (`engine.pin_models`): a branch that
-        has moved makes another job, and `org/name` is the same job as its recipe's `org/name@1f2e`.
+        Names of hub models contain commits (`engine.pin_models`), so a changed branch is another
+        job, and `org/name` is the same job as `org/name@1f2e` in its recipe.
         """
         fields = {k: v for k, v in self.recipe().items() if k not in ("output", "device", "store")}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 class MethodJob(Job):
-    """A job that carries out a method."""
+    """A job with one method."""
 
     method: Method
 
 
 class ChainJob(Job):
-    """A job that carries out methods one after another.
+    """A job with a chain of methods.
 
     Attributes:
-        shared: Module and class of settings that may be given once, for all the steps that have
-            them.
+        shared: Module and class of settings that can be given once for all steps that have them.
     """
 
     shared: ClassVar[tuple[str, str] | None] = None
@@ -179,30 +174,30 @@ class ChainJob(Job):
 
 
 def field_name(key: str) -> str:
-    """The field that a key or flag means: `min-retention` is min_retention."""
+    """The field of a key or flag: `min-retention` is min_retention."""
     return key.strip().replace("-", "_")
 
 
 def dump(method: Method) -> dict[str, Any]:
-    """A method by its own class: a job's field may name a base of it."""
+    """A method as a mapping, with the fields of its own class."""
     return {"name": method.name, **method.model_dump(mode="json", exclude_none=True)}
 
 
 def job_class(verb: str) -> type[Job]:
-    """The job of a verb."""
+    """The job class of a verb."""
     module, attribute = registry.package(verb).JOB
     cls: type[Job] = getattr(import_module(module), attribute)
     return cls
 
 
 def method_class(verb: str, name: str | None = None) -> type[Method] | None:
-    """The class of a verb's method, the default one unless named; None if it has none."""
+    """The class of a method of a verb, by default of its default method; None without methods."""
     name = name or job_class(verb).default_method
     return registry.load(verb, name) if name else None
 
 
 def flag_classes(verb: str) -> list[type[Any]]:
-    """The classes whose fields are flags: the job, its default method, what its steps share."""
+    """The classes whose fields are flags: job, default method and shared settings of steps."""
     job = job_class(verb)
     classes: list[type[Any]] = [job]
     if method := method_class(verb):
@@ -222,19 +217,18 @@ def resolve(
     method: str | Sequence[str] | None = None,
     sets: Sequence[str] = (),
 ) -> Job:
-    """Make the job.
+    """Resolve the settings of a job.
 
     Args:
         verb: The command.
-        recipe: The recipe's keys.
-        recipe_name: Its file, for messages.
-        flags: What was given on the command line, by field name; None without a command line.
+        recipe: Keys of the recipe.
+        recipe_name: File of the recipe, for messages.
+        flags: Flags by field name; None without a command line.
         method: `-m name:key=value,...`; several for a chain.
         sets: `--set key=value`.
 
     Raises:
-        InvalidInput: Every unknown key, wrong type and value out of range, each with where it is
-            from.
+        InvalidInput: Unknown keys, wrong types and values out of range, each with its origin.
     """
     cls = job_class(verb)
     spell = cls.spell if flags is not None else f"{{}} ({recipe_name})".format
@@ -262,14 +256,16 @@ def resolve(
         presets: Mapping[str, Mapping[str, Any]] = getattr(methods, "presets", {})
         preset = registry.match_name(str(given.pop("preset").value), presets, f"{chosen} preset")
         given = _given(presets[preset], f"preset {preset}") | given
-    theirs = set(methods.model_fields) if methods else set()
-    ours = set(cls.model_fields) - {"method"}
+    method_fields = set(methods.model_fields) if methods else set()
+    job_fields = set(cls.model_fields) - {"method"}
     for key, (_, origin) in given.items():
-        if key not in ours | theirs:
-            raise _unknown(key, f"{verb} {chosen}" if chosen else verb, origin, ours | theirs)
+        if key not in job_fields | method_fields:
+            raise _unknown(
+                key, f"{verb} {chosen}" if chosen else verb, origin, job_fields | method_fields
+            )
     hint = f"see embtool methods {verb} {chosen}"
-    made = {"method": _build(methods, given, theirs, hint)} if methods else {}
-    job: Job = _build(cls, given, ours, f"see embtool {verb} --help", spell, **made)
+    method_kwargs = {"method": _build(methods, given, method_fields, hint)} if methods else {}
+    job: Job = _build(cls, given, job_fields, f"see embtool {verb} --help", spell, **method_kwargs)
     return job
 
 
@@ -282,8 +278,8 @@ def _resolve_chain(
     sets: Sequence[str],
     spell: Callable[[str], str],
 ) -> Job:
-    """`resolve` for a chain: what is not the job's goes to every step that has it."""
-    if methods:  # a chain on the command line stands in place of the recipe's
+    """`resolve` for a chain: settings that the job lacks go to every step that has them."""
+    if methods:  # a chain on the command line replaces that of the recipe
         steps = [(*registry.parse(text), f"-m {text}") for text in methods]
     else:
         listed = recipe.get("method") or []
@@ -292,26 +288,26 @@ def _resolve_chain(
     given = _given({k: v for k, v in recipe.items() if k not in ("verb", "method")}, recipe_name)
     given |= _given_flags(flags) | _given_sets(sets)
     classes = [registry.load(cls.verb, name) for name, _, _ in steps]
-    ours = set(cls.model_fields) - {"method"}
-    # what such steps share is theirs first: a budget of `-m pq -m int:bits=8` is that of the table
+    job_fields = set(cls.model_fields) - {"method"}
+    # steps with shared settings take precedence: the budget of `-m pq -m int:bits=8` is pq's
     common = getattr(import_module(cls.shared[0]), cls.shared[1]) if cls.shared else None
-    for key in [key for key in given if key not in ours]:
+    for key in [key for key in given if key not in job_fields]:
         value, origin = given.pop(key)
-        having = [i for i, step in enumerate(classes) if key in step.model_fields]
+        matching = [i for i, step in enumerate(classes) if key in step.model_fields]
         if common and key in common.model_fields:
-            having = [i for i in having if issubclass(classes[i], common)] or having
-        if not having:
-            known = {*ours, *(k for step in classes for k in step.model_fields)}
+            matching = [i for i in matching if issubclass(classes[i], common)] or matching
+        if not matching:
+            known = {*job_fields, *(k for step in classes for k in step.model_fields)}
             raise _unknown(
                 key, " ".join([cls.verb, *(name for name, _, _ in steps)]), origin, known
             )
-        for i in having:
+        for i in matching:
             steps[i][1].setdefault(key, value)
     built = tuple(
         registry.build(step, settings, origin, f"see embtool methods {cls.verb} {step.name}")
         for step, (_, settings, origin) in zip(classes, steps, strict=True)
     )
-    job: Job = _build(cls, given, ours, f"see embtool {cls.verb} --help", spell, method=built)
+    job: Job = _build(cls, given, job_fields, f"see embtool {cls.verb} --help", spell, method=built)
     return job
 
 
@@ -348,11 +344,11 @@ def _build(
     fields: set[str],
     hint: str,
     spell: Callable[[str], str] = str,
-    **more: Any,
+    **extra: Any,
 ) -> Any:
     values = {key: value for key, (value, _) in given.items() if key in fields}
     origins = {key: given[key].origin for key in values}
-    return registry.build(cls, values | more, origins, hint, spell)
+    return registry.build(cls, values | extra, origins, hint, spell)
 
 
 def _unknown(key: str, of: str, origin: str, known: Iterable[str]) -> InvalidInput:
@@ -362,7 +358,7 @@ def _unknown(key: str, of: str, origin: str, known: Iterable[str]) -> InvalidInp
 
 
 def known_settings(recipe: Mapping[str, Any]) -> set[str]:
-    """Every setting that the job of a recipe and its method have."""
+    """All settings of the job of a recipe and of its methods."""
     verb = recipe["verb"]
     given = recipe.get("method")
     steps = given if isinstance(given, list) else [given]

@@ -1,7 +1,7 @@
-"""One job from its settings to its report.
+"""The engine: runs one job and returns its report.
 
-For a verb that writes a checkpoint: plan -> work in OUT.partial -> measure the files as written, in
-a child process -> provenance, report and model card -> rename to OUT.
+The steps of a verb that writes a checkpoint: plan -> write to OUT.partial -> check the written
+files in a child process -> provenance, report and model card -> rename to OUT.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def run(job: Job, options: Options) -> Report:
-    """Carry out one job.
+    """Run one job.
 
     Raises:
         InvalidInput, RunFailed, Interrupted: See `emb_tool.errors`; a full disk is a `RunFailed`.
@@ -39,7 +39,7 @@ def run(job: Job, options: Options) -> Report:
     started = time.perf_counter()
     options.progress.warnings.clear()
     options.progress.notes.clear()
-    hint = "go on with --resume" if job.output_path() else None
+    hint = "continue with --resume" if job.output_path() else None
     try:
         with options.progress.task(job.verb):
             report = _run(job, options, started)
@@ -50,8 +50,8 @@ def run(job: Job, options: Options) -> Report:
     except EmbToolError:
         raise
     except Exception as error:
-        if failed := _failure(error):
-            raise failed from error
+        if failure := _failure(error):
+            raise failure from error
         raise
     report.timings["total_seconds"] = time.perf_counter() - started
     _add_notes(options.progress, report)
@@ -64,7 +64,7 @@ def _run(job: Job, options: Options, started: float) -> Report:
     runner = runner_class(job.verb).create(job, options, Report(job.verb, job=job.recipe()))
     if is_distributed():
         if not runner.distributed:
-            raise InvalidInput(f"{job.verb} works in one process", "start it without torchrun")
+            raise InvalidInput(f"{job.verb} runs in one process", "start it without torchrun")
         require_extra("distributed", f"{job.verb} in several processes")
     if isinstance(runner, CheckpointRunner):
         return run_checkpoint_job(runner, started)
@@ -76,10 +76,10 @@ def _run(job: Job, options: Options, started: float) -> Report:
 
 
 def pin_models(job: Job) -> Job:
-    """The job with the commits of hub models in their names, as it is then recorded and resumed.
+    """The job with the commits of hub models in their names, for provenance and resumption.
 
     Raises:
-        InvalidInput: A model or revision that the hub does not have.
+        InvalidInput: The hub does not have a model or revision.
     """
     from emb_tool.checkpoint.source import pin_revision
 
@@ -87,14 +87,14 @@ def pin_models(job: Job) -> Job:
 
 
 def runner_class(verb: str) -> type[Runner]:
-    """The class that carries out the jobs of a verb, as its package names it."""
+    """The runner class of a verb, as named by its package."""
     module, attribute = import_module(registry.VERBS[verb]).RUNNER
     cls: type[Runner] = getattr(import_module(module), attribute)
     return cls
 
 
 def _add_notes(progress: Progress, report: Report) -> None:
-    """Put the warnings and notes that were printed into the report."""
+    """Add the printed warnings and notes to the report."""
     for sentence in progress.warnings:
         report.warn(sentence)
     if progress.notes:
@@ -102,26 +102,26 @@ def _add_notes(progress: Progress, report: Report) -> None:
 
 
 def _failure(error: Exception) -> RunFailed | None:
-    """A full disk or memory that ran out as a sentence; None for a bug."""
+    """The error for a full disk or exhausted memory; None for a bug."""
     raise_file_too_large(error)
     if disk_full(error):
         name = getattr(error, "filename", None)
         where = f" ({name})" if name else ""
-        return RunFailed(f"the disk is full{where}", "free some space, then go on with --resume")
+        return RunFailed(f"the disk is full{where}", "free some space, then continue with --resume")
     from emb_tool.runtime.device import Runtime
 
     if Runtime.is_out_of_memory(error):
-        hint = "lower --batch-tokens or --max-length, then go on with --resume"
-        return RunFailed("memory ran out", hint)
+        hint = "lower --batch-tokens or --max-length, then continue with --resume"
+        return RunFailed("out of memory", hint)
     return None
 
 
 def run_checkpoint_job(runner: CheckpointRunner, started: float) -> Report:
-    """Write a checkpoint: plan, work in `OUT.partial`, check, seal.
+    """Write a checkpoint: plan, write to `OUT.partial`, check, rename.
 
     Args:
-        runner: Of the job, which names an output.
-        started: When the job was started, by `time.perf_counter`.
+        runner: The runner of the job, which has an output.
+        started: Start of the job, by `time.perf_counter`.
     """
     job, options, report, progress = runner.job, runner.options, runner.report, runner.progress
     out = job.output_path()
@@ -138,7 +138,7 @@ def run_checkpoint_job(runner: CheckpointRunner, started: float) -> Report:
         if plan.trials:
             report.facts["plan"]["trials"] = [[*trial] for trial in plan.trials]
         return report
-    # a single process starts torch after the refusals; several processes have to hear of them
+    # a single process validates before it starts torch; several processes must all see an error
     runtime = runner.start() if is_distributed() else None
     with ExitStack() as stack:
 
@@ -184,7 +184,7 @@ def _finish(
     started: float,
     process: check_process.CheckProcess | None,
 ) -> None:
-    """Measure the files as written, put what is known beside them, and rename the folder."""
+    """Check the written files, write report, card and provenance, and rename the folder."""
     from emb_tool.checkpoint.layout import needs_hub
     from emb_tool.checkpoint.provenance import write_provenance
     from emb_tool.checkpoint.reader import Checkpoint
@@ -195,17 +195,17 @@ def _finish(
     from emb_tool.reporting.size_breakdown import parameter_groups
 
     report, progress, partial = runner.report, runner.progress, context.folder
-    job = runner.job  # a search has put what it has chosen into it
+    job = runner.job  # a search replaces it by the job with its result
     out = job.output_path()
     assert out is not None
     report.job = job.recipe()
     report.output = str(out)
     _check(runner, context, str(out), process)
-    bare = all(c.path.is_file() for c in runner.inputs.values())
+    is_bare = all(c.path.is_file() for c in runner.inputs.values())
     before = runner.before
     if before is not None:
         report.measures.insert(0, Measure("weights before", before.weight_bytes(), "B"))
-    written = None if bare else Checkpoint.open(partial)
+    written = None if is_bare else Checkpoint.open(partial)
     if written is not None:
         report.facts["needs_hub"] = needs_hub(written.config, written.layout)
         report.facts["parts"] = {
@@ -213,14 +213,14 @@ def _finish(
             "after": parameter_groups(written),
         }
     runner.summarize(report)
-    if of_root := root_table(report):
-        report.tables.append(of_root)
+    if retention_table := root_table(report):
+        report.tables.append(retention_table)
     _add_notes(progress, report)
     with progress.task("hashing the inputs"):
         inputs = {name: c.hashes() for name, c in runner.inputs.items()} | runner.data()
     if folder.resumed:
         report.facts["resumed"] = True
-    # what is left takes milliseconds, and the report that is printed has to be the one on disk
+    # the rest takes milliseconds, and the printed report must equal the one on disk
     report.timings["total_seconds"] = time.perf_counter() - started
     text = json.dumps(report.to_file(), indent=2)
     own_file(partial, REPORT).write_text(text + "\n", encoding="utf-8")
@@ -243,7 +243,7 @@ def _finish(
         front=runner.card(),
     )
     write_page(partial)
-    with progress.task("sealing the output"):
+    with progress.task("finishing the output"):
         folder.seal()
 
 
@@ -253,12 +253,12 @@ def _check(
     name: str,
     process: check_process.CheckProcess | None,
 ) -> None:
-    """Add to the report what another process measures on the written files."""
+    """Add the measures of the check process on the written files to the report."""
     report, progress = runner.report, runner.progress
     started = time.perf_counter()
     root = None
     if runner.parent is not None:
-        with progress.task("following the input back to its root"):
+        with progress.task("finding the root of the input"):
             root = _lineage(runner.before, runner.parent, report)
     with progress.task("checking the written files"):
         ancestor = None
@@ -271,24 +271,24 @@ def _check(
             dtype=context.runtime.dtype_name,
             root=ancestor,
         )
-        checked = check_process.ask(runner.check(context, target), progress, process)
+        result = check_process.ask(runner.check(context, target), progress, process)
     report.timings["check_seconds"] = time.perf_counter() - started
-    report.measures += checked.measures
-    report.tables += checked.tables
-    report.facts["check"] = checked.facts
-    report.gate = checked.gate
-    for sentence in checked.warnings:
+    report.measures += result.measures
+    report.tables += result.tables
+    report.facts["check"] = result.facts
+    report.gate = result.gate
+    for sentence in result.warnings:
         progress.warn(sentence)
 
 
-def _lineage(made_from: Checkpoint | None, parent: Checkpoint, report: Report) -> Checkpoint:
-    """What `parent` goes back to; put into the report, for outputs to be compared by."""
+def _lineage(before: Checkpoint | None, parent: Checkpoint, report: Report) -> Checkpoint:
+    """The root of `parent`, also added to the report for comparisons of outputs."""
     from emb_tool.reporting.lineage import lineage
 
     root, broken = lineage(parent)
     report.facts["lineage"] = {"broken": broken} | {
         key: {"name": c.name, "digest": c.fingerprint(), "bytes": c.weight_bytes()}
-        for key, c in (("input", made_from), ("root", root))
+        for key, c in (("input", before), ("root", root))
         if c is not None
     }
     return root
@@ -304,9 +304,9 @@ def _planned(plan: Plan) -> list[Table]:
         table.rows.append([note, ""])
     rows = [[f"{nbytes / 1e6:,.2f}", chain] for chain, nbytes in plan.trials]
     trials = Table("would try", ["about MB", "chain"], rows)
-    return [found for found in (table, trials) if found.rows]
+    return [item for item in (table, trials) if item.rows]
 
 
 def _read_report(out: Path) -> Report:
-    """The report of a finished output."""
+    """The report of a complete output."""
     return Report.from_json(json.loads((out / REPORT).read_text(encoding="utf-8")))

@@ -1,18 +1,18 @@
-"""The errors that a user is meant to read.
+"""Errors for users.
 
-Only `EmbToolError` and what derives from it is caught at the top of the command line and
-printed as a sentence; anything else is a bug and keeps its traceback.
+The command line catches `EmbToolError` and its subclasses and prints their message; any other
+exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 
 class EmbToolError(Exception):
-    """Something a user can act on: what happened, and what to do next.
+    """An error that a user can resolve.
 
     Args:
-        message: What (name, value) and where from (flag, file and line, `--set`).
-        hint: What to do next, one sentence; printed after the message, also by a traceback.
+        message: The problem (name, value) and its origin (flag, file and line, `--set`).
+        hint: What to do next, one sentence; printed after the message, also in tracebacks.
     """
 
     exit_code = 1
@@ -26,31 +26,31 @@ class EmbToolError(Exception):
 
 
 class InvalidInput(EmbToolError):
-    """A flag, recipe, checkpoint or data file at fault (exit code 2)."""
+    """An invalid flag, recipe, checkpoint or data file (exit code 2)."""
 
     exit_code = 2
 
 
 class RunFailed(EmbToolError):
-    """The work itself failed: disk full, memory out, endpoint gone (exit code 1)."""
+    """The run failed: disk full, out of memory, endpoint not reachable (exit code 1)."""
 
     exit_code = 1
 
 
 def resumable_failure(error: InvalidInput) -> RunFailed:
-    """A fault of the data that is met when there is work to keep.
+    """Convert an input error during a run to a failure, so that the partial output is kept.
 
-    What is refused takes the partial output with it, what fails does not.
+    An `InvalidInput` removes the partial output, a `RunFailed` does not.
     """
-    hint = f"{error.hint}; then go on with --resume" if error.hint else "go on with --resume"
+    hint = f"{error.hint}; then continue with --resume" if error.hint else "continue with --resume"
     return RunFailed(error.message, hint)
 
 
 class PeerFailed(EmbToolError):
-    """Another process of the same run has ended, and told why; this one ends alike and is silent.
+    """Another process of the same run failed and reported why; this one exits silently.
 
     Args:
-        exit_code: The other's.
+        exit_code: Exit code of the other process.
     """
 
     def __init__(self, exit_code: int) -> None:
@@ -62,7 +62,7 @@ class Interrupted(EmbToolError):
     """Ctrl-C (130) or SIGTERM (143); the job can be resumed.
 
     Args:
-        signal_number: 2 or 15; the exit code is 128 plus it.
+        signal_number: 2 or 15; the exit code is 128 plus this number.
     """
 
     def __init__(self, signal_number: int, hint: str | None = None) -> None:

@@ -1,7 +1,7 @@
-"""Settings as people see them: where they stand in `--help`, what they take, what they are.
+"""Presentation of settings: their heading in `--help`, accepted values and descriptions.
 
-All of it is read from the pydantic fields of jobs and methods, so that help, docs, completion and
-refusals say the same.
+Everything is derived from the pydantic fields of jobs and methods, so help, docs, completion and
+error messages agree.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ OUTPUT = "Output"
 RUNNING = "Running"
 
 PANELS = (REQUIRED, SUBJECT, DATA, TEACHER, METHOD, TABLES, TRAINING, EVALUATION, OUTPUT, RUNNING)
-"""Headings of `--help`, in their order."""
+"""Headings of `--help`, in order."""
 
 MADE, USED, KNOWN = HEADINGS = ("Make a model", "Measure and use it", "Look around")
-"""Headings of the commands in `embtool --help`, in their order."""
+"""Headings of the commands in `embtool --help`, in order."""
 
 MODEL = "MODEL"
-"""The metavar of settings that name a model: a folder, a hub id, perhaps a file."""
+"""The metavar of settings that name a model: a folder, a hub id or a file."""
 
 SHORT = {"output": "-o", "method": "-m"}
-"""Fields that have a short flag."""
+"""Short flags by field."""
 
 
 @dataclass(frozen=True)
 class FlagInfo:
-    """Where a setting stands in `--help`: `Annotated[str, Field(...), Show(DATA, "PATH")]`.
+    """Presentation of a setting in `--help`: `Annotated[str, Field(...), FlagInfo(DATA, "PATH")]`.
 
     Args:
-        panel: Its heading, one of `PANELS` [that of the class, for settings of methods]; a setting
-            without a default is under `REQUIRED`.
-        metavar: What its value is called: MODEL, PATH, TASK, SIZE, ... Numbers, choices and lists
-            of them need none.
+        panel: Heading, one of `PANELS` [for methods, that of the class]; settings without a default
+            are under `REQUIRED`.
+        metavar: Placeholder of the value: MODEL, PATH, TASK, SIZE, ... Not needed for numbers,
+            choices and lists of them.
     """
 
     panel: str = ""
@@ -52,7 +52,7 @@ class FlagInfo:
 
 
 def flag_info(field: FieldInfo, panel: str = "") -> FlagInfo:
-    """Heading and metavar of a field; where the field names no heading it is `panel`."""
+    """Heading and metavar of a field, with `panel` as the default heading."""
     own = next((m for m in field.metadata if isinstance(m, FlagInfo)), FlagInfo())
     return FlagInfo(REQUIRED if field.is_required() else own.panel or panel, own.metavar)
 
@@ -64,7 +64,7 @@ def flag(name: str) -> str:
 
 
 def kind(field: FieldInfo) -> tuple[str, str]:
-    """What a field takes on the command line: (`flag`, `list` or `value`; its metavar)."""
+    """Kind of a field on the command line (`flag`, `list` or `value`) and its metavar."""
     parts = unwrap(field.annotation)
     if bool in parts:
         return "flag", ""
@@ -83,7 +83,7 @@ def _metavar(part: Any) -> str:
 
 
 def unwrap(annotation: Any) -> list[Any]:
-    """The alternatives of an annotation, None and Annotated taken off."""
+    """The alternatives of an annotation, without None and Annotated."""
     if get_origin(annotation) is Annotated:
         return unwrap(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -92,32 +92,32 @@ def unwrap(annotation: Any) -> list[Any]:
 
 
 def choices(annotation: Any) -> list[str]:
-    """The words that a field takes, where they are few."""
-    found: list[str] = []
+    """The accepted values of a field, if they are enumerable."""
+    values: list[str] = []
     for part in unwrap(annotation):
         if get_origin(part) is Literal:
-            found += map(str, get_args(part))
+            values += map(str, get_args(part))
         elif part is bool:
-            found += ["true", "false"]
-    return found
+            values += ["true", "false"]
+    return values
 
 
 def limits(field: FieldInfo) -> str:
-    """The range of a number: `above 0, at most 1`; nothing where there is none."""
+    """The range of a number, such as `above 0, at most 1`; "" without limits."""
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most",
              "multiple_of": "a multiple of"}  # fmt: skip
     bounds = [*field.metadata, *_inner(field.annotation)]
-    found = [
+    texts = [
         f"{word} {getattr(bound, name):,}"
         for name, word in words.items()
         for bound in bounds
         if getattr(bound, name, None) is not None and getattr(bound, name) != 2**63
     ]
-    return ", ".join(found)
+    return ", ".join(texts)
 
 
 def _inner(annotation: Any) -> list[Any]:
-    """What the alternatives of a union are annotated with: `Annotated[int, Field(ge=1)] | None`."""
+    """Constraints within the alternatives of a union: `Annotated[int, Field(ge=1)] | None`."""
     if get_origin(annotation) is Annotated:
         return [bound for m in get_args(annotation)[1:] for bound in getattr(m, "metadata", [m])]
     if get_origin(annotation) in (Union, types.UnionType):
@@ -126,23 +126,23 @@ def _inner(annotation: Any) -> list[Any]:
 
 
 def expects(field: FieldInfo) -> str:
-    """What a field takes, in words: `a number above 0 and at most 1`, `int, pq or svd`."""
+    """Description of the accepted values: `a number above 0 and at most 1`, `int, pq or svd`."""
     words: list[str] = []
     for part in unwrap(field.annotation):
         words += choices(part) or [_noun(part) or field.description or str(part)]
     words = list(dict.fromkeys(words))
-    said = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-    return f"{said} {limits(field).replace(', ', ' and ')}".rstrip()
+    text = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return f"{text} {limits(field).replace(', ', ' and ')}".rstrip()
 
 
 _ONE = {int: "a whole number", float: "a number", str: "text"}
 _SEVERAL = {int: "whole numbers", float: "numbers", str: "texts"}
 _AS = {int: ", as 0,2,5", float: ", as 1,.4"}
-"""How several are typed."""
+"""Syntax of lists."""
 
 
 def _noun(part: Any, several: bool = False) -> str:
-    """A type in words; nothing for one that has none."""
+    """A type in words; "" for other types."""
     if get_origin(part) not in (list, tuple):
         return (_SEVERAL if several else _ONE).get(part, "")
     element = unwrap(get_args(part)[0])[0]
@@ -152,7 +152,7 @@ def _noun(part: Any, several: bool = False) -> str:
 
 
 def default(field: FieldInfo) -> str:
-    """The default as one would type it; nothing where there is none, or where it depends."""
+    """The default in command line syntax; "" if there is none."""
     value = field.default
     if field.is_required() or value in (None, ()):
         return ""
@@ -164,7 +164,7 @@ def default(field: FieldInfo) -> str:
 
 
 def describe(field: FieldInfo) -> str:
-    """Help: the description, and the default where the description does not state it."""
+    """Help text: the description, and the default unless the description states it."""
     text = field.description or ""
     value = default(field)
     return text if not value or value == "false" or "[" in text else f"{text} [{value}]"

@@ -1,4 +1,4 @@
-"""Names and figures as a card, a page or a table may show them: nothing of the author's machine."""
+"""Formatting of names and figures for publication, without local paths and secrets."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from emb_tool.hub_names import is_hub_id, shorten_commits
 
 
 def public_name(name: str) -> str:
-    """A hub id, its commit in seven digits; of a path the last part."""
+    """A hub id with a shortened commit, or the last component of a path."""
     return shorten_commits(name) if is_hub_id(name) else Path(name).name
 
 
 def short_names(models: Iterable[str]) -> dict[str, str]:
-    """Each model's last path components, as many as tell it from the others."""
+    """The shortest distinct suffix of path components of each model."""
     models = list(models)
 
     def tail(model: str, parts: int) -> str:
@@ -35,7 +35,7 @@ def short_names(models: Iterable[str]) -> dict[str, str]:
 
 
 def redact(value: Any) -> Any:
-    """Plain data with local paths cut to their last part and addresses freed of secrets."""
+    """Plain data with local paths reduced to their last component and secrets removed from URLs."""
     if isinstance(value, Mapping):
         return {key: redact(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -48,7 +48,7 @@ def redact(value: Any) -> Any:
 
 
 _PATH = re.compile(r"""(?<![\w./])(?:~|\.\.?)?/(?!/)(?:[^\s,;:'"()/]+/)*([^\s,;:'"()/]+)/?""")
-"""A local path within a text, `sts:/data/file.tsv` too, but no part of an address."""
+"""A local path within a text, also in `sts:/data/file.tsv`, but not within a URL."""
 
 
 def _without_secrets(address: str) -> str:
@@ -62,7 +62,7 @@ def _without_secrets(address: str) -> str:
 
 
 def format_value(value: float | int | None, unit: str = "") -> str:
-    """A figure for a person: bytes as MB, seconds and shares with few digits."""
+    """A figure as text: bytes as MB, other figures with few digits."""
     if value is None:
         return "-"
     if unit == "B":
@@ -77,7 +77,7 @@ def format_value(value: float | int | None, unit: str = "") -> str:
 
 
 def percent(share: float | None) -> str:
-    """A fraction for a person."""
+    """A fraction as text in percent."""
     return "-" if share is None else f"{100 * share:.1f} %"
 
 

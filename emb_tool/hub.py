@@ -1,8 +1,8 @@
-"""Opening packed checkpoints: `import emb_tool.hub`, and the stock loaders know the format.
+"""Registration of the packed format: `import emb_tool.hub` lets stock loaders open it.
 
-`AutoModel.from_pretrained` and `SentenceTransformer` then put packed modules (`emb_tool.packed`)
-where `config.json` names them under `quantization_config`. Importing this registers, no more:
-sentence-transformers' static embeddings are taught when that library is imported.
+`AutoModel.from_pretrained` and `SentenceTransformer` then create packed modules (`emb_tool.packed`)
+as `quantization_config` of `config.json` specifies. Importing this module only registers them:
+static embeddings of sentence-transformers are patched when that library is imported.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class PackedConfig(QuantizationConfigMixin):
     """`quantization_config` of a packed checkpoint.
 
     Args:
-        modules: Module name to the spec of `emb_tool.packed`.
-        version: Of the format.
-        rest: Kept as it is.
+        modules: Specs of `emb_tool.packed` by module name.
+        version: Version of the format.
+        rest: Further attributes, stored unchanged.
     """
 
     quant_method: Any = PACKED
@@ -73,54 +73,64 @@ class PackedQuantizer(HfQuantizer):
         config: Any = self.quantization_config
         for name, spec in config.modules.items():
             spellings = (name, name.removeprefix(base), base + name)
-            # one that this class lacks is left to transformers: it raises where a shape differs
-            found = next((n for n in spellings if n in modules), None)
-            if found is not None:
-                placed[found] = named[name] = _place(model, found, modules[found], spec)
+            # transformers handles modules that this class lacks: it raises if a shape differs
+            target = next((n for n in spellings if n in modules), None)
+            if target is not None:
+                placed[target] = named[name] = _place(model, target, modules[target], spec)
         for module in placed.values():
             module.link(named)
         self.shared = _untie(model, placed)
         state = model.state_dict()
-        self.shapes = {name: held.shape for name, held in state.items()}
-        self.dtypes = {name: held.dtype for name, held in state.items()}
+        self.shapes = {name: tensor.shape for name, tensor in state.items()}
+        self.dtypes = {name: tensor.dtype for name, tensor in state.items()}
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        for name, held in model.state_dict().items():  # quantized, old versions take any shape
-            if held.shape != (shape := self.shapes.get(name, held.shape)):
+        for (
+            name,
+            tensor,
+        ) in model.state_dict().items():  # old versions do not check shapes if quantized
+            if tensor.shape != (shape := self.shapes.get(name, tensor.shape)):
                 raise InvalidInput(
-                    f"{model.name_or_path}: {name} has shape {[*held.shape]}, its config.json"
+                    f"{model.name_or_path}: {name} has shape {[*tensor.shape]}, its config.json"
                     f" says {[*shape]}",
                     "the weights are damaged, or another model's: restore the original files",
                 )
-        kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
-        # old versions leave some floats in the dtype in which they are stored
-        for name, held in chain(model.named_parameters(), model.named_buffers()):
-            dtype = self.dtypes.get(name, held.dtype)
-            if held.is_floating_point() and held.dtype != dtype and not kept & {*name.split(".")}:
-                held.data = held.data.to(dtype)
+        fp32_names = {
+            *(model._keep_in_fp32_modules or ()),
+            *(model._keep_in_fp32_modules_strict or ()),
+        }
+        # old versions leave some floats in their stored dtype
+        for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+            dtype = self.dtypes.get(name, tensor.dtype)
+            if (
+                tensor.is_floating_point()
+                and tensor.dtype != dtype
+                and not fp32_names & {*name.split(".")}
+            ):
+                tensor.data = tensor.data.to(dtype)
         for name, source in self.shared.items():
             _put(model, name, model.get_submodule(source))
         return model
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[Any, dict[str, str]]:
-        """What is saved: a module that stands in two places once."""
-        twice = tuple(f"{name}." for name in self.shared)
+        """The state to save; shared modules are saved once."""
+        shared = tuple(f"{name}." for name in self.shared)
         state = model.state_dict()
-        return {name: value for name, value in state.items() if not name.startswith(twice)}, {}
+        return {name: value for name, value in state.items() if not name.startswith(shared)}, {}
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
-        """A loaded model can be saved again."""
+        """Loaded models can be saved."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """What is not packed can be trained."""
+        """Parameters that are not packed can be trained."""
         return True
 
 
 def _place(model: Any, name: str, old: Any, spec: Mapping[str, Any]) -> Packed:
-    """Put a packed module in the place of a plain one."""
+    """Replace a plain module by a packed one."""
     import torch
 
     from emb_tool import packed
@@ -192,16 +202,16 @@ def _untie(model: Any, placed: Mapping[str, Packed]) -> dict[str, str]:
 # -- sentence-transformers' static embeddings -----------------------------------------------------
 
 
-def _teach() -> None:
-    """What sentence-transformers is to know: parallel windows, and packed static tables."""
+def _patch_sentence_transformers() -> None:
+    """Register parallel windows, and support for packed static tables."""
     from emb_tool import windows
 
     windows.register()
-    _teach_static()
+    _patch_static_embedding()
 
 
-def _teach_static() -> None:
-    """Let StaticEmbedding load and save a packed table."""
+def _patch_static_embedding() -> None:
+    """Patch StaticEmbedding to load and save packed tables."""
     with quiet():
         from sentence_transformers.models import StaticEmbedding
 
@@ -229,7 +239,7 @@ def _teach_static() -> None:
 
 
 def _static_config(cls: Any, name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The `config.json` beside a static table, or {}; never an error."""
+    """The `config.json` of a static table; {} if it is missing."""
     hub = {key: kwargs[key] for key in _HUB if key in kwargs}
     path = cls.load_file_path(name, filename="config.json", **hub)
     if path is None or not Path(path).is_file():
@@ -253,7 +263,7 @@ def _load_static(
     tokenizer = Tokenizer.from_file(cls.load_file_path(name, filename="tokenizer.json", **hub))
     weights = cls.load_torch_weights(model_name_or_path=name, **hub)
     module = cls(tokenizer, embedding_weights=torch.zeros(1, int(spec["shape"][1])))
-    with torch.device("meta"):  # nothing is allocated for what a config claims
+    with torch.device("meta"):  # no memory is allocated for a size in the config
         module.embedding = packed.empty(spec, "embedding", "bag")
     module.embedding.link({})
     module.num_embeddings = module.embedding.num_embeddings
@@ -263,11 +273,10 @@ def _load_static(
 
 
 class _AfterImport(MetaPathFinder, Loader):
-    """Calls back once a module has been imported (PEP 302).
+    """Calls a function after a module has been imported (PEP 302).
 
-    sentence-transformers has no registry of formats: its class is patched, for which it must have
-    been imported. To import it here would take a user of `AutoModel` about 14 instead of 8 seconds
-    of CPU time, and would have to be repeated in every process that loads with transformers alone.
+    sentence-transformers has no registry of formats, so its class must be patched after import.
+    Importing it here would increase the CPU time of `AutoModel` users from about 8 to 14 seconds.
     """
 
     def __init__(self, name: str, then: Callable[[], None]) -> None:
@@ -277,7 +286,7 @@ class _AfterImport(MetaPathFinder, Loader):
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ImportSpec | None:
         if name != self.name or self.asking:
             return None
-        self.asking = True  # the other finders, which this one stands before
+        self.asking = True  # use the other finders, which follow this one
         try:
             spec = importlib.util.find_spec(name)
         finally:
@@ -298,6 +307,6 @@ class _AfterImport(MetaPathFinder, Loader):
 
 attention.register()
 if "sentence_transformers" in sys.modules:
-    _teach()
+    _patch_sentence_transformers()
 else:
-    sys.meta_path.insert(0, _AfterImport("sentence_transformers", _teach))
+    sys.meta_path.insert(0, _AfterImport("sentence_transformers", _patch_sentence_transformers))

@@ -7,17 +7,17 @@ import re
 from typing import NamedTuple
 
 _FILES = (".safetensors", ".npy", ".parquet")
-"""What ends in one of these names a file."""
+"""Extensions of names that are files."""
 
 _NAME = re.compile(r"(?P<repo>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<revision>[\w][\w./+-]*))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubName(NamedTuple):
-    """A repository of the hub, and which state of it.
+    """A repository on the hub and its revision.
 
     Args:
-        repo: `ORG/NAME`; a few old ones are `NAME`.
+        repo: `ORG/NAME`, or `NAME` for a few old repositories.
         revision: Branch, tag or commit; None is the branch `main`.
     """
 
@@ -29,14 +29,14 @@ class HubName(NamedTuple):
 
     @property
     def is_pinned(self) -> bool:
-        """Whether the revision is a commit in full: it names the same files for ever."""
+        """Whether the revision is a full commit hash, which always names the same files."""
         return bool(self.revision and _COMMIT.fullmatch(self.revision))
 
 
 def parse_hub_name(name: str) -> HubName | None:
-    """What a name means on the hub; None for one that can only be a path, or that is one here.
+    """Parse a name on the hub; None for names that are paths.
 
-    A path that exists takes precedence, also one with `@` in its name.
+    An existing path takes precedence, even with `@` in its name.
     """
     match = _NAME.fullmatch(name)
     if match is None or ".." in name or name.endswith(_FILES) or os.path.exists(name):
@@ -45,11 +45,11 @@ def parse_hub_name(name: str) -> HubName | None:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a model is surely named as on the hub: with an organization, and no path here."""
-    found = parse_hub_name(name)
-    return found is not None and "/" in found.repo
+    """Whether a name is a hub id with an organization, and not an existing path."""
+    parsed = parse_hub_name(name)
+    return parsed is not None and "/" in parsed.repo
 
 
 def shorten_commits(text: str) -> str:
-    """The same with seven digits of each commit, as git shows it: `org/name@c9745ed`."""
+    """Shorten each commit hash to seven digits: `org/name@c9745ed`."""
     return re.sub(r"(\w@[0-9a-f]{7})[0-9a-f]{33}\b", r"\1", text)

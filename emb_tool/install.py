@@ -1,7 +1,7 @@
-"""How embtool is installed and its outputs uploaded: the one place that says so.
+"""Commands that install embtool and upload outputs, for messages.
 
-No package index has it, so its bare name is never given to pip: whoever registers that name there
-would be installed instead. What is named is a path: a clone of the repository.
+embtool is not on a package index, so its bare name is never passed to pip, where someone else could
+register it. The commands use a path to a clone of the repository.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from shlex import quote
 from emb_tool.errors import InvalidInput
 
 PLACE = "./embtool"
-"""What pip is given; `git+https://...` once the repository has a public address."""
+"""The argument of pip; `git+https://...` once the repository has a public address."""
 
 WHERE = f"{PLACE} is a clone of its repository; no package index has it"
-"""What that needs to be understood."""
+"""Explanation of `PLACE`."""
 
 INSTALL = f"pip install {PLACE}"
-"""The line that installs embtool."""
+"""The command that installs embtool."""
 
 HUB = "import emb_tool.hub"
-"""The line after which transformers and sentence-transformers open packed weights."""
+"""The import that lets transformers and sentence-transformers open packed weights."""
 
 
 NEEDS_HUB = (
     "transformers and sentence-transformers open this model once `emb_tool.hub` is imported, which "
     "brings its format, and refuse it without; `embtool expand` writes it out plain."
 )
-"""Why that line is needed."""
+"""Explanation of `HUB`."""
 
 
 def upload(folder: str) -> str:
-    """The line that uploads an output to the Hugging Face Hub."""
+    """The command that uploads an output to the Hugging Face Hub."""
     return f"hf upload REPO {quote(folder)}"
 
 
 def install(extra: str) -> str:
-    """The line that installs embtool with an extra of its pyproject.toml."""
+    """The command that installs embtool with an extra of its pyproject.toml."""
     return f"pip install '{PLACE}[{extra}]'"
 
 
@@ -47,18 +47,18 @@ EXTRAS = {
     # before 2.11 FSDP on CPUs crashes or trains something else, and Gloo writes to stdout
     "distributed": ("accelerate>=1.10", "torch>=2.11"),
 }
-"""What a job of each extra is refused without; pyproject.toml has it too, all but torch."""
+"""Requirements by extra, as in pyproject.toml, with torch added."""
 
 
 def require_extra(extra: str, user: str) -> None:
-    """Refuse what needs a package of an extra that is not installed, or is too old.
+    """Check that the packages of an extra are installed in a sufficient version.
 
     Args:
         extra: One of `EXTRAS`.
-        user: What needs it, for the message.
+        user: The feature that needs it, for the message.
 
     Raises:
-        InvalidInput: With the line that installs the extra.
+        InvalidInput: A package is missing or too old; the hint is the command that installs it.
     """
     from packaging.requirements import Requirement
 

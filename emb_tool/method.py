@@ -1,7 +1,7 @@
 """A method: a frozen pydantic class with its settings, its paper and a pure function.
 
-The fields are the one source of help, docs and checks: `Field(description=..., ge=...)` is what
-`embtool methods`, `--help`, recipes and `--set` all read. Importing a method must not import torch.
+The fields are the single source of help, docs and validation: `Field(description=..., ge=...)` is
+used by `embtool methods`, `--help`, recipes and `--set`. Importing a method must not import torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from emb_tool.fields import METHOD, TRAINING
 
 
 def _split(value: Any) -> Any:
-    """`"0,2,5"` as typed in a shell, to a list."""
+    """Split `"0,2,5"` into a list."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return [value] if isinstance(value, int | float) else value
@@ -31,7 +31,7 @@ TextList = Annotated[tuple[str, ...], BeforeValidator(_split)]
 
 
 class Settings(BaseModel):
-    """Typed settings: frozen, and a key that is not one of them is refused."""
+    """Typed settings: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -41,8 +41,8 @@ class Method(Settings):
 
     Attributes:
         name: The `-m` name, the file's name with dashes.
-        paper: Where it was published, `arXiv:...` or `doi:...`.
-        panel: Heading of its settings in `--help`, where they name no other.
+        paper: Its publication, `arXiv:...` or `doi:...`.
+        panel: Default heading of its settings in `--help`.
     """
 
     name: ClassVar[str]
@@ -51,14 +51,14 @@ class Method(Settings):
 
 
 class Measure(Method):
-    """Reads models and data, changes nothing (the tasks of `embtool eval`)."""
+    """A method that only reads models and data (the tasks of `embtool eval`)."""
 
 
 class Training(Method):
-    """Has a loss; the loop's own settings, the same for every training method.
+    """A method with a loss, and the settings shared by all training methods.
 
     Attributes:
-        presets: Settings by name of a preset, taken before a recipe's and the user's own.
+        presets: Settings by preset name; recipe and user settings override them.
     """
 
     panel: ClassVar[str] = TRAINING

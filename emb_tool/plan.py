@@ -1,4 +1,4 @@
-"""What will be written, known before anything is: data made from headers alone."""
+"""The plan of an output, computed from checkpoint headers before anything is written."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole job as data.
+    """The output of a job as data.
 
     Args:
-        writes: The tensors, in the order in which they are written.
+        writes: The tensors, in writing order.
         config: Keys of `config.json` to set (`None` removes the key).
         notes: Sentences for the user.
-        trials: What a search would try, and about how many bytes that has.
+        trials: The candidates of a search and their approximate size in bytes.
     """
 
     writes: tuple[TensorSpec, ...] = ()

@@ -1,7 +1,7 @@
-"""Recipes: YAML files of jobs, as strangers may write them.
+"""Recipes: YAML files of jobs.
 
-A recipe is text that somebody sends: its size, depth and keys are bounded, a key that stands twice
-is refused, and every fault is told with its line or its job.
+Recipes may be untrusted: their size, depth and keys are limited, duplicate keys are errors, and
+every error names its line or its job.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from emb_tool import registry
 from emb_tool.errors import InvalidInput
 
 MAX_CHARACTERS, MAX_VALUES, MAX_DEPTH = 1_000_000, 100_000, 32
-"""Characters of a recipe, values in it, and how many of them inside one another."""
+"""Maximum characters, values and nesting depth of a recipe."""
 
 
 def read_recipe(path: str | Path) -> list[dict[str, Any]]:
     """The jobs of a recipe file, one or a list under `jobs:`.
 
-    A job with `name: x` can be named by a later one: `${x}` is its output.
+    The output of a job with `name: x` is available to later jobs as `${x}`.
 
     Raises:
         InvalidInput: No such file, not YAML (with the line), no job, an unknown `${name}`.
@@ -40,12 +40,14 @@ def read_recipe(path: str | Path) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path}: cannot be read: {error}", "recipes are YAML files") from None
     if len(text) > MAX_CHARACTERS:
-        raise InvalidInput(f"{path}: more than {MAX_CHARACTERS:,} characters", "this is no recipe")
+        raise InvalidInput(
+            f"{path}: more than {MAX_CHARACTERS:,} characters", "this is not a recipe"
+        )
     try:
         data = _load_yaml(text, path)
         _check_extent(data)
     except (ValueError, OverflowError) as error:
-        raise InvalidInput(f"{path}: not YAML that can be read: {str(error)[:200]}", None) from None
+        raise InvalidInput(f"{path}: not valid YAML: {str(error)[:200]}", None) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -56,7 +58,8 @@ def read_recipe(path: str | Path) -> list[dict[str, Any]]:
         extra = sorted(set(data) - {"jobs"})
         if extra:
             raise InvalidInput(
-                f"{path}: {extra[0]!r} stands beside jobs:", "put it into each job of the list"
+                f"{path}: {extra[0]!r} is not allowed next to jobs:",
+                "put it into each job of the list",
             )
         jobs = data["jobs"]
     else:
@@ -80,10 +83,10 @@ def read_recipe(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _check_keys(job: Mapping[Any, Any], where: str) -> None:
-    """Settings have names, and so have methods: YAML takes anything for a key.
+    """Check that keys and method names are strings, because YAML allows other keys.
 
     Raises:
-        InvalidInput: A key or a method's name that is no text.
+        InvalidInput: A key or a method name is not a string.
     """
     given = job.get("method")
     steps = [step for step in (given if isinstance(given, list) else [given]) if step is not None]
@@ -91,21 +94,21 @@ def _check_keys(job: Mapping[Any, Any], where: str) -> None:
         for key in settings:
             if not isinstance(key, str):
                 raise InvalidInput(
-                    f"{where}: the key {key!r:.80} is no text", "see docs/recipes.md"
+                    f"{where}: the key {key!r:.80} is not a string", "see docs/recipes.md"
                 )
     for step in steps:
         name = step.get("name", "") if isinstance(step, Mapping) else step
         if not isinstance(name, str):
             raise InvalidInput(
-                f"{where}: method: {name!r:.80} is no name", "write method: {name: pq}"
+                f"{where}: method: {name!r:.80} is not a name", "write method: {name: pq}"
             )
 
 
 def _check_extent(data: Any) -> None:
-    """Aliases (`&a`, `*a`) can make a short file endless.
+    """Limit the number of values, because aliases (`&a`, `*a`) can expand a short file.
 
     Raises:
-        ValueError: It holds more values than any recipe.
+        ValueError: More than `MAX_VALUES` values.
     """
     todo, count = [data], 0
     while todo:
@@ -120,7 +123,7 @@ def _check_extent(data: Any) -> None:
 
 
 def _load_yaml(text: str, path: Path) -> Any:
-    """Plain YAML, in which a key that stands twice is refused: the last would win in silence."""
+    """Load YAML; duplicate keys are errors, because YAML silently uses the last one."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -141,11 +144,11 @@ def _load_yaml(text: str, path: Path) -> Any:
             known: set[str] = set()
             for key, _ in node.value:
                 if not isinstance(key, yaml.ScalarNode):
-                    continue  # no key that a mapping takes: told as such
+                    continue  # invalid key: reported by the base class
                 if key.value in known:
                     where = f"{path}:{key.start_mark.line + 1}"
                     raise InvalidInput(
-                        f"{where}: {key.value!r} is given twice", "leave one of them out"
+                        f"{where}: {key.value!r} is given twice", "remove one of them"
                     )
                 known.add(key.value)
             return super().construct_mapping(node, deep)

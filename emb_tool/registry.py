@@ -1,13 +1,13 @@
-"""The verbs and their methods, known without importing torch.
+"""The registry of verbs and their methods, which does not import torch.
 
-Each verb is a package; its `__init__`, which every command line imports, holds
+Each verb is a package; its `__init__`, which every command line imports, defines
 
 - `JOB`: module and class of its settings;
-- `RUNNER`: module and class of what carries them out, see `emb_tool.runner`;
+- `RUNNER`: module and class of its runner, see `emb_tool.runner`;
 - `METHODS`: rows of (name, module, class, summary);
 - `PANEL`, `SUMMARY`, `HELP`, `EXAMPLE`: its heading and line in `embtool --help`, the text of its
   own help, and a command line that runs;
-- `LISTS`, if need be: the settings that take several values after one option [all lists].
+- `LISTS`, optional: the settings that take several values after one option [all lists].
 
 `load` imports one file. Names are looked up with a did-you-mean.
 """
@@ -38,11 +38,11 @@ VERBS: dict[str, str] = {
 """Command to package."""
 
 TASKS = "eval"
-"""The verb whose methods are tasks; other verbs run them, too."""
+"""The verb whose methods are tasks; other verbs run them too."""
 
 
 class Row(NamedTuple):
-    """One method as its verb lists it."""
+    """One row of a METHODS table."""
 
     name: str
     module: str
@@ -73,8 +73,8 @@ def verbs_with(method: str) -> list[str]:
 def load(verb: str, name: str) -> type[Method]:
     """Import one method's class."""
     table = methods(verb)
-    if name not in table and (theirs := verbs_with(name)):
-        where = " and ".join(f"embtool {other}" for other in theirs)
+    if name not in table and (verbs := verbs_with(name)):
+        where = " and ".join(f"embtool {other}" for other in verbs)
         raise InvalidInput(f"unknown {verb} method {name!r}", f"{name} is a method of {where}")
     row = table[match_name(name, table, f"{verb} method")]
     cls: type[Method] = getattr(import_module(row.module), row.attribute)
@@ -82,7 +82,7 @@ def load(verb: str, name: str) -> type[Method]:
 
 
 def match_name(name: str, known: Iterable[str], what: str) -> str:
-    """`name` if it is known, else a refusal that names the nearest."""
+    """Return `name` if it is known, else raise an error that suggests similar names."""
     known = list(known)
     if name in known:
         return name
@@ -90,7 +90,7 @@ def match_name(name: str, known: Iterable[str], what: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint: the nearest of the known names, or all of them."""
+    """A hint with the most similar known names, or with all of them."""
     known = list(known)
     near = nearest(name, known)
     if near:
@@ -125,14 +125,14 @@ def build(
     hint: str | None = None,
     spell: Callable[[str], str] = str,
 ) -> Any:
-    """Make a settings object, every fault said in one sentence each.
+    """Create a settings object, with one sentence per validation error.
 
     Args:
         cls: The class.
         values: Its fields.
-        origin: Where the values came from: one text, or a mapping of field to text.
-        hint: What to do next, if it is not another spelling.
-        spell: What a field that is missing is called where it would be given.
+        origin: Origin of the values: one text, or a text by field.
+        hint: The hint, unless another spelling is suggested.
+        spell: Maps a missing field to its name for the user.
 
     Raises:
         InvalidInput: Unknown keys (with a did-you-mean), wrong types, values out of range.
@@ -141,7 +141,7 @@ def build(
         return cls(**values)
     except pydantic.ValidationError as error:
         sentences: dict[str, None] = {}
-        seen: set[tuple[str, str]] = set()  # unions and lists have one a part
+        seen: set[tuple[str, str]] = set()  # unions and lists have one error per part
         for fault in error.errors(include_url=False):
             key = str(fault["loc"][0]) if fault["loc"] else ""
             if fault["type"] != "value_error" and (key, fault["type"]) in seen:
@@ -149,12 +149,13 @@ def build(
             seen.add((key, fault["type"]))
             where = origin.get(key, "") if isinstance(origin, Mapping) else origin
             where = f" ({where})" if where else ""
-            if fault["type"] == "value_error":  # a validator's own sentence
-                said = str(fault["ctx"]["error"])
-                sentences[f"{_given(key, values, where)}: {said}" if key else said] = None
+            if fault["type"] == "value_error":  # the message of a validator
+                message = str(fault["ctx"]["error"])
+                prefix = f"{_given(key, values, where)}: " if key else ""
+                sentences[prefix + message] = None
             elif fault["type"] == "missing" and key in cls.model_fields:
                 sentences[f"{spell(key)} is missing{where}"] = None
-            elif key in cls.model_fields:  # whatever pydantic calls it
+            elif key in cls.model_fields:  # any other pydantic error
                 field = cls.model_fields[key]
                 sentences[f"{_given(key, values, where)}: expected {expects(field)}"] = None
                 near = get_close_matches(str(values.get(key)), choices(field.annotation), n=1)

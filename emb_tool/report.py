@@ -1,7 +1,7 @@
-"""What a job did and what it cost: one document, printed as tables or as JSON.
+"""The report of a job: one document, printed as tables or as JSON.
 
-A `Report` holds only what was measured. Every figure carries its unit, so that the JSON can be
-read without this code; `schema` is raised when a key changes its meaning.
+A `Report` contains only measured values. Every figure has its unit, so that the JSON is
+self-contained; `schema` is incremented when the meaning of a key changes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Measure:
         of: What it was measured on, e.g. `retrieval:cranfield`; the row group in the table.
         model: Which model, when a table compares several.
         note: One short remark, e.g. a confidence interval.
-        against: Of what a share is one, where that is not what the model was made from.
+        against: The model that a retention refers to, if that is not the input model.
     """
 
     name: str
@@ -38,20 +38,20 @@ class Measure:
     against: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields; those left empty stay out."""
+        """The fields as a mapping, without empty ones."""
         return {k: v for k, v in vars(self).items() if v != ""}
 
 
 @dataclass
 class Table:
-    """Rows for a person: the same figures as the measures, laid out."""
+    """A table of the measures for display."""
 
     title: str
     columns: list[str]
     rows: list[list[str]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields."""
+        """The fields as a mapping."""
         return {"title": self.title, "columns": self.columns, "rows": self.rows}
 
 
@@ -65,10 +65,10 @@ class Report:
         job: The resolved job as plain data.
         facts: Named results that are not measures (counts, names, nested data).
         measures: Every figure.
-        tables: How the figures are shown to a person.
+        tables: The figures as tables.
         timings: Seconds by phase.
-        warnings: What the user should know, each a sentence.
-        gate: Why the result is below the gate that the user set; `None` when it passed.
+        warnings: Warnings, one sentence each.
+        gate: Why the result fails the gate that the user set; None if it passed.
     """
 
     verb: str
@@ -83,7 +83,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 done, 3 done but below the gate."""
+        """0 for success, 3 if the result is below the gate."""
         return 3 if self.gate else 0
 
     def warn(self, sentence: str) -> None:
@@ -96,16 +96,16 @@ class Report:
     ) -> float | int | None:
         """The figure of that name (and of that task and model, where given); None if absent.
 
-        What is a share of a root's figure is found only where `against` names it.
+        A retention of a root's figure is returned only if `against` names that root.
         """
         for m in self.measures:
-            named = m.name == name and m.against == against
-            if named and (not of or m.of == of) and (not model or m.model == model):
+            matches = m.name == name and m.against == against
+            if matches and (not of or m.of == of) and (not model or m.model == model):
                 return m.value
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """The one JSON document (tables are a view of it and stay out)."""
+        """The JSON document, without tables."""
         return {
             "schema": SCHEMA,
             "verb": self.verb,
@@ -119,15 +119,15 @@ class Report:
         }
 
     def to_file(self) -> dict[str, Any]:
-        """What stands in `report.json`: the document with the tables."""
+        """The content of `report.json`: the document with tables."""
         return self.to_json() | {"tables": [table.to_json() for table in self.tables]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Report:
-        """Take up what `to_json` or `to_file` gave.
+        """Create a report from the output of `to_json` or `to_file`.
 
         Raises:
-            InvalidInput: It is no report, or one of a newer schema.
+            InvalidInput: Not a report, or a report of another schema.
         """
         from pydantic import TypeAdapter, ValidationError
 
@@ -145,5 +145,5 @@ class Report:
 
 
 def is_figure(cell: str) -> bool:
-    """Whether a table's cell is to stand right: a number, its unit, or nothing."""
+    """Whether a table cell is right-aligned: a number with a unit, or an empty cell."""
     return not cell or cell == "-" or cell.lstrip("+-.~<>").split(" ")[0][:1].isdigit()

@@ -1,6 +1,6 @@
-"""What a verb is to the engine: a class that plans its job and carries it out.
+"""Base classes of runners, which plan and run the jobs of a verb.
 
-A verb's package names it as `RUNNER = (module, class)`, beside `JOB` and `METHODS`.
+The package of a verb names its runner as `RUNNER = (module, class)`, next to `JOB` and `METHODS`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """How a job is run; none of it changes the result.
+    """Run options; they do not change the result.
 
     Args:
         dry_run: Check everything and report what would be written; write nothing.
@@ -42,11 +42,11 @@ class Options:
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where a job that writes a checkpoint works.
+    """Folders and runtime of a job that writes a checkpoint.
 
     Args:
-        folder: The files to be written, `OUT.partial`; renamed to `OUT` when all is done.
-        state: What `--resume` needs; removed at the end.
+        folder: Folder of the files to write, `OUT.partial`; renamed to `OUT` when complete.
+        state: Folder of the state for `--resume`; removed at the end.
         runtime: Device, dtype, seed and processes.
     """
 
@@ -69,12 +69,12 @@ class RunContext:
 
 
 class Runner:
-    """One job of a verb. The constructor reads headers and settings at most.
+    """Runs one job of a verb. The constructor reads only headers and settings.
 
     Args:
         job: The resolved job.
         options: How it is run.
-        report: Filled on the way.
+        report: The report to fill.
 
     Attributes:
         distributed: Whether several processes (torchrun) can share the work.
@@ -87,7 +87,7 @@ class Runner:
 
     @classmethod
     def create(cls, job: Job, options: Options, report: Report) -> Runner:
-        """The runner of a job; a verb with jobs of several kinds chooses here."""
+        """Create the runner of a job; verbs with several runners override this."""
         return cls(job, options, report)
 
     @property
@@ -104,7 +104,7 @@ class Runner:
 
 
 class ReportRunner(Runner, ABC):
-    """A job whose result is its report, and perhaps a file that it writes itself."""
+    """A job whose result is its report, and optionally a file that it writes itself."""
 
     @abstractmethod
     def preview(self) -> None:
@@ -129,7 +129,7 @@ class CheckpointRunner(Runner, ABC):
     The engine calls, in this order: `plan`, `start`, `warmup`, `run`, `check`, `summarize`, `card`.
 
     Attributes:
-        papers: What the output cites, `arXiv:...` or `doi:...`.
+        papers: Publications that the output cites, `arXiv:...` or `doi:...`.
     """
 
     papers: list[str]
@@ -137,16 +137,16 @@ class CheckpointRunner(Runner, ABC):
     @property
     @abstractmethod
     def inputs(self) -> Mapping[str, Checkpoint]:
-        """The checkpoints read, by the name that the user gave them."""
+        """The checkpoints read, by user-given name."""
 
     @property
     @abstractmethod
     def before(self) -> Checkpoint | None:
-        """The model whose size and parts the output is compared with; None if there is not one."""
+        """The model that the output is compared with in size and parts; None if there is none."""
 
     @property
     def parent(self) -> Checkpoint | None:
-        """The model that the output was made from; its ancestors are the output's."""
+        """The model that the output is derived from."""
         return self.before
 
     @property
@@ -156,18 +156,18 @@ class CheckpointRunner(Runner, ABC):
 
     @abstractmethod
     def data(self) -> dict[str, dict[str, str]]:
-        """Digests of the local files read, by the name that the user gave them."""
+        """Digests of the local files read, by user-given name."""
 
     @abstractmethod
     def plan(self) -> Plan:
-        """What will be written, from headers, settings and local files alone.
+        """The plan of the output, from headers, settings and local files only.
 
         Raises:
-            InvalidInput: One of them is at fault.
+            InvalidInput: One of them is invalid.
         """
 
     def warmup(self, context: RunContext) -> Warmup | None:
-        """What the check's process can do while the files are being written; None for nothing."""
+        """Work for the check process while the files are written; None for none."""
         return None
 
     @abstractmethod
@@ -176,11 +176,11 @@ class CheckpointRunner(Runner, ABC):
 
     @abstractmethod
     def check(self, context: RunContext, target: CheckTarget) -> Check:
-        """What is measured on the written files, `target`; kinds are in `emb_tool.evaluate`."""
+        """The check of the written files, `target`; see the checks in `emb_tool.evaluate`."""
 
     @abstractmethod
     def summarize(self, report: Report) -> None:
-        """Put the verb's own tables on top of the measured report."""
+        """Insert the tables of the verb before the measured ones."""
 
     def card(self) -> dict[str, Any] | None:
         """Front matter that the verb adds to the model card."""

@@ -1,7 +1,7 @@
-"""What other tools call things, and what they are called here.
+"""Names of other tools, and their equivalents in embtool.
 
-A flag, key or command that is not known is looked up among the spellings of sentence-transformers,
-transformers, mergekit and optimum before it is compared letter by letter.
+An unknown flag, key or command is looked up among the names of sentence-transformers, transformers,
+mergekit and optimum before similar spellings are searched.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ SETTINGS: dict[str, str] = {
     "quick": "fast",
     "prune": "older_than days",
 }
-"""A setting, and what it is called elsewhere."""
+"""Names in other tools, by setting."""
 
 METHODS: dict[str, str] = {
     "int": "quantize quantization rtn awq q8 q4",
@@ -86,7 +86,7 @@ METHODS: dict[str, str] = {
     "retrieval": "beir mteb ir information_retrieval",
     "speed": "latency throughput",
 }
-"""A method or task, and what it is called elsewhere."""
+"""Names in other tools, by method or task."""
 
 VALUES: dict[str, str] = {
     "dtype fp16": "fp16 half float16",
@@ -99,7 +99,7 @@ VALUES: dict[str, str] = {
     "method float8": "fp8",
     "method truncate:dim=256": "pca",
 }
-"""A setting with its value, and the switches that mean it elsewhere."""
+"""Equivalent switches of other tools, by setting and value."""
 
 COMMANDS: dict[str, str] = {
     "quantize": "compress MODEL -m int:bits=8 -o OUT",
@@ -134,33 +134,33 @@ COMMANDS: dict[str, str] = {
     "version": "--version",
     "help": "COMMAND --help",
 }
-"""A command elsewhere, and the line that does it here, after `embtool`."""
+"""The equivalent embtool command, by command of other tools."""
 
 
 def normalize(name: str) -> str:
-    """A flag or key in one spelling: `--learning-rate` is learning_rate."""
+    """Normalize a flag or key: `--learning-rate` is learning_rate."""
     return name.lstrip("-").replace("-", "_").lower()
 
 
 def aliases_of(name: str, known: Iterable[str]) -> list[str]:
-    """The settings or methods that are so called elsewhere, or here but for dashes.
+    """The settings or methods with that name in other tools, or here up to dashes.
 
     Args:
         name: A key, flag or method.
-        known: Those that there are, with `_` or `-`.
+        known: The existing names, with `_` or `-`.
 
     Returns:
         At most two of `known`.
     """
-    spelled = {normalize(one): one for one in known}
-    meant = normalize(name)
-    elsewhere = [*SETTINGS.items(), *METHODS.items()]
-    found = [ours for ours, theirs in elsewhere if meant in theirs.split()]
-    return [spelled[ours] for ours in (meant, *found) if ours in spelled][:2]
+    by_spelling = {normalize(one): one for one in known}
+    normalized = normalize(name)
+    aliases = [*SETTINGS.items(), *METHODS.items()]
+    matches = [ours for ours, theirs in aliases if normalized in theirs.split()]
+    return [by_spelling[ours] for ours in (normalized, *matches) if ours in by_spelling][:2]
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """The same, else those of `known` that are spelled alike."""
-    spelled = {normalize(one): one for one in known}
-    alike = get_close_matches(normalize(name), spelled, 2, 0.6)
-    return aliases_of(name, spelled.values()) or [spelled[near] for near in alike]
+    """The aliases of a name, else names of `known` with a similar spelling."""
+    by_spelling = {normalize(one): one for one in known}
+    similar = get_close_matches(normalize(name), by_spelling, 2, 0.6)
+    return aliases_of(name, by_spelling.values()) or [by_spelling[near] for near in similar]

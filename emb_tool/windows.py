@@ -1,7 +1,7 @@
-"""Parallel windows: long texts in pieces, each with the special tokens and the prompt, then a mean.
+"""Parallel windows: the mean of the vectors of windows, each with special tokens and prompt.
 
-As modules of sentence-transformers, `modules.json` names them `sentence_transformers.embtool`'s
-`Transformer` and `Pooling`, which are there after `import emb_tool.hub`; without it the checkpoint
+`modules.json` names the sentence-transformers modules `Transformer` and `Pooling` of
+`sentence_transformers.embtool`, which `import emb_tool.hub` registers; without it the checkpoint
 does not load.
 """
 
@@ -22,50 +22,49 @@ from emb_tool.progress import quiet
 
 NAMESPACE = "sentence_transformers.embtool"
 SETTING = "window"
-"""Key of `sentence_bert_config.json`: tokens of a window, special ones counted."""
+"""Key of `sentence_bert_config.json`: tokens of a window, including special tokens."""
 
 
 def frame(tokenize: Callable[[list[str]], Sequence[Any]]) -> tuple[Any, Any]:
-    """Token ids that stand before and behind every text.
+    """Token ids before and after every text.
 
     Args:
-        tokenize: From texts to their ids, special ones and those of a prompt among them.
+        tokenize: Maps texts to ids, including special tokens and prompt.
     """
 
     def shared(a: Any, b: Any) -> int:
         return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))
 
-    one, other = tokenize(["a b", "z y"])
-    empty, some = tokenize(["", "a b"])
-    return one[: shared(one, other)], empty[shared(empty, some) :]
+    first, second = tokenize(["a b", "z y"])
+    empty, text = tokenize(["", "a b"])
+    return first[: shared(first, second)], empty[shared(empty, text) :]
 
 
 def cut(ids: np.ndarray, lead: int, trail: int, window: int) -> list[np.ndarray]:
-    """A text in as few windows as will do, side by side and of one length but for a token.
+    """Split a text into the fewest adjacent windows, with lengths that differ by at most 1.
 
-    So each token is in one window and counts as much as any other in the mean. Full windows of
-    which the last reaches back (arXiv:2404.12096) count the end of a text up to twice: of two
-    texts that hide what is asked for, the one that hides it there wins.
+    Each token is in exactly one window and has equal weight in the mean. Full windows of which the
+    last overlaps the previous one (arXiv:2404.12096) would weight the end of a text up to twice.
 
     Args:
-        ids: (tokens,) of the whole text.
-        lead: Tokens at its beginning that every window begins with.
-        trail: Tokens at its end that every window ends with.
-        window: Tokens of a window at most, those at its ends counted.
+        ids: (tokens,) ids of the text.
+        lead: Number of leading tokens that every window starts with.
+        trail: Number of trailing tokens that every window ends with.
+        window: Maximum tokens of a window, including these.
     """
     head, inner, tail = np.split(ids, [lead, len(ids) - trail])
-    room = max(window - lead - trail, 1)
-    count = max(ceil(len(inner) / room), 1)
+    capacity = max(window - lead - trail, 1)
+    count = max(ceil(len(inner) / capacity), 1)
     return [np.concatenate([head, piece, tail]) for piece in np.array_split(inner, count)]
 
 
 def register() -> None:
-    """Put the two classes where `modules.json` names them."""
+    """Register the two classes under the names in `modules.json`."""
     with quiet():
         from sentence_transformers.models import Pooling, Transformer
 
     class WindowTransformer(Transformer):  # type: ignore[misc]
-        """Token vectors of each window of a long text, a row of the batch each."""
+        """Token vectors of the windows of long texts, one batch row per window."""
 
         config_keys = [*Transformer.config_keys, SETTING]  # noqa: RUF012 (the library's own form)
 
@@ -75,34 +74,37 @@ def register() -> None:
 
         @cached_property
         def ends(self) -> tuple[int, int]:
-            """Special tokens before and behind every text."""
+            """Numbers of special tokens before and after every text."""
             lead, trail = frame(lambda texts: self.tokenizer(texts)["input_ids"])
             return len(lead), len(trail)
 
         def forward(self, features: dict[str, Any], **more: Any) -> dict[str, Any]:
-            """Up to a window's length it is the model's own forward pass."""
+            """The model's own forward pass, in windows for longer texts."""
             ids, mask = features["input_ids"], features["attention_mask"].bool()
             if ids.shape[1] <= self.window:
                 return super().forward(features, **more)  # type: ignore[no-any-return]
             lead, trail = self.ends
             lead = max(lead, int(features.get("prompt_length") or 0))
-            texts = [row[there].cpu().numpy() for row, there in zip(ids, mask, strict=True)]
+            texts = [row[valid].cpu().numpy() for row, valid in zip(ids, mask, strict=True)]
             pieces = [cut(text, lead, trail, self.window) for text in texts]
             rows = [torch.from_numpy(piece) for text in pieces for piece in text]
             padded = pad_sequence(rows, True, self.tokenizer.pad_token_id or 0)
-            seen = pad_sequence([torch.ones_like(row) for row in rows], True)
-            kept = {k: v for k, v in features.items() if k != "token_type_ids"}
-            kept |= {"input_ids": padded.to(ids.device), "attention_mask": seen.to(ids.device)}
-            out: dict[str, Any] = super().forward(kept, **more)
+            valid_mask = pad_sequence([torch.ones_like(row) for row in rows], True)
+            inputs = {k: v for k, v in features.items() if k != "token_type_ids"}
+            inputs |= {
+                "input_ids": padded.to(ids.device),
+                "attention_mask": valid_mask.to(ids.device),
+            }
+            out: dict[str, Any] = super().forward(inputs, **more)
             counts = torch.tensor([len(text) for text in pieces])
             out["windows"] = torch.arange(len(texts)).repeat_interleave(counts).to(ids.device)
             return out
 
     class WindowPooling(Pooling):  # type: ignore[misc]
-        """Pooled windows, then the mean of each text's own."""
+        """Pooling of each window, then the mean over the windows of a text."""
 
         def forward(self, features: dict[str, Any]) -> dict[str, Any]:
-            """Without windows it is the library's own pooling."""
+            """The library's own pooling, followed by the mean over windows, if any."""
             out = super().forward(features)
             owner = out.pop("windows", None)
             if owner is not None:

@@ -70,7 +70,7 @@ CASES: list[tuple[str, str]] = [
           ("--dtype float8", "--dtype"), ("--seed -1", "--seed"), ("--set nonsense=1", "nonsense"),
           ("--set nonsense", "not key=value"), ("-r none.yaml", "none.yaml: no such recipe"),
           ("-r broken.yaml", "broken.yaml:2: not YAML"), ("-r .", "recipe.yaml: no such recipe"),
-          ("-r two.yaml", "is not one"), ("--nonsense", "--nonsense"),
+          ("-r two.yaml", "is not a single"), ("--nonsense", "--nonsense"),
       )),
     *((f"{job} {flag}", said)
       for job in (DISTILL, COMPRESS, MERGE, EXTEND)

@@ -187,13 +187,13 @@ def test_the_digest_names_what_decides_the_result() -> None:
         ("verb: distil\n", "unknown verb 'distil'"),
         ("jobs: {}\n", "jobs: must be a list"),
         ("jobs: []\n", "jobs: must be a list"),
-        ("jobs: [{verb: eval}]\nlr: 1\n", "'lr' stands beside jobs:"),
+        ("jobs: [{verb: eval}]\nlr: 1\n", "'lr' is not allowed next to jobs:"),
         ("jobs: [{verb: eval}, {lr: 1}]\n", "job 2: verb is missing"),
         ("x: !!python/object/apply:os.system [ls]\n", "not YAML"),
-        ("verb: distill\nmethod: {name: true, lr: 1}\n", "job 1: method: True is no name"),
-        ("verb: compress\nmethod: [pq, [x]]\n", "job 1: method: ['x'] is no name"),
-        ("verb: compress\nmethod: [{name: pq, 8: x}]\n", "job 1: the key 8 is no text"),
-        ("jobs: [{verb: eval, on: x}]\n", "job 1: the key True is no text"),
+        ("verb: distill\nmethod: {name: true, lr: 1}\n", "job 1: method: True is not a name"),
+        ("verb: compress\nmethod: [pq, [x]]\n", "job 1: method: ['x'] is not a name"),
+        ("verb: compress\nmethod: [{name: pq, 8: x}]\n", "job 1: the key 8 is not a string"),
+        ("jobs: [{verb: eval, on: x}]\n", "job 1: the key True is not a string"),
     ],
 )
 def test_faults_of_a_recipe_are_told_with_their_place(

@@ -308,7 +308,7 @@ def test_ctrl_c_in_a_real_process(job: Job, tmp_path: Path) -> None:
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130
     assert json.loads(stdout) == {
-        "schema": 1, "error": "interrupted", "hint": "go on with --resume", "exit_code": 130,
+        "schema": 1, "error": "interrupted", "hint": "continue with --resume", "exit_code": 130,
     }  # fmt: skip
     assert b"Traceback" not in stderr
     assert (out.with_name("out.partial") / ".state" / "train" / "latest").exists()

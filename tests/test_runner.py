@@ -114,7 +114,7 @@ def test_what_works_in_one_process_is_refused_in_several(
 ) -> None:
     job = config.resolve("copy", flags={"model": "m", "output": str(tmp_path / "out")})
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InvalidInput, match="copy works in one process"):
+    with pytest.raises(InvalidInput, match="copy runs in one process"):
         run(job, Options(progress=Progress(0)))
 
 

@@ -126,7 +126,7 @@ def test_a_text_at_fault_takes_no_vectors_with_it(
     told = run_cli(job("out.npy"))
     assert told.code == 1
     assert "in.jsonl:76" in told.err
-    assert "then go on with --resume" in told.err
+    assert "then continue with --resume" in told.err
     write_texts(tmp_path / "in.jsonl", sentences[:100])
     told = run_cli(job("out.npy", "--resume", "--json"))
     assert told.code == 0, told.out
