@@ -46,7 +46,7 @@ REFUSALS = (
     "layers of different types have separate rotary settings",
     "cannot become layer 0: it has attn_norm.weight",  # ModernBERT's first layer is unlike others
     "cannot become layer 0: it lacks layer.0.SelfAttention.relative_attention_bias",
-    "config.json states 2 layers, the weights have 1",  # ALBERT shares them
+    "config.json has 2 layers, the weights have 1",  # ALBERT shares them
     "is a static embedding",
     "there is no config.json, so no positions",
     "has nothing to make smaller",

@@ -299,7 +299,7 @@ def test_two_rows_where_the_root_is_not_the_input(run_cli: Cli, tmp_path: Path) 
     assert "small 0.8500 94.40 % - teacher 0.9000" in lines
     assert max(len(line.rstrip()) for line in said.out.splitlines()) <= 80
     (told,) = json.loads(run_cli("report", folder, "--json").out)["facts"]["outputs"]
-    assert told["kept"] == {"root": pytest.approx(0.944), "input": 0.985}
+    assert told["retention"] == {"root": pytest.approx(0.944), "input": 0.985}
     assert (told["root"]["name"], told["input"]["name"]) == ("teacher", "mid")
 
 

@@ -88,10 +88,10 @@ def test_outputs_stand_side_by_side(run_cli: Cli, tmp_path: Path) -> None:
     assert (first["name"], second["name"]) == ("small", "large")
     assert first["before"] == 90_000_000
     assert first["quality"][0] == {
-        "of": "sts:dev", "figure": "spearman", "before": 0.863, "after": 0.85, "kept": 97.0,
+        "of": "sts:dev", "figure": "spearman", "before": 0.863, "after": 0.85, "retention": 97.0,
         "low": 96.0, "high": 98.0, "against": "model",
     }  # fmt: skip
-    assert second["kept"] == {"root": 0.985, "input": 0.985}
+    assert second["retention"] == {"root": 0.985, "input": 0.985}
     assert (second["seconds"], second["check_seconds"]) == (200.0, 4.0)
 
 
@@ -168,7 +168,7 @@ def test_names_from_strangers_stay_text(tmp_path: Path) -> None:
         "parts": {"before": {NASTY: {"bytes": 5}}, "after": {NASTY: {"bytes": 3}}},
         "search": {
             "aim": NASTY, "chosen": NASTY, "by": NASTY,
-            "tried": [{"chain": NASTY, "bytes": n, "kept": n / 9} for n in (4, 2)],
+            "tried": [{"chain": NASTY, "bytes": n, "retention": n / 9} for n in (4, 2)],
         },
         "training": {"best_at": 5, "history": [{"texts": 0, NASTY: 1.0}, {"texts": 5, NASTY: 2.0}]},
     }  # fmt: skip
@@ -205,9 +205,9 @@ def test_a_page_of_another_version_leaves_out_what_it_does_not_know(tmp_path: Pa
 
 def test_a_page_shows_loss_frontier_and_figures(tmp_path: Path) -> None:
     tried = [
-        {"chain": "-m a", "bytes": 10_000_000, "kept": 0.97},
-        {"chain": "-m b", "bytes": 20_000_000, "kept": 0.95},
-        {"chain": "-m c", "bytes": 30_000_000, "kept": None},
+        {"chain": "-m a", "bytes": 10_000_000, "retention": 0.97},
+        {"chain": "-m b", "bytes": 20_000_000, "retention": 0.95},
+        {"chain": "-m c", "bytes": 30_000_000, "retention": None},
     ]
     report = made(
         tmp_path / "out", search={"aim": "--target 12 MB", "chosen": "-m a", "tried": tried}

@@ -247,7 +247,7 @@ class ChainSearch:
             size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
             retention = self.measure(folder)
             shutil.rmtree(folder)
-            return Result({}, {"bytes": size, "kept": retention})
+            return Result({}, {"bytes": size, "retention": retention})
 
         try:
             result = self.context.result(
@@ -257,7 +257,7 @@ class ChainSearch:
             chain.error = error.message
             self.context.progress.say(f"{chain.spec} is not applicable: {error.message}")
             return chain
-        chain.bytes, chain.retention = result.facts["bytes"], float(result.facts["kept"])
+        chain.bytes, chain.retention = result.facts["bytes"], float(result.facts["retention"])
         self.context.progress.say(
             f"{chain.bytes / 1e6:,.2f} MB keep {chain.retention:.2%}: {chain.spec}"
         )
@@ -266,13 +266,13 @@ class ChainSearch:
     def to_dicts(self) -> list[dict[str, object]]:
         """All candidates, for the report."""
         return [
-            {"chain": c.spec, "bytes": c.bytes, "kept": c.retention, "refused": c.error}
+            {"chain": c.spec, "bytes": c.bytes, "retention": c.retention, "refused": c.error}
             for c in self.candidates
         ]
 
     def table(self, chosen: Candidate) -> Table:
         """Table of the measured chains; Pareto-optimal ones have a star."""
-        table = Table("chains measured", ["", "", "MB", "kept", "chain"])
+        table = Table("chains measured", ["", "", "MB", "retention", "chain"])
         measured = self.measured()
         for number, chain in enumerate(measured, 1):
             optimal = all(chain.score > c.score for c in measured if c.bytes < chain.bytes)
@@ -289,4 +289,4 @@ class ChainSearch:
         for number, chain in enumerate(self.measured(), 1):
             label = f"{number} chosen" if chain is chosen else str(number)
             points.append(plots.Point(label, chain.bytes, chain.score))
-        plots.draw({("chains measured", "share kept"): points}, path)
+        plots.draw({("chains measured", "retention"): points}, path)

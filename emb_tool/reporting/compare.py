@@ -54,7 +54,7 @@ def _facts(summary: Summary, name: str, line: str) -> dict[str, Any]:
     return asdict(summary) | {
         "name": name,
         "command": line,
-        "kept": {
+        "retention": {
             "root": lowest_retention(of_root(summary).quality),
             "input": lowest_retention(summary.quality),
         },
@@ -119,7 +119,7 @@ def _overview(family: Family) -> Table:
         share = lowest_retention(q for q in ancestor.quality if q.of in common)
         return [percent(share), percent(ancestor.neighbors)]
 
-    columns = ["", "by", "MB", "share", "in memory", "kept", "neighbors", "time"]
+    columns = ["", "by", "MB", "share", "in memory", "retention", "neighbors", "time"]
     table = Table(f"against {family.name}", columns)
     for name, s in family.members.items():
         root, input_retention = of_root(s), of_input(s)
@@ -147,7 +147,7 @@ def _by_task(family: Family, is_only: bool) -> list[Table]:
     rows = [(name, q) for name, s in family.members.items() for q in s.rows]
     for of, figure in dict.fromkeys((q.of, q.figure) for _, q in rows):
         title = f"{redact(of)}, {figure}" + ("" if is_only else f": {family.name}")
-        table = Table(title, ["", "figure", "kept", "95 % interval", "of", "its figure"])
+        table = Table(title, ["", "figure", "retention", "95 % interval", "of", "its figure"])
         for name, q in rows:
             if (q.of, q.figure) == (of, figure):
                 bounds = "-" if q.low is None else f"{q.low:.1f} to {q.high:.1f}"

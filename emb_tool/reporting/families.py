@@ -79,4 +79,4 @@ def root_table(report: Report) -> Table | None:
         rows.append(["ten nearest neighbors, held-out texts", percent(overlap)])
     if root is None or not rows:
         return None
-    return Table(f"kept of {public_name(root.name)}, the root", ["", "kept"], rows)
+    return Table(f"retention of {public_name(root.name)}, the root", ["", "retention"], rows)

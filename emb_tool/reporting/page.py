@@ -250,7 +250,7 @@ def _search(report: Report, summary: Summary) -> str:
     points = []
     for candidate in candidates:
         size = as_(float, candidate.get("bytes"))
-        retention = as_(float, candidate.get("kept"))
+        retention = as_(float, candidate.get("retention"))
         if size is None or retention is None:
             continue  # planned, not measured
         chain = str(candidate.get("chain", ""))

@@ -105,7 +105,7 @@ def test_a_target_is_met_and_what_is_said_is_true_of_the_files(
     assert report["facts"]["search"]["bytes"] == written <= whole // 5
     kept = neighbours_kept(model, tmp_path / "out", chosen_on)
     # near ties may fall otherwise in batches of another size
-    assert report["facts"]["search"]["kept"] == pytest.approx(kept, abs=0.02)
+    assert report["facts"]["search"]["retention"] == pytest.approx(kept, abs=0.02)
     assert report["job"]["method"]
     assert "target" not in report["job"]
 
@@ -115,7 +115,7 @@ def test_a_search_can_be_drawn(
 ) -> None:
     report = compress(tiny_static, "--target-retention", 0.9, "--plot", tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").exists()
-    assert report["facts"]["search"]["kept"] >= 0.9
+    assert report["facts"]["search"]["retention"] >= 0.9
 
 
 @pytest.mark.parametrize("chain", [["-m", "int:bits=2"], ["-m", "svd:rank=4,allow_lossy=true"]])

@@ -327,7 +327,7 @@ def test_a_target_that_turns_out_too_small_writes_the_smallest_and_ends_with_3(
     assert done.code == 3, done.err
     report = json.loads(done.out)
     assert "--target 0.02 MB cannot be met; the closest is" in report["gate"]
-    tried = [c for c in report["facts"]["search"]["tried"] if c["kept"] is not None]
+    tried = [c for c in report["facts"]["search"]["tried"] if c["retention"] is not None]
     assert report["facts"]["search"]["bytes"] == min(chain["bytes"] for chain in tried)
 
 

@@ -114,7 +114,7 @@ def test_ranges_come_from_the_model_where_it_stores_them(
 
     free = go("own.npy", "int8")
     assert free.facts["ranges"] == {"from": "the texts themselves", "texts": TEXTS}
-    assert any("stores no ranges: they were taken from the first 50" in w for w in free.warnings)
+    assert any("stores no ranges: they were computed from the first 50" in w for w in free.warnings)
     assert free.value("clipped") == 0
 
     again = go("again.npy", "int8", ranges=str(tmp_path / "stored.codes.json"))
