@@ -81,14 +81,14 @@ def main() -> int:
                 size / 1e6,
                 resident / size,
                 figure(report, "cosine mean", lacking=nan),
-                figure(report, "neighbour overlap"),
+                figure(report, "neighbor overlap"),
                 found[out]["sts kept"],
                 found[out]["ndcg kept"],
                 report["timings"]["total_seconds"],
             ]
         )
     columns = [
-        "chain", "MB", "resident / file", "cosine", "neighbours kept", "STS-B dev kept, %",
+        "chain", "MB", "resident / file", "cosine", "neighbors kept", "STS-B dev kept, %",
         "Cranfield kept, %", "s",
     ]  # fmt: skip
     for name, error in errors.items():

@@ -1,7 +1,7 @@
 """Parts of `compress` and `extend-context` against the tools that do them alone.
 
 Rounding of a token table against FBGEMM's row-wise minimum and maximum (torch's own
-`embedding_bag_{4bit,byte}_prepack`) and its look-ups; product quantisation against nanopq (`pip
+`embedding_bag_{4bit,byte}_prepack`) and its look-ups; product quantization against nanopq (`pip
 install nanopq`), fit and look-ups, these against faiss, too; trimming a vocabulary against
 counting ids with transformers and slicing the table; extending positions against copying the
 files. Contenders take turns, one thread, medians.
@@ -85,7 +85,7 @@ def rounding(table: Tensor, rounds: int, lines: list[list[Any]], ratios: list[Ra
         compared(lines, ratios, f"lookup, {bits} bits", "ms", took)
 
 
-# -- product quantisation --------------------------------------------------------------------------
+# -- product quantization --------------------------------------------------------------------------
 
 
 def decoded(peer: Any, codes: np.ndarray, ids: Tensor) -> np.ndarray:

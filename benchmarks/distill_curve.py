@@ -61,7 +61,7 @@ def draw(rows: list[list[Any]], path: Path) -> None:
     drawing, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     for at, name in ((4, "STS-B dev"), (6, "Cranfield")):
         axes.plot([row[0] for row in rows], [row[at] for row in rows], marker="o", label=name)
-    axes.axhline(100, color="grey", linewidth=0.8)
+    axes.axhline(100, color="gray", linewidth=0.8)
     where = machine()
     axes.set_xlabel(f"minutes of training, {where['gpu'] or where['cpu']}")
     axes.set_ylabel("kept of the teacher, %")

@@ -1,7 +1,7 @@
 """Encoding by the teacher: `Encoder` against a bare forward loop and SentenceTransformer.encode.
 
-The same texts for all, tokenisation included, in turns. The bare loop is what one writes by
-hand: tokenise, sort by length, cut into batches of as many tokens as `Encoder` takes, run the
+The same texts for all, tokenization included, in turns. The bare loop is what one writes by
+hand: tokenize, sort by length, cut into batches of as many tokens as `Encoder` takes, run the
 model, mean and norm.
 """
 

@@ -32,7 +32,7 @@ def joined(cranfield: Path, folder: Path) -> Path:
     (folder / "qrels").mkdir(parents=True, exist_ok=True)
     long: dict[str, str] = {}
     lines = []
-    # every 175th: neighbours are of like subjects, and would answer the same queries
+    # every 175th: neighbors are of like subjects, and would answer the same queries
     count = -(-len(corpus) // JOINED)
     for start in range(count):
         rows = corpus[start::count]

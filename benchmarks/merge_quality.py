@@ -82,7 +82,7 @@ def main() -> int:
     return 0
 
 
-MAIN = ("spearman", "ndcg@10", "neighbour overlap")
+MAIN = ("spearman", "ndcg@10", "neighbor overlap")
 
 
 def merge_all(
@@ -246,14 +246,14 @@ class Texts:
                 "score": [float(r[4]) / 5 for r in sts],
             }),
             "titles": pairs_dataset([pair for pair in titles if pair[1]]),
-            "wiki": pairs_dataset(list(self._neighbours())),
+            "wiki": pairs_dataset(list(self._neighbors())),
         }  # fmt: skip
         return {
             name: held.shuffle(seed=SEED).select(range(min(len(held), self.pairs)))
             for name, held in made.items()
         }
 
-    def _neighbours(self) -> Iterator[tuple[str, str]]:
+    def _neighbors(self) -> Iterator[tuple[str, str]]:
         """Two sentences of an article and the two that follow, four to an article."""
         file = next((self.data / "wikipedia-articles").glob("*.json"))
         for article in json.loads(file.read_text(encoding="utf-8")):

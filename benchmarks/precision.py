@@ -32,7 +32,7 @@ def helper(
     ranges = np.stack([documents.min(0), documents.max(0)])
     codes = quantization.quantize_embeddings(documents, precision, ranges=ranges)  # type: ignore[arg-type]
     asked = queries
-    if not times:  # rescore=False takes float queries and quantises them itself
+    if not times:  # rescore=False takes float queries and quantizes them itself
         asked = quantization.quantize_embeddings(queries, precision, ranges=ranges)  # type: ignore
     search = getattr(quantization, f"semantic_search_{library}")
     found, *_ = search(

@@ -103,9 +103,9 @@ def draw(lines: Sequence[Line], target: Path) -> None:
     with matplotlib.rc_context({"font.size": 9}):
         drawn, axis = pyplot.subplots(figsize=(9, 1 + 0.27 * len(lines)), layout="constrained")
         places = range(len(lines))
-        colours = ["C0" if line.ahead >= 1 else "C1" for line in lines]
-        axis.hlines(places, 1, [line.ahead for line in lines], color=colours, linewidth=2.5)
-        axis.scatter([line.ahead for line in lines], places, color=colours, s=30, zorder=3)
+        colors = ["C0" if line.ahead >= 1 else "C1" for line in lines]
+        axis.hlines(places, 1, [line.ahead for line in lines], color=colors, linewidth=2.5)
+        axis.scatter([line.ahead for line in lines], places, color=colors, s=30, zorder=3)
         for place, line in zip(places, lines, strict=True):
             side = 1 if line.ahead >= 1 else -1
             axis.annotate(

@@ -86,7 +86,7 @@ def by_faiss(table: np.ndarray, m: int) -> np.ndarray:
 
 
 def fits(table: Tensor, frequencies: Tensor) -> list[list[Any]]:
-    """Seconds and errors of product quantisation, ours stopped at the peer's error."""
+    """Seconds and errors of product quantization, ours stopped at the peer's error."""
     rows: list[list[Any]] = []
     weights = row_weights(frequencies)
     assert weights is not None

@@ -33,7 +33,7 @@ GRID = (
 
 
 class Made(NamedTuple):
-    """What a run wrote: its chain, bytes of its weights, share of the ten neighbours kept."""
+    """What a run wrote: its chain, bytes of its weights, share of the ten neighbors kept."""
 
     chain: str
     size: float
@@ -43,7 +43,7 @@ class Made(NamedTuple):
     @classmethod
     def of(cls, chain: str, report: dict[str, Any]) -> Made:
         """From the report of a run."""
-        size, kept = figure(report, "weights"), figure(report, "neighbour overlap")
+        size, kept = figure(report, "weights"), figure(report, "neighbor overlap")
         return cls(chain, size, kept, report["timings"]["total_seconds"])
 
 
@@ -80,7 +80,7 @@ def main() -> int:
         name = f"neighbor overlap at {target:g} MB"
         ratios.append(Ratio(name, "best chain of a fixed grid", made.kept / best.kept, higher=True))
     rows += [[g.chain, g.size / 1e6, g.kept, None, g.seconds] for g in sorted(grid, key=by_size)]
-    columns = ["chain", "MB", "neighbours kept", "points above the grid's best that fits", "s"]
+    columns = ["chain", "MB", "neighbors kept", "points above the grid's best that fits", "s"]
     facts = {
         "found": {f"{target:g} MB": made._asdict() for target, made in found.items()},
         "grid": [made._asdict() for made in grid],

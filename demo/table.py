@@ -18,7 +18,7 @@ ROWS = (
     ("  kept", "retention asymmetric", 1, "{:.1f} %"),
     ("cosine to the teacher, mean", "cosine mean", 1, "{:.4f}"),
     ("cosine to the teacher, p5", "cosine p5", 1, "{:.4f}"),
-    ("top-10 neighbours shared", "neighbour overlap", 100, "{:.1f} %"),
+    ("top-10 neighbors shared", "neighbor overlap", 100, "{:.1f} %"),
 )
 """Words, the measure's name, a factor, a format."""
 

@@ -75,7 +75,7 @@ def argv(
 ) -> list[str]:
     """Batches of a few texts, some of a single one: fewer than there are processes.
 
-    From scratch, so that training does good, and what is compared is not the initialisation.
+    From scratch, so that training does good, and what is compared is not the initialization.
     """
     folder = tmp_path_factory.mktemp("ddp")
     long = [" ".join(sentences[i : i + 3]) for i in range(100, 112, 3)]

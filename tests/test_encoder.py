@@ -76,7 +76,7 @@ def test_a_models_own_cut_is_applied(
     encoder = Encoder.open(folder, runtime)
     wanted = library(folder).encode(sentences[:9])[:, :12]  # type: ignore[attr-defined]
     assert encoder.dim == wanted.shape[1] == 12
-    assert not encoder.normalises
+    assert not encoder.normalizes
     np.testing.assert_allclose(encoder.encode(sentences[:9]), wanted, atol=2e-6)
     assert Encoder.open(folder, runtime, training=True).dim == 32
 

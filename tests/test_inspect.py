@@ -40,7 +40,7 @@ def test_families(tiny_bert: Path, tiny_decoder: Path, tiny_static: Path) -> Non
         "parameters": table.numel(), "bytes": 4 * table.numel(),
     }  # fmt: skip
     assert (facts["layers"], facts["hidden"], facts["positions"]) == (4, 32, 64)
-    assert (facts["pooling"], facts["dim"], facts["normalises"]) == (["mean"], 32, True)
+    assert (facts["pooling"], facts["dim"], facts["normalizes"]) == (["mean"], 32, True)
     assert facts["max_length"] == 32
     assert facts["prompts"]["query"] == "query: "
     assert facts["odd"] == []
@@ -85,7 +85,7 @@ def test_oddities(model: Path) -> None:
         in report.facts["faults"][0]["message"]
     )
     assert report.facts["dim"] == 8
-    assert not report.facts["normalises"]
+    assert not report.facts["normalizes"]
     assert "truncate_dim 8" in "\n".join(report.facts["odd"])
 
 

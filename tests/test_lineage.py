@@ -90,39 +90,41 @@ def test_a_second_step_is_measured_against_the_first_ones_input(chain: Path) -> 
     (of_input,), (of_root,) = summary.quality, summary.root_quality
     assert (of_input.against, of_root.against) == ("B", "A")
     assert of_root.before == first.value("spearman", model=a)  # A's own figure, measured twice
-    assert of_root.kept == pytest.approx(100 * of_root.after / of_root.before)
-    assert of_input.kept == pytest.approx(100 * of_input.after / of_input.before)
+    assert of_root.retention == pytest.approx(100 * of_root.after / of_root.before)
+    assert of_input.retention == pytest.approx(100 * of_input.after / of_input.before)
     assert of_input.before == pytest.approx(first.value("spearman", model=b), abs=1e-6)
     # not the product of two shares, which would be of other texts and of other resamples
     assert second.value("retention low", model=c, against=a) == of_root.low
-    table = next(table for table in second.tables if table.title == "kept of A, the root")
-    overlap = summary.root_neighbours
+    table = next(
+        table for table in second.tables if table.title == "retention relative to A, the root"
+    )
+    overlap = summary.root_neighbors
     assert overlap is not None
     assert table.rows == [
-        ["sts:dev, spearman", f"{of_root.kept:.1f} %"],
+        ["sts:dev, spearman", f"{of_root.retention:.1f} %"],
         ["ten nearest neighbors, held-out texts", f"{100 * overlap:.1f} %"],
     ]
     # a first step's input is its root: one row
     once = Summary.of(first)
     assert once.root == once.input
-    assert (once.root_quality, once.root_neighbours) == ((), None)
+    assert (once.root_quality, once.root_neighbors) == ((), None)
     assert not [m for m in first.measures if m.against]
     assert not [table for table in first.tables if "root" in table.title]
 
 
-def test_neighbours_of_the_root_are_those_of_the_same_texts(chain: Path) -> None:
+def test_neighbors_of_the_root_are_those_of_the_same_texts(chain: Path) -> None:
     from emb_tool.data.builtin_texts import sample_texts
 
     report = report_of(chain / "C")
     a, c = str(chain / "A"), str(chain / "C")
-    mine = report.value("neighbour overlap", "held-out texts", c)
-    root = report.value("neighbour overlap", "held-out texts", c, a)
+    mine = report.value("neighbor overlap", "held-out texts", c)
+    root = report.value("neighbor overlap", "held-out texts", c, a)
     assert mine is not None
     assert root is not None
     assert root != mine
     texts = sample_texts(200)  # not those of the check, but as like as texts can be
     there = similarity_metrics(vectors(chain / "C", texts), vectors(chain / "A", texts))[
-        "neighbour overlap"
+        "neighbor overlap"
     ]
     assert root == pytest.approx(there, abs=0.1)
 
@@ -140,7 +142,7 @@ def test_the_gate_is_that_of_the_input(
     said = run_cli("compress", chain / "B", "-m", "int:bits=8", "-o", tmp_path / "D",
                    "--eval", sts, "--min-retention", 0.5)  # fmt: skip
     assert said.code == 0, said.err
-    assert Summary.of(report_of(tmp_path / "D")).root_quality[0].kept == 1.0
+    assert Summary.of(report_of(tmp_path / "D")).root_quality[0].retention == 1.0
 
 
 def test_a_root_that_fails_is_a_warning(
@@ -173,9 +175,9 @@ def test_a_merge_is_measured_against_its_base(
     summary = Summary.of(report)
     (inputs,), (root,) = summary.quality, summary.root_quality
     best = max(report.value("spearman", model=str(model)) or 0 for model in models)
-    assert (inputs.against, inputs.before, inputs.kept) == ("the best input", best, None)
+    assert (inputs.against, inputs.before, inputs.retention) == ("the best input", best, None)
     assert root.against == "base"
-    assert root.kept == pytest.approx(100 * root.after / root.before)
+    assert root.retention == pytest.approx(100 * root.after / root.before)
     assert root.before == report.value("spearman", model=str(base))
 
 
@@ -283,7 +285,7 @@ def descendant(out: Path, root: str, size: int, *, far: float | None = None) -> 
         report.measures += [
             Measure("retention", far, "%", "sts:dev", name, against=f"/x/{root}"),
             Measure("spearman", 0.9, of="sts:dev", model=f"/x/{root}"),
-            Measure("neighbour overlap", 0.7, "", "held-out texts", name, against=f"/x/{root}"),
+            Measure("neighbor overlap", 0.7, "", "held-out texts", name, against=f"/x/{root}"),
         ]
     return written(out, report)
 
@@ -321,7 +323,7 @@ def test_the_hub_is_told_what_is_kept_of_the_input(tmp_path: Path) -> None:
     report = report_of(descendant(tmp_path / "small", "teacher", 10_000_000, far=94.4))
     figures = [(result.metric_type, result.metric_value) for result in eval_results(report)]
     assert [value for name, value in figures if name == "retention"] == [98.5]
-    assert [value for name, value in figures if name == "neighbour-overlap"] == [0.93]
+    assert [value for name, value in figures if name == "neighbor-overlap"] == [0.93]
 
 
 def test_what_was_not_measured_against_the_root_is_kept_of_the_input(
@@ -353,9 +355,9 @@ def test_models_of_different_roots_share_no_table_and_no_panel(
         inside = panels[f"Size against quality: {name}"]
         charts = re.findall(r"<h3>(.*?)</h3>(<svg.*?</svg>)", inside)
         assert [title for title, _ in charts] == [
-            "sts:dev", "ten nearest neighbors kept, held-out texts",
+            "sts:dev", "overlap of the ten nearest neighbors, held-out texts",
         ]  # fmt: skip
-        for (_, svg), measure in zip(charts, ("spearman", "neighbors kept, %"), strict=True):
+        for (_, svg), measure in zip(charts, ("spearman", "neighbor overlap, %"), strict=True):
             assert set(re.findall(r">([a-z]+)</text>", svg)) - {measure} == labels
             assert f">{measure}</text>" in svg
     assert "70" in panels["Size against quality: one"]  # of the root, not .93 of the input

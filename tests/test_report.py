@@ -56,7 +56,7 @@ def made(out: Path, size: int = 20_000_000, kept: float = 98.5, **facts: Any) ->
             Measure("retention high", kept + 1, "%", of=of, model=name),
             Measure("spearman", 0.863, of=of, model="/home/someone/model"),
             Measure("resident", size, "B", model=name),
-            Measure("neighbour overlap", 0.93, of="held-out texts", model=name),
+            Measure("neighbor overlap", 0.93, of="held-out texts", model=name),
         ],
         tables=[Table("compressed", ["", "after"], [["weights", "20 MB"]])],
         timings={"write_seconds": 2.5, "check_seconds": 4.0, "total_seconds": 200.0},
@@ -219,10 +219,13 @@ def test_a_page_shows_loss_frontier_and_figures(tmp_path: Path) -> None:
     assert "98.5&nbsp;% (97.5 to 99.5)" in found
     assert "22.2&nbsp;% of before" in found
     tiles = re.findall(r'<div class="tile"><b>(.*?)</b><span>(.*?)</span>', found)
-    assert tiles[0] == ("98.5&nbsp;%", "spearman kept of model, sts:dev")  # a task leads
+    assert tiles[0] == (
+        "98.5&nbsp;%",
+        "retention of spearman relative to model, sts:dev",
+    )  # a task leads
     assert ("3 min 20 s", "wall time, 4.0 s of it checking") in tiles
     assert found.count("<use") == 5 + 5 + 3  # loss, rate; two chains and what they started from
-    assert "<title>-m a: 10.00 MB, 97.00% kept</title>" in found
+    assert "<title>-m a: 10.00 MB, retention 97.00%</title>" in found
     assert found == page(folder)
     assert "/home/someone" not in found
 
@@ -370,7 +373,7 @@ def test_the_card_has_before_and_after_and_a_valid_model_index(tmp_path: Path) -
     }
     assert found["semantic-similarity", "dev", "spearman_cosine"] == 0.85
     assert found["information-retrieval", "a|b", "cosine_ndcg@10"] == 0.41
-    assert found["feature-extraction", "held-out texts", "neighbour-overlap"] == 0.93
+    assert found["feature-extraction", "held-out texts", "neighbor-overlap"] == 0.93
     assert len(found) == 4  # with the share kept; no bounds, no counts, nothing of other models
     front = yaml.safe_load(re.split(r"^---$", text, flags=re.MULTILINE)[1])
     assert front["model-index"] == yaml.safe_load(card.data.to_yaml())["model-index"]

@@ -55,7 +55,7 @@ class Layout:
         pooling: Poolings, whose results are concatenated; () for a static embedding.
         include_prompt: Whether the tokens of the prompt are pooled.
         dim: Dimension of the vectors; None if unknown.
-        normalises: Whether vectors have unit norm.
+        normalizes: Whether vectors have unit norm.
         family: `encoder`, `decoder` or `static`.
         truncate_dim: `truncate_dim` of sentence-transformers, applied after all modules without
             renormalization.
@@ -70,7 +70,7 @@ class Layout:
     pooling: tuple[str, ...] = ()
     include_prompt: bool = True
     dim: int | None = None
-    normalises: bool = False
+    normalizes: bool = False
     family: str = "encoder"
     truncate_dim: int | None = None
     routes: dict[str, tuple[ModuleSpec, ...]] = field(default_factory=dict)
@@ -147,7 +147,7 @@ def read_layout(
         pooling=() if static else pooling,
         include_prompt=bool(pooling_config.get("include_prompt", True)),
         dim=truncate if truncated else full_width,
-        normalises=bool(effective) and normalizes(effective[-1]) and not truncated,
+        normalizes=bool(effective) and normalizes(effective[-1]) and not truncated,
         family="static" if static else _family(config, pooling),
         truncate_dim=truncate if truncated else None,
     )

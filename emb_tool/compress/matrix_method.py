@@ -225,7 +225,7 @@ def _is_large(spec: TensorSpec) -> bool:
 def _check_supported(draft: CheckpointEditor, matrix: Matrix, method: str) -> None:
     """Refuse matrices that a packed module does not support."""
     spec, layout = draft.spec(matrix.tensor), draft.layout
-    if spec.dtype not in FLOATS and not (layout.normalises and matrix.role == "bag"):
+    if spec.dtype not in FLOATS and not (layout.normalizes and matrix.role == "bag"):
         raise InvalidInput(
             f"{matrix.tensor} is {spec.dtype}, and the scale of its integers is not known",
             "use a table method with the scale: -m pq:scale=0.01; leave it out here with"

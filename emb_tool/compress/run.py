@@ -271,7 +271,7 @@ class CompressRunner(CheckpointRunner):
 
     def _retention(self, folder: Path, calibration: CalibrationContext) -> float:
         """The lowest retention of a written model over the tasks, or its neighbor overlap."""
-        from emb_tool.evaluate.agreement import NEIGHBOURS, similarity_metrics
+        from emb_tool.evaluate.agreement import NEIGHBORS, similarity_metrics
         from emb_tool.evaluate.model_pair import ModelPair
         from emb_tool.model.encoder import Encoder
 
@@ -279,10 +279,8 @@ class CompressRunner(CheckpointRunner):
         if self._heldout is not None:
             vectors = encoder.encode(self._heldout.texts, self._heldout.prompt)
             # among few texts, the ten nearest are most of the others for any model
-            neighbors = min(NEIGHBOURS, max(1, (len(vectors) - 1) // 10))
-            return similarity_metrics(vectors, self._heldout.vectors, neighbors)[
-                "neighbour overlap"
-            ]
+            neighbors = min(NEIGHBORS, max(1, (len(vectors) - 1) // 10))
+            return similarity_metrics(vectors, self._heldout.vectors, neighbors)["neighbor overlap"]
         if self._reference is None:
             self._reference = ModelPair.of(
                 Encoder.open(self.setup.body, calibration.runtime), self.setup.body.name
@@ -337,7 +335,7 @@ class CompressRunner(CheckpointRunner):
         steps = Table("steps", [""], [[note] for note in report.facts["steps"]])
         if steps.rows:
             report.tables.insert(1, steps)
-        overlap = report.value("neighbour overlap", of="held-out texts")
+        overlap = report.value("neighbor overlap", of="held-out texts")
         if overlap is not None and overlap < RETENTION_WARNING:
             loss = (
                 f"LARGE LOSS: {overlap:.1%} of the ten nearest neighbors are the input's, less than"

@@ -127,7 +127,7 @@ class TableMethod(CompressStep):
             )
         refuse_head(draft, name, "compress the linear layers instead: -m gptq")
         integers = spec.dtype[0] in "IU"
-        if integers and self.scale is None and not draft.layout.normalises:
+        if integers and self.scale is None and not draft.layout.normalizes:
             raise InvalidInput(
                 f"{name} has integers ({spec.dtype}) of unknown scale",
                 f"give their scale: -m {self.name}:scale=0.01",

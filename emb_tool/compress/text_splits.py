@@ -11,7 +11,7 @@ import numpy as np
 from emb_tool.compress.job import CompressJob
 from emb_tool.data.corpus import HELD_OUT_SHARE, Corpus, check_parts
 from emb_tool.data.text_options import TextOptions
-from emb_tool.evaluate.agreement import NEIGHBOURS
+from emb_tool.evaluate.agreement import NEIGHBORS
 from emb_tool.progress import Progress
 
 MIN_HELDOUT_TEXTS = 100
@@ -60,7 +60,7 @@ class TextSplits(NamedTuple):
         if warning := check_parts("--texts", training, smallest, job.holdout):
             progress.warn(warning)
         if 0 < len(report) < MIN_HELDOUT_TEXTS:
-            chance = min(1, NEIGHBOURS / max(len(report) - 1, 1))
+            chance = min(1, NEIGHBORS / max(len(report) - 1, 1))
             progress.warn(
                 f"{len(report)} held-out texts are few to measure on: {chance:.0%} of ten nearest"
                 " neighbors among them agree by chance; give some thousand --texts"

@@ -77,7 +77,7 @@ def score_student(
         norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(heldout_targets, axis=1)
         cosine = float(((vectors * heldout_targets).sum(1) / np.maximum(norms, 1e-12)).mean())
         figures |= {"heldout_loss": loss, "heldout_cosine": cosine}
-        lower_is_better = not targets.normalises
+        lower_is_better = not targets.normalizes
         key = -loss if lower_is_better else cosine
         criterion = "squared distance" if lower_is_better else "cosine"
         criterion += f" to the teacher on {len(heldout):,} held-out texts"

@@ -106,7 +106,7 @@ def streamed_batches(
     job, method = setup.job, setup.method
     excluded = {corpus.keys[index].tobytes() for index in corpus.heldout}
     dim = job.teacher_dim or teacher.dim
-    renormalize = teacher.normalises and dim < teacher.dim
+    renormalize = teacher.normalizes and dim < teacher.dim
     cache = CachedTeacher(teacher, store) if job.store else None
 
     def source(role: str) -> StreamSource:

@@ -57,7 +57,7 @@ def open_student(
     student = attach_head(
         encoder,
         targets.dim,
-        targets.normalises,
+        targets.normalizes,
         getattr(method, "head", "auto"),
         getattr(method, "bias", True),
         {**teacher_layout.prompts, **prompts},

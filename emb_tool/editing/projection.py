@@ -100,7 +100,7 @@ def append_dense(
     draft.modules[dense.path] = {
         spec.name: LazyTensor(spec, load) for spec, load in zip(specs, loads, strict=True)
     }
-    draft.layout = replace(draft.layout, modules=modules, dim=dim, normalises=True)
+    draft.layout = replace(draft.layout, modules=modules, dim=dim, normalizes=True)
 
 
 def _linear(module: ModuleSpec) -> bool:

@@ -31,7 +31,7 @@ def describe(
     """
     speed = state.texts / state.seconds
     report.timings["encode"] = state.seconds
-    report.facts |= {"normalised": model.normalises, "precision": job.precision}
+    report.facts |= {"normalized": model.normalizes, "precision": job.precision}
     report.measures += [
         Measure("texts", state.texts),
         Measure("dim", model.dim),

@@ -17,7 +17,7 @@ from emb_tool.fields import FlagInfo
 if TYPE_CHECKING:
     from emb_tool.evaluate.model_pair import ModelPair, Vectors
 
-NEIGHBOURS = 10
+NEIGHBORS = 10
 
 
 class Agreement(Task):
@@ -25,7 +25,7 @@ class Agreement(Task):
 
     name: ClassVar[str] = "agreement"
     paper: ClassVar[str] = "arXiv:2509.12539"
-    main: ClassVar[str | None] = "neighbour overlap"
+    main: ClassVar[str | None] = "neighbor overlap"
     needs_reference: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
     units: ClassVar[dict[str, str]] = {"texts": "texts"}
@@ -79,7 +79,7 @@ class Agreement(Task):
 
 
 def similarity_metrics(
-    first: Vectors, second: Vectors, num_neighbors: int = NEIGHBOURS
+    first: Vectors, second: Vectors, num_neighbors: int = NEIGHBORS
 ) -> dict[str, float]:
     """Similarity of two models' vectors of the same texts.
 
@@ -90,7 +90,7 @@ def similarity_metrics(
             of num_neighbors / (n - 1).
 
     Returns:
-        `neighbour overlap`, the mean fraction of a text's nearest neighbors that both models
+        `neighbor overlap`, the mean fraction of a text's nearest neighbors that both models
         share. At equal widths also `cosine mean`, `cosine p5` and `cosine p1` (percentiles) of
         the cosine between the two vectors of a text, and `cosine floor`, the mean cosine between
         the vectors of two different texts.
@@ -104,7 +104,7 @@ def similarity_metrics(
     k = min(num_neighbors, len(first) - 1)
     neighbors = [search(vectors, vectors, k, exclude=rows) for vectors in (first, second)]
     shared = (neighbors[0][:, :, None] == neighbors[1][:, None, :]).any(2).mean()
-    figures = {"neighbour overlap": float(shared)}
+    figures = {"neighbor overlap": float(shared)}
     if first.shape[1] != second.shape[1]:
         return figures
     cosine = np.einsum("ij,ij->i", first, second, dtype=np.float64)

@@ -74,7 +74,7 @@ class HeldoutCheck(Check):
             raise RunFailed("the vectors of the output are not finite", None)
         figures = similarity_metrics(vectors, expected)
         if self.rotated:  # cosines between different bases are meaningless
-            figures = {"neighbour overlap": figures["neighbour overlap"]}
+            figures = {"neighbor overlap": figures["neighbor overlap"]}
         report.measures += [
             Measure(key, value, of="held-out texts", model=name) for key, value in figures.items()
         ]
@@ -86,7 +86,7 @@ class HeldoutCheck(Check):
                 report.measures.append(
                     neighbor_overlap(lines, vectors, encoder, root, name, progress)
                 )
-        minimum, overlap = self.min_retention, figures["neighbour overlap"]
+        minimum, overlap = self.min_retention, figures["neighbor overlap"]
         if minimum is not None and not self.tasks and overlap < minimum:
             report.gate = (
                 f"{name} keeps {overlap:.2%} of the ten nearest neighbors, less than "

@@ -79,7 +79,7 @@ class WindowedEncoder:
         mean = np.zeros((len(texts), self.dim))
         np.add.at(mean, owner, vectors.astype(np.float64))
         mean /= np.bincount(owner, minlength=len(texts))[:, None]
-        if self.encoder.normalises:
+        if self.encoder.normalizes:
             mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
         if progress:
             progress(len(texts))

@@ -119,7 +119,7 @@ def _ranges(task: RetrievalRun, pair: ModelPair, documents: Floats) -> tuple[Ran
     """Ranges stored with the model if vectors are searched unscaled; else the documents' own."""
     encoder = pair.document.encoder
     folder = getattr(getattr(encoder, "checkpoint", None), "path", None)
-    as_encoded = task.by_dot(encoder) or getattr(encoder, "normalises", False)
+    as_encoded = task.by_dot(encoder) or getattr(encoder, "normalizes", False)
     if as_encoded and isinstance(folder, Path):
         stored = read_ranges(folder, documents.shape[1])
         if stored is not None:

@@ -17,7 +17,7 @@ ASYMMETRIC, ASYMMETRY = " asymmetric", "  asymmetric"
 """Suffix of the names of asymmetric figures, and the heading of their row."""
 
 HEADINGS = {
-    "neighbour overlap": "top-10 overlap",
+    "neighbor overlap": "top-10 overlap",
     "cosine mean": "cosine",
     "cosine p5": "p5",
     "cosine p1": "p1",

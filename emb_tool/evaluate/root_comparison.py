@@ -74,5 +74,5 @@ def neighbor_overlap(
             root_prompt = root.layout.prompts.get(names.get(prompt, ""), "")
             texts = [lines[i]["text"] for i in rows]
             expected[rows] = encoder.encode(texts, root_prompt, progress=advance)
-    overlap = similarity_metrics(vectors, expected)["neighbour overlap"]
-    return Measure("neighbour overlap", overlap, of="held-out texts", model=name, against=root.name)
+    overlap = similarity_metrics(vectors, expected)["neighbor overlap"]
+    return Measure("neighbor overlap", overlap, of="held-out texts", model=name, against=root.name)

@@ -35,7 +35,7 @@ class Encoder(Tokenization):
 
     Attributes:
         dim: Width of its vectors.
-        normalises: Whether its vectors have norm 1.
+        normalizes: Whether its vectors have norm 1.
         sharded: Whether its weights are cut over the processes, which then compute together.
         truncated: Texts given to `encode` so far that were longer than is read.
     """
@@ -52,7 +52,7 @@ class Encoder(Tokenization):
         layout: Layout | None = None,
     ) -> None:
         super().__init__(model, checkpoint, runtime, max_length, layout or checkpoint.layout)
-        self.normalises = self.layout.normalises
+        self.normalizes = self.layout.normalizes
         self._fits = math.inf  # padded tokens of a batch that are known to fit in memory
         dim = embedding_dimension(model) or self.layout.dim
         if dim is None:

@@ -117,7 +117,7 @@ def _static(checkpoint: Checkpoint) -> list[torch.nn.Module] | None:
         return None
     folded = {"mapping", "weights"} & {*tensors} if table.name == "embeddings" else set()
     integer = table.dtype.startswith(("I", "U"))
-    if (integer and not layout.normalises) or not (integer or folded):
+    if (integer and not layout.normalizes) or not (integer or folded):
         return None
     from sentence_transformers.models import Normalize, StaticEmbedding
     from tokenizers import Tokenizer

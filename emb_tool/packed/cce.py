@@ -26,7 +26,7 @@ class Cce(Rq):
     width: ClassVar[int] = 8
 
     def recluster(self, frequencies: Tensor | None = None, seed: int = 0) -> None:
-        """Let g be the clusters of the rows, A their centres, h random and B zero (algorithm 3).
+        """Let g be the clusters of the rows, A their centers, h random and B zero (algorithm 3).
 
         Args:
             frequencies: (rows,), how often each row is used; None weighs all alike.

@@ -50,7 +50,7 @@ def compare(sources: Sequence[str], page: str | None = None, overwrite: bool = F
 
 
 def _facts(summary: Summary, name: str, line: str) -> dict[str, Any]:
-    """An output as plain data; `kept` is the lowest retention of any task, of root and input."""
+    """An output as plain data; `retention` is the lowest of any task, by root and by input."""
     return asdict(summary) | {
         "name": name,
         "command": line,
@@ -110,7 +110,7 @@ def _tables(summaries: Mapping[str, Summary]) -> list[Table]:
 def _overview(family: Family) -> Table:
     """One row per output against the root, and one against its input if that differs.
 
-    `kept` is the lowest retention over the tasks that all outputs share.
+    `retention` is the lowest over the tasks that all outputs share.
     """
     tasks = [{q.of for q in s.rows} for s in family.members.values() if s.rows]
     common = set.intersection(*tasks) if tasks else set()
@@ -151,7 +151,7 @@ def _by_task(family: Family, is_only: bool) -> list[Table]:
         for name, q in rows:
             if (q.of, q.figure) == (of, figure):
                 bounds = "-" if q.low is None else f"{q.low:.1f} to {q.high:.1f}"
-                retention = "-" if q.kept is None else f"{q.kept:.2f} %"
+                retention = "-" if q.retention is None else f"{q.retention:.2f} %"
                 cells = [
                     name,
                     format_value(q.after),
@@ -174,19 +174,19 @@ def _measures(name: str, s: Summary) -> list[Measure]:
         Measure("weights before", s.before, "B", model=name),
         Measure("weights", s.after, "B", model=name),
         Measure("resident", s.resident, "B", model=name),
-        Measure("neighbour overlap", s.neighbours, of="held-out texts", model=name),
+        Measure("neighbor overlap", s.neighbors, of="held-out texts", model=name),
         Measure("time", s.seconds, "s", model=name),
     ]
-    if s.root is not None and s.root_neighbours is not None:
-        overlap = Measure("neighbour overlap", s.root_neighbours, of="held-out texts", model=name)
+    if s.root is not None and s.root_neighbors is not None:
+        overlap = Measure("neighbor overlap", s.root_neighbors, of="held-out texts", model=name)
         figures.append(replace(overlap, against=s.root.shown))
     for q in s.quality:
         figures += [
             Measure(q.figure, q.after, of=q.of, model=name),
-            Measure("retention", q.kept, "%", of=q.of, model=name),
+            Measure("retention", q.retention, "%", of=q.of, model=name),
         ]
     for q in s.root_quality:
-        figures.append(Measure("retention", q.kept, "%", q.of, name, against=q.against))
+        figures.append(Measure("retention", q.retention, "%", q.of, name, against=q.against))
     return [figure for figure in figures if figure.value is not None]
 
 

@@ -72,8 +72,8 @@ def _panels(family: Family) -> Iterable[tuple[str, str]]:
         for name, s in family.members.items()
         if (overlap := of_root(s).neighbors) is not None
     }
-    title = "ten nearest neighbors kept, held-out texts"
-    yield title, panel("neighbors kept, %", overlaps, 100.0)
+    title = "overlap of the ten nearest neighbors, held-out texts"
+    yield title, panel("neighbor overlap, %", overlaps, 100.0)
 
 
 def _parts(outputs: Mapping[str, Report]) -> dict[str, dict[str, float]]:

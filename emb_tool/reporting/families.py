@@ -32,7 +32,7 @@ class Retention(NamedTuple):
     Args:
         size: Size as a fraction of the ancestor's.
         quality: One row per task.
-        neighbors: Fraction of the ten nearest neighbors kept.
+        neighbors: Fraction of the ten nearest neighbors retained.
     """
 
     size: float | None
@@ -58,25 +58,27 @@ def group_outputs(summaries: Mapping[str, Summary]) -> list[Family]:
 def of_root(summary: Summary) -> Retention:
     """Size and quality of an output relative to its root."""
     if summary.root is None or summary.root == summary.input:
-        return Retention(summary.share, summary.quality, summary.neighbours)
+        return Retention(summary.share, summary.quality, summary.neighbors)
     size = summary.after and summary.root.bytes and summary.after / summary.root.bytes
-    return Retention(size or None, summary.root_quality, summary.root_neighbours)
+    return Retention(size or None, summary.root_quality, summary.root_neighbors)
 
 
 def of_input(summary: Summary) -> Retention | None:
     """The same relative to its input; None if that is the root, or several models."""
     if summary.input is None or summary.root == summary.input:
         return None
-    return Retention(summary.share, summary.quality, summary.neighbours)
+    return Retention(summary.share, summary.quality, summary.neighbors)
 
 
 def root_table(report: Report) -> Table | None:
     """Retention of the root's figures; None if the root is the input or was not measured."""
     summary = Summary.of(report)
-    root, overlap = summary.root, summary.root_neighbours
-    rows = [[f"{redact(q.of)}, {q.figure}", f"{q.kept:.1f} %"] for q in summary.root_quality]
+    root, overlap = summary.root, summary.root_neighbors
+    rows = [[f"{redact(q.of)}, {q.figure}", f"{q.retention:.1f} %"] for q in summary.root_quality]
     if overlap is not None:
         rows.append(["ten nearest neighbors, held-out texts", percent(overlap)])
     if root is None or not rows:
         return None
-    return Table(f"retention of {public_name(root.name)}, the root", ["", "retention"], rows)
+    return Table(
+        f"retention relative to {public_name(root.name)}, the root", ["", "retention"], rows
+    )

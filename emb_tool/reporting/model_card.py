@@ -149,7 +149,7 @@ _METRICS = {
     "spearman": "spearman_cosine", "ndcg@10": "cosine_ndcg@10", "recall@100": "cosine_recall@100",
     "map@100": "cosine_map@100", "mrr@10": "cosine_mrr@10",
 }  # fmt: skip
-_NAMES = {"retention": "share of the base model's figure kept, %"}
+_NAMES = {"retention": "retention of the base model's figure, %"}
 
 
 def _slug(text: str) -> str:

@@ -140,20 +140,20 @@ def _head(summary: Summary, report: Report, provenance: Mapping[str, Any]) -> st
         f"{escape(', ' + when) if when else ''}</p>",
     ]
     figures = [  # tasks first, because they measure quality directly
-        (f"{q.kept:.1f} %", f"{q.figure} kept of {q.against}, {q.of}")
+        (f"{q.retention:.1f} %", f"retention of {q.figure} relative to {q.against}, {q.of}")
         for q in (*summary.root_quality, *summary.quality)
-        if q.kept is not None
+        if q.retention is not None
     ]
     if summary.after is not None:
         share = f" ({percent(summary.share)} of before)" if summary.share else ""
         figures.append((format_value(summary.after, "B"), f"weights{share}"))
     for ancestor, overlap in (
-        (summary.root, summary.root_neighbours),
-        (summary.input, summary.neighbours),
+        (summary.root, summary.root_neighbors),
+        (summary.input, summary.neighbors),
     ):
         if overlap is not None:
             of = f" of {ancestor.shown}" if ancestor else ""
-            figures.append((percent(overlap), f"ten nearest neighbors kept{of}"))
+            figures.append((percent(overlap), f"overlap of the ten nearest neighbors{of}"))
     if summary.dimensions is not None:
         figures.append((f"{summary.dimensions:,}", "dimensions"))
     if summary.seconds is not None:
@@ -254,11 +254,11 @@ def _search(report: Report, summary: Summary) -> str:
         if size is None or retention is None:
             continue  # planned, not measured
         chain = str(candidate.get("chain", ""))
-        tip = f"{chain}: {format_value(size, 'B')}, {retention:.2%} kept"
+        tip = f"{chain}: {format_value(size, 'B')}, retention {retention:.2%}"
         points.append(Point("chosen" if chain == chosen else "", size, 100 * retention, tip=tip))
     if summary.before:
         points.append(Point("before", summary.before, 100.0, reference=True, tip="before"))
-    chart = inline_svg.scatter(points, "kept, %")
+    chart = inline_svg.scatter(points, "retention, %")
     if not chart:
         return ""
     description = ". ".join(str(search[key]) for key in ("aim", "chosen") if search.get(key))

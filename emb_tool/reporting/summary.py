@@ -32,8 +32,8 @@ class Quality(NamedTuple):
         figure: Name of its main figure.
         before: Figure of the other model; for a merge, of the best input.
         after: Figure of the output.
-        kept: Retention of `before`, in %.
-        low: Lower bound of the 95 % interval of `kept`.
+        retention: after / before, in %.
+        low: Lower bound of the 95 % interval of `retention`.
         high: Upper bound.
         against: Display name of the other model.
     """
@@ -42,7 +42,7 @@ class Quality(NamedTuple):
     figure: str
     before: float | None
     after: float | None
-    kept: float | None
+    retention: float | None
     low: float | None
     high: float | None
     against: str
@@ -86,8 +86,8 @@ class Summary:
         broken: Why the parent of `root` is unavailable, if it has one.
         quality: One row per task, relative to the input.
         root_quality: One row per task relative to a root other than the input, if measured.
-        neighbours: Fraction of the input's ten nearest neighbors kept on held-out texts.
-        root_neighbours: The same for a root other than the input.
+        neighbors: Fraction of the input's ten nearest neighbors retained on held-out texts.
+        root_neighbors: The same for a root other than the input.
         cosine: Mean cosine to the input's vectors on held-out texts.
         seconds: Wall time of the command.
         check_seconds: The part of it that checked the written files.
@@ -107,8 +107,8 @@ class Summary:
     broken: str | None
     quality: tuple[Quality, ...]
     root_quality: tuple[Quality, ...]
-    neighbours: float | None
-    root_neighbours: float | None
+    neighbors: float | None
+    root_neighbors: float | None
     cosine: float | None
     seconds: float | None
     check_seconds: float
@@ -142,9 +142,9 @@ class Summary:
             broken=broken,
             quality=tuple(_quality(report, out, made_from, distant_root)),
             root_quality=tuple(_root_quality(report, out, distant_root)) if distant_root else (),
-            neighbours=report.value("neighbour overlap", of=texts),
-            root_neighbours=distant_root
-            and report.value("neighbour overlap", texts, out, distant_root.name),
+            neighbors=report.value("neighbor overlap", of=texts),
+            root_neighbors=distant_root
+            and report.value("neighbor overlap", texts, out, distant_root.name),
             cosine=report.value("cosine mean", of=texts),
             seconds=report.timings.get("total_seconds"),
             check_seconds=report.timings.get("check_seconds", 0.0),
@@ -167,7 +167,7 @@ class Summary:
 
 def lowest_retention(quality: Iterable[Quality]) -> float | None:
     """The lowest retention of any task, as a fraction; None if there is none."""
-    return min((q.kept / 100 for q in quality if q.kept is not None), default=None)
+    return min((q.retention / 100 for q in quality if q.retention is not None), default=None)
 
 
 def _ancestors(report: Report) -> tuple[Ancestor | None, Ancestor | None, str | None]:
@@ -272,15 +272,15 @@ def cost(report: Report, summary: Summary) -> Table:
     if summary.dimensions is not None:
         row("dimensions", "", f"{summary.dimensions:,}")
     for q in summary.rows:
-        retention = "" if q.kept is None else f"{q.kept:.1f} %"
+        retention = "" if q.retention is None else f"{q.retention:.1f} %"
         if q.low is not None and q.high is not None:
             retention += f" ({q.low:.1f} to {q.high:.1f})"
         retention += f" of {q.against}" if retention else ""
         row(f"{redact(q.of)}, {q.figure}", format_value(q.before), format_value(q.after), retention)
-    label = "ten nearest neighbors kept, held-out texts"
+    label = "overlap of the ten nearest neighbors, held-out texts"
     for ancestor, overlap in (
-        (summary.input, summary.neighbours),
-        (summary.root, summary.root_neighbours),
+        (summary.input, summary.neighbors),
+        (summary.root, summary.root_neighbors),
     ):
         if overlap is not None:
             of = f" of {ancestor.shown}" if ancestor else ""

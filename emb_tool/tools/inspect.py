@@ -79,7 +79,7 @@ def _describe_checkpoint(ckpt: Checkpoint, faults: Sequence[Fault], exact: bool)
         "max_length": layout.max_length,
         "pooling": list(layout.pooling),
         "dim": layout.dim,
-        "normalises": layout.normalises,
+        "normalizes": layout.normalizes,
         "similarity": layout.similarity,
         "prompts": layout.prompts,
         "default_prompt": layout.default_prompt_name,
@@ -180,7 +180,7 @@ def _summary(facts: dict[str, Any]) -> Table:
     row("positions", facts["positions"])
     if facts["modules"]:
         row("max length", f"{facts['max_length']} tokens" if facts["max_length"] else "unlimited")
-        row("vectors", "of length 1" if facts["normalises"] else "not normalised")
+        row("vectors", "of length 1" if facts["normalizes"] else "not normalized")
     row("pooling", " + ".join(facts["pooling"]))
     row("dimensions", facts["dim"])
     row("similarity", facts["similarity"])
@@ -237,7 +237,7 @@ def _odd(ckpt: Checkpoint) -> list[str]:
     if layout.truncate_dim:
         odd.append(
             f"truncate_dim {layout.truncate_dim} applies after all modules: vectors are cut and not"
-            " renormalised, and versions before 5.4 ignore it"
+            " renormalized, and versions before 5.4 ignore it"
         )
     if config.get("auto_map"):
         odd.append("config.json names code of its own (auto_map), which is never run")

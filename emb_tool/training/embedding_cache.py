@@ -42,7 +42,7 @@ class EmbeddingCacheKey:
         max_length: Maximum tokens per text; None if there is no limit or it is unknown.
         dtype: Stored as `float16` or `float32`.
         dim: Dimension of the vectors.
-        normalised: Whether they have norm 1.
+        normalized: Whether they have norm 1.
         compute: Dtype of the teacher's matrix products; "" if unknown. Device and batch size are
             not included: they only change the rounding.
     """
@@ -53,7 +53,7 @@ class EmbeddingCacheKey:
     max_length: int | None
     dtype: str
     dim: int
-    normalised: bool
+    normalized: bool
     compute: str = "fp32"
 
     @property

@@ -33,7 +33,7 @@ class EndpointTeacher:
 
     Attributes:
         dim: Dimensions of its vectors, from a first request.
-        normalises: Whether the vectors of that request have norm 1, within 0.01; if so, all
+        normalizes: Whether the vectors of that request have norm 1, within 0.01; if so, all
             vectors are normalized.
         name: `URL#MODEL`.
         shard_texts: Texts per shard; a kill can lose one shard, so fewer than for a local teacher.
@@ -91,7 +91,7 @@ class EndpointTeacher:
         sample = self._probe()
         self._client.attempts = attempts
         self.dim = sample.shape[1]
-        self.normalises = has_unit_norms(np.linalg.norm(sample, axis=1))
+        self.normalizes = has_unit_norms(np.linalg.norm(sample, axis=1))
 
     def _probe(self) -> np.ndarray:
         """The first vectors; as floats where the server has no base64, or another than OpenAI's."""
@@ -110,7 +110,7 @@ class EndpointTeacher:
             max_length=None,
             dtype=self._store_dtype,
             dim=self.dim,
-            normalised=self.normalises,
+            normalized=self.normalizes,
             compute="",
         )
 
@@ -128,7 +128,7 @@ class EndpointTeacher:
         """
         prompt = self._prompts[role]
         vectors = self._vectors([prompt + text for text in texts], progress)
-        return unit(vectors) if self.normalises else vectors
+        return unit(vectors) if self.normalizes else vectors
 
     def _vectors(
         self, inputs: Sequence[str], progress: Callable[[int], None] | None = None

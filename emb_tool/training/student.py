@@ -28,7 +28,7 @@ MODELS = "sentence_transformers.models"
 def attach_head(
     encoder: Encoder,
     dim: int,
-    normalises: bool,
+    normalizes: bool,
     head: str,
     bias: bool,
     prompts: dict[str, str],
@@ -39,7 +39,7 @@ def attach_head(
     Args:
         encoder: The student's backbone; its final Normalize is removed.
         dim: Dimension of the teacher's vectors.
-        normalises: Whether the teacher's vectors have norm 1.
+        normalizes: Whether the teacher's vectors have norm 1.
         head: `auto`, `none`, `linear` or `mlp`.
         bias: Whether the head has a bias.
         prompts: The prompts that the student is trained and saved with.
@@ -81,7 +81,7 @@ def attach_head(
             add(hidden, dim, bias, torch.nn.Identity())
         elif head == "linear":
             add(encoder.dim, dim, bias, torch.nn.Identity())
-        if normalises:
+        if normalizes:
             specs.append(
                 ModuleSpec("Normalize", f"{len(specs)}_Normalize", {}, f"{MODELS}.Normalize")
             )
@@ -93,7 +93,7 @@ def attach_head(
         encoder.layout,
         modules=tuple(specs),
         dim=dim,
-        normalises=normalises,
+        normalizes=normalizes,
         prompts=dict(prompts),
         default_prompt_name=default if default in prompts else None,
         similarity=like.similarity,
@@ -218,7 +218,7 @@ def write_router(student: Path, teacher: Checkpoint, folder: Path, dim: int) -> 
             identity = torch.nn.Identity()
             first = torch.eye(dim, width)
             modules.append(Dense(width, dim, False, identity, init_weight=first))
-            modules += [Normalize()] if teacher.layout.normalises else []
+            modules += [Normalize()] if teacher.layout.normalizes else []
         router = Router.for_query_document(list(queries), modules)
         model = SentenceTransformer(
             modules=[router],

@@ -23,11 +23,11 @@ class Targets(Protocol):
 
     Attributes:
         dim: Dimension of the vectors.
-        normalises: Whether they have norm 1.
+        normalizes: Whether they have norm 1.
     """
 
     dim: int
-    normalises: bool
+    normalizes: bool
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Vectors of texts, (k, dim) float32.
@@ -52,8 +52,8 @@ class StoredTargets:
         self, documents: int, spaces: list[EmbeddingCache], rows: np.ndarray, dim: int
     ) -> None:
         self.dim = dim
-        self.normalises = spaces[0].space.normalised
-        self._renormalize = self.normalises and dim < spaces[0].space.dim
+        self.normalizes = spaces[0].space.normalized
+        self._renormalize = self.normalizes and dim < spaces[0].space.dim
         self._documents, self._spaces, self._rows = documents, spaces, rows
 
     def read(self, indices: np.ndarray) -> np.ndarray:

@@ -40,14 +40,14 @@ class Teacher(Protocol):
 
     Attributes:
         dim: Dimension of its vectors.
-        normalises: Whether they have norm 1.
+        normalizes: Whether they have norm 1.
         name: Name for messages and listings.
         shard_texts: Texts encoded and written at a time; a kill loses at most one shard.
         min_cosine: Minimum cosine of two vectors of the same text.
     """
 
     dim: int
-    normalises: bool
+    normalizes: bool
     name: str
     shard_texts: int
     min_cosine: float
@@ -106,7 +106,7 @@ class CheckpointTeacher:
         use_onednn_linear(encoder.model)
         self.encoder = encoder
         self.dim = encoder.dim
-        self.normalises = encoder.normalises
+        self.normalizes = encoder.normalizes
         self.name = encoder.checkpoint.name
         self._batch_tokens, self._store_dtype = batch_tokens, store_dtype
         self._routes = {role: encoder.route(role) for role in ("query", "document")}
@@ -133,7 +133,7 @@ class CheckpointTeacher:
             max_length=route.max_length,
             dtype=self._store_dtype,
             dim=self.dim,
-            normalised=self.normalises,
+            normalized=self.normalizes,
             compute=self.encoder.runtime.dtype_name,
         )
 

@@ -33,7 +33,7 @@ class FileVectors:
 
     Attributes:
         dim: Dimension of a target.
-        normalises: Whether all vectors in the file have norm 1, within 0.01.
+        normalizes: Whether all vectors in the file have norm 1, within 0.01.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class FileVectors:
         else:
             vectors = _open(path, column)
         low, high, zeros = _scan(path, vectors)
-        self.normalises = 1 - NORM_TOLERANCE <= low <= high <= 1 + NORM_TOLERANCE
+        self.normalizes = 1 - NORM_TOLERANCE <= low <= high <= 1 + NORM_TOLERANCE
         if zeros and on_warning:
             on_warning(f"{path}: {len(zeros)} vectors are zero, the first in row {zeros[0]}")
         self.dim = dims or width
-        self._renormalize = self.normalises and self.dim < width
+        self._renormalize = self.normalizes and self.dim < width
         self._vectors = vectors[:, : self.dim]
         self._rows = corpus.rows
 

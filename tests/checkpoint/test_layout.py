@@ -56,7 +56,7 @@ def test_rewritten_gives_the_same_bits(
 
 def test_what_is_read(tiny_bert: Path, tiny_decoder: Path, tiny_static: Path) -> None:
     bert = Checkpoint.open(tiny_bert).layout
-    assert (bert.family, bert.pooling, bert.dim, bert.normalises) == (
+    assert (bert.family, bert.pooling, bert.dim, bert.normalizes) == (
         "encoder",
         ("mean",),
         32,
@@ -140,7 +140,7 @@ def test_dense_in_an_old_layout(tiny_bert: Path, tmp_path: Path, sentences: list
     checkpoint = Checkpoint.open(source)
     layout = checkpoint.layout
     assert layout.pooling == ("cls", "mean")
-    assert (layout.dim, layout.normalises, layout.max_length, layout.main) == (
+    assert (layout.dim, layout.normalizes, layout.max_length, layout.main) == (
         8, False, 16, "0_Transformer",
     )  # fmt: skip
     assert torch.equal(dict(checkpoint.part_tensors("2_Dense"))["linear.weight"], weight)
@@ -153,7 +153,7 @@ def test_dense_in_an_old_layout(tiny_bert: Path, tmp_path: Path, sentences: list
 def test_absent_normalize_folder(tiny_bert: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
     shutil.rmtree(model / "2_Normalize")
-    assert Checkpoint.open(model).layout.normalises
+    assert Checkpoint.open(model).layout.normalizes
 
 
 def test_missing_pooling_config(tiny_bert: Path, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_bare_folder_is_read_as_sentence_transformers_does(
     assert getattr(theirs[1], "pooling_mode", pooling) == pooling
     assert layout.dim == embedding_dimension(theirs)
     assert layout.max_length == theirs.max_seq_length
-    assert not layout.normalises
+    assert not layout.normalizes
 
 
 def test_limit_stays_within_the_position_table(tiny_bert: Path, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_model2vec(tmp_path: Path, tiny_static: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "model2vec", "normalize": true}')
     shutil.copy(tiny_static / "tokenizer.json", tmp_path)
     layout = Checkpoint.open(tmp_path).layout
-    assert (layout.family, layout.dim, layout.normalises) == ("static", 4, True)
+    assert (layout.family, layout.dim, layout.normalizes) == ("static", 4, True)
 
 
 def test_router(tiny_bert: Path, tiny_static: Path, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_router(tiny_bert: Path, tiny_static: Path, tmp_path: Path) -> None:
     layout = checkpoint.layout
     assert set(layout.routes) == {"query", "document"}
     assert (layout.family, layout.dim, layout.pooling) == ("encoder", 32, ("mean",))
-    assert layout.normalises
+    assert layout.normalizes
     assert checkpoint.weight_bytes() == sum(
         Checkpoint.open(p).weight_bytes() for p in (tiny_bert, tiny_static)
     )

@@ -1,4 +1,4 @@
-"""Tables to quantise, and what their bytes say, read without the code under test."""
+"""Tables to quantize, and what their bytes say, read without the code under test."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tests.compress.quantized import make_work
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.bnb import Bnb
@@ -26,7 +27,6 @@ from emb_tool.editing import CheckpointEditor
 from emb_tool.errors import InvalidInput
 from emb_tool.model.encoder import Encoder
 from emb_tool.runtime.device import Runtime
-from tests.compress.quantised import make_work
 from tests.conftest import make_bert
 
 METHODS = [BnbInt8(), BnbNf4(), BnbNf4(double_quant=True), BnbFp4()]
@@ -51,7 +51,7 @@ def skipped(folder: Path) -> list[str] | None:
 
 
 def stock_save(model: Path, folder: Path, method: Bnb, skip: list[str] | None) -> None:
-    """What transformers itself writes, right after quantising."""
+    """What transformers itself writes, right after quantizing."""
     from transformers import AutoModel, BitsAndBytesConfig
 
     config = BitsAndBytesConfig(llm_int8_skip_modules=skip, **method.settings("float32"))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quantised import bare, decoded, make_table, rel_error, run_step, written, zipf
+from quantized import bare, decoded, make_table, rel_error, run_step, written, zipf
 
 from emb_tool.compress.cce import Cce
 from emb_tool.packed.cce import Cce as Packed

@@ -65,10 +65,10 @@ def test_a_chain_is_one_read_and_one_write_and_replays(
 
 
 SHARED = 4
-"""Neighbours of a text that are compared: a tenth of the others, of which there are 40."""
+"""Neighbors of a text that are compared: a tenth of the others, of which there are 40."""
 
 
-def neighbours_kept(model: Path, folder: Path, texts: list[str]) -> float:
+def neighbors_kept(model: Path, folder: Path, texts: list[str]) -> float:
     """Share of a text's nearest other texts that written files have in common with the model."""
     near = []
     for path in (model, folder):
@@ -103,7 +103,7 @@ def test_a_target_is_met_and_what_is_said_is_true_of_the_files(
     report = compress(model, "--target", whole // 5, *argv)
     written = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.safetensors"))
     assert report["facts"]["search"]["bytes"] == written <= whole // 5
-    kept = neighbours_kept(model, tmp_path / "out", chosen_on)
+    kept = neighbors_kept(model, tmp_path / "out", chosen_on)
     # near ties may fall otherwise in batches of another size
     assert report["facts"]["search"]["retention"] == pytest.approx(kept, abs=0.02)
     assert report["job"]["method"]

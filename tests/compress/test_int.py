@@ -240,10 +240,10 @@ def test_a_bare_file_of_tables(tmp_path: Path) -> None:
 
 
 def test_refusals(tiny_bert: Path, tiny_decoder: Path, tmp_path: Path) -> None:
-    quantised = Path(shutil.copytree(tiny_bert, tmp_path / "bnb"))
-    edit(quantised / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    quantized = Path(shutil.copytree(tiny_bert, tmp_path / "bnb"))
+    edit(quantized / "config.json", quantization_config={"quant_method": "bitsandbytes"})
     with pytest.raises(InvalidInput, match="is quantized") as refused:
-        Int().plan(CheckpointEditor.of(Checkpoint.open(quantised)))
+        Int().plan(CheckpointEditor.of(Checkpoint.open(quantized)))
     assert "rotate" in str(refused.value.hint)
 
     causal = Path(shutil.copytree(tiny_decoder, tmp_path / "causal"))

@@ -15,11 +15,11 @@ from emb_tool.packed.kmeans import kmeans
 
 
 def clustered(m: int, n: int, d: int, seed: int = 0) -> torch.Tensor:
-    """Points around 40 centres of uneven size: (m, n, d)."""
+    """Points around 40 centers of uneven size: (m, n, d)."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(m, 40, d))
+    centers = rng.normal(size=(m, 40, d))
     which = rng.choice(40, (m, n), p=(p := rng.random(40) ** 2) / p.sum())
-    points = np.take_along_axis(centres, which[..., None], 1) + 0.3 * rng.normal(size=(m, n, d))
+    points = np.take_along_axis(centers, which[..., None], 1) + 0.3 * rng.normal(size=(m, n, d))
     return torch.from_numpy(points).float()
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quantised import (
+from quantized import (
     bare,
     decoded,
     make_table,

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from quantised import bare, decoded, make_table, rel_error, run_step, train_steps, written, zipf
+from quantized import bare, decoded, make_table, rel_error, run_step, train_steps, written, zipf
 
 from emb_tool.compress.opq import Opq
 from emb_tool.packed.opq import Opq as Packed

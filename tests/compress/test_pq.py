@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantised import (
+from quantized import (
     bare,
     decoded,
     make_table,

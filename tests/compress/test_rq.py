@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantised import bare, decoded, make_table, rel_error, run_step, train_steps, written, zipf
+from quantized import bare, decoded, make_table, rel_error, run_step, train_steps, written, zipf
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.rq import Rq

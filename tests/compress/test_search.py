@@ -130,7 +130,7 @@ SENTENCES = made_of_words(2, 300)
 """Others than those that are calibrated on."""
 
 
-def neighbours(folder: Path) -> list[set[int]]:
+def neighbors(folder: Path) -> list[set[int]]:
     """The ten nearest other texts of each text, by sentence-transformers."""
     from sentence_transformers import SentenceTransformer
 
@@ -144,11 +144,11 @@ def neighbours(folder: Path) -> list[set[int]]:
 
 @pytest.fixture(scope="module")
 def kept_of(wide_table: Path) -> Callable[[Path], float]:
-    """The share of the ten nearest neighbours that written files keep."""
-    true = neighbours(wide_table)
+    """The share of the ten nearest neighbors that written files keep."""
+    true = neighbors(wide_table)
 
     def kept(folder: Path) -> float:
-        pairs = zip(true, neighbours(folder), strict=True)
+        pairs = zip(true, neighbors(folder), strict=True)
         return float(np.mean([len(mine & theirs) / 10 for mine, theirs in pairs]))
 
     return kept
@@ -338,7 +338,7 @@ def test_much_loss_is_shouted_on_terminal_report_and_card(
     assert done.code == 0
     assert "warning: LARGE LOSS:" in done.err
     report = json.loads(done.out)
-    kept = next(m["value"] for m in report["measures"] if m["name"] == "neighbour overlap")
+    kept = next(m["value"] for m in report["measures"] if m["name"] == "neighbor overlap")
     assert kept < 0.9
     assert any(f"LARGE LOSS: {kept:.1%} of the ten" in told for told in report["warnings"])
     assert f"**LARGE LOSS: {kept:.1%}" in (tmp_path / "out" / "README.md").read_text()

@@ -93,8 +93,8 @@ def test_a_centred_rotation_takes_the_mean_off(
 ) -> None:
     out = compress(tiny_bert, "-m", "rotate:center=true", "--holdout", 3)
     before, after = vectors(tiny_bert, sentences), vectors(out, sentences)
-    centred = unit(before - before.mean(0))
-    assert np.abs(after @ after.T - centred @ centred.T).max() < 0.05
+    centered = unit(before - before.mean(0))
+    assert np.abs(after @ after.T - centered @ centered.T).max() < 0.05
     assert np.abs(after.mean(0)).max() < 0.3 * np.abs(before.mean(0)).max()
 
 
@@ -103,7 +103,7 @@ def test_a_dense_without_activation_takes_both_up(
 ) -> None:
     first = compress(tiny_bert, "-m", "rotate", out="first")
     told = {m["name"] for m in json.loads((first / REPORT).read_text())["measures"]}
-    assert "neighbour overlap" in told
+    assert "neighbor overlap" in told
     assert "cosine mean" not in told  # of vectors in two bases
     second = compress(first, "-m", "truncate:dim=5", out="second")
     modules = json.loads((second / "modules.json").read_text())

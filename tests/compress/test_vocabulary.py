@@ -1,4 +1,4 @@
-"""Trimmed vocabularies: the tokenizers library itself says whether they tokenise alike."""
+"""Trimmed vocabularies: the tokenizers library itself says whether they tokenize alike."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ texts = st.lists(st.lists(words, max_size=8).map(" ".join), min_size=1, max_size
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=15, deadline=None)
 @given(corpus=texts, others=texts, characters=st.booleans())
-def test_a_corpus_is_tokenised_as_before(
+def test_a_corpus_is_tokenized_as_before(
     pairs: dict[str, Pair], kind: str, corpus: list[str], others: list[str], characters: bool
 ) -> None:
     old, vocabulary, _ = pairs[kind]

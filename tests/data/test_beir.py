@@ -54,7 +54,7 @@ def test_a_title_alone_is_a_document(folder: Path) -> None:
     assert load_beir(folder).docs == ["Wing"]
 
 
-def test_packed_files_and_judgements_as_jsonl(folder: Path) -> None:
+def test_packed_files_and_judgments_as_jsonl(folder: Path) -> None:
     for name in ("corpus", "queries"):
         path = folder / f"{name}.jsonl"
         (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))

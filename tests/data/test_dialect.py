@@ -337,7 +337,7 @@ JUDGED = {"1": {"d1": 1}, "2": {"d2": 3}}
         "1 d1 1\n2 d2 3\n",
     ],
 )
-def test_judgements_with_and_without_a_header(beir: Path, content: str) -> None:
+def test_judgments_with_and_without_a_header(beir: Path, content: str) -> None:
     (beir / "qrels.tsv").write_text(content)
     assert load_beir(beir).qrels == JUDGED
 
@@ -351,7 +351,7 @@ def test_judgements_with_and_without_a_header(beir: Path, content: str) -> None:
         ("score\tcorpus-id\tquery-id\tscore\n1\td1\t1\t1\n", "two columns are named 'score'"),
     ],
 )
-def test_judgements_that_nothing_tells_are_refused(beir: Path, content: str, said: str) -> None:
+def test_judgments_that_nothing_tells_are_refused(beir: Path, content: str, said: str) -> None:
     (beir / "qrels.tsv").write_text(content)
     with pytest.raises(InvalidInput) as caught:
         load_beir(beir)

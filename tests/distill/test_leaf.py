@@ -170,7 +170,7 @@ def test_vectors_in_a_file_are_a_teacher(
     np.save(tmp_path / "vectors.npy", 2 * unit_vectors(120, 20))
     out, report = distill("--teacher", tmp_path / "vectors.npy", "--student", tiny_bert,
                           "--query-prompt", "ask : ")  # fmt: skip
-    assert kinds(out) == ["Transformer", "Pooling", "Dense"]  # the vectors are not normalised
+    assert kinds(out) == ["Transformer", "Pooling", "Dense"]  # the vectors are not normalized
     assert "store" not in report["facts"]
     settings = json.loads((out / "config_sentence_transformers.json").read_text())
     assert settings["prompts"]["query"] == "ask : "

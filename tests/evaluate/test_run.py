@@ -65,7 +65,7 @@ def test_the_report_holds_every_model_in_every_task(
     assert compared.value("retention", model=str(tiny_bert)) is None
     assert compared.value("cosine floor", model=str(tiny_static)) is not None
     assert compared.value("cosine floor", model=str(tiny_bert_wide)) is None
-    assert compared.value("neighbour overlap", model=str(tiny_bert_wide)) is not None
+    assert compared.value("neighbor overlap", model=str(tiny_bert_wide)) is not None
     assert any("no relevant document" in sentence for sentence in compared.warnings)
     assert compared.exit_code == 0
     json.dumps(compared.to_json())

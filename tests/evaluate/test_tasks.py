@@ -195,12 +195,12 @@ def test_agreement_with_itself_and_with_noise(sentences: list[str]) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(300, 24)).astype(np.float32)
     same = similarity_metrics(vectors, 3 * vectors)  # the norm plays no part
-    assert same["neighbour overlap"] == 1
+    assert same["neighbor overlap"] == 1
     for name in ("cosine mean", "cosine p5", "cosine p1"):
         assert same[name] == pytest.approx(1)
     assert abs(same["cosine floor"]) < 0.05
     noise = similarity_metrics(vectors, rng.normal(size=vectors.shape).astype(np.float32))
-    assert noise["neighbour overlap"] == pytest.approx(10 / 299, abs=0.02)
+    assert noise["neighbor overlap"] == pytest.approx(10 / 299, abs=0.02)
     assert noise["cosine mean"] == pytest.approx(noise["cosine floor"], abs=0.05)
 
 
@@ -210,8 +210,8 @@ def test_the_floor_pairs_no_text_with_itself() -> None:
     assert similarity_metrics(eye, eye)["cosine floor"] == 0
 
 
-def test_neighbour_overlap_is_a_share_of_sets() -> None:
-    """Against neighbours found by sorting, at other widths too."""
+def test_neighbor_overlap_is_a_share_of_sets() -> None:
+    """Against neighbors found by sorting, at other widths too."""
     rng = np.random.default_rng(1)
     mine, theirs = rng.normal(size=(40, 8)), rng.normal(size=(40, 5))
 
@@ -223,7 +223,7 @@ def test_neighbour_overlap_is_a_share_of_sets() -> None:
 
     shared = [len(a & b) / 10 for a, b in zip(nearest(mine), nearest(theirs), strict=True)]
     figures = similarity_metrics(mine.astype(np.float32), theirs.astype(np.float32))
-    assert figures == {"neighbour overlap": pytest.approx(np.mean(shared))}
+    assert figures == {"neighbor overlap": pytest.approx(np.mean(shared))}
 
 
 def test_texts_are_sampled_by_content(tmp_path: Path, sentences: list[str]) -> None:

@@ -76,7 +76,7 @@ def test_a_whole_model_comes_out(
     assert {path: path.read_bytes() for path in before} == before
     out = Checkpoint.open(tmp_path / "out")
     assert out.layout.prompts == Checkpoint.open(base).layout.prompts
-    assert out.layout.normalises
+    assert out.layout.normalizes
     assert [m.type for m in out.layout.modules][-1] == "sentence_transformers.models.Normalize"
     for path in (tmp_path / "out").rglob("*.safetensors"):
         name = path.relative_to(tmp_path / "out")

@@ -92,7 +92,7 @@ def test_bfloat16_is_rounded_once_to_nearest_even() -> None:
     assert torch.equal(bits.double(), torch.tensor(got))  # they are bfloat16 numbers
     finite = np.isfinite(got)
     near = bits.view(torch.int16).numpy()[finite].astype(np.int32)
-    for step in (-1, 1):  # no neighbour is nearer
+    for step in (-1, 1):  # no neighbor is nearer
         other = torch.tensor((near + step).astype(np.int16)).view(torch.bfloat16).double().numpy()
         same = np.isfinite(other) & (np.sign(other) * np.sign(got[finite]) >= 0)
         off, theirs = np.abs(got[finite] - x[finite]), np.abs(other - x[finite])

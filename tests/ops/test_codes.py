@@ -93,7 +93,7 @@ def test_scores_are_products_with_the_decoded_vectors(
 
 
 def test_raw_codes_would_rank_otherwise() -> None:
-    """What the folded step is for: products of codes miss neighbours that the estimate finds."""
+    """What the folded step is for: products of codes miss neighbors that the estimate finds."""
     exact = np.argsort(-(QUERIES @ VECTORS.T), axis=1)[:, :10]
     code = make_code("uint8", 40, RANGES)
     codes = code.encode(VECTORS)

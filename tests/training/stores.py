@@ -11,7 +11,7 @@ import numpy as np
 
 from emb_tool.training.store import EmbeddingCache, EmbeddingCacheKey, VectorStore
 
-SPACE = EmbeddingCacheKey("fingerprint", "query: ", "mean", 128, "float32", 4, normalised=False)
+SPACE = EmbeddingCacheKey("fingerprint", "query: ", "mean", 128, "float32", 4, normalized=False)
 
 
 def keys_of(numbers: list[int] | range | np.ndarray) -> np.ndarray:

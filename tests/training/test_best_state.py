@@ -58,7 +58,7 @@ def scored(
     corpus: Any = SimpleNamespace(
         heldout=np.arange(held), roles=np.zeros(4, int), texts=lambda which: [str(i) for i in which]
     )
-    targets: Any = SimpleNamespace(read=lambda which: GOAL[which], normalises=unit)
+    targets: Any = SimpleNamespace(read=lambda which: GOAL[which], normalizes=unit)
     tasks: Any = SimpleNamespace(
         dev=[] if dev is None else [Figure(path="dev", worth=dev)],
         reported=[Figure(path="test", worth=0.77)],

@@ -146,7 +146,7 @@ def test_vectors_come_in_order_whatever_the_server_does(server: Server) -> None:
 
     server.trouble = shuffled
     teacher = open_teacher(server, query_prompt="query: ", concurrency=3)
-    assert (teacher.dim, teacher.normalises) == (8, True)
+    assert (teacher.dim, teacher.normalizes) == (8, True)
     told: list[int] = []
     np.testing.assert_allclose(teacher.vectors(TEXTS, "document", told.append), expected(), 1e-6)
     assert sum(told) == 50
@@ -173,7 +173,7 @@ def test_a_server_may_answer_always_in_one_encoding(
         or True
     )
     teacher = EndpointTeacher(f"{server.url}#tiny", backoff=0.001, batch=8)
-    assert (teacher.dim, teacher.normalises) == (8, True)
+    assert (teacher.dim, teacher.normalizes) == (8, True)
     found = teacher.vectors([*TEXTS, ""], "document")
     np.testing.assert_allclose(found[:-1], expected(), rtol=1e-6)
     assert not found[-1].any()
@@ -238,7 +238,7 @@ def test_vectors_that_are_not_unit_are_left_alone(server: Server) -> None:
         handler.vectors([[3 * x for x in vector(text)] for text in texts]) or True
     )
     teacher = EndpointTeacher(f"{server.url}#tiny")
-    assert not teacher.normalises
+    assert not teacher.normalizes
     np.testing.assert_allclose(teacher.vectors(TEXTS, "query"), 3 * expected(), 1e-6)
 
 

@@ -73,7 +73,7 @@ def test_everything_a_vector_depends_on_names_its_space() -> None:
         replace(SPACE, **{name: value})
         for name, value in {
             "teacher": "x", "prompt": "", "pooling": "cls", "max_length": None, "dtype": "float16",
-            "dim": 8, "normalised": True, "compute": "bf16",
+            "dim": 8, "normalized": True, "compute": "bf16",
         }.items()
     ]  # fmt: skip
     assert len({space.id for space in [SPACE, *others]}) == 9

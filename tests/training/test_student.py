@@ -38,9 +38,9 @@ def data(count: int, inputs: int, outputs: int, seed: int = 0) -> tuple[np.ndarr
 
 
 def open_student(model: Path, dim: int, head: str, **options: object) -> Encoder:
-    settings: dict = {"normalises": True, "bias": True, "prompts": {}, **options}
+    settings: dict = {"normalizes": True, "bias": True, "prompts": {}, **options}
     encoder = Encoder.open(model, Runtime.start("cpu"), training=True)
-    return attach_head(encoder, dim, settings["normalises"], head, settings["bias"],
+    return attach_head(encoder, dim, settings["normalizes"], head, settings["bias"],
                        settings["prompts"])  # fmt: skip
 
 
@@ -53,8 +53,8 @@ def test_ridge_is_sklearns_for_one_of_the_grid(with_bias: bool) -> None:
 
     x, y = data(200, 8, 5)
     weight, bias = ridge(x, y, with_bias)
-    centred = x - x.mean(0) if with_bias else x
-    scale = np.trace(centred.T @ centred) / 8
+    centered = x - x.mean(0) if with_bias else x
+    scale = np.trace(centered.T @ centered) / 8
     fits = [Ridge(alpha=share * scale, fit_intercept=with_bias).fit(x, y) for share in GRID]
     nearest = min(fits, key=lambda fit: np.abs(fit.coef_ - weight).max())
     np.testing.assert_allclose(weight, nearest.coef_, atol=1e-10)
@@ -78,7 +78,7 @@ def test_ridge_draws_towards_the_best_multiple_of_the_identity() -> None:
     np.testing.assert_allclose(weight, 2 * np.eye(64), atol=1e-9)
 
 
-def test_ridge_takes_the_strength_that_generalises() -> None:
+def test_ridge_takes_the_strength_that_generalizes() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((60, 40))
     truth = rng.standard_normal((40, 3))
@@ -100,7 +100,7 @@ def test_ridge_takes_the_strength_that_generalises() -> None:
 # -- heads --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("normalises", [True, False])
+@pytest.mark.parametrize("normalizes", [True, False])
 @pytest.mark.parametrize(
     ("dim", "head", "bias", "kinds"),
     [
@@ -114,15 +114,15 @@ def test_ridge_takes_the_strength_that_generalises() -> None:
     ],
 )
 def test_heads(
-    tiny_static: Path, dim: int, head: str, bias: bool, kinds: list, normalises: bool
+    tiny_static: Path, dim: int, head: str, bias: bool, kinds: list, normalizes: bool
 ) -> None:
-    student = open_student(tiny_static, dim, head, bias=bias, normalises=normalises)
+    student = open_student(tiny_static, dim, head, bias=bias, normalizes=normalizes)
     dense = [m for m in student.model if type(m).__name__ == "Dense"]
     assert [(m.in_features, m.out_features, m.linear.bias is not None) for m in dense] == kinds
     vectors = student.encode(["the cat sleeps", "a storm near the lake"])
     assert vectors.shape == (2, dim)
     norms = np.linalg.norm(vectors, axis=1)
-    assert np.allclose(norms, 1, atol=1e-6) == normalises
+    assert np.allclose(norms, 1, atol=1e-6) == normalizes
     if len(kinds) == 2:
         assert type(dense[0].activation_function).__name__ == "SiLU"
     if kinds:

@@ -38,17 +38,17 @@ def corpus(tmp_path: Path) -> Corpus:
 class Stand:
     """A teacher whose vectors tell text and prompt, and which can fail."""
 
-    name, dim, normalises, shard_texts, min_cosine = "stand-in", 6, False, 8, 0.999
+    name, dim, normalizes, shard_texts, min_cosine = "stand-in", 6, False, 8, 0.999
 
-    def __init__(self, query_prompt: str = "query: ", normalises: bool = False) -> None:
+    def __init__(self, query_prompt: str = "query: ", normalizes: bool = False) -> None:
         self.prompts = {"document": "", "query": query_prompt}
-        self.normalises = normalises
+        self.normalizes = normalizes
         self.seen: list[str] = []
         self.change: Callable[[list[str], np.ndarray], np.ndarray] = lambda texts, vectors: vectors
 
     def space(self, role: str) -> EmbeddingCacheKey:
         return EmbeddingCacheKey(
-            "stand-in", self.prompts[role], "", None, "float32", 6, self.normalises
+            "stand-in", self.prompts[role], "", None, "float32", 6, self.normalizes
         )
 
     def vectors(
@@ -63,7 +63,7 @@ class Stand:
     def truth(self, inputs: Sequence[str]) -> np.ndarray:
         rows = [np.random.default_rng(list(text.encode())).standard_normal(6) for text in inputs]
         vectors = np.array(rows, np.float32)
-        if self.normalises:
+        if self.normalizes:
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
 
@@ -165,15 +165,15 @@ def test_a_rank_alone_does_the_work_of_all(corpus: Corpus, tmp_path: Path) -> No
     assert len(late.seen) == 16 + 15
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_a_prefix_is_a_vector_of_its_own(corpus: Corpus, tmp_path: Path, normalised: bool) -> None:
-    teacher, store = Stand(normalises=normalised), VectorStore(tmp_path / "store")
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_prefix_is_a_vector_of_its_own(corpus: Corpus, tmp_path: Path, normalized: bool) -> None:
+    teacher, store = Stand(normalizes=normalized), VectorStore(tmp_path / "store")
     targets = gather_targets(corpus, teacher, store, dims=4)
     whole = gather_targets(corpus, teacher, store).read(np.arange(52))
     cut = whole[:, :4]
-    if normalised:
+    if normalized:
         cut = cut / np.linalg.norm(cut, axis=1, keepdims=True)
-    assert (targets.dim, targets.normalises) == (4, normalised)
+    assert (targets.dim, targets.normalizes) == (4, normalized)
     np.testing.assert_allclose(targets.read(np.arange(52)), cut, rtol=1e-6)
     with pytest.raises(InvalidInput, match="--teacher-dim 7: stand-in has 6 dimensions"):
         gather_targets(corpus, teacher, store, dims=7)
@@ -230,7 +230,7 @@ def test_a_checkpoint_teaches_with_its_own_prompts(
         prompt = (model.prompts or {}).get(name) or ""
         truth = model.encode(corpus.texts(indices), prompt=prompt)
         np.testing.assert_allclose(targets.read(indices), truth, atol=5e-4)  # kept in float16
-    assert (teacher.dim, teacher.normalises) == (32, True)
+    assert (teacher.dim, teacher.normalizes) == (32, True)
 
 
 def test_a_space_is_named_by_what_the_vectors_depend_on(tiny_bert: Path, tmp_path: Path) -> None:

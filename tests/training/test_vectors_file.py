@@ -61,7 +61,7 @@ def test_rows_belong_to_records(corpus: Corpus, tmp_path: Path, suffix: str, dty
     read = targets.read(np.arange(6)[::-1])
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read, VECTORS[KEPT][::-1])
-    assert (targets.dim, targets.normalises) == (6, False)
+    assert (targets.dim, targets.normalizes) == (6, False)
     np.testing.assert_array_equal(
         FileVectors(path, corpus, dims=4).read(np.array([1])), VECTORS[[2], :4]
     )
@@ -77,7 +77,7 @@ def test_a_prefix_of_unit_vectors_is_scaled(corpus: Corpus, tmp_path: Path) -> N
     unit = (VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)).astype(np.float16)
     path = write(tmp_path / "v.npy", unit)
     targets = FileVectors(path, corpus, dims=3)
-    assert targets.normalises
+    assert targets.normalizes
     cut = unit[KEPT, :3].astype(np.float32)
     np.testing.assert_allclose(
         targets.read(np.arange(6)), cut / np.linalg.norm(cut, axis=1, keepdims=True), rtol=1e-6
@@ -90,7 +90,7 @@ def test_zero_vectors_are_told(corpus: Corpus, tmp_path: Path) -> None:
     warned: list[str] = []
     path = write(tmp_path / "v.npy", vectors)
     targets = FileVectors(path, corpus, dims=3, on_warning=warned.append)
-    assert targets.normalises
+    assert targets.normalizes
     assert "2 vectors are zero, the first in row 4" in warned[0]
     assert not targets.read(np.array([2])).any()
 
