@@ -31,7 +31,7 @@ WORDS = (
     "bread milk cheese apple orange grape rice soup salt sugar coffee tea wine water fire stone "
     "iron gold silver copper glass paper wood cotton wool leather doctor nurse patient drug fever "
     "heart lung bone blood brain nerve muscle cell virus gene protein teacher student lesson book "
-    "page word letter story poem song music piano violin drum dance painter color picture film "
+    "page word letter story poem song music piano violin drum dance painter colour picture film "
     "actor camera king queen soldier army war peace law court judge crime police prison vote party "
     "bank money price trade tax loan profit factory worker farmer crop seed plough harvest machine "
     "computer program data network signal radio screen battery wire current voltage pressure heat "

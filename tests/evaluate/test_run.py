@@ -176,7 +176,7 @@ def test_sets_of_one_name_are_counted_together_and_each_once(tiny_bert: Path) ->
         ({"min_retention": 0.9}, "there is nothing to retain"),
         ({"task": ["agreement:t.txt"]}, "compares with a reference"),
         ({"task": ["speed"], "min_retention": 0.9, "reference": "x"}, "none of the tasks"),
-        ({"plot": "results.json"}, "not a picture"),
+        ({"plot": "results.json"}, "not an image file"),
         ({"task": ["stss:x"]}, "unknown eval method"),
     ],
 )

@@ -97,7 +97,7 @@ def test_the_table_is_the_methods(
     report = json.loads((tmp_path / "out" / REPORT).read_text())
     same = next(m for m in report["measures"] if m["name"] == "bitwise equal")
     assert same["value"] == (method == "hierarchical")
-    assert any("other vectors" in w for w in report["warnings"]) == (method != "hierarchical")
+    assert any("different vectors" in w for w in report["warnings"]) == (method != "hierarchical")
 
 
 def test_every_length_field_is_raised_and_the_rest_of_the_tokenizer_kept(
