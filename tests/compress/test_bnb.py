@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tests.compress.quantized import make_work
 
 from emb_tool.checkpoint.reader import Checkpoint
 from emb_tool.compress.bnb import Bnb
@@ -27,6 +26,7 @@ from emb_tool.editing import CheckpointEditor
 from emb_tool.errors import InvalidInput
 from emb_tool.model.encoder import Encoder
 from emb_tool.runtime.device import Runtime
+from tests.compress.quantized import make_work
 from tests.conftest import make_bert
 
 METHODS = [BnbInt8(), BnbNf4(), BnbNf4(double_quant=True), BnbFp4()]

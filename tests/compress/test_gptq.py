@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.compress.quantized import make_work
 
 import emb_tool.hub  # noqa: F401
 from emb_tool.checkpoint.reader import Checkpoint
@@ -25,6 +24,7 @@ from emb_tool.ops import layer_inputs
 from emb_tool.packed.int import Int
 from emb_tool.progress import Progress
 from emb_tool.runtime.device import Runtime
+from tests.compress.quantized import make_work
 
 
 def written(
