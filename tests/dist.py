@@ -100,7 +100,7 @@ def main() -> None:
     embtool(*distill, "-o", "student")
     embtool("compress", "student", "-m", "int:bits=8", "-o", "small")
     print(run(sys.executable, "-c", OPEN).splitlines()[-1])
-    embtool("run", "student/recipe.yaml", "--overwrite", "--dry-run")
+    embtool("run", "student", "--overwrite", "--dry-run")
     refused = embtool("compress", "student", "-m", "bnb-int8", "-o", "other", code=2)
     assert "./embtool[bnb]" in refused, refused
 
