@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from emb_tool.distill.leaf import Leaf
 from emb_tool.method import Training
@@ -99,6 +100,17 @@ def check_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "emb_tool.runtime.check_process.start_check_process", lambda *_: nullcontext()
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[pytest.MonkeyPatch]:
+    """One thread, in this process and its forks; outputs are checked in it, see `check_here`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        check_here(patch)
+        yield patch
+    torch.set_num_threads(threads)
 
 
 def weight_files(folder: Path) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from emb_tool.checkpoint.own_files import METRICS, PROVENANCE, REPORT
 from tests.conftest import CliResult
 from tests.forks import ended, fork, killed_at
-from tests.runs import check_here, write_texts
+from tests.runs import one_thread, write_texts
 
 pytestmark = pytest.mark.skipif(
     Version(torch.__version__) < Version("2.11"), reason="several processes need torch 2.11"
@@ -34,12 +34,8 @@ TOLERANCE = 5e-6
 
 @pytest.fixture(scope="module", autouse=True)
 def _alike() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        check_here(patch)
+    with one_thread():
         yield
-    torch.set_num_threads(threads)
 
 
 def free_port() -> int:

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from emb_tool.checkpoint.own_files import METRICS, REPORT
 from tests import forks
 from tests.forks import ended, fork, kill_myself
-from tests.runs import check_here, weight_files, write_texts
+from tests.runs import one_thread, weight_files, write_texts
 
 EPOCH = 90
 """Training texts: a tenth of 100 is held out."""
@@ -66,12 +65,8 @@ class Job:
 @pytest.fixture(scope="module", autouse=True)
 def _alike() -> Iterator[None]:
     """One thread, in this process and its forks; the output is checked where it is made."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        check_here(patch)
+    with one_thread():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

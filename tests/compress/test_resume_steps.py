@@ -9,21 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from emb_tool.checkpoint.own_files import REPORT
 from tests.forks import ended, fork, killed_at
-from tests.runs import check_here, weight_files, write_texts
+from tests.runs import one_thread, weight_files, write_texts
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _alike() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        check_here(patch)
+    with one_thread():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

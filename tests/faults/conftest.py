@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
 from tests.faults.jobs import JOBS, Job
-from tests.runs import check_here, write_texts
+from tests.runs import one_thread, write_texts
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +22,13 @@ def alike() -> Iterator[None]:
     from emb_tool.training import loop
     from emb_tool.training.teacher import CheckpointTeacher
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        check_here(patch)
+    with one_thread() as patch:
         patch.setattr(loop, "SAVE_SECONDS", 0.0)
         patch.setattr(run, "SAVE_SECONDS", 0.0)
         patch.setattr(run, "BLOCK_TEXTS", 10)
         patch.setattr(CheckpointTeacher, "shard_texts", 16)
         patch.setattr(MergeJob, "max_shard", property(lambda job: 30_000))
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
